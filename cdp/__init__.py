@@ -1,0 +1,27 @@
+"""Consensus-Driven Propagation: pseudo-labels for faces from a committee that agrees."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from cdp.clusterer import ConsensusClusterer
+    from cdp.propagation import propagate_labels
+    from cdp.recognizer import Recognizer
+
+__version__ = "0.1.0"
+__all__ = ["ConsensusClusterer", "Recognizer", "propagate_labels"]
+
+_HOME = {
+    "ConsensusClusterer": "cdp.clusterer",
+    "Recognizer": "cdp.recognizer",
+    "propagate_labels": "cdp.propagation",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Load a public name when it is first used, so that `import cdp` costs nothing."""
+    if name in _HOME:
+        return getattr(import_module(_HOME[name]), name)
+    raise AttributeError(f"module 'cdp' has no attribute {name!r}")

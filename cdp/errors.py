@@ -1,0 +1,32 @@
+"""The exception tree. Every error a user can cause is one of these, and nothing else.
+
+    CdpError
+    ├── ConfigError    a setting is unknown, of the wrong type, or contradicts another
+    ├── DataError      an image, table, label or vector is not what it should be
+    ├── BackendError   a library or a device that was asked for cannot do its part
+    └── StageError     a stage failed, or what it published is damaged
+
+The contract:
+- A message says what was expected, what came, where, and what to do next.
+- Library code raises; it never logs a failure and goes on.
+"""
+
+
+class CdpError(Exception):
+    """Anything that goes wrong for a reason the user can act on."""
+
+
+class ConfigError(CdpError):
+    """A setting is unknown, of the wrong type, or contradicts another."""
+
+
+class DataError(CdpError):
+    """An image, table, label or vector is not what it should be."""
+
+
+class BackendError(CdpError):
+    """A library or device that was asked for cannot do its part."""
+
+
+class StageError(CdpError):
+    """A stage failed, or what it published is damaged."""

@@ -1,0 +1,50 @@
+"""The few values that travel between rooms.
+
+The contract:
+- Every value is frozen; its arrays are not copied and must not be written to.
+- Sample positions are row numbers of the embeddings, 0-based int64. `UNLABELLED` marks "none".
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+UNLABELLED = -1
+"""The pseudo-label of an image without one, and the padding of a short neighbour list."""
+
+
+@dataclass(frozen=True)
+class KnnGraph:
+    """The k nearest neighbours of each row by cosine.
+
+    neighbour : (n, k) int64, row numbers; row i excludes i; `UNLABELLED` pads a row that has
+        fewer than k others, always at its end.
+    similarity : (n, k) float32, cosine in [-1, 1], descending (ties by smaller neighbour first);
+        0 where padded.
+    """
+
+    neighbour: np.ndarray
+    similarity: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.neighbour)
+
+    @property
+    def k(self) -> int:
+        return int(self.neighbour.shape[1])
+
+
+@dataclass(frozen=True)
+class PairTable:
+    """Unordered pairs of rows.
+
+    source, target : (m,) int64, source < target, unique, sorted by (source, target).
+    """
+
+    source: np.ndarray
+    target: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.source)
