@@ -1,0 +1,137 @@
+"""Bytes of an image file to an array of RGB pixels, or a short reason why not.
+
+The contract:
+- What enters is untrusted: any bytes at all. What leaves is uint8 (h, w, 3) RGB, upright, or a
+  `DataError` whose message is short enough to be a cell of the `rejected` table.
+- The size is checked on the header, before a pixel is decoded, so a decompression bomb costs
+  nothing.
+- No setting of Pillow, OpenCV or the warnings module is left changed.
+"""
+
+from __future__ import annotations
+
+import io
+import threading
+import warnings
+
+import cv2
+import numpy as np
+from PIL import Image
+
+from cdp.errors import DataError
+
+_ORIENTATION = 0x0112
+_TRANSPOSE = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+# The list of warning filters belongs to the whole process: two threads that silence Pillow at once
+# could restore each other's list. One lock, so that decoding in threads is safe (and serial).
+_silence = threading.Lock()
+
+
+def decode_image(data: bytes, *, max_pixels: int = 100_000_000, min_px: int = 16) -> np.ndarray:
+    """Decode any common image file.
+
+    Parameters
+    ----------
+    data : bytes
+        The whole file: JPEG, PNG, WebP, GIF, BMP, TIFF or what else Pillow reads.
+    max_pixels : int
+        Largest width x height, in pixels, that is decoded.
+    min_px : int
+        Smallest side, in pixels, that is accepted.
+
+    Returns
+    -------
+    image : (h, w, 3) uint8, RGB
+        Turned upright by the EXIF orientation. Of an animation, the first frame; transparent
+        pixels over white; 16-bit grey scaled to 8 bits; CMYK and palette converted.
+
+    Raises
+    ------
+    DataError
+        Empty, unreadable, truncated, too large, or smaller than `min_px`; the message is the
+        reason alone ("too small: 9 x 12 px, at least 16 wanted").
+    """
+    if not data:
+        raise DataError("empty file")
+    with _silence, warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        try:
+            with Image.open(io.BytesIO(data)) as image:
+                width, height = image.size
+                if width * height > max_pixels:
+                    raise DataError(f"too large: {width} x {height} px, at most {max_pixels} px")
+                if min(width, height) < min_px:
+                    raise DataError(f"too small: {width} x {height} px, at least {min_px} wanted")
+                image.load()
+                return _to_rgb(image)
+        except DataError:
+            raise
+        except Image.DecompressionBombError as error:
+            raise DataError(f"too large: at most {max_pixels} px are decoded") from error
+        except Image.UnidentifiedImageError as error:
+            raise DataError("not an image: format not recognised") from error
+        except Exception as error:  # a broken file can make a codec raise anything at all
+            reason = str(error).splitlines()[0][:80] if str(error) else type(error).__name__
+            raise DataError(f"corrupt image: {reason}") from error
+
+
+def _to_rgb(image: Image.Image) -> np.ndarray:
+    """Pillow's image, loaded, to upright (h, w, 3) uint8 RGB."""
+    try:
+        orientation = image.getexif().get(_ORIENTATION, 1)
+    except Exception:  # the pixels are whole even where the tags are not
+        orientation = 1
+    if image.mode.startswith("I"):
+        grey = np.asarray(image).astype(np.int64)
+        if grey.min() < 0 or grey.max() > 65535:
+            raise DataError(f"pixels out of range: {grey.min()}..{grey.max()}, 16 bits expected")
+        if image.mode != "I" or grey.max() > 255:
+            grey = (grey + 128) // 257
+        upright = Image.fromarray(grey.astype(np.uint8))
+    elif image.mode == "F":
+        raise DataError("floating-point pixels: their range is unknown; save as 8 or 16 bits")
+    elif image.mode in ("RGBA", "LA", "PA", "RGBa", "La") or "transparency" in image.info:
+        with_alpha = image.convert("RGBA")
+        upright = Image.new("RGB", image.size, (255, 255, 255))
+        upright.paste(with_alpha, mask=with_alpha.getchannel("A"))
+    else:
+        upright = image
+    if orientation in _TRANSPOSE:
+        upright = upright.transpose(_TRANSPOSE[orientation])
+    return np.array(upright.convert("RGB"), dtype=np.uint8)
+
+
+def fit_square(image: np.ndarray, size_px: int) -> np.ndarray:
+    """Crop the centred square and resize it.
+
+    Parameters
+    ----------
+    image : (h, w, 3) uint8
+    size_px : int
+        Side of the result, in pixels.
+
+    Returns
+    -------
+    square : (size_px, size_px, 3) uint8
+        By area averaging where the crop is larger, bilinear where it is smaller; an image that is
+        already so is returned as it is. An odd margin loses its extra row at the bottom/right.
+    """
+    height, width = image.shape[:2]
+    side = min(height, width)
+    top, left = (height - side) // 2, (width - side) // 2
+    crop = image[top : top + side, left : left + side]
+    if side == size_px:
+        return np.ascontiguousarray(crop)
+    method = cv2.INTER_AREA if side > size_px else cv2.INTER_LINEAR
+    return np.asarray(
+        cv2.resize(np.ascontiguousarray(crop), (size_px, size_px), interpolation=method)
+    )
