@@ -1,0 +1,1 @@
+"""The plumbing around `cdp`: the only owner of paths, processes and time."""

@@ -1,0 +1,278 @@
+"""What a run is made of: the strict models behind `configs/*.yaml`.
+
+The contract:
+- An unknown key, a wrong type or a value out of range is a ConfigError naming the key, what was
+  expected, what came, and the file it stands in.
+- A config is frozen once read. It holds no path of this machine: `--data-root`, `--runs-dir`,
+  workers and device come from the command line and are never part of a fingerprint.
+- Names with a unit end in it: `_px` pixels, `_rad` radians.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+from cdp.errors import ConfigError
+
+Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_]{0,40}$")]
+Model = TypeVar("Model", bound=BaseModel)
+Share = Annotated[float, Field(ge=0, le=1)]
+Positive = Annotated[int, Field(ge=1)]
+
+
+class Settings(BaseModel):
+    """Strict, frozen, and closed to unknown keys."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class MemberSettings(Settings):
+    """One view: a backbone trained here, an ONNX file, a checkpoint of ours, or ready features.
+
+    ONNX files and checkpoints are named relative to the data root; `features` names a model of a
+    data set of kind `features`.
+    """
+
+    name: Name
+    backbone: str | None = None
+    width: float = Field(1.0, gt=0)
+    onnx: str | None = None
+    checkpoint: str | None = None
+    features: str | None = None
+
+    @model_validator(mode="after")
+    def _one_origin(self) -> MemberSettings:
+        origins = [self.backbone, self.onnx, self.checkpoint, self.features]
+        if sum(origin is not None for origin in origins) != 1:
+            raise ValueError("give exactly one of backbone, onnx, checkpoint, features")
+        return self
+
+
+class CommitteeSettings(Settings):
+    """The base view and the N views that judge its edges; N may be 0."""
+
+    base: MemberSettings
+    members: tuple[MemberSettings, ...] = ()
+
+    @property
+    def all(self) -> tuple[MemberSettings, ...]:
+        """Base first, then the members in the order given."""
+        return (self.base, *self.members)
+
+    @model_validator(mode="after")
+    def _names_differ(self) -> CommitteeSettings:
+        names = [member.name for member in self.all]
+        if len(set(names)) != len(names):
+            raise ValueError(f"two members share a name: {', '.join(names)}")
+        return self
+
+
+class TrainingSettings(Settings):
+    """How one model is trained; see `cdp.training.TrainingPlan`."""
+
+    input_px: Positive = 24
+    embedding_dim: Positive = 128
+    head: str = "adaface"
+    head_options: dict[str, float] = Field(default_factory=dict)
+    degradation: str = "adaface"
+    epochs: Positive = 12
+    batch_size: Positive = 128
+    learning_rate: float = Field(0.1, gt=0)
+    weight_decay: float = Field(5e-4, ge=0)
+    warmup_epochs: float = Field(1.0, ge=0)
+    gradient_clip: float | None = Field(5.0, gt=0)
+    ema: float | None = Field(None, gt=0, lt=1)
+
+
+class IngestSettings(Settings):
+    """Which images are set aside."""
+
+    min_px: Positive = 8
+    max_pixels: Positive = 50_000_000
+
+
+class TrainSettings(TrainingSettings):
+    """Training of the base and the committee on the labelled set."""
+
+
+class EmbedSettings(Settings):
+    """How images become views."""
+
+    reduce_px: int | None = Field(24, ge=4)
+    flip: bool = False
+
+
+class KnnSettings(Settings):
+    """The neighbour graphs."""
+
+    k: Positive = 20
+    backend: Literal["nmslib", "faiss", "exact"] = "nmslib"
+    options: dict[str, int] = Field(default_factory=dict)
+    recall_sample: Positive = 1000
+
+
+class VoteSettings(Settings):
+    """Keep a pair when its base cosine exceeds one number and enough members hold the edge."""
+
+    min_similarity: float = Field(0.5, ge=-1, le=1)
+    min_votes: int = Field(1, ge=0)
+
+
+class MediateSettings(Settings):
+    """Which pairs are judged, and how."""
+
+    method: Literal["extended", "paper", "released", "vote"] = "extended"
+    candidates: Literal["base", "all"] = "all"
+    dropout: float = Field(0.0, ge=0, lt=1)
+    vote: VoteSettings = VoteSettings()
+
+
+class PropagateSettings(Settings):
+    """How judged pairs become pseudo-labels."""
+
+    threshold: float | Literal["auto"] = "auto"
+    split: Literal["consensus", "raise_threshold"] = "consensus"
+    max_size: Positive = 600
+    step: float = Field(0.1, gt=0, lt=1)
+
+    @model_validator(mode="after")
+    def _threshold_is_a_probability(self) -> PropagateSettings:
+        if isinstance(self.threshold, float) and not 0 <= self.threshold < 1:
+            raise ValueError("threshold must be 'auto' or lie in [0, 1)")
+        return self
+
+
+class RetrainSettings(TrainingSettings):
+    """Training of the low-resolution recognizer."""
+
+    backbone: str = "residual"
+    width: float = Field(1.0, gt=0)
+    min_cluster_size: Positive = 2
+    weigh_by_confidence: bool = True
+
+
+class EvaluateSettings(Settings):
+    """The protocols; sizes in pixels, FAR and FPIR as shares."""
+
+    probe_px: tuple[Positive, ...] = (24, 16)
+    folds: Annotated[int, Field(ge=2)] = 10
+    pairs_per_fold: Positive = 300
+    far: tuple[Share, ...] = (0.1, 0.01)
+    ranks: tuple[Positive, ...] = (1, 5)
+    supervised: bool = True
+
+
+class RunConfig(Settings):
+    """One run: `configs/<kind>.yaml` plus the overrides of the command line."""
+
+    name: Name
+    seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
+    data: str
+    committee: CommitteeSettings
+    ingest: IngestSettings = IngestSettings()
+    train: TrainSettings = TrainSettings()
+    embed: EmbedSettings = EmbedSettings()
+    knn: KnnSettings = KnnSettings()
+    mediate: MediateSettings = MediateSettings()
+    propagate: PropagateSettings = PropagateSettings()
+    retrain: RetrainSettings = RetrainSettings()
+    evaluate: EvaluateSettings = EvaluateSettings()
+
+    def pick(self, fields: tuple[str, ...]) -> dict[str, Any]:
+        """The named top-level fields as plain JSON values: what a stage reads."""
+        whole = self.model_dump(mode="json")
+        return {field: whole[field] for field in fields}
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """A YAML mapping, loaded safely; ConfigError for anything else."""
+    try:
+        value = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        near = sorted(p.name for p in path.parent.glob("*.yaml")) if path.parent.is_dir() else []
+        hint = f"; there are {', '.join(near)}" if near else ""
+        raise ConfigError(f"no such file: {path}{hint}") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"cannot read {path}: {error}") from error
+    except yaml.YAMLError as error:
+        place = getattr(error, "problem_mark", None)
+        where = f", line {place.line + 1}" if place else ""
+        problem = getattr(error, "problem", None) or "not YAML"
+        raise ConfigError(f"{path}{where}: {problem}") from error
+    if not isinstance(value, dict):
+        raise ConfigError(f"{path}: expected a mapping of settings, got {type(value).__name__}")
+    return value
+
+
+def read_config(path: Path, overrides: list[str]) -> RunConfig:
+    """Read a config and lay dotted overrides (`propagate.max_size=300`) over it."""
+    value = read_yaml(path)
+    value.setdefault("name", path.stem)
+    for override in overrides:
+        _lay_over(value, override)
+    return validate_settings(RunConfig, value, source=str(path))
+
+
+def validate_settings(kind: type[Model], value: Any, *, source: str) -> Model:
+    """Validate strictly; every fault is named in one ConfigError."""
+    try:
+        # JSON mode is strict about types yet takes lists for tuples, which is what YAML offers.
+        return kind.model_validate_json(json.dumps(value))
+    except (TypeError, ValueError) as error:
+        if isinstance(error, ValidationError):
+            raise ConfigError(_explain(error, kind, source)) from error
+        raise ConfigError(f"{source}: {error}") from error
+
+
+def _lay_over(value: dict[str, Any], override: str) -> None:
+    key, equals, text = override.partition("=")
+    if not equals or not all(key.split(".")):
+        raise ConfigError(
+            f"override {override!r}: expected section.field=value, e.g. propagate.max_size=300"
+        )
+    *sections, field = key.split(".")
+    place = value
+    for section in sections:
+        inner = place.setdefault(section, {})
+        if not isinstance(inner, dict):
+            raise ConfigError(f"override {override!r}: {section} is not a section")
+        place = inner
+    try:
+        place[field] = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"override {override!r}: the value is not YAML") from error
+
+
+def _explain(error: ValidationError, kind: type[BaseModel], source: str) -> str:
+    lines = []
+    for fault in error.errors():
+        where = ".".join(str(part) for part in fault["loc"]) or kind.__name__
+        if fault["type"] == "extra_forbidden":
+            known = ", ".join(_find_fields(kind, fault["loc"][:-1]))
+            lines.append(f"{where}: no such setting; known here: {known}")
+        elif fault["type"] == "missing":
+            lines.append(f"{where}: missing")
+        else:
+            message = fault["msg"].removeprefix("Value error, ")
+            lines.append(f"{where}: {message}, got {fault['input']!r}")
+    return f"{source}: " + "; ".join(lines)
+
+
+def _find_fields(kind: type[BaseModel], location: tuple[Any, ...]) -> list[str]:
+    for part in location:
+        if isinstance(part, str) and part in kind.model_fields:
+            inner = kind.model_fields[part].annotation
+            if isinstance(inner, type) and issubclass(inner, BaseModel):
+                kind = inner
+            else:
+                kind = next(
+                    (a for a in getattr(inner, "__args__", ()) if isinstance(a, type)
+                     and issubclass(a, BaseModel)),
+                    kind,
+                )
+    return list(kind.model_fields)

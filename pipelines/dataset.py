@@ -1,0 +1,378 @@
+"""A data manifest: where a data set lies, how it is laid out, and who belongs to which split.
+
+The contract:
+- Three kinds: `images` (files below the data root), `synthetic` (drawn, nothing on disk) and
+  `features` (ready embeddings, in the layout of the authors' release, `.npy` or Parquet).
+- A split is labelled, unlabelled or evaluation. No person of the labelled or evaluation split is
+  in another split, as far as identities are known.
+- A path in a manifest stays inside the data root, links included.
+- What identifies the content is `Dataset.digest`: manifest settings and file contents, no path.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from pydantic import Field, model_validator
+
+from cdp.errors import ConfigError, DataError
+from pipelines.config import Positive, Settings, Share, read_yaml, validate_settings
+from pipelines.store import FileDigests, digest_json
+
+SPLITS = ("labelled", "unlabelled", "evaluation")
+IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".gif"}
+
+
+class PeopleSettings(Settings):
+    """One folder of `<person>/<image>`, split by person with a seed.
+
+    Shares count people with at least `min_images` images; everybody else is unlabelled.
+    """
+
+    root: str
+    seed: int = 0
+    min_images: Positive = 2
+    labelled: Share
+    evaluation: Share
+
+
+class FolderSettings(Settings):
+    """One folder that is one split: `people` is `<person>/<image>`, `pile` any nesting."""
+
+    root: str
+    layout: Literal["people", "pile"] = "people"
+
+
+class DataManifest(Settings):
+    """`data_manifests/*.yaml`."""
+
+    name: str
+    kind: Literal["images", "synthetic", "features"]
+    title: str = ""
+    licence: str = ""
+    source: str = ""
+    notes: str = ""
+    size_px: Positive = 112
+    people: PeopleSettings | None = None
+    labelled: FolderSettings | None = None
+    unlabelled: FolderSettings | None = None
+    evaluation: FolderSettings | None = None
+    synthetic: dict[str, Any] = Field(default_factory=dict)
+
+    @model_validator(mode="after")
+    def _kind_has_its_parts(self) -> DataManifest:
+        folders = [self.labelled, self.unlabelled, self.evaluation]
+        if self.kind == "images" and (self.people is None) == (not any(folders)):
+            raise ValueError(
+                "kind images needs either people (split by person) or the folders labelled, "
+                "unlabelled and evaluation"
+            )
+        if self.kind == "images" and self.people is None and self.unlabelled is None:
+            raise ValueError("kind images needs an unlabelled folder")
+        if self.kind == "features" and self.unlabelled is None:
+            raise ValueError("kind features needs an unlabelled folder")
+        return self
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One image before it is read. `identity` is None when nobody knows it."""
+
+    path: str
+    split: str
+    identity: str | None
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A manifest bound to a data root; small, and sent to workers as it is."""
+
+    manifest: DataManifest
+    root: Path | None
+
+    @classmethod
+    def open(cls, manifest_path: Path, data_root: Path | None) -> Dataset:
+        """Read a manifest and check that the root and the folders it names are there."""
+        manifest = validate_settings(
+            DataManifest, read_yaml(manifest_path), source=str(manifest_path)
+        )
+        if manifest.kind == "synthetic":
+            return cls(manifest, None)
+        if data_root is None:
+            raise DataError(
+                f"{manifest_path} describes files, and no data root was given. Pass --data-root "
+                f"DIR or set CDP_DATA_ROOT. How to get the data: {manifest.source or 'not stated'}"
+            )
+        if not data_root.is_dir():
+            raise DataError(
+                f"the data root {data_root} is not a directory. Pass --data-root DIR or set "
+                f"CDP_DATA_ROOT. How to get the data: {manifest.source or 'not stated'}"
+            )
+        dataset = cls(manifest, data_root.resolve())
+        for folder in dataset._folders.values():
+            if not dataset.locate(folder.root).is_dir():
+                raise DataError(
+                    f"{manifest_path} names {folder.root!r}, which is not a directory below "
+                    f"{data_root}. Check --data-root"
+                )
+        return dataset
+
+    @property
+    def _folders(self) -> dict[str, PeopleSettings | FolderSettings]:
+        named = {split: getattr(self.manifest, split) for split in ("people", *SPLITS)}
+        return {split: folder for split, folder in named.items() if folder is not None}
+
+    def locate(self, path: str) -> Path:
+        """An existing or future path below the data root; DataError when it would leave it."""
+        if self.root is None:
+            raise ConfigError(f"{path!r}: a synthetic data set has no files; use a backbone")
+        place = (self.root / path).resolve()
+        if os.path.isabs(path) or not place.is_relative_to(self.root):
+            raise DataError(f"{path!r} leads out of the data root {self.root}; paths must stay in")
+        return place
+
+    # -- what there is
+
+    def list_entries(self) -> list[Entry]:
+        """Every image with its split, ordered by split then path. Reads no image."""
+        if self.manifest.kind == "synthetic":
+            entries = _list_synthetic(self)
+        elif self.manifest.kind == "features":
+            entries = _list_features(self)
+        elif self.manifest.people is not None:
+            entries = _split_people(self, self.manifest.people)
+        else:
+            entries = [
+                entry
+                for split in SPLITS
+                if split in self._folders
+                for entry in _list_folder(self, split, getattr(self.manifest, split))
+            ]
+        _check_splits(entries, self.manifest.name)
+        order = {split: position for position, split in enumerate(SPLITS)}
+        return sorted(entries, key=lambda entry: (order[entry.split], entry.path))
+
+    def digest(self, digests: FileDigests) -> str:
+        """What determines this data set: its settings and the content of its files."""
+        settings = self.manifest.model_dump(
+            mode="json", exclude={"title", "licence", "source", "notes"}
+        )
+        files = ""
+        if self.root is not None:
+            paths = [
+                os.path.join(folder.root, path)
+                for folder in self._folders.values()
+                for path in _walk(self.locate(folder.root), any_suffix=self.kind == "features")
+            ]
+            files = digests.digest_tree(self.root, paths)
+        return digest_json({"settings": settings, "files": files})
+
+    @property
+    def kind(self) -> str:
+        return self.manifest.kind
+
+    # -- what is in it
+
+    def read_bytes(self, path: str) -> bytes:
+        """One image file as it lies on disk; DataError when it cannot be read."""
+        try:
+            return self.locate(path).read_bytes()
+        except OSError as error:
+            raise DataError(f"cannot be read: {error.strerror}") from error
+
+    def read_faces(self, paths: Sequence[str]) -> np.ndarray:
+        """Faces of ingested samples -> uint8 (n, s, s, 3) RGB with s = `size_px`."""
+        from cdp.images.decode import decode_image, fit_square
+
+        size_px = self.manifest.size_px
+        if self.kind == "synthetic":
+            faces, row_of = _open_synthetic(self)
+            return faces.draw(np.array([row_of[path] for path in paths], np.int64))
+        images = np.empty((len(paths), size_px, size_px, 3), np.uint8)
+        for image, path in zip(images, paths, strict=True):
+            try:
+                image[:] = fit_square(decode_image(self.read_bytes(path)), size_px)
+            except DataError as error:
+                raise DataError(
+                    f"{path}: {error}; it was whole at ingest. Run --stage ingest again"
+                ) from error
+        return images
+
+    def read_features(self, split: str, model: str) -> np.ndarray:
+        """Ready embeddings of one split -> (n, d) in the order of its list, mapped if possible."""
+        folder = self.locate(getattr(self.manifest, split).root)
+        count = len(_read_lines(folder / "list.txt"))
+        for suffix in (".bin", ".npy", ".parquet"):
+            path = folder / "features" / f"{model}{suffix}"
+            if path.is_file():
+                return _open_features(path, count)
+        raise DataError(
+            f"no features of {model!r} below {folder / 'features'}: expected {model}.bin, "
+            f"{model}.npy or {model}.parquet"
+        )
+
+
+# ------------------------------------------------------------------------------------- listing
+
+
+def _walk(root: Path, *, any_suffix: bool = False) -> list[str]:
+    """Files below `root` in a stable order, relative, POSIX; links out of `root` are left out."""
+    found = []
+    for directory, folders, files in os.walk(root):
+        folders.sort()
+        for name in sorted(files):
+            if any_suffix or os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES:
+                found.append(os.path.relpath(os.path.join(directory, name), root))
+    return found
+
+
+def _list_folder(dataset: Dataset, split: str, folder: FolderSettings) -> list[Entry]:
+    paths = _walk(dataset.locate(folder.root))
+    if not paths:
+        raise DataError(f"the {split} folder {folder.root!r} holds no image")
+    entries = []
+    for path in paths:
+        person = os.path.dirname(path) if folder.layout == "people" else None
+        if person == "":
+            raise DataError(
+                f"{folder.root}/{path}: layout people expects <person>/<image>; use layout pile "
+                "for images without identities"
+            )
+        entries.append(Entry(os.path.join(folder.root, path), split, person))
+    return entries
+
+
+def _split_people(dataset: Dataset, people: PeopleSettings) -> list[Entry]:
+    entries = _list_folder(dataset, "unlabelled", FolderSettings(root=people.root))
+    counts = Counter(entry.identity for entry in entries)
+    names = sorted(str(name) for name, count in counts.items() if count >= people.min_images)
+    order = np.random.default_rng(people.seed).permutation(len(names))
+    labelled = math.floor(people.labelled * len(names))
+    evaluation = math.floor(people.evaluation * len(names))
+    if labelled + evaluation > len(names):
+        raise ConfigError("people: the labelled and evaluation shares add up to more than 1")
+    split_of = {names[i]: "labelled" for i in order[:labelled]}
+    split_of |= {names[i]: "evaluation" for i in order[labelled : labelled + evaluation]}
+    return [
+        Entry(entry.path, split_of.get(str(entry.identity), "unlabelled"), entry.identity)
+        for entry in entries
+    ]
+
+
+def _check_splits(entries: list[Entry], name: str) -> None:
+    split_of: dict[str, str] = {}
+    for entry in entries:
+        if entry.identity is None:
+            continue
+        other = split_of.setdefault(entry.identity, entry.split)
+        if other != entry.split:
+            raise DataError(
+                f"data set {name}: {entry.identity!r} is in the {other} and in the {entry.split} "
+                "split; a person may be in one only. Move or rename one of the two"
+            )
+    paths = Counter(entry.path for entry in entries if not entry.path.startswith("row "))
+    twice = [path for path, count in paths.items() if count > 1]
+    if twice and any(entry.path == twice[0] for entry in entries):
+        splits = sorted({entry.split for entry in entries if entry.path == twice[0]})
+        raise DataError(
+            f"data set {name}: {twice[0]!r} is listed {paths[twice[0]]} times, in "
+            f"{' and '.join(splits)}; the splits overlap"
+        )
+
+
+# ----------------------------------------------------------------------------------- synthetic
+
+
+@lru_cache(maxsize=2)
+def _open_synthetic_cached(settings: str, size_px: int) -> tuple[Any, dict[str, int]]:
+    import json
+
+    from cdp.synthetic import SyntheticFaces
+
+    try:
+        faces = SyntheticFaces(size_px=size_px, **json.loads(settings))
+    except TypeError as error:
+        raise ConfigError(f"synthetic: {error}") from error
+    return faces, {faces.name(row): row for row in range(len(faces.identity))}
+
+
+def _open_synthetic(dataset: Dataset) -> tuple[Any, dict[str, int]]:
+    import json
+
+    manifest = dataset.manifest
+    return _open_synthetic_cached(json.dumps(manifest.synthetic, sort_keys=True), manifest.size_px)
+
+
+def _list_synthetic(dataset: Dataset) -> list[Entry]:
+    faces, row_of = _open_synthetic(dataset)
+    return [
+        Entry(name, str(faces.split[row]), f"id_{int(faces.identity[row]):05d}")
+        for name, row in row_of.items()
+    ]
+
+
+# ------------------------------------------------------------------------------------ features
+
+
+def _read_lines(path: Path) -> list[str]:
+    try:
+        return path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"cannot read {path}: {error}. It lists one image name a row") from error
+
+
+def _list_features(dataset: Dataset) -> list[Entry]:
+    entries = []
+    for split in ("labelled", "unlabelled"):
+        folder = getattr(dataset.manifest, split)
+        if folder is None:
+            continue
+        root = dataset.locate(folder.root)
+        names = _read_lines(root / "list.txt")
+        meta = root / "meta.txt"
+        identities = _read_lines(meta) if meta.is_file() else None
+        if identities is not None and len(identities) != len(names):
+            raise DataError(
+                f"{meta} has {len(identities)} rows, list.txt has {len(names)}; expected one "
+                "identity a row"
+            )
+        width = len(str(len(names)))
+        for row, name in enumerate(names):
+            # The row keeps the order of the feature files; the two sets number people apart.
+            identity = None if identities is None else f"{split}/{identities[row]}"
+            entries.append(Entry(f"{folder.root}/{row:0{width}d}/{name}", split, identity))
+    return entries
+
+
+def _open_features(path: Path, count: int) -> np.ndarray:
+    if path.suffix == ".bin":
+        size, rest = divmod(path.stat().st_size, 4 * max(count, 1))
+        if rest or not size:
+            raise DataError(
+                f"{path} has {path.stat().st_size} bytes, which is no whole number of float32 "
+                f"vectors for the {count} rows of list.txt"
+            )
+        return np.memmap(path, np.float32, "r", shape=(count, size))
+    if path.suffix == ".npy":
+        try:
+            vectors = np.load(path, mmap_mode="r", allow_pickle=False)
+        except ValueError as error:
+            raise DataError(f"{path} is not a .npy array of numbers: {error}") from error
+    else:
+        from pipelines.store import read_vectors
+
+        vectors = read_vectors(path, "embedding")
+    if vectors.ndim != 2 or len(vectors) != count or vectors.dtype.kind != "f":
+        raise DataError(
+            f"{path} holds {vectors.dtype} {vectors.shape}, expected floats ({count}, d) for the "
+            f"{count} rows of list.txt"
+        )
+    return vectors
