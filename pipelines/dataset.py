@@ -142,11 +142,14 @@ class Dataset:
     # -- what there is
 
     def list_entries(self) -> list[Entry]:
-        """Every image with its split, ordered by split then path. Reads no image."""
+        """Every image with its split, ordered by split then path. Reads no image.
+
+        Ready features keep the order of their list, which is the order of their vectors.
+        """
+        if self.manifest.kind == "features":
+            return _list_features(self)
         if self.manifest.kind == "synthetic":
             entries = _list_synthetic(self)
-        elif self.manifest.kind == "features":
-            entries = _list_features(self)
         elif self.manifest.people is not None:
             entries = _split_people(self, self.manifest.people)
         else:
@@ -278,9 +281,9 @@ def _check_splits(entries: list[Entry], name: str) -> None:
                 f"data set {name}: {entry.identity!r} is in the {other} and in the {entry.split} "
                 "split; a person may be in one only. Move or rename one of the two"
             )
-    paths = Counter(entry.path for entry in entries if not entry.path.startswith("row "))
+    paths = Counter(entry.path for entry in entries)
     twice = [path for path, count in paths.items() if count > 1]
-    if twice and any(entry.path == twice[0] for entry in entries):
+    if twice:
         splits = sorted({entry.split for entry in entries if entry.path == twice[0]})
         raise DataError(
             f"data set {name}: {twice[0]!r} is listed {paths[twice[0]]} times, in "
@@ -344,11 +347,10 @@ def _list_features(dataset: Dataset) -> list[Entry]:
                 f"{meta} has {len(identities)} rows, list.txt has {len(names)}; expected one "
                 "identity a row"
             )
-        width = len(str(len(names)))
         for row, name in enumerate(names):
-            # The row keeps the order of the feature files; the two sets number people apart.
+            # The two sets number their people independently.
             identity = None if identities is None else f"{split}/{identities[row]}"
-            entries.append(Entry(f"{folder.root}/{row:0{width}d}/{name}", split, identity))
+            entries.append(Entry(name, split, identity))
     return entries
 
 

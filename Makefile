@@ -1,0 +1,35 @@
+# Every target sets up what it needs: Python 3.11 or newer and make are enough.
+PYTHON ?= python3
+BIN := .venv/bin
+READY := .venv/.ready
+
+.PHONY: setup run test test-long check bench lfw
+
+setup: $(READY)
+
+$(READY): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "CDP needs Python 3.11 or newer, this is %s; try make PYTHON=python3.12" % sys.version.split()[0])'
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt torch==2.13.0
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
+	@touch $@
+
+run: $(READY)          # the whole pipeline on the embedded default
+	$(BIN)/python -m pipelines.run --stage all
+
+lfw: $(READY)          # the whole pipeline on real faces; set CDP_DATA_ROOT
+	$(BIN)/python -m pipelines.run --stage all --config configs/lfw.yaml
+
+test: $(READY)         # under ten minutes on two cores
+	$(BIN)/python -m pytest -q
+
+test-long: $(READY)    # the thorough versions
+	$(BIN)/python -m pytest -q -m long
+
+check: $(READY)        # style and types
+	$(BIN)/python -m ruff check .
+	$(BIN)/python -m ruff format --check .
+	$(BIN)/python -m mypy
+
+bench: $(READY)        # what is timed
+	$(BIN)/python -m tests.benchmarks.bench_clustering

@@ -1,0 +1,218 @@
+"""The command line: `python -m pipelines.run --stage all`.
+
+The contract:
+- Exit 0 done, 1 a stage failed, 2 bad config or data, 130 interrupted. A user's mistake prints one
+  message and no traceback; a failed stage names the log and the command that resumes.
+- This is the only place that sets up logging. What a run says goes to the console and, in full,
+  to `runs/<run>/logs/<time>.log`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import os
+import platform
+import shlex
+import sys
+import time
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from cdp.errors import BackendError, CdpError, ConfigError, DataError
+from pipelines.config import read_config
+from pipelines.dataset import Dataset
+from pipelines.engine import Engine
+from pipelines.stage import Runtime, Step, execute_step, plan_run
+from pipelines.stages import STAGES, describe_facts
+from pipelines.store import FileDigests, Published, Store
+
+log = logging.getLogger("cdp")
+
+DATA_ROOT = "CDP_DATA_ROOT"
+PACKAGES = (
+    "torch", "nmslib-metabrainz", "faiss-cpu", "networkx", "numpy", "pandas", "dask", "pyarrow",
+)  # fmt: skip
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The options, each with what it does."""
+    names = [stage.name for stage in STAGES]
+    parser = argparse.ArgumentParser(
+        prog="python -m pipelines.run",
+        description="Pseudo-label unlabelled faces and train a low-resolution recognizer on them.",
+        epilog="Stages, in order: " + ", ".join(names),
+    )
+    add = parser.add_argument
+    add("--stage", default="all", choices=["all", *names], metavar="STAGE",
+        help="all (what is missing or stale), or one stage from what is published upstream")
+    add("--until", choices=names, metavar="STAGE", help="with --stage all: stop after this stage")
+    add("--config", type=Path, default=Path("configs/default.yaml"), metavar="FILE")
+    add("--runs-dir", type=Path, default=Path("runs"), metavar="DIR")
+    add("--data-root", type=Path, default=os.environ.get(DATA_ROOT), metavar="DIR",
+        help=f"where the files of the data manifest lie (or set {DATA_ROOT})")
+    add("--dry-run", action="store_true", help="say what would run and why; change nothing")
+    add("--force", action="store_true", help="run again from nothing, even what is up to date")
+    add("--verify", action="store_true", help="rehash every input and published file first")
+    add("--workers", type=int, metavar="N", help="local Dask workers (default: one a core)")
+    add("--scheduler", metavar="ADDRESS", help="a running Dask scheduler, e.g. tcp://host:8786")
+    add("--device", default="auto", help="auto, cpu, cuda or cuda:N, for training and embedding")
+    add("overrides", nargs="*", metavar="section.field=value",
+        help="settings laid over the config, e.g. propagate.max_size=300")
+    return parser
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command line; return the exit code."""
+    options = build_parser().parse_args(arguments)
+    try:
+        return _run(options)
+    except KeyboardInterrupt:
+        print("\ninterrupted; finished parts are kept. To go on: " + _resume(), file=sys.stderr)
+        return 130
+    except (ConfigError, DataError, CdpError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2 if isinstance(error, ConfigError | DataError) else 1
+    finally:
+        _close_logs()
+
+
+def _run(options: argparse.Namespace) -> int:
+    if options.workers is not None and options.workers < 1:
+        raise ConfigError(f"--workers: expected 1 or more, got {options.workers}")
+    if options.stage != "all" and options.until:
+        raise ConfigError("--until goes with --stage all only")
+    config = read_config(options.config, options.overrides)
+    dataset = Dataset.open(_find_manifest(config.data, options.config), options.data_root)
+    store = Store(options.runs_dir)
+    digests = FileDigests(store.root / "files.json", rehash=options.verify)
+    engine = Engine(workers=options.workers, scheduler=options.scheduler)
+    runtime = Runtime(config, dataset, store, engine, digests, options.device)
+
+    def plan() -> list[Step]:
+        return plan_run(
+            STAGES,
+            runtime,
+            only=None if options.stage == "all" else options.stage,
+            until=options.until,
+            force=options.force,
+            verify=options.verify,
+        )
+
+    if options.dry_run:
+        for step in plan():
+            print(f"{step.action:5} {step.stage.name:9} {step.reason}")
+        return 0
+    with store.lock(f"run {config.name}", wait=False), engine:
+        started = time.perf_counter()
+        log_path = _open_logs(options.runs_dir / config.name)
+        steps = plan()
+        digests.save()
+        ran = [step for step in steps if step.action in ("run", "link")]
+        log.debug("config %s", config.model_dump_json())
+        for step in steps:
+            if not _take(step, runtime, options, log_path):
+                return 1
+        seconds = time.perf_counter() - started
+        place = options.runs_dir / config.name
+        if ran:
+            log.info("done in %.0f s: %s", seconds, place)
+        else:
+            log.info("nothing to do, everything is up to date (%.1f s): %s", seconds, place)
+        _print_summary(store, config.name, ran, options)
+    return 0
+
+
+def _take(step: Step, runtime: Runtime, options: argparse.Namespace, log_path: Path) -> bool:
+    """Run, link or skip one stage and say so; False when it failed."""
+    name = step.stage.name
+    if step.action in ("skip", "omit"):
+        log.info("%-9s skip  %s", name, step.reason)
+        return True
+    log.info("%-9s %-5s %s", name, step.action, step.reason)
+    try:
+        published = execute_step(
+            step, runtime, force=options.force, environment=_describe_environment(options)
+        )
+    except (ConfigError, DataError):
+        log.debug("stage %s", name, exc_info=True)
+        raise
+    except KeyboardInterrupt:
+        raise
+    except Exception as error:
+        log.debug("stage %s", name, exc_info=True)
+        kind = "" if isinstance(error, CdpError) else f"{type(error).__name__}: "
+        log.error("%-9s FAILED %s%s", name, kind, error)
+        if not isinstance(error, BackendError) or True:
+            log.error("full log: %s\nto go on: %s", log_path, _resume())
+        return False
+    seconds = published.manifest["seconds"]
+    told = describe_facts(name, published.facts)
+    log.info("%-9s done  %s  %.1f s, peak %d MiB", name, told, seconds,
+             published.manifest["peak_memory_mib"])  # fmt: skip
+    return True
+
+
+def _print_summary(store: Store, run: str, ran: list[Step], options: argparse.Namespace) -> None:
+    report = store.open_run(run, "report")
+    if report is not None and (ran and ran[-1].stage.name == "report" or not ran):
+        if options.stage in ("all", "report"):
+            print("\n" + (report.directory / "summary.txt").read_text(encoding="utf-8"), end="")
+
+
+def _find_manifest(name: str, config_path: Path) -> Path:
+    """A data manifest is named from the working directory, or from the config's neighbourhood."""
+    beside = config_path.resolve().parent.parent / name
+    return Path(name) if Path(name).is_file() or not beside.is_file() else beside
+
+
+def _describe_environment(options: argparse.Namespace) -> dict[str, Any]:
+    versions = {}
+    for package in PACKAGES:
+        try:
+            versions[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            versions[package] = None
+    return {
+        "python": platform.python_version(),
+        "machine": platform.machine(),
+        "packages": versions,
+        "device": options.device,
+        "scheduler": options.scheduler or "local",
+        "workers": options.workers,
+    }
+
+
+def _resume() -> str:
+    return shlex.join([Path(sys.executable).name, "-m", "pipelines.run", *sys.argv[1:]])
+
+
+def _open_logs(run_directory: Path) -> Path:
+    place = run_directory / "logs"
+    try:
+        place.mkdir(parents=True, exist_ok=True)
+        path = place / time.strftime("%Y%m%d-%H%M%S.log")
+        handler = logging.FileHandler(path, encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(
+            f"cannot write the log below {place}: {error.strerror}. Choose another --runs-dir"
+        ) from error
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(message)s"))
+    console = logging.StreamHandler(sys.stdout)
+    console.setLevel(logging.INFO)
+    console.setFormatter(logging.Formatter("%(message)s"))
+    log.setLevel(logging.DEBUG)
+    log.propagate = False
+    log.handlers = [handler, console]
+    return path
+
+
+def _close_logs() -> None:
+    for handler in log.handlers:
+        handler.close()
+    log.handlers = []
+
+
+if __name__ == "__main__":
+    sys.exit(main())

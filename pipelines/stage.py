@@ -1,0 +1,396 @@
+"""Stage, fingerprint, plan, execute.
+
+The contract:
+- A stage is a frozen value. Its fingerprint is the SHA-256 over name, version, schemas, the config
+  fields it reads, the content of the files it reads, and the fingerprints of its inputs; the root
+  is the content of the data set. Workers, device and paths are never in it.
+- A stage sees only the tables and config fields it declares; reading anything else is an error.
+- A stage is skipped only when what the run points at has its fingerprint and its files are whole.
+- Work happens in a sibling directory that outlives a crash; `Work.part` lets a stage find the
+  parts it finished before.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pyarrow as pa
+
+from cdp.errors import CdpError, StageError
+from pipelines.config import RunConfig
+from pipelines.dataset import Dataset
+from pipelines.engine import Engine
+from pipelines.store import (
+    SCRATCH,
+    FileDigests,
+    Published,
+    Store,
+    describe_schema,
+    digest_json,
+    write_table,
+)
+
+log = logging.getLogger("cdp")
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One step of the pipeline.
+
+    inputs : tables it reads, as `stage.table`.
+    outputs : table -> schema; a vector column is declared with length 0, which means any.
+    reads : top-level config fields.
+    run : does the work and returns the facts for the manifest (plain JSON values).
+    files : config -> paths below the data root whose content counts.
+    needs_images : skipped for a data set that brings its own features.
+    """
+
+    name: str
+    version: int
+    inputs: tuple[str, ...]
+    outputs: Mapping[str, pa.Schema]
+    reads: tuple[str, ...]
+    run: Callable[[Work], Mapping[str, Any]]
+    files: Callable[[RunConfig], tuple[str, ...]] = lambda config: ()
+    needs_images: bool = False
+
+    @property
+    def upstream(self) -> tuple[str, ...]:
+        """The stages whose tables it reads, each once, in order."""
+        return tuple(dict.fromkeys(name.partition(".")[0] for name in self.inputs))
+
+
+@dataclass(frozen=True)
+class Runtime:
+    """What a run needs to know and a fingerprint must not."""
+
+    config: RunConfig
+    dataset: Dataset
+    store: Store
+    engine: Engine
+    digests: FileDigests
+    device: str = "auto"
+
+
+@dataclass
+class Work:
+    """What a stage is given: its config fields, its input tables, and a directory to fill."""
+
+    stage: Stage
+    config: SimpleNamespace
+    seed: int
+    directory: Path
+    runtime: Runtime
+    upstream: Mapping[str, Published]
+    fresh: bool = False
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def dataset(self) -> Dataset:
+        return self.runtime.dataset
+
+    @property
+    def engine(self) -> Engine:
+        return self.runtime.engine
+
+    @property
+    def scratch(self) -> Path:
+        """A directory that is dropped at publication."""
+        place = self.directory / SCRATCH
+        place.mkdir(exist_ok=True)
+        return place
+
+    def read(self, table: str, part: str = "", columns: list[str] | None = None) -> pa.Table:
+        """An input table: `read("embed.embeddings", "labelled/base")`."""
+        published, name = self._find(table, part)
+        return published.read(name, columns)
+
+    def locate(self, table: str, part: str = "") -> Path:
+        """Where an input table lies, for workers that read it themselves."""
+        published, name = self._find(table, part)
+        return published.path(name)
+
+    def input_facts(self, stage: str) -> Mapping[str, Any]:
+        """The facts that an input stage wrote into its manifest."""
+        return self.upstream[stage].facts
+
+    def _find(self, table: str, part: str) -> tuple[Published, str]:
+        if table not in self.stage.inputs:
+            raise StageError(f"stage {self.stage.name} does not declare that it reads {table}")
+        stage, _, name = table.partition(".")
+        return self.upstream[stage], f"{name}/{part}" if part else name
+
+    def path(self, table: str, part: str = "") -> Path:
+        """Where an output table goes."""
+        if table not in self.stage.outputs:
+            raise StageError(f"stage {self.stage.name} does not declare that it writes {table}")
+        return self.directory / (f"{table}/{part}.parquet" if part else f"{table}.parquet")
+
+    def write(self, table: str, columns: Mapping[str, Any] | pa.Table, part: str = "") -> None:
+        """Write one output table in its declared schema."""
+        write_table(self.path(table, part), columns, self.stage.outputs[table])
+
+
+# ----------------------------------------------------------------------------------------- plan
+
+
+@dataclass(frozen=True)
+class Step:
+    """What will happen to one stage, and why. `action` is run, link, skip or omit."""
+
+    stage: Stage
+    fingerprint: str
+    ingredients: Mapping[str, Any]
+    action: str
+    reason: str
+
+
+def collect_ingredients(
+    stage: Stage, runtime: Runtime, fingerprints: Mapping[str, str]
+) -> dict[str, Any]:
+    """Everything the output of a stage depends on; its digest is the fingerprint."""
+    dataset, config = runtime.dataset, runtime.config
+    return {
+        "stage": stage.name,
+        "version": stage.version,
+        "schemas": {name: describe_schema(schema) for name, schema in stage.outputs.items()},
+        "config": config.pick(("seed", *stage.reads)),
+        "files": {
+            path: runtime.digests.digest(_require_file(dataset, path))
+            for path in stage.files(config)
+        },
+        "inputs": {name: fingerprints[name] for name in stage.upstream if name in fingerprints},
+        **({} if stage.upstream else {"data": dataset.digest(runtime.digests)}),
+    }
+
+
+def _require_file(dataset: Dataset, path: str) -> Path:
+    from cdp.errors import ConfigError
+
+    place = dataset.locate(path)
+    if not place.is_file():
+        raise ConfigError(
+            f"the committee names {path!r}, and there is no such file below {dataset.root}"
+        )
+    return place
+
+
+def plan_run(
+    stages: tuple[Stage, ...],
+    runtime: Runtime,
+    *,
+    only: str | None = None,
+    until: str | None = None,
+    force: bool = False,
+    verify: bool = False,
+) -> list[Step]:
+    """Decide for every stage whether it runs, and say why.
+
+    With `only`, that stage alone runs, from what the run has published upstream, current or not.
+    """
+    store, run = runtime.store, runtime.config.name
+    fingerprints: dict[str, str] = {}
+    redone: set[str] = set()
+    steps: list[Step] = []
+    for stage in stages:
+        omitted = stage.needs_images and runtime.dataset.kind == "features"
+        if omitted:
+            reason = "the data set brings its own features"
+            steps.append(Step(stage, "", {}, "omit", reason))
+            continue
+        published = store.open_run(run, stage.name)
+        if only is not None and stage.name != only:
+            if published is not None:
+                fingerprints[stage.name] = published.fingerprint
+            continue
+        if only is not None:
+            _require_upstream(stage, runtime, fingerprints, verify=verify)
+        ingredients = collect_ingredients(stage, runtime, fingerprints)
+        fingerprint = digest_json(ingredients)
+        fingerprints[stage.name] = fingerprint
+        action, reason = _decide(stage, published, fingerprint, ingredients, store, verify=verify)
+        if action == "run" and published is not None and not reason.startswith("damaged"):
+            upstream = [name for name in stage.upstream if name in redone]
+            reason = f"{', '.join(upstream)} changed" if "input" in reason and upstream else reason
+        if force:
+            action, reason = "run", "forced"
+        elif only is not None and action != "run":
+            action, reason = "run", "asked for"
+        if action == "run":
+            redone.add(stage.name)
+        steps.append(Step(stage, fingerprint, ingredients, action, reason))
+        if stage.name == until:
+            break
+    return steps
+
+
+def _decide(
+    stage: Stage,
+    published: Published | None,
+    fingerprint: str,
+    ingredients: Mapping[str, Any],
+    store: Store,
+    *,
+    verify: bool,
+) -> tuple[str, str]:
+    if published is not None and published.fingerprint == fingerprint:
+        damage = published.find_damage(rehash=verify)
+        if damage is None:
+            return "skip", "up to date"
+        return "run", f"damaged: {damage}"
+    shared = store.find(stage.name, fingerprint)
+    if shared is not None and not (verify and shared.find_damage(rehash=True)):
+        return "link", "another run has published the same"
+    if published is None:
+        return "run", "not published yet"
+    return "run", explain_change(published.manifest.get("ingredients", {}), ingredients)
+
+
+def explain_change(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
+    """Name the first thing by which two sets of ingredients differ."""
+    if before.get("version") != now["version"] or before.get("schemas") != now["schemas"]:
+        return "its code or tables changed"
+    changes = _find_changes(before.get("config", {}), now["config"], "")
+    if changes:
+        return "; ".join(changes[:3]) + (" ..." if len(changes) > 3 else "")
+    if before.get("data") != now.get("data"):
+        return "the data set changed"
+    if before.get("files") != now["files"]:
+        return "a model file changed"
+    return "an input changed"
+
+
+def _find_changes(before: Any, now: Any, path: str) -> list[str]:
+    if isinstance(before, dict) and isinstance(now, dict):
+        return [
+            change
+            for key in sorted(before.keys() | now.keys())
+            for change in _find_changes(before.get(key), now.get(key), f"{path}.{key}".strip("."))
+        ]
+    if before == now:
+        return []
+    if isinstance(now, (list, dict)) or isinstance(before, (list, dict)):
+        return [f"{path} changed"]
+    return [f"{path} {before} -> {now}"]
+
+
+def _require_upstream(
+    stage: Stage, runtime: Runtime, fingerprints: Mapping[str, str], *, verify: bool
+) -> None:
+    run = runtime.config.name
+    for name in stage.upstream:
+        published = runtime.store.open_run(run, name)
+        if name not in fingerprints or published is None:
+            raise StageError(
+                f"stage {stage.name} reads {name}, which run {run!r} has not published. "
+                f"Run --stage all --until {stage.name}"
+            )
+        damage = published.find_damage(rehash=verify)
+        if damage:
+            raise StageError(f"{damage}. Repair it with --stage {name} --force")
+
+
+# -------------------------------------------------------------------------------------- execute
+
+
+def execute_step(step: Step, runtime: Runtime, *, force: bool, environment: Mapping[str, Any]) -> Published:
+    """Run one stage and publish it; what is published stays whole if this fails."""
+    store, run, stage = runtime.store, runtime.config.name, step.stage
+
+    def tell(holder: str) -> None:
+        log.info("%-9s waiting for %s, which is making the same", stage.name, holder)
+
+    with store.lock(f"{stage.name}/{step.fingerprint[:20]}", wait=True, waiting=tell):
+        if step.action == "link":
+            shared = store.find(stage.name, step.fingerprint)
+            if shared is not None:
+                store.link(run, shared)
+                return shared
+        directory = store.open_work(stage.name, step.fingerprint, fresh=force)
+        upstream = {}
+        for name in stage.upstream:
+            published = store.open_run(run, name)
+            if published is not None:
+                upstream[name] = published
+        work = Work(
+            stage=stage,
+            config=SimpleNamespace(
+                **{name: getattr(runtime.config, name) for name in stage.reads}
+            ),
+            seed=runtime.config.seed,
+            directory=directory,
+            runtime=runtime,
+            upstream=upstream,
+            fresh=force,
+        )
+        started = time.perf_counter()
+        with _PeakMemory() as memory:
+            try:
+                facts = dict(stage.run(work))
+            except CdpError:
+                raise
+            except OSError as error:
+                raise StageError(
+                    f"stage {stage.name} could not read or write: {error}. What was published "
+                    "before is untouched"
+                ) from error
+        manifest = {
+            "stage": stage.name,
+            "fingerprint": step.fingerprint,
+            "ingredients": step.ingredients,
+            "schemas": step.ingredients["schemas"],
+            "facts": facts,
+            "seconds": round(time.perf_counter() - started, 3),
+            "peak_memory_mib": memory.peak_mib,
+            "environment": environment,
+        }
+        published = store.publish(stage.name, directory, manifest)
+        store.link(run, published)
+        return published
+
+
+class _PeakMemory:
+    """The largest resident memory of this process and its children together, sampled."""
+
+    def __enter__(self) -> _PeakMemory:
+        import threading
+
+        self.peak_mib = 0
+        self._stop = threading.Event()
+        self._thread = threading.Thread(target=self._watch, daemon=True)
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stop.set()
+        self._thread.join()
+
+    def _watch(self) -> None:
+        import psutil
+
+        process = psutil.Process()
+        while True:
+            total = 0
+            try:
+                for each in (process, *process.children(recursive=True)):
+                    total += _resident_bytes(each)
+            except psutil.Error:
+                pass
+            self.peak_mib = max(self.peak_mib, total >> 20)
+            if self._stop.wait(0.25):
+                return
+
+
+def _resident_bytes(process: Any) -> int:
+    import psutil
+
+    try:
+        return int(process.memory_info().rss)
+    except psutil.Error:
+        return 0

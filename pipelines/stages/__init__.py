@@ -1,0 +1,33 @@
+"""The stages, top to bottom. Data flows down this list and never up."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from pipelines.stage import Stage
+from pipelines.stages import embed, evaluate, ingest, knn, mediate, propagate, report, retrain, train
+
+STAGES: tuple[Stage, ...] = (
+    ingest.STAGE,  # files -> samples that can be read, and those set aside
+    train.STAGE,  # labelled samples -> the base and the committee
+    embed.STAGE,  # samples -> one view a member
+    knn.STAGE,  # views -> one neighbour graph a view
+    mediate.STAGE,  # graphs -> candidate pairs with a probability
+    propagate.STAGE,  # pairs -> pseudo-labels
+    retrain.STAGE,  # labelled + pseudo-labelled -> the low-resolution recognizer
+    evaluate.STAGE,  # recognizers, labels and truth -> figures
+    report.STAGE,  # figures -> a summary
+)
+
+
+def describe_facts(stage: str, facts: Mapping[str, Any]) -> str:
+    """The counts of one stage for its line on the console."""
+    told = []
+    for name, value in facts.items():
+        if isinstance(value, bool) or not isinstance(value, int | float | str):
+            continue
+        number = f"{value:,}" if isinstance(value, int) else value
+        number = f"{number:.3f}" if isinstance(number, float) else number
+        told.append(f"{name.replace('_', ' ')} {number}")
+    return ", ".join(told[:7])

@@ -1,0 +1,155 @@
+"""embed: samples -> unit vectors, one view a member, for the labelled and the unlabelled split.
+
+The contract:
+- Each part decodes its images once and shows them to every member, so all views of a part are of
+  the same pixels. A part whose files are all there is not made again.
+- Rows of a table are in the order of `sample_id`; vectors are unit length, NaN is an error.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from cdp.errors import DataError
+from pipelines.config import MemberSettings, RunConfig
+from pipelines.dataset import Dataset
+from pipelines.models import open_embedder
+from pipelines.stage import Stage, Work
+from pipelines.store import vector_column, write_table
+
+PART_SIZE = 512
+SPLITS = ("labelled", "unlabelled")
+
+
+def describe_embeddings(dimension: int) -> pa.Schema:
+    """The table of one view; dimension 0 stands for any."""
+    return pa.schema(
+        [
+            ("sample_id", pa.int64()),
+            ("embedding", pa.list_(pa.float32(), dimension)),
+            ("norm", pa.float32()),
+        ]
+    )
+
+
+def run(work: Work) -> Mapping[str, Any]:
+    samples = work.read("ingest.samples", columns=["sample_id", "path", "split"]).to_pandas()
+    members = work.config.committee.all
+    origins = [_find_origin(work, member) for member in members]
+    parts, facts = [], {}
+    for split in SPLITS:
+        chosen = samples[samples.split == split]
+        facts[split] = len(chosen)
+        for number, row in enumerate(range(0, len(chosen), PART_SIZE)):
+            part = chosen.iloc[row : row + PART_SIZE]
+            name = f"part-{number:05d}"
+            targets = [
+                work.path("embeddings", f"{split}/{member.name}").joinpath(f"{name}.parquet")
+                for member in members
+            ]
+            parts.append(
+                (work.dataset, split, row, part.sample_id.to_numpy(), part.path.tolist(), members,
+                 origins, targets, work.config.embed.reduce_px, work.config.embed.flip,
+                 work.runtime.device)
+            )  # fmt: skip
+    dimensions: list[int] = []
+    for dimensions in work.engine.map(embed_part, parts, label="embed"):
+        pass
+    facts["dimensions"] = {m.name: d for m, d in zip(members, dimensions, strict=True)}
+    return facts
+
+
+def _find_origin(work: Work, member: MemberSettings) -> Path | None:
+    """The file a member is read from; None for ready features."""
+    if member.backbone is not None:
+        return work.locate("train.history").parent / f"{member.name}.safetensors"
+    if member.features is not None:
+        return None
+    return work.dataset.locate(str(member.onnx or member.checkpoint))
+
+
+def embed_part(
+    dataset: Dataset,
+    split: str,
+    first_row: int,
+    sample_id: np.ndarray,
+    paths: list[str],
+    members: tuple[MemberSettings, ...],
+    origins: list[Path | None],
+    targets: list[Path],
+    reduce_px: int | None,
+    flip: bool,
+    device: str,
+) -> list[int]:
+    """Write one part of every view that is not there yet; return the dimension of each view."""
+    import pyarrow.parquet as pq
+
+    dimensions = []
+    faces = None
+    for member, origin, target in zip(members, origins, targets, strict=True):
+        if target.exists():
+            schema = pq.read_schema(target)
+            dimensions.append(schema.field("embedding").type.list_size)
+            continue
+        if member.features is not None:
+            rows = slice(first_row, first_row + len(sample_id))
+            features = dataset.read_features(split, member.features)[rows]
+            vectors, norm = _normalise(np.asarray(features, np.float32), member.name, paths)
+        else:
+            if faces is None:
+                faces = dataset.read_faces(paths)
+            assert origin is not None
+            embedder = open_embedder(origin, origin.stat().st_mtime_ns, reduce_px, device)
+            vectors, norm = embedder.embed(faces, flip=flip)
+            _check_vectors(vectors, member.name, paths)
+        write_table(
+            target,
+            {"sample_id": sample_id, "embedding": vector_column(vectors), "norm": norm},
+            describe_embeddings(vectors.shape[1]),
+        )
+        dimensions.append(vectors.shape[1])
+    return dimensions
+
+
+def _normalise(
+    features: np.ndarray, name: str, paths: list[str]
+) -> tuple[np.ndarray, np.ndarray]:
+    norm = np.linalg.norm(features, axis=1)
+    _check_vectors(norm[:, None], name, paths)
+    if not norm.all():
+        raise DataError(f"view {name}: the embedding of {paths[int(norm.argmin())]} is all zeros")
+    return features / norm[:, None], norm
+
+
+def _check_vectors(vectors: np.ndarray, name: str, paths: list[str]) -> None:
+    finite = np.isfinite(vectors).all(axis=1)
+    if not finite.all():
+        raise DataError(
+            f"view {name}: the embedding of {paths[int(finite.argmin())]} holds NaN or infinity. "
+            "Train that member again (--stage train --force) or check its file"
+        )
+
+
+def list_model_files(config: RunConfig) -> tuple[str, ...]:
+    """The ONNX files and checkpoints that the committee names."""
+    return tuple(
+        str(member.onnx or member.checkpoint)
+        for member in config.committee.all
+        if member.onnx or member.checkpoint
+    )
+
+
+STAGE = Stage(
+    name="embed",
+    version=1,
+    inputs=("ingest.samples", "train.history"),
+    outputs={"embeddings": describe_embeddings(0)},
+    reads=("committee", "embed"),
+    files=list_model_files,
+    run=run,
+)

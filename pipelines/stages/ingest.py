@@ -1,0 +1,149 @@
+"""ingest: the files of a data set -> samples that can be read, and those set aside.
+
+The contract:
+- Every image is opened once, here. What cannot be decoded, is too small, or repeats the bytes of
+  an earlier image goes to `rejected` with the reason, and the run goes on.
+- `sample_id` counts accepted images from 0, ordered by split (labelled, unlabelled, evaluation)
+  then path.
+- The identity of an unlabelled image, where a benchmark knows it, is in `truth` alone.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections import Counter
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from cdp.errors import DataError
+from pipelines.dataset import Dataset, Entry
+from pipelines.stage import Stage, Work
+
+SAMPLES = pa.schema(
+    [
+        ("sample_id", pa.int64()),
+        ("dataset", pa.string()),
+        ("path", pa.string()),
+        ("split", pa.string()),
+        ("identity", pa.string()),
+        ("width", pa.int32()),
+        ("height", pa.int32()),
+        ("sha256", pa.string()),
+    ]
+)
+REJECTED = pa.schema([("dataset", pa.string()), ("path", pa.string()), ("reason", pa.string())])
+TRUTH = pa.schema([("sample_id", pa.int64()), ("identity", pa.string())])
+
+PART_SIZE = 1000
+"""Images a part; small enough to spread, large enough not to drown in scheduling."""
+
+
+def run(work: Work) -> Mapping[str, Any]:
+    entries = work.dataset.list_entries()
+    if work.dataset.kind == "features":
+        found = [(0, 0, "", "") for _ in entries]
+    else:
+        settings = work.config.ingest
+        parts = [
+            (work.dataset, [e.path for e in entries[row : row + PART_SIZE]], settings.min_px,
+             settings.max_pixels)
+            for row in range(0, len(entries), PART_SIZE)
+        ]  # fmt: skip
+        found = [
+            image for part in work.engine.map(inspect_part, parts, label="ingest") for image in part
+        ]
+    reasons = _reject_repeats(entries, found)
+    accepted = [row for row, reason in enumerate(reasons) if not reason]
+    rejected = [row for row, reason in enumerate(reasons) if reason]
+    name = work.dataset.manifest.name
+    kept = [entries[row] for row in accepted]
+    hidden = [entry.split == "unlabelled" for entry in kept]
+    work.write(
+        "samples",
+        {
+            "sample_id": np.arange(len(kept)),
+            "dataset": [name] * len(kept),
+            "path": [entry.path for entry in kept],
+            "split": [entry.split for entry in kept],
+            "identity": [None if h else e.identity for h, e in zip(hidden, kept, strict=True)],
+            "width": [found[row][0] for row in accepted],
+            "height": [found[row][1] for row in accepted],
+            "sha256": [found[row][2] for row in accepted],
+        },
+    )
+    work.write(
+        "rejected",
+        {
+            "dataset": [name] * len(rejected),
+            "path": [entries[row].path for row in rejected],
+            "reason": [reasons[row] for row in rejected],
+        },
+    )
+    known = [row for row, entry in enumerate(kept) if hidden[row] and entry.identity is not None]
+    work.write("truth", {"sample_id": known, "identity": [kept[row].identity for row in known]})
+    counts = Counter(entry.split for entry in kept)
+    if not counts["unlabelled"]:
+        raise DataError(
+            f"data set {name}: no unlabelled image could be used, {len(rejected)} were rejected"
+            + (f", the first because: {reasons[rejected[0]]}" if rejected else "")
+        )
+    people = {
+        split: len({entry.identity for entry in kept if entry.split == split} - {None})
+        for split in ("labelled", "evaluation")
+    }
+    return {
+        "images": len(entries),
+        "rejected": len(rejected),
+        **{split: counts[split] for split in ("labelled", "unlabelled", "evaluation")},
+        "labelled_people": people["labelled"],
+        "evaluation_people": people["evaluation"],
+        "truth_known": len(known) == counts["unlabelled"],
+    }
+
+
+def inspect_part(
+    dataset: Dataset, paths: list[str], min_px: int, max_pixels: int
+) -> list[tuple[int, int, str, str]]:
+    """(width, height, sha256, reason) of each image; reason is empty when it can be used."""
+    from cdp.images.decode import decode_image
+
+    if dataset.kind == "synthetic":
+        faces = dataset.read_faces(paths)
+        size = faces.shape[1]
+        return [(size, size, hashlib.sha256(face.tobytes()).hexdigest(), "") for face in faces]
+    found = []
+    for path in paths:
+        digest = ""
+        try:
+            data = dataset.read_bytes(path)
+            digest = hashlib.sha256(data).hexdigest()
+            image = decode_image(data, min_px=min_px, max_pixels=max_pixels)
+            found.append((image.shape[1], image.shape[0], digest, ""))
+        except DataError as error:
+            found.append((0, 0, digest, str(error)))
+    return found
+
+
+def _reject_repeats(entries: list[Entry], found: list[tuple[int, int, str, str]]) -> list[str]:
+    first: dict[str, str] = {}
+    reasons = []
+    for entry, (_, _, digest, reason) in zip(entries, found, strict=True):
+        if not reason and digest:
+            original = first.setdefault(digest, entry.path)
+            if original != entry.path:
+                reason = f"same bytes as {original}"
+        reasons.append(reason)
+    return reasons
+
+
+STAGE = Stage(
+    name="ingest",
+    version=1,
+    inputs=(),
+    outputs={"samples": SAMPLES, "rejected": REJECTED, "truth": TRUTH},
+    reads=("ingest",),
+    run=run,
+)
