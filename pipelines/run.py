@@ -20,13 +20,13 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from cdp.errors import BackendError, CdpError, ConfigError, DataError
+from cdp.errors import CdpError, ConfigError, DataError
 from pipelines.config import read_config
 from pipelines.dataset import Dataset
 from pipelines.engine import Engine
 from pipelines.stage import Runtime, Step, execute_step, plan_run
 from pipelines.stages import STAGES, describe_facts
-from pipelines.store import FileDigests, Published, Store
+from pipelines.store import FileDigests, Store
 
 log = logging.getLogger("cdp")
 
@@ -69,13 +69,36 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         return _run(options)
     except KeyboardInterrupt:
-        print("\ninterrupted; finished parts are kept. To go on: " + _resume(), file=sys.stderr)
+        print(f"\ninterrupted; finished parts are kept. To go on: {_resume(arguments)}",
+              file=sys.stderr)  # fmt: skip
         return 130
-    except (ConfigError, DataError, CdpError) as error:
+    except _StageFailure as failure:
+        print(
+            f"error: stage {failure.stage}: {_tell(failure.cause)}\n"
+            f"full log: {failure.log_path}\n"
+            f"to go on once that is mended: {_resume(arguments)}",
+            file=sys.stderr,
+        )
+        return _exit_code(failure.cause)
+    except CdpError as error:
         print(f"error: {error}", file=sys.stderr)
-        return 2 if isinstance(error, ConfigError | DataError) else 1
+        return _exit_code(error)
     finally:
         _close_logs()
+
+
+class _StageFailure(Exception):  # noqa: N818 - not an error of its own, it carries one
+    def __init__(self, stage: str, cause: Exception, log_path: Path) -> None:
+        super().__init__(stage)
+        self.stage, self.cause, self.log_path = stage, cause, log_path
+
+
+def _exit_code(error: Exception) -> int:
+    return 2 if isinstance(error, ConfigError | DataError) else 1
+
+
+def _tell(error: Exception) -> str:
+    return str(error) if isinstance(error, CdpError) else f"{type(error).__name__}: {error}"
 
 
 def _run(options: argparse.Namespace) -> int:
@@ -89,76 +112,54 @@ def _run(options: argparse.Namespace) -> int:
     digests = FileDigests(store.root / "files.json", rehash=options.verify)
     engine = Engine(workers=options.workers, scheduler=options.scheduler)
     runtime = Runtime(config, dataset, store, engine, digests, options.device)
+    only = None if options.stage == "all" else options.stage
 
     def plan() -> list[Step]:
-        return plan_run(
-            STAGES,
-            runtime,
-            only=None if options.stage == "all" else options.stage,
-            until=options.until,
-            force=options.force,
-            verify=options.verify,
-        )
+        return plan_run(STAGES, runtime, only=only, until=options.until, force=options.force,
+                        verify=options.verify)  # fmt: skip
 
     if options.dry_run:
         for step in plan():
-            print(f"{step.action:5} {step.stage.name:9} {step.reason}")
+            print(f"{step.stage.name:9} {step.action:5} {step.reason}")
         return 0
     with store.lock(f"run {config.name}", wait=False), engine:
         started = time.perf_counter()
-        log_path = _open_logs(options.runs_dir / config.name)
         steps = plan()
         digests.save()
-        ran = [step for step in steps if step.action in ("run", "link")]
+        log_path = _open_logs(options.runs_dir / config.name)
         log.debug("config %s", config.model_dump_json())
         for step in steps:
-            if not _take(step, runtime, options, log_path):
-                return 1
-        seconds = time.perf_counter() - started
+            _take(step, runtime, options, log_path)
         place = options.runs_dir / config.name
-        if ran:
-            log.info("done in %.0f s: %s", seconds, place)
-        else:
-            log.info("nothing to do, everything is up to date (%.1f s): %s", seconds, place)
-        _print_summary(store, config.name, ran, options)
+        seconds = time.perf_counter() - started
+        idle = all(step.action in ("skip", "omit") for step in steps)
+        told = "nothing to do, everything is up to date" if idle else "done"
+        log.info("%s: %s (%.1f s)", told, place, seconds)
+        if steps[-1].stage.name == "report":
+            report = store.open_run(config.name, "report")
+            if report is not None:
+                log.info("\n%s", (report.directory / "summary.txt").read_text("utf-8").rstrip())
     return 0
 
 
-def _take(step: Step, runtime: Runtime, options: argparse.Namespace, log_path: Path) -> bool:
-    """Run, link or skip one stage and say so; False when it failed."""
+def _take(step: Step, runtime: Runtime, options: argparse.Namespace, log_path: Path) -> None:
+    """Run, link or skip one stage and say so."""
     name = step.stage.name
-    if step.action in ("skip", "omit"):
-        log.info("%-9s skip  %s", name, step.reason)
-        return True
     log.info("%-9s %-5s %s", name, step.action, step.reason)
+    if step.action in ("skip", "omit"):
+        return
     try:
         published = execute_step(
             step, runtime, force=options.force, environment=_describe_environment(options)
         )
-    except (ConfigError, DataError):
-        log.debug("stage %s", name, exc_info=True)
-        raise
-    except KeyboardInterrupt:
-        raise
     except Exception as error:
-        log.debug("stage %s", name, exc_info=True)
-        kind = "" if isinstance(error, CdpError) else f"{type(error).__name__}: "
-        log.error("%-9s FAILED %s%s", name, kind, error)
-        if not isinstance(error, BackendError) or True:
-            log.error("full log: %s\nto go on: %s", log_path, _resume())
-        return False
-    seconds = published.manifest["seconds"]
-    told = describe_facts(name, published.facts)
-    log.info("%-9s done  %s  %.1f s, peak %d MiB", name, told, seconds,
-             published.manifest["peak_memory_mib"])  # fmt: skip
-    return True
-
-
-def _print_summary(store: Store, run: str, ran: list[Step], options: argparse.Namespace) -> None:
-    report = store.open_run(run, "report")
-    if report is not None and (ran and ran[-1].stage.name == "report" or not ran):
-        if options.stage in ("all", "report"):
-            print("\n" + (report.directory / "summary.txt").read_text(encoding="utf-8"), end="")
+        log.debug("stage %s failed", name, exc_info=True)
+        raise _StageFailure(name, error, log_path) from error
+    manifest = published.manifest
+    log.info(
+        "%-9s done  %s (%.1f s, peak %d MiB)",
+        name, describe_facts(published.facts), manifest["seconds"], manifest["peak_memory_mib"],
+    )  # fmt: skip
 
 
 def _find_manifest(name: str, config_path: Path) -> Path:
@@ -184,8 +185,9 @@ def _describe_environment(options: argparse.Namespace) -> dict[str, Any]:
     }
 
 
-def _resume() -> str:
-    return shlex.join([Path(sys.executable).name, "-m", "pipelines.run", *sys.argv[1:]])
+def _resume(arguments: list[str] | None) -> str:
+    given = sys.argv[1:] if arguments is None else arguments
+    return shlex.join(["python", "-m", "pipelines.run", *given])
 
 
 def _open_logs(run_directory: Path) -> Path:

@@ -197,12 +197,13 @@ def plan_run(
     store, run = runtime.store, runtime.config.name
     fingerprints: dict[str, str] = {}
     redone: set[str] = set()
+    omitted: set[str] = set()
     steps: list[Step] = []
     for stage in stages:
-        omitted = stage.needs_images and runtime.dataset.kind == "features"
-        if omitted:
-            reason = "the data set brings its own features"
-            steps.append(Step(stage, "", {}, "omit", reason))
+        if stage.needs_images and runtime.dataset.kind == "features":
+            omitted.add(stage.name)
+            if only in (None, stage.name):
+                steps.append(Step(stage, "", {}, "omit", "the data set brings its own features"))
             continue
         published = store.open_run(run, stage.name)
         if only is not None and stage.name != only:
@@ -210,7 +211,7 @@ def plan_run(
                 fingerprints[stage.name] = published.fingerprint
             continue
         if only is not None:
-            _require_upstream(stage, runtime, fingerprints, verify=verify)
+            _require_upstream(stage, runtime, fingerprints, omitted, verify=verify)
         ingredients = collect_ingredients(stage, runtime, fingerprints)
         fingerprint = digest_json(ingredients)
         fingerprints[stage.name] = fingerprint
@@ -281,10 +282,17 @@ def _find_changes(before: Any, now: Any, path: str) -> list[str]:
 
 
 def _require_upstream(
-    stage: Stage, runtime: Runtime, fingerprints: Mapping[str, str], *, verify: bool
+    stage: Stage,
+    runtime: Runtime,
+    fingerprints: Mapping[str, str],
+    omitted: set[str],
+    *,
+    verify: bool,
 ) -> None:
     run = runtime.config.name
     for name in stage.upstream:
+        if name in omitted:
+            continue
         published = runtime.store.open_run(run, name)
         if name not in fingerprints or published is None:
             raise StageError(

@@ -21,7 +21,7 @@ STAGES: tuple[Stage, ...] = (
 )
 
 
-def describe_facts(stage: str, facts: Mapping[str, Any]) -> str:
+def describe_facts(facts: Mapping[str, Any]) -> str:
     """The counts of one stage for its line on the console."""
     told = []
     for name, value in facts.items():

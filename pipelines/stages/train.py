@@ -1,0 +1,86 @@
+"""train: labelled samples -> the base and the committee members that are trained here.
+
+The contract:
+- Members that are ONNX files or checkpoints are not touched. Each trained member lies beside the
+  history as `<member>.safetensors`.
+- Member i is seeded by the run's seed plus i, so equal architectures still differ.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from cdp.errors import DataError
+from pipelines.models import (
+    HISTORY,
+    LabelledSet,
+    TrainingJob,
+    copy_model,
+    read_history,
+    train_once,
+)
+from pipelines.stage import Stage, Work
+
+
+def run(work: Work) -> Mapping[str, Any]:
+    members = [
+        (number, member)
+        for number, member in enumerate(work.config.committee.all)
+        if member.backbone is not None
+    ]
+    if not members:
+        work.write("history", HISTORY.empty_table())
+        return {"models": 0}
+    labelled = select_labelled(work)
+    histories = []
+    for number, member in members:
+        job = TrainingJob(
+            name=member.name,
+            backbone=str(member.backbone),
+            width=member.width,
+            settings=work.config.train,
+            sets=(labelled,),
+            seed=work.seed + number,
+        )
+        directory = train_once(work, job)
+        copy_model(work, directory, member.name)
+        histories.append(read_history(directory, member.name))
+    history = pa.concat_tables(histories)
+    work.write("history", history)
+    last = {row["model"]: row["accuracy"] for row in history.to_pylist()}
+    return {
+        "models": len(members),
+        "images": len(labelled.paths),
+        "people": int(labelled.label.max()) + 1,
+        "accuracy": {name: round(value, 4) for name, value in last.items()},
+    }
+
+
+def select_labelled(work: Work) -> LabelledSet:
+    """The labelled samples with their people numbered in order of name."""
+    samples = work.read("ingest.samples").to_pandas()
+    labelled = samples[samples.split == "labelled"]
+    people = labelled.identity.nunique()
+    if people < 2:
+        raise DataError(
+            f"training needs labelled images of at least 2 people, the data set has {people}. "
+            "Add labelled images, or give the committee ONNX files or checkpoints only and vote: "
+            "mediate.method=vote"
+        )
+    label = labelled.identity.factorize(sort=True)[0].astype(np.int64)
+    return LabelledSet(tuple(labelled.path), tuple(labelled.sha256), label)
+
+
+STAGE = Stage(
+    name="train",
+    version=1,
+    inputs=("ingest.samples",),
+    outputs={"history": HISTORY},
+    reads=("committee", "train"),
+    run=run,
+    needs_images=True,
+)
