@@ -73,20 +73,22 @@ class CommitteeSettings(Settings):
 
 
 class TrainingSettings(Settings):
-    """How one model is trained; see `cdp.training.TrainingPlan`."""
+    """How one model is trained; see `cdp.training.TrainingPlan` for what each does."""
 
-    input_px: Positive = 24
+    input_px: Annotated[int, Field(ge=8)] = 24
     embedding_dim: Positive = 128
     head: str = "adaface"
     head_options: dict[str, float] = Field(default_factory=dict)
     degradation: str = "adaface"
     epochs: Positive = 12
-    batch_size: Positive = 128
+    batch_size: Annotated[int, Field(ge=2)] = 64
+    optimizer: Literal["sgd", "adamw"] = "sgd"
     learning_rate: float = Field(0.1, gt=0)
     weight_decay: float = Field(5e-4, ge=0)
     warmup_epochs: float = Field(1.0, ge=0)
+    margin_warmup_epochs: float = Field(2.0, ge=0)
     gradient_clip: float | None = Field(5.0, gt=0)
-    ema: float | None = Field(None, gt=0, lt=1)
+    ema_decay: float | None = Field(None, gt=0, lt=1)
 
 
 class IngestSettings(Settings):

@@ -23,6 +23,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from cdp.errors import ConfigError
 from pipelines.config import TrainingSettings
 from pipelines.dataset import Dataset
 from pipelines.stage import Work
@@ -45,6 +46,7 @@ HISTORY = pa.schema(
     ]
 )
 PART_SIZE = 1000
+CHECKPOINT, WHOLE = "checkpoint.safetensors", "whole"
 
 
 @dataclass(frozen=True)
@@ -109,8 +111,10 @@ def train_once(work: Work, job: TrainingJob) -> Path:
             if work.fresh:
                 shutil.rmtree(draft, ignore_errors=True)
             draft.mkdir(parents=True, exist_ok=True)
-            _train(work, job, draft)
+            if not (draft / WHOLE).exists():
+                _train(work, job, draft)
             draft.rename(directory)
+            (directory / CHECKPOINT).unlink(missing_ok=True)
     return directory
 
 
@@ -148,7 +152,6 @@ def _train(work: Work, job: TrainingJob, draft: Path) -> None:
         width=job.width,
         seed=job.seed,
     )
-    total = sum(len(each.paths) for each in job.sets)
     branches = [
         Branch(
             head=build_head(
@@ -161,23 +164,23 @@ def _train(work: Work, job: TrainingJob, draft: Path) -> None:
             images=_load_faces(work, each),
             label=each.label,
             weight=each.weight,
-            share=len(each.paths) / total,
         )
         for number, each in enumerate(job.sets)
     ]
     plan = TrainingPlan(
         epochs=settings.epochs,
         batch_size=settings.batch_size,
+        optimizer=settings.optimizer,
         learning_rate=settings.learning_rate,
         weight_decay=settings.weight_decay,
         warmup_epochs=settings.warmup_epochs,
+        margin_warmup_epochs=settings.margin_warmup_epochs,
         gradient_clip=settings.gradient_clip,
-        ema=settings.ema,
-        degradation=settings.degradation,
-        input_px=settings.input_px,
+        ema_decay=settings.ema_decay,
+        degradation=_find_degradation(settings.degradation),
         seed=job.seed,
     )
-    checkpoint = draft / "checkpoint.safetensors"
+    checkpoint = draft / CHECKPOINT
 
     def keep(state: dict[str, Any]) -> None:
         with open_atomically(checkpoint) as path:
@@ -190,7 +193,7 @@ def _train(work: Work, job: TrainingJob, draft: Path) -> None:
         device=work.runtime.device,
         resume=load_file(checkpoint) if checkpoint.exists() else None,
         on_epoch=keep,
-        label=f"{work.stage.name} {job.name}",
+        description=f"{work.stage.name} {job.name}",
     )
     with open_atomically(draft / "weights.safetensors") as path:
         save_model(backbone, path)
@@ -198,8 +201,17 @@ def _train(work: Work, job: TrainingJob, draft: Path) -> None:
     write_table(
         draft / "history.parquet", {"model": [job.name] * len(history), **columns}, HISTORY
     )
-    checkpoint.unlink(missing_ok=True)
-    write_text(draft / "whole", "")
+    write_text(draft / WHOLE, "")
+
+
+def _find_degradation(name: str) -> Any:
+    from cdp.images.degradation import DEGRADATIONS
+
+    if name not in DEGRADATIONS:
+        raise ConfigError(
+            f"unknown degradation {name!r}; choose one of: {', '.join(DEGRADATIONS)}"
+        )
+    return DEGRADATIONS[name]
 
 
 def _load_faces(work: Work, each: LabelledSet) -> np.ndarray:

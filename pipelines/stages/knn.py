@@ -1,0 +1,154 @@
+"""knn: views -> one k-nearest-neighbour graph a view and split, by cosine.
+
+The contract:
+- An index is built once a view, saved, and queried in parts by the workers; the parts do not
+  depend on how many workers there are.
+- Each graph's recall is measured on a seeded sample against exact search and is in the manifest.
+- Neighbours are named by `sample_id`, nearest first, the sample itself left out.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from cdp.errors import DataError
+from cdp.types import UNLABELLED, KnnGraph
+from pipelines.stage import Stage, Work
+from pipelines.stages.embed import SPLITS
+from pipelines.store import read_vectors, vector_column, write_table
+
+PART_SIZE = 4096
+
+
+def describe_neighbours(k: int) -> pa.Schema:
+    """The table of one graph; k 0 stands for any."""
+    return pa.schema(
+        [
+            ("sample_id", pa.int64()),
+            ("neighbour", pa.list_(pa.int64(), k)),
+            ("similarity", pa.list_(pa.float32(), k)),
+        ]
+    )
+
+
+def run(work: Work) -> Mapping[str, Any]:
+    settings = work.config.knn
+    counts = {split: int(work.input_facts("embed")[split]) for split in SPLITS}
+    for split, count in counts.items():
+        if 0 < count <= settings.k:
+            raise DataError(
+                f"the {split} split has {count} images, and knn.k={settings.k} needs at least "
+                f"{settings.k + 1}. Add images or lower knn.k"
+            )
+    views = [
+        (split, member.name)
+        for split in SPLITS
+        if counts[split]
+        for member in work.config.committee.all
+    ]
+    options = {"backend": settings.backend, "seed": work.seed, **settings.options}
+    places = {view: work.scratch / f"{view[0]}-{view[1]}" for view in views}
+    build = [
+        (work.locate("embed.embeddings", "/".join(view)), places[view], options) for view in views
+    ]
+    for _ in work.engine.map(build_view, build, label="knn builds indexes"):
+        pass
+    queries = [
+        (places[view], options, settings.k, row,
+         work.path("neighbours", "/".join(view)) / f"part-{number:05d}.parquet")
+        for view in views
+        for number, row in enumerate(range(0, counts[view[0]], PART_SIZE))
+    ]  # fmt: skip
+    for _ in work.engine.map(query_part, queries, label="knn searches"):
+        pass
+    sample = [
+        (places[view], work.path("neighbours", "/".join(view)), settings.recall_sample, work.seed)
+        for view in views
+    ]
+    recalls = list(work.engine.map(measure_view, sample, label="knn measures recall"))
+    return {
+        "k": settings.k,
+        "backend": settings.backend,
+        "graphs": len(views),
+        "lowest_recall": round(min(recalls), 4),
+        "recall": {"/".join(v): round(recall, 4) for v, recall in zip(views, recalls, strict=True)},
+    }
+
+
+def build_view(embeddings: Path, place: Path, options: dict[str, Any]) -> None:
+    """Save the vectors of one view, for mapping, and an index over them."""
+    from cdp.knn import build_index
+
+    if place.exists():
+        return
+    draft = place.with_name(f"{place.name}.draft")
+    shutil.rmtree(draft, ignore_errors=True)
+    draft.mkdir()
+    vectors = read_vectors(embeddings, "embedding")
+    ids = pq.read_table(embeddings, columns=["sample_id"])["sample_id"].to_numpy()
+    np.save(draft / "vectors.npy", vectors)
+    np.save(draft / "ids.npy", ids)
+    build_index(vectors, **options).save(draft / "index")
+    draft.rename(place)
+
+
+@lru_cache(maxsize=2)
+def _open_view(place: Path, backend: str) -> tuple[Any, np.ndarray, np.ndarray]:
+    from cdp.knn import load_index
+
+    vectors = np.load(place / "vectors.npy", mmap_mode="r")
+    return load_index(place / "index", vectors), vectors, np.load(place / "ids.npy")
+
+
+def query_part(place: Path, options: dict[str, Any], k: int, row: int, target: Path) -> None:
+    """Search the neighbours of one block of rows and write them."""
+    from cdp.knn import query_index
+
+    if target.exists():
+        return
+    index, vectors, ids = _open_view(place, options["backend"])
+    rows = slice(row, min(row + PART_SIZE, len(vectors)))
+    graph = query_index(index, vectors, rows, k)
+    write_table(
+        target,
+        {
+            "sample_id": ids[rows],
+            "neighbour": vector_column(ids[graph.neighbour]),
+            "similarity": vector_column(graph.similarity),
+        },
+        describe_neighbours(k),
+    )
+
+
+def measure_view(place: Path, neighbours: Path, sample: int, seed: int) -> float:
+    """Recall of one published graph against exact search over the same vectors."""
+    from cdp.knn import measure_recall
+
+    vectors = np.load(place / "vectors.npy", mmap_mode="r")
+    graph = read_graph(neighbours, np.load(place / "ids.npy"))
+    return float(measure_recall(vectors, graph, sample=sample, seed=seed))
+
+
+def read_graph(neighbours: Path, sample_id: np.ndarray) -> KnnGraph:
+    """A published graph with neighbours as positions in the ascending `sample_id`."""
+    neighbour = np.searchsorted(sample_id, read_vectors(neighbours, "neighbour"))
+    assert neighbour.min(initial=0) > UNLABELLED
+    return KnnGraph(neighbour.astype(np.int64), read_vectors(neighbours, "similarity"))
+
+
+STAGE = Stage(
+    name="knn",
+    version=1,
+    inputs=("embed.embeddings",),
+    outputs={"neighbours": describe_neighbours(0)},
+    reads=("committee", "knn"),
+    run=run,
+)

@@ -1,0 +1,183 @@
+"""Data sets as a user lays them out, and the ways they can be wrong."""
+
+import numpy as np
+import pytest
+import yaml
+
+from cdp.errors import ConfigError, DataError
+from pipelines.dataset import Dataset
+from pipelines.store import FileDigests
+
+
+@pytest.fixture
+def write(tmp_path):
+    """Make files below a data root and a manifest; return the opened data set."""
+    root = tmp_path / "data"
+    root.mkdir()
+
+    def make(manifest, files=()):
+        for name in files:
+            path = root / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.write_bytes(name.encode())
+        path = tmp_path / "manifest.yaml"
+        path.write_text(yaml.safe_dump({"name": "mine", "kind": "images", **manifest}))
+        return Dataset.open(path, root)
+
+    make.root = root
+    return make
+
+
+def people(count, images):
+    return [f"all/person{p:03d}/{i}.jpg" for p in range(count) for i in range(images)]
+
+
+BY_PERSON = {"people": {"root": "all", "labelled": 0.2, "evaluation": 0.3}}
+
+
+def test_people_are_split_by_person_and_the_split_is_seeded(write):
+    files = people(20, 3) + [f"all/single{p}/0.jpg" for p in range(7)]
+    entries = write(BY_PERSON, files).list_entries()
+    split_of = {}
+    for entry in entries:
+        assert split_of.setdefault(entry.identity, entry.split) == entry.split
+    counts = {split: list(split_of.values()).count(split) for split in set(split_of.values())}
+    assert counts == {"labelled": 4, "evaluation": 6, "unlabelled": 17}
+    assert all(split_of[f"single{p}"] == "unlabelled" for p in range(7))
+    assert write(BY_PERSON).list_entries() == entries
+    other = {"people": {**BY_PERSON["people"], "seed": 1}}
+    assert write(other).list_entries() != entries
+
+
+def test_folders_may_be_splits_of_their_own(write):
+    manifest = {
+        "labelled": {"root": "staff"},
+        "unlabelled": {"root": "camera", "layout": "pile"},
+        "evaluation": {"root": "gate"},
+    }
+    files = ["staff/ann/1.jpg", "staff/bob/1.png", "camera/day 1/é.jpg", "camera/x.jpeg",
+             "gate/eve/1.jpg", "staff/ann/notes.txt"]  # fmt: skip
+    entries = write(manifest, files).list_entries()
+    assert [(e.path, e.split, e.identity) for e in entries] == [
+        ("staff/ann/1.jpg", "labelled", "ann"),
+        ("staff/bob/1.png", "labelled", "bob"),
+        ("camera/day 1/é.jpg", "unlabelled", None),
+        ("camera/x.jpeg", "unlabelled", None),
+        ("gate/eve/1.jpg", "evaluation", "eve"),
+    ]
+
+
+def test_one_person_in_two_splits_is_refused(write):
+    manifest = {"labelled": {"root": "a"}, "unlabelled": {"root": "b"}, "evaluation": {"root": "c"}}
+    dataset = write(manifest, ["a/ann/1.jpg", "b/bob/1.jpg", "c/ann/2.jpg"])
+    with pytest.raises(DataError, match="'ann' is in the labelled and in the evaluation split"):
+        dataset.list_entries()
+
+
+def test_one_file_in_two_splits_is_refused(write):
+    manifest = {
+        "unlabelled": {"root": "a", "layout": "pile"},
+        "labelled": {"root": "a/b"},
+    }
+    dataset = write(manifest, ["a/b/ann/1.jpg"])
+    with pytest.raises(DataError, match="the splits overlap"):
+        dataset.list_entries()
+
+
+@pytest.mark.parametrize(
+    ("manifest", "error", "expected"),
+    [
+        ({"people": {"root": "none", "labelled": 0.2, "evaluation": 0.2}}, DataError, "not a dir"),
+        ({"people": {"root": "../x", "labelled": 0.2, "evaluation": 0.2}}, DataError, "leads out"),
+        ({"people": {"root": "/etc", "labelled": 0.2, "evaluation": 0.2}}, DataError, "leads out"),
+        ({"people": {"root": "all", "labelled": 2.0, "evaluation": 0}}, ConfigError, "labelled"),
+        ({"people": {"root": "all", "labelled": 0.7, "evaluation": 0.7}}, ConfigError, "more than"),
+        ({}, ConfigError, "either people"),
+        ({"labelled": {"root": "all"}}, ConfigError, "needs an unlabelled folder"),
+        ({"kind": "video"}, ConfigError, "kind: .*'images', 'synthetic' or 'features'"),
+        ({"typo": 1}, ConfigError, "typo: no such setting"),
+    ],
+)
+def test_a_wrong_manifest_is_one_clear_message(write, manifest, error, expected):
+    with pytest.raises(error, match=expected):
+        write(manifest, people(5, 2)).list_entries()
+
+
+def test_a_missing_data_root_says_how_to_give_one(tmp_path):
+    path = tmp_path / "manifest.yaml"
+    path.write_text(yaml.safe_dump({"name": "m", "kind": "images", "source": "ask Ann", **BY_PERSON}))
+    with pytest.raises(DataError, match="--data-root.*CDP_DATA_ROOT.*ask Ann"):
+        Dataset.open(path, None)
+    with pytest.raises(DataError, match="is not a directory.*ask Ann"):
+        Dataset.open(path, tmp_path / "nowhere")
+
+
+def test_a_link_out_of_the_data_root_is_not_followed(write, tmp_path):
+    secret = tmp_path / "secret.jpg"
+    secret.write_bytes(b"secret")
+    dataset = write(BY_PERSON, people(5, 2))
+    (write.root / "all" / "person000" / "link.jpg").symlink_to(secret)
+    with pytest.raises(DataError, match="leads out of the data root"):
+        dataset.read_bytes("all/person000/link.jpg")
+
+
+def test_the_digest_follows_content_and_splits_not_the_place(write, tmp_path):
+    def digest(dataset):
+        return dataset.digest(FileDigests(tmp_path / "index.json"))
+
+    dataset = write(BY_PERSON, people(5, 2))
+    before = digest(dataset)
+    moved = tmp_path / "moved"
+    write.root.rename(moved)
+    assert digest(Dataset(dataset.manifest, moved)) == before
+    (moved / "all" / "person000" / "0.jpg").write_bytes(b"other")
+    assert digest(Dataset(dataset.manifest, moved)) != before
+
+
+FEATURES = {"kind": "features", "labelled": {"root": "l"}, "unlabelled": {"root": "u"}}
+
+
+@pytest.fixture
+def features(write):
+    rng = np.random.default_rng(0)
+    vectors = {}
+    for split, count in (("l", 4), ("u", 6)):
+        folder = write.root / split / "features"
+        folder.mkdir(parents=True)
+        names = [f"{split}/{9 - i}.jpg" for i in range(count)]
+        (write.root / split / "list.txt").write_text("\n".join(names) + "\n")
+        vectors[split] = rng.normal(size=(count, 5)).astype(np.float32)
+        vectors[split].tofile(folder / "one.bin")
+        np.save(folder / "two.npy", vectors[split].astype(np.float16))
+    (write.root / "l" / "meta.txt").write_text("7\n7\n8\n8\n")
+    return vectors
+
+
+def test_features_in_the_released_layout_are_mapped_in_list_order(write, features):
+    dataset = write(FEATURES)
+    entries = dataset.list_entries()
+    assert [e.path for e in entries][:4] == ["l/9.jpg", "l/8.jpg", "l/7.jpg", "l/6.jpg"]
+    assert [e.identity for e in entries] == ["labelled/7"] * 2 + ["labelled/8"] * 2 + [None] * 6
+    np.testing.assert_array_equal(dataset.read_features("unlabelled", "one"), features["u"])
+    two = dataset.read_features("labelled", "two")
+    np.testing.assert_allclose(two, features["l"], atol=1e-2)
+
+
+def test_features_that_do_not_fit_their_list_are_refused(write, features):
+    dataset = write(FEATURES)
+    (write.root / "u" / "list.txt").write_text("a\nb\nc\nd\ne\nf\ng\n")
+    with pytest.raises(DataError, match="no whole number of float32 vectors for the 7 rows"):
+        dataset.read_features("unlabelled", "one")
+    with pytest.raises(DataError, match=r"expected floats \(7, d\)"):
+        dataset.read_features("unlabelled", "two")
+    with pytest.raises(DataError, match=r"expected three.bin, three.npy or three.parquet"):
+        dataset.read_features("unlabelled", "three")
+    (write.root / "l" / "meta.txt").write_text("1\n")
+    with pytest.raises(DataError, match="meta.txt has 1 rows, list.txt has 4"):
+        dataset.list_entries()
+
+
+def test_pickled_features_are_refused(write, features):
+    np.save(write.root / "u" / "features" / "evil.npy", np.array([object()]), allow_pickle=True)
+    with pytest.raises(DataError, match="not a .npy array of numbers"):
+        write(FEATURES).read_features("unlabelled", "evil")
