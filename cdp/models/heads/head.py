@@ -1,0 +1,96 @@
+"""What all classification heads share.
+
+The contract:
+- A head maps raw embeddings (b, d) and labels (b,) to a loss per sample and to logits, from which
+  the caller takes the accuracy. Logits carry no margin.
+- The embedding's direction is the identity and its norm the image's quality; a head that wants
+  unit vectors normalises by itself.
+- Heads compute in float32 whatever autocast says: an angle near 0 has no digits in bfloat16.
+- `margin_share` in [0, 1] scales the margin; the training loop raises it from 0 to 1 over the
+  warm-up, because a full margin on random weights teaches nothing.
+- In `eval` mode nothing depends on the rest of the batch and nothing is updated.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from cdp.errors import ConfigError
+
+
+class HeadOutput(NamedTuple):
+    """loss : (b,) float32, one a sample. logits : (b, identities) float32, without margin."""
+
+    loss: Tensor
+    logits: Tensor
+
+
+class Head(nn.Module):
+    """Base of all heads: owns the identity count and the margin's warm-up."""
+
+    def __init__(self, embedding_dim: int, identity_count: int) -> None:
+        super().__init__()
+        if identity_count < 2:
+            raise ConfigError(f"a head needs 2 identities or more, got {identity_count}")
+        self.embedding_dim = embedding_dim
+        self.identity_count = identity_count
+        self.margin_share = 1.0
+
+    def forward(self, embedding: Tensor, label: Tensor) -> HeadOutput:
+        """(b, d) float and (b,) int64 in 0..identities-1 to loss and logits."""
+        with torch.autocast(embedding.device.type, enabled=False):
+            return self.score(embedding.float(), label)
+
+    def score(self, embedding: Tensor, label: Tensor) -> HeadOutput:
+        """`forward` in float32, or in the embedding's own precision when called directly."""
+        raise NotImplementedError
+
+
+class CosineHead(Head):
+    """Base of the heads on the unit sphere: logits are scale x cosine to each identity's centre.
+
+    scale : float or None
+        None chooses `default_scale(identity_count)`.
+    """
+
+    def __init__(
+        self, embedding_dim: int, identity_count: int, *, scale: float | None = None
+    ) -> None:
+        super().__init__(embedding_dim, identity_count)
+        if scale is not None and not scale > 0:
+            raise ConfigError(f"a head's scale must be above 0, got {scale}")
+        self.scale = float(scale) if scale is not None else default_scale(identity_count)
+        self.weight = nn.Parameter(torch.empty(identity_count, embedding_dim))
+        nn.init.normal_(self.weight, std=embedding_dim**-0.5)
+
+    def score(self, embedding: Tensor, label: Tensor) -> HeadOutput:
+        norm = embedding.norm(dim=1).clamp(min=1e-6)
+        cosine = (embedding / norm[:, None]) @ functional.normalize(self.weight, dim=1).T
+        target = cosine.gather(1, label[:, None]).squeeze(1)
+        penalised = self.penalise(target, norm.detach())
+        logits = self.scale * cosine
+        with_margin = logits.scatter(1, label[:, None], (self.scale * penalised)[:, None])
+        return HeadOutput(functional.cross_entropy(with_margin, label, reduction="none"), logits)
+
+    def penalise(self, target: Tensor, norm: Tensor) -> Tensor:
+        """The margin: cosine to the own centre (b,) and embedding norm (b,) to a harder cosine."""
+        raise NotImplementedError
+
+
+def default_scale(identity_count: int) -> float:
+    """A scale that fits the number of identities: 64 for a million of them, less for few.
+
+    With few identities a large scale saturates the softmax and the gradient dies before the margin
+    is met. Ours: twice the fixed scale of AdaCos (Zhang et al. 2019, eq. 11), within 16..64.
+    """
+    return min(64.0, max(16.0, 2 * math.sqrt(2) * math.log(max(identity_count - 1, 2))))
+
+
+def bound_angle(cosine: Tensor) -> Tensor:
+    """The angle of a cosine, in radians; kept off the ends, where the gradient is infinite."""
+    return torch.acos(cosine.clamp(-1 + 1e-6, 1 - 1e-6))

@@ -1,0 +1,22 @@
+"""Linear softmax head: no sphere, no margin. The baseline."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+from torch.nn import functional
+
+from cdp.models.heads.head import Head, HeadOutput
+
+
+class SoftmaxHead(Head):
+    """Cross-entropy over `weight @ embedding + bias`."""
+
+    def __init__(self, embedding_dim: int, identity_count: int) -> None:
+        super().__init__(embedding_dim, identity_count)
+        self.linear = nn.Linear(embedding_dim, identity_count)
+        nn.init.normal_(self.linear.weight, std=0.1 * embedding_dim**-0.5)
+        nn.init.zeros_(self.linear.bias)
+
+    def score(self, embedding: Tensor, label: Tensor) -> HeadOutput:
+        logits = self.linear(embedding)
+        return HeadOutput(functional.cross_entropy(logits, label, reduction="none"), logits)
