@@ -243,7 +243,8 @@ def to_networkx(
     member = propagation.label == label
     rows = np.flatnonzero(member)
     cut = propagation.cut_threshold[rows[0]]
-    kept = member[source] & member[target] & (score > np.float64(propagation.threshold)) & (score >= cut)
+    kept = member[source] & member[target]
+    kept &= (score > np.float64(propagation.threshold)) & (score >= cut)
     graph = networkx.Graph(label=int(label), cut_threshold=float(cut))
     graph.add_nodes_from(rows.tolist())
     for one, other, value in zip(
