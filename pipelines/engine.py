@@ -11,6 +11,7 @@ The contract:
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
@@ -90,13 +91,11 @@ class Engine:
     def _connect(self) -> Any:
         if self._client is not None:
             return self._client
-        import dask
         from distributed import Client, LocalCluster
 
-        dask.config.set({"distributed.logging.distributed": "error"})
         if self.scheduler:
             try:
-                self._client = Client(self.scheduler, timeout="10s", set_as_default=False)
+                self._client = Client(self.scheduler, timeout="10s")
             except (OSError, TimeoutError, ValueError) as error:
                 raise BackendError(
                     f"no Dask scheduler answers at {self.scheduler}: {error}. Start one with "
@@ -108,10 +107,9 @@ class Engine:
             threads_per_worker=1,
             processes=True,
             dashboard_address=None,
-            silence_logs="critical",
-            worker_class=None,
+            silence_logs=logging.CRITICAL,
         )
-        self._client = Client(self._cluster, set_as_default=False)
+        self._client = Client(self._cluster)
         return self._client
 
 

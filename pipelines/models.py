@@ -196,7 +196,7 @@ def _train(work: Work, job: TrainingJob, draft: Path) -> None:
         description=f"{work.stage.name} {job.name}",
     )
     with open_atomically(draft / "weights.safetensors") as path:
-        save_model(backbone, path)
+        save_model(path, backbone)
     columns = {name: [row[name] for row in history] for name in HISTORY.names if name != "model"}
     write_table(
         draft / "history.parquet", {"model": [job.name] * len(history), **columns}, HISTORY
@@ -240,12 +240,19 @@ def read_faces_part(dataset: Dataset, target: Path, row: int, paths: tuple[str, 
     faces.flush()
 
 
+def reduce_to(faces: np.ndarray, size_px: int | None) -> np.ndarray:
+    """Faces as a camera further away would see them; those already that small stay."""
+    from cdp.images.degradation import reduce_faces
+
+    return faces if size_px is None or faces.shape[1] <= size_px else reduce_faces(faces, size_px)
+
+
 @lru_cache(maxsize=16)
-def open_embedder(path: Path, changed_ns: int, reduce_px: int | None, device: str) -> Any:
+def open_embedder(path: Path, changed_ns: int, device: str) -> Any:
     """The embedder in a file, ONNX or ours; kept open by the worker until the file changes."""
     from cdp.embedding import BackboneEmbedder, OnnxEmbedder
     from cdp.models import load_model
 
     if path.suffix == ".onnx":
-        return OnnxEmbedder(path.read_bytes(), reduce_px=reduce_px)
-    return BackboneEmbedder(load_model(path), reduce_px=reduce_px, device=device)
+        return OnnxEmbedder(path.read_bytes(), name=path.name)
+    return BackboneEmbedder(load_model(path)[0], device=device)

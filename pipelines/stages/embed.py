@@ -18,7 +18,7 @@ import pyarrow as pa
 from cdp.errors import DataError
 from pipelines.config import MemberSettings, RunConfig
 from pipelines.dataset import Dataset
-from pipelines.models import open_embedder
+from pipelines.models import open_embedder, reduce_to
 from pipelines.stage import Stage, Work
 from pipelines.store import vector_column, write_table
 
@@ -102,9 +102,9 @@ def embed_part(
             vectors, norm = _normalise(np.asarray(features, np.float32), member.name, paths)
         else:
             if faces is None:
-                faces = dataset.read_faces(paths)
+                faces = reduce_to(dataset.read_faces(paths), reduce_px)
             assert origin is not None
-            embedder = open_embedder(origin, origin.stat().st_mtime_ns, reduce_px, device)
+            embedder = open_embedder(origin, origin.stat().st_mtime_ns, device)
             vectors, norm = embedder.embed(faces, flip=flip)
             _check_vectors(vectors, member.name, paths)
         write_table(

@@ -22,7 +22,7 @@ import numpy as np
 import pyarrow as pa
 
 from pipelines.dataset import Dataset
-from pipelines.models import copy_model, open_embedder, train_once
+from pipelines.models import copy_model, open_embedder, reduce_to, train_once
 from pipelines.stage import Stage, Work
 from pipelines.stages.retrain import describe_job, select_clusters
 from pipelines.stages.train import select_labelled
@@ -134,10 +134,11 @@ def embed_held_out_part(
     """One part of the held-out faces, decoded once for all subjects and sizes."""
     faces = dataset.read_faces(paths)
     views = {}
-    for subject, path in models.items():
-        for size in sizes:
-            embedder = open_embedder(path, path.stat().st_mtime_ns, size, device)
-            views[subject, size] = embedder.embed(faces)[0]
+    for size in sizes:
+        reduced = reduce_to(faces, size)
+        for subject, path in models.items():
+            embedder = open_embedder(path, path.stat().st_mtime_ns, device)
+            views[subject, size] = embedder.embed(reduced)[0]
     return views
 
 

@@ -20,7 +20,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from cdp.errors import DataError
-from cdp.types import UNLABELLED, KnnGraph
+from cdp.types import KnnGraph
+from pipelines.config import KnnSettings
 from pipelines.stage import Stage, Work
 from pipelines.stages.embed import SPLITS
 from pipelines.store import read_vectors, vector_column, write_table
@@ -54,15 +55,15 @@ def run(work: Work) -> Mapping[str, Any]:
         if counts[split]
         for member in work.config.committee.all
     ]
-    options = {"backend": settings.backend, "seed": work.seed, **settings.options}
     places = {view: work.scratch / f"{view[0]}-{view[1]}" for view in views}
     build = [
-        (work.locate("embed.embeddings", "/".join(view)), places[view], options) for view in views
+        (work.locate("embed.embeddings", "/".join(view)), places[view], settings, work.seed)
+        for view in views
     ]
     for _ in work.engine.map(build_view, build, label="knn builds indexes"):
         pass
     queries = [
-        (places[view], options, settings.k, row,
+        (places[view], settings.k, row,
          work.path("neighbours", "/".join(view)) / f"part-{number:05d}.parquet")
         for view in views
         for number, row in enumerate(range(0, counts[view[0]], PART_SIZE))
@@ -83,7 +84,7 @@ def run(work: Work) -> Mapping[str, Any]:
     }
 
 
-def build_view(embeddings: Path, place: Path, options: dict[str, Any]) -> None:
+def build_view(embeddings: Path, place: Path, settings: KnnSettings, seed: int) -> None:
     """Save the vectors of one view, for mapping, and an index over them."""
     from cdp.knn import build_index
 
@@ -96,27 +97,35 @@ def build_view(embeddings: Path, place: Path, options: dict[str, Any]) -> None:
     ids = pq.read_table(embeddings, columns=["sample_id"])["sample_id"].to_numpy()
     np.save(draft / "vectors.npy", vectors)
     np.save(draft / "ids.npy", ids)
-    build_index(vectors, **options).save(draft / "index")
+    index = build_index(
+        vectors,
+        settings.backend,
+        k=settings.k,
+        settings=settings.options,
+        seed=seed,
+        threads=1,
+    )
+    index.save(draft / "index.npz")
     draft.rename(place)
 
 
 @lru_cache(maxsize=2)
-def _open_view(place: Path, backend: str) -> tuple[Any, np.ndarray, np.ndarray]:
+def _open_view(place: Path) -> tuple[Any, np.ndarray, np.ndarray]:
     from cdp.knn import load_index
 
     vectors = np.load(place / "vectors.npy", mmap_mode="r")
-    return load_index(place / "index", vectors), vectors, np.load(place / "ids.npy")
+    return load_index(place / "index.npz", vectors), vectors, np.load(place / "ids.npy")
 
 
-def query_part(place: Path, options: dict[str, Any], k: int, row: int, target: Path) -> None:
+def query_part(place: Path, k: int, row: int, target: Path) -> None:
     """Search the neighbours of one block of rows and write them."""
     from cdp.knn import query_index
 
     if target.exists():
         return
-    index, vectors, ids = _open_view(place, options["backend"])
+    index, vectors, ids = _open_view(place)
     rows = slice(row, min(row + PART_SIZE, len(vectors)))
-    graph = query_index(index, vectors, rows, k)
+    graph = query_index(index, vectors, rows, k, threads=1)
     write_table(
         target,
         {
@@ -140,7 +149,6 @@ def measure_view(place: Path, neighbours: Path, sample: int, seed: int) -> float
 def read_graph(neighbours: Path, sample_id: np.ndarray) -> KnnGraph:
     """A published graph with neighbours as positions in the ascending `sample_id`."""
     neighbour = np.searchsorted(sample_id, read_vectors(neighbours, "neighbour"))
-    assert neighbour.min(initial=0) > UNLABELLED
     return KnnGraph(neighbour.astype(np.int64), read_vectors(neighbours, "similarity"))
 
 

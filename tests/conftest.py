@@ -1,0 +1,72 @@
+"""What several tests share: a tiny data set, a way to run the command line, real data."""
+
+import hashlib
+import os
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+import yaml
+
+TINY_DATA = {
+    "name": "tiny",
+    "kind": "synthetic",
+    "size_px": 48,
+    "synthetic": {
+        "labelled_identities": 12,
+        "unlabelled_identities": 20,
+        "evaluation_identities": 12,
+        "images_min": 4,
+        "images_max": 8,
+        "evaluation_images": 4,
+    },
+}
+TINY_CONFIG = {
+    "name": "tiny",
+    "data": "data.yaml",
+    "committee": {
+        "base": {"name": "base", "backbone": "plain", "width": 0.5},
+        "members": [{"name": "other", "backbone": "separable", "width": 0.5}],
+    },
+    "train": {"epochs": 2, "batch_size": 16, "embedding_dim": 16, "input_px": 16},
+    "knn": {"k": 5},
+    "retrain": {"epochs": 2, "batch_size": 16, "embedding_dim": 16, "input_px": 16,
+                "backbone": "plain", "width": 0.5},
+    "evaluate": {"probe_px": [16], "folds": 2, "pairs_per_fold": 20},
+}  # fmt: skip
+
+
+@pytest.fixture(scope="session")
+def tiny(tmp_path_factory):
+    """A directory with the config and the manifest of a run that takes seconds."""
+    place = tmp_path_factory.mktemp("tiny")
+    (place / "configs").mkdir()
+    (place / "configs" / "tiny.yaml").write_text(yaml.safe_dump(TINY_CONFIG))
+    (place / "data.yaml").write_text(yaml.safe_dump(TINY_DATA))
+    return place / "configs" / "tiny.yaml"
+
+
+@pytest.fixture(scope="session")
+def data_root():
+    """Real faces, where they are at hand; a run with CI=true must find them."""
+    root = Path(os.environ.get("CDP_DATA_ROOT", Path(__file__).parents[1] / "../shared/data"))
+    if not root.is_dir():
+        if os.environ.get("CI") == "true":
+            pytest.fail(f"no real data at {root}; set CDP_DATA_ROOT")
+        pytest.skip(f"no real data at {root}; set CDP_DATA_ROOT")
+    return root.resolve()
+
+
+def digest_run(run: Path) -> dict[str, str]:
+    """Logical digests of every table of a run: columns and values, without wall times."""
+    digests = {}
+    for path in sorted(run.glob("*/**/*.parquet")):
+        if path.is_dir():
+            continue
+        table = pq.read_table(path)
+        if "seconds" in table.column_names:
+            table = table.drop_columns(["seconds"])
+        total = hashlib.sha256(str(table.schema).encode())
+        total.update(table.to_pandas().to_json(double_precision=15).encode())
+        digests[path.relative_to(run).as_posix()] = total.hexdigest()
+    return digests

@@ -1,0 +1,281 @@
+"""The pipeline as a person uses it: commands, tables, reruns, faults, mistakes."""
+
+import os
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import yaml
+from conftest import TINY_CONFIG, digest_run
+from PIL import Image
+
+from pipelines.run import main
+
+ROOT = Path(__file__).parents[1]
+TABLES = {
+    "ingest/samples": "sample_id dataset path split identity width height sha256",
+    "ingest/rejected": "dataset path reason",
+    "train/history": "model epoch step loss learning_rate accuracy seconds",
+    "retrain/history": "model epoch step loss learning_rate accuracy seconds",
+    "embed/embeddings/labelled/base": "sample_id embedding norm",
+    "embed/embeddings/unlabelled/other": "sample_id embedding norm",
+    "knn/neighbours/unlabelled/base": "sample_id neighbour similarity",
+    "mediate/pairs": "source target vote base_similarity probability",
+    "propagate/labels": "sample_id path pseudo_label cluster_size confidence cut_threshold",
+    "propagate/clusters": "pseudo_label size mean_probability expected_precision weakest_edge "
+    "medoid_sample_id",
+    "evaluate/metrics": "subject protocol metric value count",
+    "report/summary": "section name value",
+}
+
+
+def run(config, runs, *arguments):
+    return main(["--config", str(config), "--runs-dir", str(runs), *arguments])
+
+
+@pytest.fixture(scope="module")
+def whole(tiny, tmp_path_factory):
+    """A finished run of the tiny configuration, by one worker."""
+    runs = tmp_path_factory.mktemp("runs")
+    assert run(tiny, runs, "--workers", "1") == 0
+    return runs
+
+
+@pytest.mark.parametrize("table", TABLES)
+def test_every_table_opens_with_pandas(whole, table):
+    frame = pd.read_parquet(whole / "tiny" / f"{table}.parquet")
+    assert set(TABLES[table].split()) <= set(frame.columns)
+    assert len(frame) or table == "ingest/rejected"
+
+
+def test_the_tables_agree_with_each_other(whole):
+    def read(name):
+        return pd.read_parquet(whole / "tiny" / f"{name}.parquet")
+
+    samples, pairs, labels = read("ingest/samples"), read("mediate/pairs"), read("propagate/labels")
+    clusters = read("propagate/clusters")
+    unlabelled = samples[samples.split == "unlabelled"]
+    assert unlabelled.identity.isna().all()
+    assert list(labels.sample_id) == list(unlabelled.sample_id)
+    assert list(labels.path) == list(unlabelled.path)
+    assert (pairs.source < pairs.target).all()
+    assert pairs.source.isin(labels.sample_id).all()
+    assert pairs.target.isin(labels.sample_id).all()
+    assert pairs.probability.between(0, 1).all()
+    assert pairs.vote.between(0, 1).all()
+    size = labels[labels.pseudo_label >= 0].groupby("pseudo_label").size()
+    assert list(clusters.pseudo_label) == list(range(len(clusters)))
+    assert list(clusters["size"]) == list(size)
+    medoid = labels.set_index("sample_id").pseudo_label[clusters.medoid_sample_id]
+    assert list(medoid) == list(clusters.pseudo_label)
+
+
+def test_a_second_run_does_nothing_and_says_so(whole, tiny, capsys):
+    before = {path: path.stat().st_mtime_ns for path in whole.rglob("*.parquet")}
+    assert run(tiny, whole) == 0
+    told = capsys.readouterr().out
+    assert "nothing to do, everything is up to date" in told
+    assert "pairwise F" in told
+    assert {path: path.stat().st_mtime_ns for path in whole.rglob("*.parquet")} == before
+
+
+def test_dry_run_changes_nothing_and_says_why(whole, tiny, capsys):
+    before = sorted(whole.rglob("*"))
+    assert run(tiny, whole, "--dry-run", "propagate.max_size=7") == 0
+    told = capsys.readouterr().out
+    assert "mediate   skip  up to date" in told
+    assert "propagate run   propagate.max_size 600 -> 7" in told
+    assert "retrain   run   propagate changed" in told
+    assert sorted(whole.rglob("*")) == before
+
+
+def test_one_stage_reruns_from_what_is_published(whole, tiny, capsys, tmp_path):
+    runs = tmp_path / "runs"
+    shutil.copytree(whole, runs, symlinks=True)
+    before = digest_run(runs / "tiny")
+    assert run(tiny, runs, "--stage", "propagate") == 0
+    assert "propagate run   asked for" in capsys.readouterr().out
+    assert digest_run(runs / "tiny") == before
+
+
+def test_two_workers_give_what_one_gives(whole, tiny, tmp_path):
+    assert run(tiny, tmp_path, "--workers", "2") == 0
+    assert digest_run(tmp_path / "tiny") == digest_run(whole / "tiny")
+
+
+def kill_somewhere(tiny, runs, seconds):
+    command = [sys.executable, "-m", "pipelines.run", "--config", tiny, "--runs-dir", runs]
+    process = subprocess.Popen(
+        [str(part) for part in command], cwd=ROOT, start_new_session=True,
+        stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    time.sleep(seconds)
+    os.killpg(process.pid, signal.SIGKILL)
+    return process.wait()
+
+
+def check_kills(whole, tiny, runs, moments):
+    for seconds in moments:
+        kill_somewhere(tiny, runs, seconds)
+    assert run(tiny, runs) == 0
+    assert digest_run(runs / "tiny") == digest_run(whole / "tiny")
+    assert not list(runs.rglob("*.partial"))
+
+
+def test_killed_anywhere_it_ends_the_same(whole, tiny, tmp_path):
+    dice = random.Random(0)
+    check_kills(whole, tiny, tmp_path, [dice.uniform(4, 14) for _ in range(4)])
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("seed", range(20))
+def test_killed_anywhere_it_ends_the_same_many_times(whole, tiny, tmp_path, seed):
+    dice = random.Random(seed)
+    check_kills(whole, tiny, tmp_path, [dice.uniform(3, 25) for _ in range(5)])
+
+
+# ------------------------------------------------------------------------------------- mistakes
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["propagate.maxsize=3"], "propagate.maxsize: no such setting"),
+        (["knn.k=many"], "knn.k: "),
+        (["data=nowhere.yaml"], "no such file: nowhere.yaml"),
+        (["--stage", "knn", "--until", "knn"], "--until goes with --stage all only"),
+        (["--workers", "0"], "--workers: expected 1 or more, got 0"),
+        (["committee.base={name: base, backbone: transformer}"], "transformer"),
+        (["train.degradation=fog"], "unknown degradation 'fog'"),
+        (["train.head=focal"], "unknown head 'focal'"),
+        (["committee.base={name: base, onnx: a.onnx}"], "synthetic data set has no files"),
+    ],
+)
+def test_a_mistake_is_one_message_and_exit_2(tiny, tmp_path, capsys, arguments, expected):
+    assert run(tiny, tmp_path, *arguments) == 2
+    told = capsys.readouterr().err
+    assert expected in told
+    assert "Traceback" not in told
+    assert not list(tmp_path.glob("tiny/train"))
+
+
+def test_fewer_images_than_neighbours_is_said_before_searching(whole, tiny, tmp_path, capsys):
+    runs = tmp_path / "runs"
+    shutil.copytree(whole, runs, symlinks=True)
+    before = digest_run(runs / "tiny")
+    assert run(tiny, runs, "knn.k=64") == 2
+    told = capsys.readouterr().err
+    assert "the labelled split has 63 images, and knn.k=64 needs at least 65" in told
+    assert "full log: " in told
+    assert "to go on once that is mended: python -m pipelines.run" in told
+    assert digest_run(runs / "tiny") == before
+
+
+def test_a_scheduler_that_does_not_answer_is_named(tiny, tmp_path, capsys):
+    assert run(tiny, tmp_path, "--scheduler", "tcp://127.0.0.1:9") == 1
+    assert "no Dask scheduler answers at tcp://127.0.0.1:9" in capsys.readouterr().err
+
+
+def test_an_unwritable_runs_dir_is_named(tiny, tmp_path, capsys):
+    (tmp_path / "file").write_text("")
+    assert run(tiny, tmp_path / "file") == 1
+    assert "--runs-dir" in capsys.readouterr().err
+
+
+# --------------------------------------------------------------------------------- image folders
+
+
+@pytest.fixture
+def folder_run(tmp_path):
+    """Synthetic faces saved as files, with some files a camera roll would also hold."""
+    from cdp.synthetic import SyntheticFaces
+
+    faces = SyntheticFaces(
+        labelled_identities=6, unlabelled_identities=6, evaluation_identities=4, images_min=4,
+        images_max=5, evaluation_images=4, size_px=48,
+    )  # fmt: skip
+    root = tmp_path / "data"
+    for row in range(len(faces.identity)):
+        path = root / str(faces.split[row]) / faces.name(row)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(faces.draw(np.array([row]))[0]).save(path)
+    pile = root / "unlabelled"
+    first = sorted(pile.rglob("*.png"))[0]
+    (pile / "empty.jpg").write_bytes(b"")
+    (pile / "cut.png").write_bytes(first.read_bytes()[:200])
+    (pile / "text.jpg").write_text("no image")
+    (pile / "copy.png").write_bytes(first.read_bytes())
+    (pile / "folder.jpg").mkdir()
+    (pile / "😀 <b>.png").write_bytes(sorted(pile.rglob("*.png"))[-1].read_bytes() + b"x")
+    Image.new("RGB", (3, 3)).save(pile / "tiny.png")
+    manifest = {
+        "name": "mine", "kind": "images", "size_px": 48,
+        "labelled": {"root": "labelled"},
+        "unlabelled": {"root": "unlabelled", "layout": "pile"},
+        "evaluation": {"root": "evaluation"},
+    }  # fmt: skip
+    (tmp_path / "configs").mkdir()
+    (tmp_path / "data.yaml").write_text(yaml.safe_dump(manifest))
+    (tmp_path / "configs" / "tiny.yaml").write_text(yaml.safe_dump(TINY_CONFIG))
+
+    def go(*arguments):
+        return run(tmp_path / "configs" / "tiny.yaml", tmp_path / "runs", "--data-root", str(root),
+                   *arguments)  # fmt: skip
+
+    go.root, go.run = root, tmp_path / "runs" / "tiny"
+    return go
+
+
+def test_bad_files_cost_only_themselves(folder_run):
+    assert folder_run() == 0
+    rejected = pd.read_parquet(folder_run.run / "ingest" / "rejected.parquet")
+    names = {Path(path).name: reason for path, reason in zip(rejected.path, rejected.reason)}
+    assert set(names) == {"empty.jpg", "cut.png", "text.jpg", "copy.png", "tiny.png"}
+    assert "same bytes as" in names["copy.png"]
+    assert all(names.values())
+    samples = pd.read_parquet(folder_run.run / "ingest" / "samples.parquet")
+    assert "unlabelled/😀 <b>.png" in set(samples.path)
+    metrics = pd.read_parquet(folder_run.run / "evaluate" / "metrics.parquet")
+    # Nobody knows the truth of a pile: no figure may pretend to.
+    assert set(metrics.subject) == {"labelled_only", "labelled_pseudo"}
+
+
+def test_a_changed_image_reruns_and_a_moved_root_does_not(folder_run, tmp_path, capsys):
+    assert folder_run("--until", "ingest") == 0
+    moved = tmp_path / "moved"
+    folder_run.root.rename(moved)
+    assert folder_run("--until", "ingest", "--data-root", str(moved)) == 0
+    assert "ingest    skip  up to date" in capsys.readouterr().out
+    image = next(moved.joinpath("labelled").rglob("*.png"))
+    image.write_bytes(image.read_bytes() + b"\0")
+    assert folder_run("--until", "ingest", "--data-root", str(moved)) == 0
+    assert "ingest    run   the data set changed" in capsys.readouterr().out
+
+
+def test_without_labels_the_committee_votes(folder_run):
+    checkpoint = folder_run.root / "model.safetensors"
+    from cdp.models import build_backbone, save_model
+
+    save_model(checkpoint, build_backbone("plain", input_px=16, embedding_dim=16, width=0.5))
+    manifest = folder_run.run.parents[1] / "data.yaml"
+    manifest.write_text(
+        yaml.safe_dump(
+            {
+                "name": "mine", "kind": "images", "size_px": 48,
+                "unlabelled": {"root": "unlabelled", "layout": "pile"},
+            }
+        )
+    )  # fmt: skip
+    member = "{name: base, checkpoint: model.safetensors}"
+    override = [f"committee.base={member}", "committee.members=[]"]
+    assert folder_run(*override) == 2
+    assert folder_run(*override, "mediate.method=vote", "mediate.vote.min_votes=0") == 0
+    labels = pd.read_parquet(folder_run.run / "propagate" / "labels.parquet")
+    assert len(labels)
