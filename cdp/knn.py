@@ -159,7 +159,7 @@ def build_knn_graphs(
 
     Each graph equals `build_knn_graph` of its view. Parameters and errors as there.
     """
-    workers = _count_threads(threads)
+    workers = count_threads(threads)
     if backend != "nmslib" or workers == 1 or len(views) < 2:
         return [
             build_knn_graph(view, k, backend=backend, seed=seed, threads=threads, **settings)
@@ -218,7 +218,7 @@ def query_index(
     start, stop, stride = rows.indices(index.count)
     if stride != 1:
         raise ConfigError(f"rows must be a contiguous slice, got {rows}")
-    unit = np.asarray(vectors) if index.unit else _make_unit(vectors)[0]
+    unit = np.asarray(vectors) if index.unit else make_unit(vectors)[0]
     return _query(index, unit, slice(start, max(start, stop)), k, threads)
 
 
@@ -230,7 +230,7 @@ def measure_recall(
     A neighbour counts as true when its cosine reaches that of the exact k-th neighbour (to 1e-6),
     so that among equally near ones any choice is right. 1.0 where there is nothing to find.
     """
-    unit, _ = _make_unit(vectors)
+    unit, _ = make_unit(vectors)
     if len(graph) != len(unit):
         raise DataError(f"the graph has {len(graph)} rows, the vectors {len(unit)}")
     wanted = min(graph.k, len(unit) - 1)
@@ -255,7 +255,7 @@ def measure_recall(
 # --- checks --------------------------------------------------------------------------------------
 
 
-def _count_threads(threads: int | None) -> int:
+def count_threads(threads: int | None) -> int:
     if threads is None:
         return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (
             os.cpu_count() or 1
@@ -273,7 +273,7 @@ def _check_shape(index: KnnIndex, vectors: np.ndarray) -> None:
         )
 
 
-def _make_unit(vectors: np.ndarray) -> tuple[np.ndarray, bool]:
+def make_unit(vectors: np.ndarray) -> tuple[np.ndarray, bool]:
     """Check the vectors; give them as unit float32 rows, and whether they were so already."""
     array = np.asarray(vectors)
     if array.ndim != 2 or array.dtype.kind not in "fiu" or (len(array) and not array.shape[1]):
@@ -329,9 +329,9 @@ def _build(
     threads: int | None,
 ) -> tuple[KnnIndex, np.ndarray]:
     chosen = _read_settings(backend, k, settings)
-    workers = _count_threads(threads)
+    workers = count_threads(threads)
     library = None if backend == "exact" else _import_library(backend)
-    unit, as_is = _make_unit(vectors)
+    unit, as_is = make_unit(vectors)
     count = len(unit)
     width = min(k, count - 1)
     if backend == "exact" or count <= max(4 * k, 256):
@@ -465,7 +465,7 @@ def _query(
 ) -> KnnGraph:
     if k > index.k or k < 1:
         raise ConfigError(f"the kNN index was built for k in 1 .. {index.k}, got {k}; build again")
-    workers = _count_threads(threads)
+    workers = count_threads(threads)
     size = rows.stop - rows.start
     neighbour = np.full((size, k), UNLABELLED, np.int64)
     similarity = np.zeros((size, k), np.float32)
@@ -554,7 +554,7 @@ def _drop_self(near: Any, start: int, out: Any) -> None:
 
 
 @njit(cache=True, nogil=True, fastmath={"reassoc", "contract", "nsz"})
-def _dot(vectors: Any, one: int, other: int) -> Any:
+def dot_rows(vectors: Any, one: int, other: int) -> Any:
     total = np.float32(0)
     for axis in range(vectors.shape[1]):
         total += vectors[one, axis] * vectors[other, axis]
@@ -595,7 +595,7 @@ def _scan_all(vectors: Any, start: int, nearest: Any, best: Any) -> None:
     for i in range(len(nearest)):
         for other in range(len(vectors)):
             if other != start + i:
-                _insert(nearest, best, i, other, _dot(vectors, start + i, other))
+                _insert(nearest, best, i, other, dot_rows(vectors, start + i, other))
 
 
 @njit(cache=True, nogil=True)
@@ -611,7 +611,7 @@ def _rank(
         for position in range(candidate.shape[1]):
             other = candidate[i, position]
             if other >= 0:
-                _insert(nearest, best, 0, other, _dot(vectors, start + i, other))
+                _insert(nearest, best, 0, other, dot_rows(vectors, start + i, other))
         neighbour[i, :width] = nearest[0]
         similarity[i, :width] = best[0]
 
@@ -645,22 +645,22 @@ def _refine(
             if seen[via] != row:
                 seen[via] = row
                 found += 1
-                _insert(nearest, best, 0, via, _dot(vectors, row, via))
+                _insert(nearest, best, 0, via, dot_rows(vectors, row, via))
             for inner in range(proposed):
                 other = candidate[via, inner]
                 if other >= 0 and seen[other] != row:
                     seen[other] = row
                     found += 1
-                    _insert(nearest, best, 0, other, _dot(vectors, row, other))
+                    _insert(nearest, best, 0, other, dot_rows(vectors, row, other))
         for position in range(start_of[row], start_of[row + 1]):
             other = member[position]
             if seen[other] != row:
                 seen[other] = row
                 found += 1
-                _insert(nearest, best, 0, other, _dot(vectors, row, other))
+                _insert(nearest, best, 0, other, dot_rows(vectors, row, other))
         if found < width:
             for other in range(count):
                 if seen[other] != row:
-                    _insert(nearest, best, 0, other, _dot(vectors, row, other))
+                    _insert(nearest, best, 0, other, dot_rows(vectors, row, other))
         neighbour[row - start, :width] = nearest[0]
         similarity[row - start, :width] = best[0]

@@ -216,11 +216,11 @@ def test_missing_library_says_what_to_do(backend, monkeypatch, faces):
 
 
 def test_unit_input_is_not_copied(faces, tmp_path):
-    from cdp.knn import _make_unit
+    from cdp.knn import make_unit
 
     np.save(tmp_path / "v.npy", faces)
     mapped = np.load(tmp_path / "v.npy", mmap_mode="r")
-    unit, as_is = _make_unit(mapped)
+    unit, as_is = make_unit(mapped)
     assert as_is
     assert np.shares_memory(unit, mapped)
 
