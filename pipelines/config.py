@@ -135,11 +135,15 @@ class MediateSettings(Settings):
 
 
 class PropagateSettings(Settings):
-    """How judged pairs become pseudo-labels."""
+    """How judged pairs become pseudo-labels.
+
+    max_size : largest cluster; null leaves the consensus split without a limit and the rising
+        threshold with its own.
+    """
 
     threshold: float | Literal["auto"] = "auto"
     split: Literal["consensus", "raise_threshold"] = "consensus"
-    max_size: Positive = 600
+    max_size: Positive | None = None
     step: float = Field(0.1, gt=0, lt=1)
 
     @model_validator(mode="after")

@@ -91,7 +91,7 @@ def test_dry_run_changes_nothing_and_says_why(whole, tiny, capsys):
     assert run(tiny, whole, "--dry-run", "propagate.max_size=7") == 0
     told = capsys.readouterr().out
     assert "mediate   skip  up to date" in told
-    assert "propagate run   propagate.max_size 600 -> 7" in told
+    assert "propagate run   propagate.max_size None -> 7" in told
     assert "retrain   run   propagate changed" in told
     assert sorted(whole.rglob("*")) == before
 

@@ -13,8 +13,8 @@ STAGES: tuple[Stage, ...] = (
     train.STAGE,  # labelled samples -> the base and the committee
     embed.STAGE,  # samples -> one view a member
     knn.STAGE,  # views -> one neighbour graph a view
-    #mediate.STAGE,  # graphs -> candidate pairs with a probability
-    #propagate.STAGE,  # pairs -> pseudo-labels
+    mediate.STAGE,  # graphs -> candidate pairs with a probability
+    propagate.STAGE,  # pairs -> pseudo-labels
     retrain.STAGE,  # labelled + pseudo-labelled -> the low-resolution recognizer
     evaluate.STAGE,  # recognizers, labels and truth -> figures
     report.STAGE,  # figures -> a summary

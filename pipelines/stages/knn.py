@@ -142,14 +142,9 @@ def measure_view(place: Path, neighbours: Path, sample: int, seed: int) -> float
     from cdp.knn import measure_recall
 
     vectors = np.load(place / "vectors.npy", mmap_mode="r")
-    graph = read_graph(neighbours, np.load(place / "ids.npy"))
+    neighbour = np.searchsorted(np.load(place / "ids.npy"), read_vectors(neighbours, "neighbour"))
+    graph = KnnGraph(neighbour, read_vectors(neighbours, "similarity"))
     return float(measure_recall(vectors, graph, sample=sample, seed=seed))
-
-
-def read_graph(neighbours: Path, sample_id: np.ndarray) -> KnnGraph:
-    """A published graph with neighbours as positions in the ascending `sample_id`."""
-    neighbour = np.searchsorted(sample_id, read_vectors(neighbours, "neighbour"))
-    return KnnGraph(neighbour.astype(np.int64), read_vectors(neighbours, "similarity"))
 
 
 STAGE = Stage(

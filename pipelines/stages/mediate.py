@@ -1,1 +1,291 @@
-STAGE=None
+"""mediate: neighbour graphs -> candidate pairs of unlabelled images, each with a probability.
+
+The contract:
+- The mediator is fitted on pairs of the labelled split, validated on people it has not seen, and
+  scores every candidate pair of the unlabelled split. `vote` needs no labels: the probability of a
+  pair is then its base cosine if the committee keeps it, and 0 if not.
+- Pairs are made, described, scored and written in blocks; a block does not depend on the others.
+- `pairs` holds all candidates, whatever their probability; the threshold is propagate's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from cdp.errors import DataError
+from cdp.types import KnnGraph
+from pipelines.config import MediateSettings
+from pipelines.stage import Stage, Work
+from pipelines.store import read_vectors, write_table
+
+PAIRS = pa.schema(
+    [
+        ("source", pa.int64()),
+        ("target", pa.int64()),
+        ("vote", pa.int32()),
+        ("base_similarity", pa.float32()),
+        ("probability", pa.float32()),
+    ]
+)
+CALIBRATION = pa.schema(
+    [
+        ("lower", pa.float64()),
+        ("mean_probability", pa.float64()),
+        ("observed_rate", pa.float64()),
+        ("weight", pa.float64()),
+    ]
+)
+PART_SIZE = 16384
+"""Rows whose pairs make a block."""
+
+
+@dataclass(frozen=True)
+class Split:
+    """The graphs and views of one split, mapped: rows are positions in the ascending sample_id."""
+
+    place: Path
+    members: tuple[str, ...]
+
+    @property
+    def sample_id(self) -> np.ndarray:
+        return np.load(self.place / "sample_id.npy")
+
+    @property
+    def graphs(self) -> list[Any]:
+        return [partial(self._load_graph, name) for name in self.members]
+
+    @property
+    def views(self) -> list[Any]:
+        return [partial(self._load, f"{name}.view") for name in self.members]
+
+    def _load(self, name: str) -> np.ndarray:
+        array: np.ndarray = np.load(self.place / f"{name}.npy", mmap_mode="r")
+        return array
+
+    def _load_graph(self, name: str) -> KnnGraph:
+        return KnnGraph(self._load(f"{name}.neighbour"), self._load(f"{name}.similarity"))
+
+
+def run(work: Work) -> Mapping[str, Any]:
+    settings = work.config.mediate
+    facts: dict[str, Any] = {"method": settings.method}
+    mediator, facts["mediator"] = None, {}
+    if settings.method != "vote":
+        mediator = _fit(work, settings)
+        report = mediator.report
+        facts["labelled_pairs"] = report.pairs
+        facts["calibration_error"] = round(report.expected_calibration_error, 4)
+        facts["mediator"] = {
+            "true_share": round(report.pair_rate, 4),
+            "auc": round(report.auc, 4),
+            "average_precision": round(report.average_precision, 4),
+        }
+    else:
+        work.write("calibration", CALIBRATION.empty_table())
+    split = _map_split(work, "unlabelled")
+    parts = _list_parts(work, split, "scored")
+    jobs = [(split, rows, settings, work.scratch, target) for rows, target in parts]
+    for _ in work.engine.map(score_part, jobs, label="mediate scores pairs"):
+        pass
+    probability = np.concatenate([np.load(target)["probability"] for _, target in parts])
+    if not len(probability):
+        raise DataError("the neighbour graphs hold no pair of unlabelled images; raise knn.k")
+    if mediator is not None:
+        rate = mediator.training_rate
+        if mediator.settings.correct_prior:
+            from cdp.mediator import correct_prior
+
+            corrected = correct_prior(probability, rate)
+            probability, rate = corrected.probability, corrected.rate
+        facts["estimated_true_share"] = round(float(rate), 4)
+    sample_id, row = split.sample_id, 0
+    for number, (_, target) in enumerate(parts):
+        scored = np.load(target)
+        count = len(scored["source"])
+        columns = {
+            "source": sample_id[scored["source"]],
+            "target": sample_id[scored["target"]],
+            "vote": scored["vote"],
+            "base_similarity": scored["base_similarity"],
+            "probability": probability[row : row + count],
+        }
+        place = work.path("pairs") / f"part-{number:05d}.parquet"
+        write_table(place, columns, PAIRS)
+        row += count
+    return {"pairs": len(probability), **facts}
+
+
+# ---------------------------------------------------------------------------------- the mediator
+
+
+def _fit(work: Work, settings: MediateSettings) -> Any:
+    """Fit the mediator on the labelled pairs, publish it, and leave it for the workers."""
+    from dataclasses import replace
+
+    from safetensors.numpy import save_file
+
+    from cdp.mediator import Mediator, MediatorSettings
+
+    samples = work.read("ingest.samples", columns=["split", "identity"]).to_pandas()
+    identity = samples[samples.split == "labelled"].identity.factorize(sort=True)[0]
+    if not len(identity):
+        raise DataError(
+            "the data set has no labelled image to train a mediator on. Without labels the "
+            "committee votes: mediate.method=vote"
+        )
+    split = _map_split(work, "labelled")
+    parts = _list_parts(work, split, "described")
+    jobs = [(split, rows, settings, target) for rows, target in parts]
+    for _ in work.engine.map(describe_part, jobs, label="mediate describes labelled pairs"):
+        pass
+    described = [np.load(target) for _, target in parts]
+    source, target, features = (
+        np.concatenate([part[name] for part in described])
+        for name in ("source", "target", "features")
+    )
+    chosen = MediatorSettings.named(settings.method)
+    if settings.dropout:
+        chosen = replace(chosen, dropout=settings.dropout)
+    mediator = Mediator.fit(
+        features,
+        identity[source] == identity[target],
+        identity[source],
+        identity[target],
+        settings=chosen,
+        seed=work.seed,
+    )
+    save_file(mediator.state(), work.directory / "mediator.safetensors")
+    curve = mediator.report.reliability
+    work.write("calibration", {name: getattr(curve, name) for name in CALIBRATION.names})
+    return mediator
+
+
+def describe_part(split: Split, rows: slice, settings: MediateSettings, target: Path) -> None:
+    """The features of the labelled pairs whose source lies in `rows`."""
+    from cdp.committee import describe_pairs, make_pairs
+
+    if target.exists():
+        return
+    pairs = make_pairs(split.graphs, candidates=settings.candidates, rows=rows)
+    features = describe_pairs(
+        split.views, split.graphs, pairs, variant=_find_variant(settings), threads=1
+    )
+    _save(target, source=pairs.source, target=pairs.target, features=features)
+
+
+def score_part(
+    split: Split, rows: slice, settings: MediateSettings, scratch: Path, target: Path
+) -> None:
+    """The candidate pairs whose source lies in `rows`, with votes and raw probabilities."""
+    from cdp.committee import describe_pairs, make_pairs, measure_affinity, vote_pairs
+
+    if target.exists():
+        return
+    pairs = make_pairs(split.graphs, candidates=settings.candidates, rows=rows)
+    vote = vote_pairs(split.graphs, pairs)
+    similarity = measure_affinity(split.views[0], pairs, threads=1)
+    if settings.method == "vote":
+        kept = (similarity > settings.vote.min_similarity) & (vote >= settings.vote.min_votes)
+        probability = np.where(kept, np.clip(similarity, 0, 1), 0).astype(np.float32)
+    else:
+        mediator = _open_mediator(scratch.parent / "mediator.safetensors")
+        features = describe_pairs(
+            split.views, split.graphs, pairs, variant=_find_variant(settings), threads=1
+        )
+        probability = mediator.score(features)
+    _save(
+        target,
+        source=pairs.source,
+        target=pairs.target,
+        vote=vote,
+        base_similarity=similarity,
+        probability=probability,
+    )
+
+
+def _open_mediator(path: Path) -> Any:
+    from safetensors.numpy import load_file
+
+    from cdp.mediator import Mediator
+
+    return Mediator.from_state(load_file(path))
+
+
+def _find_variant(settings: MediateSettings) -> Any:
+    """The feature variant has the name of the method that reads it."""
+    return settings.method
+
+
+# -------------------------------------------------------------------------------------- mapping
+
+
+def _map_split(work: Work, split: str) -> Split:
+    """Lay the graphs and views of a split out for mapping by the workers."""
+    members = tuple(member.name for member in work.config.committee.all)
+    mapped = Split(work.scratch / split, members)
+    mapped.place.mkdir(exist_ok=True)
+    jobs = [
+        (
+            work.locate("embed.embeddings", f"{split}/{name}"),
+            work.locate("knn.neighbours", f"{split}/{name}"),
+            mapped.place,
+            name,
+        )
+        for name in members
+    ]
+    for _ in work.engine.map(map_view, jobs, label=f"mediate maps {split} views"):
+        pass
+    return mapped
+
+
+def map_view(embeddings: Path, neighbours: Path, place: Path, name: str) -> None:
+    """One view and its graph as plain arrays, neighbours as positions in the ascending ids."""
+    sample_id = pq.read_table(embeddings, columns=["sample_id"])["sample_id"].to_numpy()
+    neighbour = np.searchsorted(sample_id, read_vectors(neighbours, "neighbour"))
+    arrays = {
+        "sample_id": sample_id,
+        f"{name}.view": read_vectors(embeddings, "embedding"),
+        f"{name}.neighbour": neighbour.astype(np.int64),
+        f"{name}.similarity": read_vectors(neighbours, "similarity"),
+    }
+    for part, array in arrays.items():
+        draft = place / f"{part}.{name}.draft"
+        with draft.open("wb") as stream:
+            np.save(stream, array)
+        draft.replace(place / f"{part}.npy")
+
+
+def _list_parts(work: Work, split: Split, name: str) -> Sequence[tuple[slice, Path]]:
+    """Blocks of rows and the scratch file of each."""
+    count = len(split.sample_id)
+    place = work.scratch / name
+    place.mkdir(exist_ok=True)
+    return [
+        (slice(row, min(row + PART_SIZE, count)), place / f"{number:05d}.npz")
+        for number, row in enumerate(range(0, count, PART_SIZE))
+    ]
+
+
+def _save(path: Path, **arrays: np.ndarray) -> None:
+    draft = path.with_suffix(".draft")
+    with draft.open("wb") as stream:
+        np.savez(stream, **arrays)
+    draft.replace(path)
+
+
+STAGE = Stage(
+    name="mediate",
+    version=1,
+    inputs=("ingest.samples", "embed.embeddings", "knn.neighbours"),
+    outputs={"pairs": PAIRS, "calibration": CALIBRATION},
+    reads=("committee", "mediate"),
+    run=run,
+)

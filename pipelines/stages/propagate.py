@@ -1,1 +1,144 @@
-STAGE=None
+"""propagate: scored pairs -> pseudo-labels, and what is known of each cluster.
+
+The contract:
+- `labels` has a row for every unlabelled image, in the order of `sample_id`; -1 is "none".
+- `clusters` has a row for every pseudo-label. `weakest_edge` is the lowest probability on the
+  cluster's maximum spanning tree: the link that holds it together. The medoid is the image with
+  the largest summed probability to the rest.
+- Nothing above this stage depends on its settings.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from cdp.types import UNLABELLED, PairTable
+from pipelines.stage import Stage, Work
+
+LABELS = pa.schema(
+    [
+        ("sample_id", pa.int64()),
+        ("path", pa.string()),
+        ("pseudo_label", pa.int64()),
+        ("cluster_size", pa.int64()),
+        ("confidence", pa.float32()),
+        ("cut_threshold", pa.float32()),
+    ]
+)
+CLUSTERS = pa.schema(
+    [
+        ("pseudo_label", pa.int64()),
+        ("size", pa.int64()),
+        ("mean_probability", pa.float32()),
+        ("expected_precision", pa.float32()),
+        ("weakest_edge", pa.float32()),
+        ("medoid_sample_id", pa.int64()),
+    ]
+)
+
+
+def run(work: Work) -> Mapping[str, Any]:
+    samples = work.read("ingest.samples", columns=["sample_id", "path", "split"]).to_pandas()
+    samples = samples[samples.split == "unlabelled"]
+    sample_id = samples.sample_id.to_numpy()
+    table = work.read("mediate.pairs", columns=["source", "target", "probability"])
+    pairs = PairTable(
+        np.searchsorted(sample_id, table["source"].to_numpy()),
+        np.searchsorted(sample_id, table["target"].to_numpy()),
+    )
+    probability = table["probability"].to_numpy()
+    label, cut, facts = _label(work, pairs, probability, len(samples))
+    clusters, confidence = _describe_clusters(pairs, probability, label)
+    size = np.bincount(label[label != UNLABELLED], minlength=1)
+    work.write(
+        "labels",
+        {
+            "sample_id": sample_id,
+            "path": samples.path.to_numpy(),
+            "pseudo_label": label,
+            "cluster_size": np.where(label == UNLABELLED, 0, size[label]),
+            "confidence": confidence,
+            "cut_threshold": cut,
+        },
+    )
+    clusters["medoid_sample_id"] = sample_id[clusters.pop("medoid")]
+    work.write("clusters", clusters)
+    return {
+        "clusters": len(clusters["size"]),
+        "labelled": int((label != UNLABELLED).sum()),
+        "unlabelled": int((label == UNLABELLED).sum()),
+        "largest": int(size.max()),
+        **facts,
+    }
+
+
+def _label(
+    work: Work, pairs: PairTable, probability: np.ndarray, count: int
+) -> tuple[np.ndarray, np.ndarray, dict[str, Any]]:
+    settings = work.config.propagate
+    split, threshold = settings.split, settings.threshold
+    if work.input_facts("mediate")["method"] == "vote":
+        # Votes are no probabilities: what was kept is kept, and there are no odds to average.
+        split, threshold = "raise_threshold", 0.0 if threshold == "auto" else threshold
+    if threshold == "auto":
+        threshold = 0.5
+    facts = {"split": split, "threshold": threshold}
+    if split == "raise_threshold":
+        from cdp.propagation import propagate_labels
+
+        limit = {} if settings.max_size is None else {"max_size": settings.max_size}
+        found = propagate_labels(
+            pairs, probability, count, threshold=threshold, step=settings.step, **limit
+        )
+        return found.label, found.cut_threshold, facts
+    from cdp.agglomeration import agglomerate
+
+    merged = agglomerate(
+        pairs, probability, count, threshold=threshold, max_size=settings.max_size
+    )
+    return merged.label, np.full(count, threshold, np.float32), facts
+
+
+def _describe_clusters(
+    pairs: PairTable, probability: np.ndarray, label: np.ndarray
+) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    """Columns of `clusters`, with the medoid as a row, and the confidence of every row."""
+    from cdp.propagation import build_forest
+
+    inside = (label[pairs.source] == label[pairs.target]) & (label[pairs.source] != UNLABELLED)
+    source, target, value = pairs.source[inside], pairs.target[inside], probability[inside]
+    count, clusters = len(label), int(label.max(initial=UNLABELLED)) + 1
+    weight = value.astype(np.float64)
+    summed = np.bincount(source, weight, count) + np.bincount(target, weight, count)
+    degree = np.bincount(source, minlength=count) + np.bincount(target, minlength=count)
+    confidence = (summed / np.maximum(degree, 1)).astype(np.float32)
+    members = np.flatnonzero(label != UNLABELLED)
+    order = members[np.lexsort((members, -summed[members], label[members]))]
+    medoid = order[np.searchsorted(label[order], np.arange(clusters))]
+    within = label[source]
+    mean = np.bincount(within, weight, clusters) / np.maximum(np.bincount(within, minlength=clusters), 1)
+    weakest = np.ones(clusters, np.float32)
+    forest = build_forest(PairTable(source, target), value, count)
+    np.minimum.at(weakest, label[forest.source], forest.score.astype(np.float32))
+    return {
+        "pseudo_label": np.arange(clusters),
+        "size": np.bincount(label[members], minlength=clusters),
+        "mean_probability": mean.astype(np.float32),
+        "expected_precision": mean.astype(np.float32),
+        "weakest_edge": weakest,
+        "medoid": medoid,
+    }, confidence
+
+
+STAGE = Stage(
+    name="propagate",
+    version=1,
+    inputs=("ingest.samples", "mediate.pairs"),
+    outputs={"labels": LABELS, "clusters": CLUSTERS},
+    reads=("propagate",),
+    run=run,
+)
