@@ -205,8 +205,9 @@ def degrade(
 
     Notes
     -----
-    Order: occlusion and crop on the sharp face; jitter, blur and motion in the optics; the small
-    grid with its noise and JPEG; back up; brightness, contrast, saturation. Ours, after the
+    Order: reduction to twice `size_px` where the face is larger; occlusion and crop; jitter, blur
+    and motion in the optics; the small grid with its noise and JPEG; back up; brightness, contrast,
+    saturation. Ours, after the
     degradation models of blind super-resolution (Wang et al. 2021, Real-ESRGAN), in one pass.
     """
     pixels = torch.as_tensor(images)
@@ -227,11 +228,10 @@ def degrade(
 
 
 def _degrade(pixels: Tensor, seeds: Tensor, degradation: Degradation, size_px: int) -> Tensor:
-    faces = pixels.permute(0, 3, 1, 2).to(torch.float32, memory_format=torch.contiguous_format) * (
-        1 / 255
-    )
     if degradation == DEGRADATIONS["none"]:
-        return _finish(_resize(faces, size_px))
+        return _finish(_resize(pixels, size_px) * (1 / 255))
+    # Twice the result's side holds all that can be seen in it; more would only take time.
+    faces = _resize(pixels, min(pixels.shape[1], 2 * size_px)) * (1 / 255)
     draw = dict(zip(_DRAWS, _uniform(seeds, len(_DRAWS)).unbind(1), strict=True))
     _cover(faces, draw, degradation)
     _crop(faces, draw, degradation)
@@ -335,48 +335,37 @@ def _photograph(
     zoom = torch.where(jittered, _between(draw["zoom"], degradation.jitter_zoom), one)
     shift_x = jittered * (draw["shift_x"] * 2 - 1) * degradation.jitter_shift
     shift_y = jittered * (draw["shift_y"] * 2 - 1) * degradation.jitter_shift
-    if (
-        source_px == size_px
-        and degradation.low_res_rate == degradation.jitter_rate == 0
-        and degradation.blur_rate == degradation.motion_rate == 0
+    if degradation.blur_rate > 0:
+        blurred = _chosen(draw["blur"], degradation.blur_rate)
+        sigma = _between(draw["blur_sigma"], degradation.blur_sigma)[blurred] * source_px
+        blur = _blur_matrix(sigma, source_px)
+        faces[blurred] = _apply(blur, faces[blurred], blur)
+    if source_px == size_px and (
+        degradation.low_res_rate == degradation.jitter_rate == degradation.motion_rate == 0
     ):
         return faces, side
-    lowered = side < size_px
+    kernel = torch.where(side < size_px, draw["down_kernel"], 0.0)
 
-    def matrices(which: Tensor | slice, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-        pair = []
-        for shift in (x, y):
-            matrix = _down_matrix(
-                side[which],
-                zoom[which],
-                shift,
-                torch.where(lowered, draw["down_kernel"], 0.0)[which],
-                size_px,
-                source_px,
-            )
-            if degradation.blur_rate > 0:
-                sigma = _between(draw["blur_sigma"], degradation.blur_sigma) * source_px
-                blurred = _chosen(draw["blur"][which], degradation.blur_rate)
-                blur = _blur_matrix(sigma[which][blurred], source_px)
-                matrix[blurred] = torch.bmm(matrix[blurred], blur)
-            pair.append(matrix)
-        return pair[0], pair[1]
+    def expose(which: Tensor | slice, x: Tensor, y: Tensor) -> Tensor:
+        rows, columns = (
+            _down_matrix(side[which], zoom[which], shift, kernel[which], size_px, source_px)
+            for shift in (y, x)
+        )
+        return _apply(rows, faces[which], columns)
 
-    columns, rows = matrices(slice(None), shift_x, shift_y)
-    small = _apply(rows, faces, columns)
+    small = expose(slice(None), shift_x, shift_y)
     if degradation.motion_rate > 0:
         moved = _chosen(draw["motion"], degradation.motion_rate)
         length = _between(draw["motion_length"], degradation.motion_length)[moved]
         angle_rad = draw["motion_angle"][moved] * math.pi
-        moving, total = faces[moved], torch.zeros_like(small[moved])
+        total = torch.zeros_like(small[moved])
         for exposure in range(_EXPOSURES):
             along = (exposure / (_EXPOSURES - 1) - 0.5) * length
-            columns, rows = matrices(
+            total += expose(
                 moved,
                 shift_x[moved] + along * torch.cos(angle_rad),
                 shift_y[moved] + along * torch.sin(angle_rad),
             )
-            total += _apply(rows, moving, columns)
         small[moved] = total / _EXPOSURES
     return small, side
 
@@ -482,7 +471,7 @@ def _compress(small: Tensor, draw: dict[str, Tensor], degradation: Degradation) 
     padding = -side % 8
     picture = functional.pad(picture, (0, padding, 0, padding), mode="replicate")
     to_ycbcr = torch.tensor(_TO_YCBCR, device=device)
-    colours = torch.einsum("dc,bcyx->bdyx", to_ycbcr, (picture * 255).round())
+    colours = torch.einsum("dc,bcyx->bdyx", to_ycbcr, (picture * 255).round()).round()
     colours[:, 0] -= 128
     index = torch.arange(8, dtype=torch.float64)
     cosine = torch.cos((2 * index[None, :] + 1) * index[:, None] * math.pi / 16) / 2
@@ -498,7 +487,7 @@ def _compress(small: Tensor, draw: dict[str, Tensor], degradation: Degradation) 
     step = ((tables * percent[:, None, None, None, None, None] + 50) / 100).floor().clamp(1, 255)
     frequencies = cosine @ blocks @ cosine.T
     blocks = cosine.T @ ((frequencies / step).round() * step) @ cosine
-    colours = blocks.transpose(3, 4).reshape(count, 3, height, width)
+    colours = blocks.transpose(3, 4).reshape(count, 3, height, width).round()
     colours[:, 0] += 128
     to_rgb = torch.linalg.inv(torch.tensor(_TO_YCBCR, dtype=torch.float64)).float().to(device)
     restored = torch.einsum("dc,bcyx->bdyx", to_rgb, colours).round() / 255
@@ -526,13 +515,17 @@ def _relight(faces: Tensor, draw: dict[str, Tensor], degradation: Degradation) -
     faces.sub_(grey).mul_(strength).add_(grey).clamp_(0, 1)
 
 
-def _resize(faces: Tensor, size_px: int) -> Tensor:
-    """(b, 3, s, s) to (b, 3, size_px, size_px): area averages down, linear up."""
-    if faces.shape[-1] == size_px:
-        return faces
-    one = torch.ones(1, device=faces.device)
-    matrix = _down_matrix(one * size_px, one, one * 0, one * 0, size_px, faces.shape[-1])[0]
-    return matrix @ (faces @ matrix.T)
+def _resize(pixels: Tensor, size_px: int) -> Tensor:
+    """(b, s, s, 3) uint8 to (b, 3, size_px, size_px) float32 in 0..255: area down, linear up."""
+    count, source_px = pixels.shape[:2]
+    faces = pixels.float()
+    if source_px != size_px:
+        one = torch.ones(1, device=pixels.device)
+        matrix = _down_matrix(one * size_px, one, one * 0, one * 0, size_px, source_px)[0]
+        faces = matrix @ faces.reshape(count, source_px, source_px * 3)
+        faces = faces.reshape(count, size_px, source_px, 3)
+        return torch.matmul(faces.permute(0, 3, 1, 2), matrix.T).contiguous()
+    return faces.permute(0, 3, 1, 2).contiguous()
 
 
 def reduce_faces(images: np.ndarray, size_px: int, *, block: int = 1024) -> np.ndarray:
@@ -561,7 +554,7 @@ def reduce_faces(images: np.ndarray, size_px: int, *, block: int = 1024) -> np.n
         raise DataError(f"faces of {size_px} px or more expected, got {side} px: nothing to reduce")
     reduced = np.empty((len(images), size_px, size_px, 3), dtype=np.uint8)
     for start in range(0, len(images), block):
-        part = torch.from_numpy(np.array(images[start : start + block])).permute(0, 3, 1, 2)
-        small = _resize(part.float(), size_px).round().clamp(0, 255).to(torch.uint8)
+        part = torch.from_numpy(np.array(images[start : start + block]))
+        small = _resize(part, size_px).round().clamp(0, 255).to(torch.uint8)
         reduced[start : start + block] = small.permute(0, 2, 3, 1).numpy()
     return reduced
