@@ -1,0 +1,332 @@
+"""training: it learns, resumes to the bit, weighs its branches, and says what is wrong."""
+
+import dataclasses
+import math
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load, save
+
+from cdp.errors import BackendError, ConfigError, DataError, StageError
+from cdp.images.degradation import DEGRADATIONS
+from cdp.models import build_backbone
+from cdp.models.heads import HEADS, build_head
+from cdp.training import (
+    HISTORY,
+    Branch,
+    TrainingPlan,
+    _apportion,
+    _Order,
+    _Trainer,
+    resolve_device,
+    resolve_precision,
+    train_model,
+)
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """Small tensors: a second thread costs more than it brings."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def draw_people(people: int, each: int, side: int = 16, seed: int = 0):
+    """A noisy pattern a person."""
+    rng = np.random.default_rng(seed)
+    patterns = rng.uniform(40, 215, (people, side, side, 3))
+    label = np.repeat(np.arange(people), each)
+    noisy = patterns[label] + rng.normal(0, 30, (len(label), side, side, 3))
+    return np.clip(noisy, 0, 255).astype(np.uint8), label
+
+
+def make(people: int = 6, each: int = 8, *, head: str = "adaface", count: int = 1):
+    backbone = build_backbone("plain", input_px=16, embedding_dim=16, width=0.5)
+    branches = []
+    for number in range(count):
+        images, label = draw_people(people, each, seed=number)
+        branches.append(Branch(build_head(head, 16, people, seed=number), images, label))
+    return backbone, branches
+
+
+PLAN = TrainingPlan(epochs=4, batch_size=16, degradation=DEGRADATIONS["adaface"], seed=3)
+
+
+def train(backbone, branches, plan=PLAN, **options):
+    return train_model(backbone, branches, plan, device="cpu", progress=False, **options)
+
+
+@pytest.mark.parametrize("head", sorted(HEADS))
+def test_every_head_learns(head: str) -> None:
+    backbone, branches = make(head=head)
+    plan = dataclasses.replace(PLAN, epochs=6, degradation=DEGRADATIONS["none"], flip=False)
+    history = train(backbone, branches, plan)
+    assert history[-1]["accuracy"] > 0.9
+    assert not backbone.training
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+@pytest.mark.parametrize("ema_decay", [None, 0.9])
+def test_resuming_ends_with_the_same_bits(optimizer: str, ema_decay: float | None) -> None:
+    rate = 0.1 if optimizer == "sgd" else 2e-3
+    plan = dataclasses.replace(PLAN, optimizer=optimizer, ema_decay=ema_decay, learning_rate=rate)
+    states = []
+    backbone, branches = make(count=2)
+    whole = train(backbone, branches, plan, on_epoch=states.append)
+    assert len(states) == plan.epochs
+    for epoch in (1, 3, 4):
+        again, fresh = make(count=2)
+        kept = load(save(states[epoch - 1]))
+        after = []
+        history = train(again, fresh, plan, resume=kept, on_epoch=after.append)
+        assert len(after) == plan.epochs - epoch
+        for key, value in backbone.state_dict().items():
+            assert torch.equal(value, again.state_dict()[key]), (epoch, key)
+        for one, other in zip(branches, fresh, strict=True):
+            assert torch.equal(one.head.weight, other.head.weight)
+        for key in set(HISTORY) - {"seconds"}:
+            assert [h[key] for h in history] == [h[key] for h in whole]
+
+
+def test_a_seed_is_a_result() -> None:
+    def weights(seed: int) -> torch.Tensor:
+        backbone, branches = make()
+        train(backbone, branches, dataclasses.replace(PLAN, seed=seed, epochs=1))
+        return torch.cat([p.flatten() for p in backbone.parameters()])
+
+    assert torch.equal(weights(1), weights(1))
+    assert not torch.equal(weights(1), weights(2))
+
+
+def test_torch_is_left_as_it_was() -> None:
+    torch.manual_seed(9)
+    expected = torch.rand(2)
+    torch.manual_seed(9)
+    before = torch.get_num_threads(), torch.is_grad_enabled(), torch.get_default_dtype()
+    backbone, branches = make()
+    train(backbone, branches, dataclasses.replace(PLAN, epochs=1))
+    assert torch.equal(torch.rand(2), expected)
+    assert before == (
+        torch.get_num_threads(),
+        torch.is_grad_enabled(),
+        torch.get_default_dtype(),
+    )
+
+
+def test_the_average_is_the_average() -> None:
+    """The EMA, recomputed from the weights after each step."""
+    plan = dataclasses.replace(PLAN, epochs=2, ema_decay=0.5)
+    backbone, branches = make(each=2)
+    trainer = _Trainer(backbone, branches, plan, torch.device("cpu"))
+    key = "ending.2.weight"
+    expected = backbone.state_dict()[key].clone()
+    original = trainer.optimizer.step
+    steps = []
+
+    def step(*arguments):
+        original(*arguments)
+        decay = min(0.5, (1 + len(steps)) / (10 + len(steps)))
+        expected.mul_(decay).add_(backbone.state_dict()[key], alpha=1 - decay)
+        steps.append(1)
+
+    trainer.optimizer.step = step
+
+    class Bar:
+        def update(self): ...
+        def set_postfix(self, **_): ...
+
+    trainer.run_epoch(Bar())
+    trainer.run_epoch(Bar())
+    np.testing.assert_allclose(trainer.average[key], expected, atol=1e-6)
+    trainer.finish()
+    np.testing.assert_allclose(backbone.state_dict()[key], expected, atol=1e-6)
+
+
+def test_order_visits_each_image_once_a_pass() -> None:
+    order = _Order(10, seed=0, branch=0)
+    rows = np.concatenate([order.take(start, 4)[0] for start in range(0, 40, 4)])
+    for start in range(0, 40, 10):
+        assert sorted(rows[start : start + 10]) == list(range(10))
+    assert not np.array_equal(rows[:10], rows[10:20])
+    # Anywhere in the sequence can be had at once, and longer than the branch is no matter.
+    rows_again, seeds = _Order(10, seed=0, branch=0).take(7, 30)
+    np.testing.assert_array_equal(rows_again, rows[7:37])
+    assert len(set(seeds.tolist())) == 30
+
+
+def test_batches_are_apportioned() -> None:
+    assert _apportion(64, np.array([0.25, 0.75])) == [16, 48]
+    assert _apportion(10, np.array([1 / 3, 2 / 3])) == [3, 7]
+    assert _apportion(8, np.array([0.001, 0.999])) == [1, 7]
+
+
+def test_branch_losses_are_weighed_by_share() -> None:
+    """The loss of a batch, re-derived from the heads' own outputs."""
+    backbone, branches = make(count=2)
+    weight = np.linspace(0, 1, len(branches[1].images))
+    shared = [
+        dataclasses.replace(branches[0], share=1.0),
+        dataclasses.replace(branches[1], share=3.0, weight=weight),
+    ]
+    trainer = _Trainer(backbone, shared, PLAN, torch.device("cpu"))
+    backbone.eval()
+    for head in trainer.heads:
+        head.eval()
+    images, targets = trainer._batch(0)
+    assert [len(label) for label, _ in targets] == [4, 12]
+    total, _ = trainer._loss(images, targets)
+    embedding = backbone(images)
+    first = shared[0].head(embedding[:4], targets[0][0]).loss.mean()
+    second = shared[1].head(embedding[4:], targets[1][0]).loss
+    rows, _ = trainer.orders[1].take(0, 12)
+    second = (second * torch.from_numpy(weight[rows]).float()).mean()
+    assert total.item() == pytest.approx((0.25 * first + 0.75 * second).item(), rel=1e-5)
+
+
+def test_shares_default_to_the_numbers_of_images() -> None:
+    backbone, (first, second) = make(count=2)
+    longer = dataclasses.replace(
+        second, images=np.tile(second.images, (3, 1, 1, 1)), label=np.tile(second.label, 3)
+    )
+    trainer = _Trainer(backbone, [first, longer], PLAN, torch.device("cpu"))
+    np.testing.assert_allclose(trainer.shares, [0.25, 0.75])
+    assert trainer.counts == [4, 12]
+    assert trainer.steps_per_epoch == math.ceil(4 * 48 / 16)
+
+
+def test_an_image_without_weight_teaches_nothing() -> None:
+    backbone, (branch,) = make(each=2)
+    before = branch.head.weight.detach().clone()
+    plan = dataclasses.replace(PLAN, epochs=1, weight_decay=0.0)
+    nothing = dataclasses.replace(branch, weight=np.zeros(len(branch.images)))
+    history = train(backbone, [nothing], plan)
+    assert history[0]["loss"] == 0
+    assert torch.equal(branch.head.weight, before)
+
+
+def test_learning_rate_and_margin_follow_the_plan() -> None:
+    backbone, branches = make()
+    plan = TrainingPlan(
+        epochs=10, batch_size=16, learning_rate=0.5, warmup_epochs=2, margin_warmup_epochs=4
+    )
+    trainer = _Trainer(backbone, branches, plan, torch.device("cpu"))
+    assert trainer.steps_per_epoch == 3
+    rates = [trainer._rate(step) for step in range(30)]
+    np.testing.assert_allclose(rates[:6], 0.5 * np.arange(1, 7) / 6)
+    assert rates[6:] == sorted(rates[6:], reverse=True)
+    assert rates[18] == pytest.approx(0.25)
+    assert rates[-1] < 0.01
+    shares = [trainer._margin_share(step) for step in range(30)]
+    np.testing.assert_allclose(shares[:13], np.minimum(np.arange(13) / 12, 1))
+
+
+def test_history_has_a_record_an_epoch() -> None:
+    backbone, branches = make()
+    history = train(backbone, branches)
+    assert [h["epoch"] for h in history] == [1, 2, 3, 4]
+    assert [h["step"] for h in history] == [3, 6, 9, 12]
+    for record in history:
+        assert tuple(record) == HISTORY
+        assert isinstance(record["epoch"], int)
+        assert 0 <= record["accuracy"] <= 1
+        assert record["seconds"] > 0
+
+
+def test_memory_maps_and_single_images_will_do(tmp_path) -> None:
+    images, label = draw_people(2, 1)
+    np.save(tmp_path / "faces.npy", images)
+    mapped = np.load(tmp_path / "faces.npy", mmap_mode="r")
+    backbone, _ = make()
+    branch = Branch(build_head("adaface", 16, 2), mapped, label)
+    history = train(backbone, [branch], dataclasses.replace(PLAN, epochs=2))
+    assert len(history) == 2
+
+
+def test_divergence_is_told() -> None:
+    backbone, branches = make(head="softmax")
+    plan = dataclasses.replace(PLAN, learning_rate=1e30, gradient_clip=None, warmup_epochs=0)
+    with pytest.raises(StageError, match=r"diverged.*epoch \d+.*learning_rate \(now 1e\+30\)"):
+        train(backbone, branches, plan)
+
+
+def test_state_that_does_not_fit_is_told() -> None:
+    states = []
+    backbone, branches = make()
+    train(backbone, branches, on_epoch=states.append)
+    wider, _ = make(), None
+    other = build_backbone("plain", input_px=16, embedding_dim=16, width=1.0)
+    with pytest.raises(DataError, match="does not fit"):
+        train(other, wider[1], resume=states[0])
+    with pytest.raises(DataError, match="does not fit"):
+        train(*make(), resume={})
+    shorter = dataclasses.replace(PLAN, epochs=2)
+    with pytest.raises(DataError, match=r"epoch 4, the plan ends at 2"):
+        train(*make(), shorter, resume=states[3])
+
+
+def test_errors() -> None:
+    backbone, (branch,) = make()
+    with pytest.raises(DataError, match="nothing to train on"):
+        train(backbone, [])
+    with pytest.raises(DataError, match=r"labels in 0\.\.5 expected, got -1\.\."):
+        dataclasses.replace(branch, label=branch.label - 1)
+    with pytest.raises(DataError, match="labels expected"):
+        dataclasses.replace(branch, label=branch.label[:-1])
+    with pytest.raises(DataError, match="without images"):
+        dataclasses.replace(branch, images=branch.images[:0], label=branch.label[:0])
+    with pytest.raises(DataError, match="uint8 expected"):
+        dataclasses.replace(branch, images=branch.images.astype(np.float32))
+    with pytest.raises(DataError, match="weights"):
+        dataclasses.replace(branch, weight=np.full(len(branch.label), np.nan))
+    for wrong in (
+        {"optimizer": "lion"},
+        {"precision": "float16"},
+        {"epochs": 0},
+        {"batch_size": 1},
+        {"learning_rate": 0.0},
+        {"ema_decay": 1.0},
+    ):
+        with pytest.raises(ConfigError):
+            dataclasses.replace(PLAN, **wrong)
+    with pytest.raises(ConfigError, match="shares above 0"):
+        train(backbone, [dataclasses.replace(branch, share=0.0)])
+
+
+def test_devices() -> None:
+    assert resolve_device("cpu").type == "cpu"
+    assert resolve_device("auto").type in ("cpu", "cuda")
+    with pytest.raises(BackendError, match="'meteor'"):
+        resolve_device("meteor")
+    if not torch.cuda.is_available():
+        with pytest.raises(BackendError, match="choose cpu or auto"):
+            resolve_device("cuda")
+    assert resolve_precision("float32", torch.device("cpu")) == torch.float32
+    assert resolve_precision("bfloat16", torch.device("cpu")) == torch.bfloat16
+
+
+def test_bfloat16_trains_too() -> None:
+    backbone, branches = make(each=4)
+    plan = dataclasses.replace(PLAN, epochs=1, precision="bfloat16")
+    assert math.isfinite(train(backbone, branches, plan)[0]["loss"])
+    assert all(p.dtype == torch.float32 for p in backbone.parameters())
+
+
+def test_progress_goes_to_stderr(capsys) -> None:
+    backbone, branches = make(each=2)
+    plan = dataclasses.replace(PLAN, epochs=1)
+    train_model(backbone, branches, plan, device="cpu", description="base")
+    shown = capsys.readouterr()
+    assert "base" in shown.err
+    assert shown.out == ""
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+def test_the_gpu_learns_as_well() -> None:
+    backbone, branches = make()
+    plan = dataclasses.replace(PLAN, epochs=6, degradation=DEGRADATIONS["none"], flip=False)
+    history = train_model(backbone, branches, plan, device="cuda", progress=False)
+    assert history[-1]["accuracy"] > 0.9
+    assert next(backbone.parameters()).device.type == "cpu"
