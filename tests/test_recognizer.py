@@ -1,0 +1,149 @@
+"""recognizer: pseudo-labels help, what has no label is left out, and a file gives it back."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+import cdp
+from cdp.errors import ConfigError, DataError
+from cdp.models import build_backbone
+from cdp.recognizer import Recognizer, select_classes, train_recognizer
+from cdp.training import TrainingPlan
+
+SMALL = {"backbone": "plain", "input_px": 16, "embedding_dim": 16, "width": 0.5}
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """Small tensors: a second thread costs more than it brings."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def draw_people(people: int, each: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    patterns = rng.uniform(40, 215, (people, 4, 4, 3)).repeat(4, 1).repeat(4, 2)
+    label = np.repeat(np.arange(people), each)
+    noisy = patterns[label] + rng.normal(0, 60, (len(label), 16, 16, 3))
+    return np.clip(noisy, 0, 255).astype(np.uint8), label
+
+
+PLAN = TrainingPlan(epochs=3, batch_size=16, flip=False)
+
+
+def train(*arguments, plan: TrainingPlan = PLAN, **options):
+    return train_recognizer(*arguments, plan=plan, device="cpu", progress=False, **SMALL, **options)
+
+
+@given(st.lists(st.integers(-1, 6), max_size=40), st.integers(1, 4))
+def test_classes_are_selected_by_size(labels: list[int], min_size: int) -> None:
+    label = np.array(labels, dtype=np.int64)
+    rows, renumbered = select_classes(label, min_size=min_size)
+    expected = [i for i, v in enumerate(labels) if v != -1 and labels.count(v) >= min_size]
+    assert rows.tolist() == expected
+    kept = sorted({labels[i] for i in expected})
+    assert renumbered.tolist() == [kept.index(labels[i]) for i in expected]
+
+
+def test_two_heads_train_and_unlabelled_images_are_left_out() -> None:
+    images, label = draw_people(5, 6, seed=0)
+    others, pseudo = draw_people(8, 6, seed=1)
+    pseudo = pseudo * 10
+    pseudo[::6] = -1  # no label
+    pseudo[1] = 777  # a cluster of one
+    recognizer, history = train(images, label, others, pseudo, meta={"k": 20})
+    assert len(history) == 3
+    assert recognizer.meta == {"k": 20}
+    kept = np.flatnonzero((pseudo != -1) & (pseudo != 777))
+    again, _ = train(images, label, others[kept], pseudo[kept])
+    np.testing.assert_array_equal(recognizer.embed(others), again.embed(others))
+
+
+def test_equals_a_training_by_hand() -> None:
+    from cdp.models.heads import build_head
+    from cdp.training import Branch, train_model
+
+    images, label = draw_people(4, 5, seed=0)
+    others, pseudo = draw_people(6, 5, seed=1)
+    confidence = np.linspace(0.2, 1, len(pseudo))
+    recognizer, history = train(images, label, others, pseudo, confidence=confidence)
+    backbone = build_backbone("plain", input_px=16, embedding_dim=16, width=0.5)
+    branches = [
+        Branch(build_head("adaface", 16, 4, seed=0), images, label),
+        Branch(build_head("adaface", 16, 6, seed=1), others, pseudo, confidence),
+    ]
+    expected = train_model(backbone, branches, PLAN, device="cpu", progress=False)
+    assert [h["loss"] for h in history] == [h["loss"] for h in expected]
+    for key, value in backbone.state_dict().items():
+        assert torch.equal(value, recognizer.backbone.state_dict()[key])
+
+
+def test_one_set_alone_is_enough() -> None:
+    images, label = draw_people(4, 5, seed=0)
+    only_true, _ = train(images, label)
+    only_pseudo, _ = train(None, None, images, label)
+    empty = np.full(len(label), -1)
+    nothing_found, _ = train(images, label, images, empty, share=0.5)
+    expected = only_true.embed(images)
+    np.testing.assert_array_equal(only_pseudo.embed(images), expected)
+    np.testing.assert_array_equal(nothing_found.embed(images), expected)
+
+
+def test_a_share_moves_the_result_and_resume_does_not() -> None:
+    images, label = draw_people(4, 5, seed=0)
+    others, pseudo = draw_people(6, 5, seed=1)
+    plain, _ = train(images, label, others, pseudo)
+    shared, _ = train(images, label, others, pseudo, share=0.2)
+    assert not np.array_equal(plain.embed(images), shared.embed(images))
+    states = []
+    train(images, label, others, pseudo, on_epoch=states.append)
+    resumed, history = train(images, label, others, pseudo, resume=states[1])
+    np.testing.assert_array_equal(plain.embed(images), resumed.embed(images))
+    assert len(history) == 3
+
+
+def test_vectors_are_unit_and_faces_of_any_size_will_do() -> None:
+    recognizer = Recognizer(build_backbone("plain"), device="cpu")
+    for side in (12, 24, 40):
+        faces = np.random.default_rng(0).integers(0, 256, (5, side, side, 3)).astype(np.uint8)
+        vectors = recognizer.embed(faces)
+        assert vectors.dtype == np.float32
+        np.testing.assert_allclose(np.linalg.norm(vectors, axis=1), 1, atol=1e-6)
+        np.testing.assert_allclose(recognizer.embed(faces[:, :, ::-1]), vectors, atol=1e-4)
+    assert recognizer.embed(faces[:0]).shape == (0, 128)
+
+
+def test_a_file_gives_it_back(tmp_path) -> None:
+    recognizer = Recognizer(build_backbone("mixer"), {"people": 12, "data": "drawn"})
+    path = tmp_path / "recognizer.safetensors"
+    recognizer.save(path)
+    again = cdp.Recognizer.load(path)
+    faces = np.random.default_rng(0).integers(0, 256, (5, 24, 24, 3)).astype(np.uint8)
+    np.testing.assert_array_equal(again.embed(faces), recognizer.embed(faces))
+    assert again.meta == recognizer.meta
+    assert (again.input_px, again.embedding_dim) == (24, 128)
+    twin = Recognizer.from_state(*recognizer.state())
+    np.testing.assert_array_equal(twin.embed(faces), recognizer.embed(faces))
+    path.write_bytes(b"no model")
+    with pytest.raises(DataError, match="safetensors model expected"):
+        Recognizer.load(path)
+
+
+def test_errors() -> None:
+    images, label = draw_people(4, 5, seed=0)
+    with pytest.raises(DataError, match="two identities"):
+        train(images, label * 0)
+    with pytest.raises(DataError, match="two identities"):
+        train(None, None, images, label, min_size=6)
+    with pytest.raises(DataError, match="20 images and 19 labels"):
+        train(images, label[1:])
+    with pytest.raises(ConfigError, match="share"):
+        train(images, label, images, label, share=1.0)
+    with pytest.raises(ConfigError, match="unknown head"):
+        train(images, label, plan=dataclasses.replace(PLAN, epochs=1), head="none")
