@@ -70,7 +70,7 @@ _TRAITS: dict[str, tuple[float, float]] = {
     "lip_red": (0.16, 0.09),
     "mouth_curve": (0.0, 0.35),
     "hair_tone": (0.35, 0.26),
-    "hair_red": (0.04, 0.07),
+    "hair_red": (0.01, 0.05),
     "hairline": (-0.46, 0.075),
     "hairline_curve": (0.25, 0.45),
     "hair_part": (0.0, 0.16),
@@ -84,14 +84,23 @@ _TRAITS: dict[str, tuple[float, float]] = {
 }
 TRAIT_COUNT = len(_TRAITS)
 
-_NUISANCES = (
-    # name a uniform number in (0, 1) each; `_Nuisance` says what becomes of it
-    "severity yaw pitch roll shift_u shift_v scale smile mouth_open lid brow_raise "
-    "light_angle light exposure contrast warm green tan lip hair "
-    "back_r back_g back_b back_slope back_dr back_dg back_db cloth_r cloth_g cloth_b "
-    "occlusion occlusion_u occlusion_v occlusion_size occlusion_tilt occlusion_r occlusion_g "
-    "occlusion_b glasses blur resolution noise"
-).split()
+_NUISANCES = [
+    # one uniform number in (0, 1) each; `_place_nuisance` says what becomes of it
+    *("severity", "yaw", "pitch", "roll", "shift_u", "shift_v", "scale"),
+    *("smile", "mouth_open", "lid", "brow_raise", "tan", "lip", "hair"),
+    *("light_angle", "light", "exposure", "contrast", "warm", "green"),
+    *("back_r", "back_g", "back_b", "back_slope", "back_dr", "back_dg", "back_db"),
+    *("cloth_r", "cloth_g", "cloth_b"),
+    *("occlusion", "occlusion_u", "occlusion_v", "occlusion_size", "occlusion_tilt"),
+    *("occlusion_r", "occlusion_g", "occlusion_b", "glasses"),
+    *("blur", "resolution", "noise"),
+]
+
+_FULL_STRENGTH = 0.4
+"""What `nuisance=1` means: tuned so that a committee can do what one model cannot."""
+
+_FAMILIES = 128
+"""How many families people come from: about six people of a family in a set of 800."""
 
 _ZOOM, _RISE = np.float32(1.18), np.float32(0.08)
 """How tightly the head fills the image, and how far above its centre the eyes lie."""
@@ -122,10 +131,10 @@ class SyntheticFaces:
 
     seed: int = 0
     size_px: int = 48
-    labelled_identities: int = 120
-    unlabelled_identities: int = 600
+    labelled_identities: int = 150
+    unlabelled_identities: int = 360
     evaluation_identities: int = 150
-    images_min: int = 4
+    images_min: int = 6
     images_max: int = 40
     one_image_share: float = 0.15
     evaluation_images: int = 8
@@ -228,17 +237,14 @@ class SyntheticFaces:
         """The trait vectors of people.
 
         identity : (m,) integer. Returns (m, TRAIT_COUNT) float64, standard normal, within 2.2.
-        Families of about five share a part of their vector: look-alikes.
+        Every person belongs to a family, drawn among a fixed number of them, and shares a part
+        of their vector with it: look-alikes, across the splits as well.
         """
         own = ndtri(_uniform(self.seed, identity, -2, TRAIT_COUNT + 2))
-        family = (_uniform(self.seed, identity, -3, 1)[:, 0] * self._families).astype(np.int64)
+        family = (_uniform(self.seed, identity, -3, 1)[:, 0] * _FAMILIES).astype(np.int64)
         shared = ndtri(_uniform(self.seed, family, -4, TRAIT_COUNT + 2))
         mixed = np.sqrt(1.0 - self.resemblance) * own + np.sqrt(self.resemblance) * shared
         return np.clip(mixed[:, :TRAIT_COUNT], -2.2, 2.2)
-
-    @property
-    def _families(self) -> int:
-        return max(1, len(self._image_count) // 5)
 
 
 def _uniform(seed: int, identity: np.ndarray, index: np.ndarray | int, count: int) -> np.ndarray:
@@ -263,6 +269,9 @@ def _mix(word: np.ndarray) -> np.ndarray:
 # --- drawing ------------------------------------------------------------------------------
 
 
+Length = np.ndarray | np.floating
+
+
 class _Columns:
     """Named columns of a table as (b, 1, 1) float32 arrays, ready to meet pixel planes."""
 
@@ -280,7 +289,7 @@ class _Canvas:
     def __init__(self, images: int, size_px: int) -> None:
         self.plane = np.empty((3, images, size_px, size_px), np.float32)
         self.sharp = np.float32(size_px / 2)  # pixels a unit
-        self.scratch = np.empty((images, size_px, size_px), np.float32)
+        self.scratch = np.empty_like(self.plane)
 
     def cover(self, field: np.ndarray, softness_px: float = 1.0) -> np.ndarray:
         """Coverage in [0, 1] of {field > 0}; field in units of length near its zero. In place."""
@@ -289,20 +298,17 @@ class _Canvas:
         return np.clip(field, 0.0, 1.0, out=field)
 
     def paint(self, colour: np.ndarray, alpha: np.ndarray, rows: slice = slice(None)) -> None:
-        """Lay a colour (b, 3), or (3, b, s, s), over the canvas."""
-        scratch = self.scratch[:, rows]
-        for channel in range(3):
-            plane = self.plane[channel][:, rows]
-            ink = colour[channel] if colour.ndim == 4 else colour[:, channel, None, None]
-            np.subtract(ink, plane, out=scratch)
-            scratch *= alpha
-            plane += scratch
+        """Lay a colour (b, 3) or (1, 3) over the rows of the canvas that alpha describes."""
+        plane, scratch = self.plane[:, :, rows], self.scratch[:, :, rows]
+        np.subtract(colour.T[:, :, None, None], plane, out=scratch)
+        scratch *= alpha
+        plane += scratch
 
     def shade(self, factor: np.ndarray, rows: slice = slice(None)) -> None:
         self.plane[:, :, rows] *= factor
 
 
-def _ellipse(du: np.ndarray, dv: np.ndarray, a: np.ndarray, b: np.ndarray) -> np.ndarray:
+def _ellipse(du: np.ndarray, dv: np.ndarray, a: Length, b: Length) -> np.ndarray:
     """A field, positive inside, with slope about one at the border."""
     radius = np.float32(0.5) * np.minimum(a, b)
     return radius - radius * ((du / a) ** 2 + (dv / b) ** 2)
@@ -339,11 +345,13 @@ def draw_faces(
     u, v = U - n.yaw * depth, V - n.pitch * depth
 
     colour = _Colours(t, n)
-    _paint_scene(canvas, t, n, colour, U, V)
+    _paint_scene(canvas, band, t, n, colour, U, V)
     head = _head_field(t, U, V)
     inside = canvas.cover(head)
-    ears = _ellipse(np.abs(U) - t.head_width, V - np.float32(0.06), t.ear_size, t.ear_size * 1.6)
-    canvas.paint(colour.skin * np.float32(0.9), canvas.cover(ears))
+    rows = band(-0.25, 0.35)
+    side, height = np.abs(U[:, rows]) - t.head_width, V[:, rows] - np.float32(0.06)
+    ears = canvas.cover(_ellipse(side, height, t.ear_size, t.ear_size * np.float32(1.6)))
+    canvas.paint(colour.skin * np.float32(0.9), ears, rows)
     canvas.paint(colour.skin, inside)
     _paint_cheeks(canvas, band, t, colour, u, v, inside)
     _paint_beard(canvas, band, t, colour, u, v, inside)
@@ -352,7 +360,7 @@ def draw_faces(
     _paint_nose(canvas, band, t, n, colour, u, v)
     _paint_mouth(canvas, band, t, n, colour, u, v)
     _paint_mark(canvas, t, colour, u, v)
-    _paint_hair(canvas, t, n, colour, u, v, U, V)
+    _paint_hair(canvas, band, t, n, colour, u, v, U, V)
     _light(canvas, n, head_u, head_v)
     _occlude(canvas, t, n, u, v, U, V)
     return _photograph(canvas, n, chance)
@@ -374,6 +382,7 @@ def _place_nuisance(chance: np.ndarray, glasses: np.ndarray, nuisance: float) ->
     departure from the neutral picture, and the probability of every event.
     """
     raw = dict(zip(_NUISANCES, np.asarray(chance, np.float64).T, strict=True))
+    nuisance = _FULL_STRENGTH * nuisance
     amount = nuisance * (0.35 + 0.95 * raw["severity"])
 
     def around(name: str, spread: float, centre: float = 0.0) -> np.ndarray:
@@ -437,12 +446,16 @@ class _Bands:
 
     def __init__(self, size_px: int, nuisance: float) -> None:
         self.size_px = size_px
-        self.margin = 0.06 + 0.34 * nuisance
+        self.margin = 0.05 + 0.12 * nuisance
 
     def __call__(self, low: float, high: float) -> slice:
-        first = int((low - self.margin + 1) / 2 * self.size_px)
-        last = int((high + self.margin + 1) / 2 * self.size_px) + 1
-        return slice(max(0, first), min(self.size_px, last))
+        """Rows that hold head heights low .. high; at least one row."""
+        top = (low - float(_RISE)) * float(_ZOOM) - self.margin
+        bottom = (high - float(_RISE)) * float(_ZOOM) + self.margin
+        first = min(max(0, int((top + 1) / 2 * self.size_px)), self.size_px - 1)
+        return slice(
+            first, max(first + 1, min(self.size_px, int((bottom + 1) / 2 * self.size_px) + 1))
+        )
 
 
 class _Colours:
@@ -478,7 +491,7 @@ def _triple(n: _Columns, name: str) -> np.ndarray:
     return np.concatenate([getattr(n, f"{name}_{channel}")[:, 0] for channel in "rgb"], axis=1)
 
 
-def _head_field(t: _Columns, U: np.ndarray, V: np.ndarray) -> np.ndarray:
+def _head_field(t: _Columns | _Subset, U: np.ndarray, V: np.ndarray) -> np.ndarray:
     """An ellipse above the eye line; below it narrowing to a chin, round or square."""
     below = np.maximum(V, 0) / t.chin
     width = t.head_width * (1 - t.jaw_taper * np.minimum(below, 1))
@@ -489,7 +502,13 @@ def _head_field(t: _Columns, U: np.ndarray, V: np.ndarray) -> np.ndarray:
 
 
 def _paint_scene(
-    canvas: _Canvas, t: _Columns, n: _Columns, colour: _Colours, U: np.ndarray, V: np.ndarray
+    canvas: _Canvas,
+    band: _Bands,
+    t: _Columns,
+    n: _Columns,
+    colour: _Colours,
+    U: np.ndarray,
+    V: np.ndarray,
 ) -> None:
     """Background, long hair behind the head, neck and clothes."""
     ramp = U + n.back_slope * V
@@ -501,10 +520,12 @@ def _paint_scene(
     )
     behind = np.minimum(behind, t.hair_length + n.hair - V)
     canvas.paint(colour.hair * np.float32(0.8), canvas.cover(behind))
-    shoulders = V - np.float32(0.84) - np.float32(0.25) * U * U
+    rows = band(0.3, 2.0)
+    U, V = U[:, rows], V[:, rows]
     neck = np.minimum(t.head_width * np.float32(0.62) - np.abs(U), V - np.float32(0.3))
-    canvas.paint(colour.skin * np.float32(0.78), canvas.cover(neck))
-    canvas.paint(colour.cloth, canvas.cover(shoulders, 2.0))
+    canvas.paint(colour.skin * np.float32(0.78), canvas.cover(neck), rows)
+    shoulders = V - np.float32(0.84) - np.float32(0.25) * U * U
+    canvas.paint(colour.cloth, canvas.cover(shoulders, 2.0), rows)
 
 
 def _paint_cheeks(
@@ -535,14 +556,14 @@ def _paint_beard(
     v: np.ndarray,
     inside: np.ndarray,
 ) -> None:
-    strength = np.clip(t.beard, 0, 0.9)
-    if not strength.any():
-        return
-    rows = band(0.2, 1.0)
-    u, v = u[:, rows], v[:, rows]
-    line = v - np.float32(0.40) + np.float32(0.35) * (u / t.head_width) ** 2
-    chin = canvas.cover(line * np.float32(0.5), 2.0) * inside[:, rows]
-    canvas.paint(colour.hair, chin * strength, rows)
+    some = np.flatnonzero(t.beard.ravel() > 0)
+    if some.size:
+        rows = band(0.05, 2.0)
+        u, v = u[some, rows], v[some, rows]
+        line = v - np.float32(0.40) + np.float32(0.35) * (u / t.head_width[some]) ** 2
+        chin = canvas.cover(line * np.float32(0.5), 2.0) * inside[some, rows]
+        strength = np.minimum(t.beard[some], np.float32(0.9))
+        _lay(canvas, some, colour.hair[some], chin * strength, rows)
 
 
 def _paint_eyes(
@@ -647,15 +668,17 @@ def _paint_mouth(
 def _paint_mark(
     canvas: _Canvas, t: _Columns, colour: _Colours, u: np.ndarray, v: np.ndarray
 ) -> None:
-    strength = np.clip(t.mark, 0, 0.8)
-    if strength.any():
+    some = np.flatnonzero(t.mark.ravel() > 0)
+    if some.size:
         radius = np.float32(0.045)
-        spot = canvas.cover(_ellipse(u - t.mark_u, v - t.mark_v, radius, radius))
-        canvas.paint(colour.dark, spot * strength)
+        spot = _ellipse(u[some] - t.mark_u[some], v[some] - t.mark_v[some], radius, radius)
+        strength = np.minimum(t.mark[some], np.float32(0.8))
+        _lay(canvas, some, colour.dark[some], canvas.cover(spot) * strength)
 
 
 def _paint_hair(
     canvas: _Canvas,
+    band: _Bands,
     t: _Columns,
     n: _Columns,
     colour: _Colours,
@@ -665,6 +688,8 @@ def _paint_hair(
     V: np.ndarray,
 ) -> None:
     """The hair in front: what lies above the hairline, within the head and its volume."""
+    rows = band(-2.0, 0.55)
+    u, v, U, V = u[:, rows], v[:, rows], U[:, rows], V[:, rows]
     volume = t.head_width + t.hair_volume * np.float32(0.45)
     cap = np.float32(0.3) * (
         1 - (U / volume) ** 2 - (np.minimum(V, 0) / (t.head_top + t.hair_volume)) ** 2
@@ -672,7 +697,7 @@ def _paint_hair(
     line = t.hairline + t.hair_part * u + t.hairline_curve * u * u + n.hair
     cap = np.minimum(cap, line - v)
     cap = np.minimum(cap, np.float32(0.12) - v + t.hair_length * np.float32(0.3))
-    canvas.paint(colour.hair, canvas.cover(cap, 1.5))
+    canvas.paint(colour.hair, canvas.cover(cap, 1.5), rows)
 
 
 def _light(canvas: _Canvas, n: _Columns, head_u: np.ndarray, head_v: np.ndarray) -> None:
@@ -710,8 +735,8 @@ def _occlude(
         )
         frame = np.maximum(frame, bridge)
         dark = n.sunglasses[worn]
-        _lay(canvas, worn, np.broadcast_to(_BLACK, (len(worn), 3)), canvas.cover(frame) * 0.8)
-        _lay(canvas, worn, np.broadcast_to(_BLACK, (len(worn), 3)), canvas.cover(lens) * dark)
+        _lay(canvas, worn, _BLACK, canvas.cover(frame) * np.float32(0.8))
+        _lay(canvas, worn, _BLACK, canvas.cover(lens) * dark)
     ink = _triple(n, "occlusion")
     masked = np.flatnonzero(n.mask.ravel())
     if masked.size:
@@ -739,11 +764,17 @@ class _Subset:
         return getattr(self._columns, name)[self._chosen]
 
 
-def _lay(canvas: _Canvas, chosen: np.ndarray, ink: np.ndarray, alpha: np.ndarray) -> None:
-    """Paint on some of the images only."""
+def _lay(
+    canvas: _Canvas,
+    chosen: np.ndarray,
+    ink: np.ndarray,
+    alpha: np.ndarray,
+    rows: slice = slice(None),
+) -> None:
+    """Paint on some of the images only; ink and alpha are theirs."""
     for channel in range(3):
-        plane = canvas.plane[channel, chosen]
-        canvas.plane[channel, chosen] = plane + alpha * (ink[:, channel, None, None] - plane)
+        plane = canvas.plane[channel, chosen, rows]
+        canvas.plane[channel, chosen, rows] = plane + alpha * (ink[:, channel, None, None] - plane)
 
 
 def _photograph(canvas: _Canvas, n: _Columns, chance: np.ndarray) -> np.ndarray:
