@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 from numba import njit
@@ -26,8 +26,7 @@ from cdp.errors import ConfigError, DataError
 from cdp.knn import count_threads, dot_rows, make_unit
 from cdp.types import KnnGraph, PairTable
 
-Variant = Literal["paper", "released", "extended"]
-VARIANTS: tuple[Variant, ...] = ("paper", "released", "extended")
+VARIANTS = ("paper", "released", "extended")
 CANDIDATES = ("base", "all")
 
 View = np.ndarray | Callable[[], np.ndarray]
@@ -49,7 +48,7 @@ _GROUPS = {
 }
 
 
-def name_features(member_count: int, variant: Variant = "paper") -> list[str]:
+def name_features(member_count: int, variant: str = "paper") -> list[str]:
     """Name the columns of `describe_pairs`; the number after the last underscore is the view.
 
     Parameters
@@ -81,7 +80,7 @@ def name_features(member_count: int, variant: Variant = "paper") -> list[str]:
     return names
 
 
-def count_features(member_count: int, variant: Variant = "paper") -> int:
+def count_features(member_count: int, variant: str = "paper") -> int:
     """Count the columns of `describe_pairs`: 6N + 5, 3N + 2 or 10N + 9. Errors as there."""
     return len(name_features(member_count, variant))
 
@@ -138,7 +137,7 @@ def describe_pairs(
     graphs: Sequence[Graph],
     pairs: PairTable,
     *,
-    variant: Variant = "paper",
+    variant: str = "paper",
     rows: slice | None = None,
     affinity: np.ndarray | None = None,
     threads: int | None = None,

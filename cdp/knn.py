@@ -147,7 +147,7 @@ def build_knn_graph(
 
 
 def build_knn_graphs(
-    views: Sequence[np.ndarray],
+    views: Sequence[np.ndarray | Callable[[], np.ndarray]],
     k: int = 20,
     *,
     backend: str = "nmslib",
@@ -157,19 +157,20 @@ def build_knn_graphs(
 ) -> list[KnnGraph]:
     """Build the graph of each view, as many views at once as there are threads for nmslib.
 
-    Each graph equals `build_knn_graph` of its view. Parameters and errors as there.
+    A view may be a function that loads its array. Each graph equals `build_knn_graph` of its view.
+    Parameters and errors as there.
     """
     workers = count_threads(threads)
-    if backend != "nmslib" or workers == 1 or len(views) < 2:
-        return [
-            build_knn_graph(view, k, backend=backend, seed=seed, threads=threads, **settings)
-            for view in views
-        ]
+    at_once = min(workers, len(views)) if backend == "nmslib" else 1
 
-    def build(view: np.ndarray) -> KnnGraph:
-        return build_knn_graph(view, k, backend=backend, seed=seed, threads=1, **settings)
+    def build(view: np.ndarray | Callable[[], np.ndarray]) -> KnnGraph:
+        vectors = view() if callable(view) else view
+        share = 1 if at_once > 1 else workers
+        return build_knn_graph(vectors, k, backend=backend, seed=seed, threads=share, **settings)
 
-    with ThreadPoolExecutor(min(workers, len(views))) as pool:
+    if at_once <= 1:
+        return [build(view) for view in views]
+    with ThreadPoolExecutor(at_once) as pool:
         return list(pool.map(build, views))
 
 

@@ -20,9 +20,9 @@ def draw_views(
     """Draw unit float32 views, one (count, d) array a dimension, and the (count,) int64 truth."""
     generator = np.random.default_rng(seed)
     sizes: list[int] = []
-    total = 0
+    total, largest = 0, min(300, 5 + count // 50)
     while total < count:
-        size = int(min(np.ceil(generator.pareto(1.1) * 6 + 0.05), 300))
+        size = int(min(np.ceil(generator.pareto(1.1) * 6 + 0.05), largest))
         sizes.append(min(max(size, 1), count - total))
         total += sizes[-1]
     identity = np.repeat(np.arange(len(sizes)), sizes)

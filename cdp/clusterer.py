@@ -1,0 +1,321 @@
+"""ConsensusClusterer: kNN graphs, committee, mediator and propagation behind scikit-learn's face.
+
+The contract:
+- Enters: one (n, d) array, or a list of (n, d_v) arrays, the base view first. Any dimensions,
+  float16/32/64, memory-mapped or not; a list entry may be a function that loads its array.
+- Leaves: `labels_` with -1 for "no identity found". Nothing is ever forced into a cluster.
+- With labelled views and ids a mediator is trained; without, the committee votes.
+- Pairs are described and scored in blocks, one view at a time: peak memory is one view, its index,
+  and the pairs (two views where nmslib builds two indexes at once).
+- The same input and `random_state` give the same bits, with any number of threads.
+"""
+
+from __future__ import annotations
+
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from sklearn.base import BaseEstimator, ClusterMixin
+from sklearn.utils import check_random_state
+
+from cdp.committee import VARIANTS, describe_pairs, make_pairs, measure_affinity, vote_pairs
+from cdp.errors import ConfigError, DataError
+from cdp.knn import build_knn_graphs
+from cdp.mediator import Mediator, MediatorSettings, correct_prior
+from cdp.propagation import MAX_SIZE, propagate_labels
+from cdp.types import UNLABELLED, KnnGraph, PairTable
+
+Views = np.ndarray | Sequence[np.ndarray | Callable[[], np.ndarray]]
+
+_BLOCK = 1 << 18
+_SCRATCH_BYTES = 1 << 28
+
+
+class ConsensusClusterer(ClusterMixin, BaseEstimator):
+    """Cluster faces, or any embeddings, by the consensus of several models.
+
+    Parameters
+    ----------
+    k : neighbours a row in each view's graph.
+    backend : "nmslib", "faiss" or "exact", see `cdp.knn.build_knn_graph`.
+    backend_settings : dict of the backend's settings, or None.
+    variant : pair features of the mediator: "extended" (ours), "paper" or "released"; with labels
+        only. It also chooses the mediator's settings.
+    mediator_settings : `cdp.mediator.MediatorSettings` to use instead, or None.
+    candidates : "base": pairs are the edges of the base graph (paper); "all": of every graph.
+    threshold : a pair counts when its probability is above it (paper: .96); with labels only.
+    min_similarity : a pair counts when its base cosine is above it; voting only.
+    min_votes : ... and at least so many committee members have the edge; voting only. None: half
+        of them, rounded up; in a group much larger than k, few edges are in every graph.
+    max_size : largest cluster, in rows; a larger one is split.
+    step : how fast the threshold rises in a cluster that is split, see `cdp.propagate_labels`.
+    random_state : int, None or RandomState, as in scikit-learn.
+    threads : at most so many; None: all cores. Never changes the result.
+
+    Attributes
+    ----------
+    labels_ : (n,) int64, 0 .. n_clusters_ - 1; -1 none.
+    probabilities_ : (n,) float32, the mean score of the row's pairs within its cluster; 0 where
+        the label is -1. Scores are probabilities with labels, base cosines (clipped at 0) without.
+    n_clusters_ : int.
+    pairs_ : PairTable, the pairs that were scored; voting: those with enough votes.
+    pair_scores_ : (m,) float32. `cdp.propagate_labels(pairs_, pair_scores_, n,
+        threshold=threshold_, ...)` gives `labels_`, and with other settings other labels.
+    threshold_ : the threshold on the scores.
+    cut_thresholds_ : (n,) float32, the level at which each row's cluster was accepted.
+    mediator_ : the trained `cdp.mediator.Mediator`, None where the committee voted.
+
+    Examples
+    --------
+    Ten people, twenty images of each, seen by three models; without labels the committee votes:
+
+    >>> import numpy as np
+    >>> from cdp import ConsensusClusterer
+    >>> generator = np.random.default_rng(0)
+    >>> person = np.repeat(np.arange(10), 20)
+    >>> views = [
+    ...     generator.normal(size=(10, d))[person] + 0.3 * generator.normal(size=(200, d))
+    ...     for d in (64, 32, 48)
+    ... ]
+    >>> clusterer = ConsensusClusterer(k=8, backend="exact", min_similarity=0.6, min_votes=1)
+    >>> labels = clusterer.fit_predict(views)
+    >>> clusterer.n_clusters_
+    10
+    >>> bool((labels == person).all())
+    True
+    """
+
+    def __init__(
+        self,
+        *,
+        k: int = 20,
+        backend: str = "nmslib",
+        backend_settings: dict[str, Any] | None = None,
+        variant: str = "extended",
+        mediator_settings: MediatorSettings | None = None,
+        candidates: str = "base",
+        threshold: float = 0.96,
+        min_similarity: float = 0.5,
+        min_votes: int | None = None,
+        max_size: int = MAX_SIZE,
+        step: float = 0.1,
+        random_state: Any = 0,
+        threads: int | None = None,
+    ) -> None:
+        self.k = k
+        self.backend = backend
+        self.backend_settings = backend_settings
+        self.variant = variant
+        self.mediator_settings = mediator_settings
+        self.candidates = candidates
+        self.threshold = threshold
+        self.min_similarity = min_similarity
+        self.min_votes = min_votes
+        self.max_size = max_size
+        self.step = step
+        self.random_state = random_state
+        self.threads = threads
+
+    def fit(
+        self,
+        views: Views,
+        y: Any = None,
+        *,
+        labelled_views: Views | None = None,
+        labelled_ids: np.ndarray | None = None,
+    ) -> ConsensusClusterer:
+        """Cluster the rows of `views`.
+
+        Parameters
+        ----------
+        views : (n, d) array, or a list of (n, d_v) arrays of the same rows, the base first.
+        y : ignored, as scikit-learn's clusterers do.
+        labelled_views : the same models' embeddings of labelled images, as `views`; or None.
+        labelled_ids : (l,) integer identities of their rows; or None.
+
+        Returns
+        -------
+        self
+
+        Raises
+        ------
+        ConfigError
+            A parameter is unknown or out of range.
+        DataError
+            Views that do not belong together, a bad vector (named), or labelled data a mediator
+            cannot learn from.
+        BackendError
+            The kNN library cannot be imported, or failed.
+        """
+        if self.variant not in VARIANTS:
+            raise ConfigError(f"variant must be one of {', '.join(VARIANTS)}, got {self.variant!r}")
+        if (labelled_views is None) != (labelled_ids is None):
+            raise DataError(
+                "labelled_views and labelled_ids belong together: give both to train a mediator, "
+                "or neither to let the committee vote"
+            )
+        seed = self._draw_seed()
+        given = _list_views(views, "views")
+        mediator = None
+        if labelled_views is not None:
+            mediator = self._train(given, labelled_views, np.asarray(labelled_ids), seed)
+        graphs = self._build_graphs(given, seed)
+        pairs = make_pairs(graphs, candidates=self.candidates)
+        if mediator is None:
+            pairs, scores = self._vote(given, graphs, pairs)
+            threshold = self.min_similarity
+        else:
+            scores = self._score(mediator, given, graphs, pairs)
+            threshold = self.threshold
+        count = len(graphs[0])
+        found = propagate_labels(
+            pairs, scores, count, threshold=threshold, max_size=self.max_size, step=self.step
+        )
+        self.labels_ = found.label
+        self.n_clusters_ = found.cluster_count
+        self.cut_thresholds_ = found.cut_threshold
+        self.pairs_ = pairs
+        self.pair_scores_ = scores
+        self.threshold_ = float(threshold)
+        self.mediator_ = mediator
+        self.probabilities_ = _average_inside(found.label, pairs, scores, threshold)
+        return self
+
+    def fit_predict(self, views: Views, y: Any = None, **labelled: Any) -> np.ndarray:
+        """Cluster the rows and return `labels_`; parameters and errors are those of `fit`."""
+        return self.fit(views, y, **labelled).labels_
+
+    def _draw_seed(self) -> int:
+        if isinstance(self.random_state, int | np.integer):
+            return int(self.random_state)
+        return int(check_random_state(self.random_state).randint(2**31 - 1))
+
+    def _build_graphs(self, views: list[Any], seed: int) -> list[KnnGraph]:
+        graphs = build_knn_graphs(
+            views,
+            self.k,
+            backend=self.backend,
+            seed=seed,
+            threads=self.threads,
+            **(self.backend_settings or {}),
+        )
+        counts = [len(graph) for graph in graphs]
+        if len(set(counts)) != 1:
+            raise DataError(f"all views must show the same rows, got {counts} rows")
+        return graphs
+
+    def _train(self, views: list[Any], labelled: Views, ids: np.ndarray, seed: int) -> Mediator:
+        taught = _list_views(labelled, "labelled_views")
+        if len(taught) != len(views):
+            raise DataError(
+                f"labelled_views must come from the same models as views, got {len(taught)} views "
+                f"for {len(views)}"
+            )
+        for number, (one, other) in enumerate(zip(taught, views, strict=True)):
+            if not (callable(one) or callable(other)) and one.shape[1] != other.shape[1]:
+                raise DataError(
+                    f"view {number} has {one.shape[1]} dimensions labelled and {other.shape[1]} "
+                    "unlabelled: they are not of one model"
+                )
+        graphs = self._build_graphs(taught, seed)
+        if ids.shape != (len(graphs[0]),) or ids.dtype.kind not in "iu":
+            raise DataError(
+                f"labelled_ids must be {len(graphs[0])} integers, one a labelled row, got shape "
+                f"{ids.shape} of {ids.dtype}"
+            )
+        pairs = make_pairs(graphs, candidates=self.candidates)
+        settings = self._choose_settings()
+        features = describe_pairs(
+            taught, graphs, pairs, variant=settings.variant, threads=self.threads
+        )
+        source, target = ids[pairs.source], ids[pairs.target]
+        return Mediator.fit(
+            features, source == target, source, target, settings=settings, seed=seed
+        )
+
+    def _choose_settings(self) -> MediatorSettings:
+        if self.mediator_settings is None:
+            return MediatorSettings.named(self.variant)
+        return replace(self.mediator_settings, variant=self.variant)
+
+    def _score(
+        self, mediator: Mediator, views: list[Any], graphs: list[KnnGraph], pairs: PairTable
+    ) -> np.ndarray:
+        scores = np.empty(len(pairs), np.float32)
+        shape = (len(views), len(pairs))
+        with tempfile.TemporaryFile() as scratch:
+            if 4 * shape[0] * shape[1] > _SCRATCH_BYTES:
+                affinity: np.ndarray = np.memmap(scratch, np.float32, "w+", shape=shape)
+            else:
+                affinity = np.empty(shape, np.float32)
+            for number, view in enumerate(views):
+                measure_affinity(view, pairs, out=affinity[number], threads=self.threads)
+            for start in range(0, len(pairs), _BLOCK):
+                part = slice(start, min(start + _BLOCK, len(pairs)))
+                features = describe_pairs(
+                    (),
+                    graphs,
+                    pairs,
+                    variant=mediator.settings.variant,
+                    rows=part,
+                    affinity=affinity.T,
+                    threads=self.threads,
+                )
+                scores[part] = mediator.score(features)
+            del affinity
+        if mediator.settings.correct_prior and len(scores):
+            return correct_prior(scores, mediator.training_rate).probability
+        return scores
+
+    def _vote(
+        self, views: list[Any], graphs: list[KnnGraph], pairs: PairTable
+    ) -> tuple[PairTable, np.ndarray]:
+        needed = len(views) // 2 if self.min_votes is None else self.min_votes
+        if not 0 <= needed <= len(views) - 1:
+            raise ConfigError(
+                f"min_votes must be in 0 .. {len(views) - 1}, the number of committee members "
+                f"(views without the base), got {needed}"
+            )
+        kept = vote_pairs(graphs, pairs) >= needed
+        pairs = PairTable(pairs.source[kept], pairs.target[kept])
+        return pairs, measure_affinity(views[0], pairs, threads=self.threads)
+
+
+def _list_views(views: Views, name: str) -> list[Any]:
+    """The views as a list, base first, checked as far as possible without loading any."""
+    if isinstance(views, np.ndarray):
+        listed: list[Any] = [views] if views.ndim == 2 else list(views)
+    elif len(views) and all(not callable(view) and np.ndim(view) == 1 for view in views):
+        listed = [np.asarray(views)]
+    else:
+        listed = [view if callable(view) else np.asarray(view) for view in views]
+    if not listed:
+        raise DataError(f"{name} must hold at least one (n, d) array, got none")
+    arrays = [view for view in listed if not callable(view)]
+    if any(array.ndim != 2 for array in arrays):
+        raise DataError(
+            f"{name} must be an (n, d) array or a list of such, got shapes "
+            f"{[array.shape for array in arrays]}"
+        )
+    if len({len(array) for array in arrays}) > 1:
+        raise DataError(
+            f"all {name} must show the same rows, got {[len(array) for array in arrays]} rows"
+        )
+    return listed
+
+
+def _average_inside(
+    label: np.ndarray, pairs: PairTable, scores: np.ndarray, threshold: float
+) -> np.ndarray:
+    """Mean score of each row's pairs above the threshold within its cluster; 0 without label."""
+    inside = (label[pairs.source] == label[pairs.target]) & (label[pairs.source] != UNLABELLED)
+    inside &= scores > np.float64(threshold)
+    weight = np.clip(scores[inside], 0, 1).astype(np.float64)
+    total, number = np.zeros(len(label)), np.zeros(len(label))
+    for end in (pairs.source[inside], pairs.target[inside]):
+        total += np.bincount(end, weight, len(label))
+        number += np.bincount(end, minlength=len(label))
+    return (total / np.maximum(number, 1)).astype(np.float32)

@@ -1,0 +1,224 @@
+"""ConsensusClusterer: scikit-learn's conventions, labels and votes, degenerate input."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from sklearn.base import clone, is_clusterer
+from sklearn.metrics import v_measure_score
+
+from cdp import ConsensusClusterer, propagate_labels
+from cdp.errors import ConfigError, DataError
+from cdp.mediator import MediatorSettings
+from tests.benchmarks.embeddings import draw_views
+
+DIMENSIONS = (24, 16, 32)
+
+
+@pytest.fixture(scope="module")
+def faces():
+    views, identity = draw_views(1400, DIMENSIONS, seed=4, noise=0.5)
+    labelled = identity % 2 == 0
+    return (
+        [view[~labelled] for view in views],
+        identity[~labelled],
+        [view[labelled] for view in views],
+        identity[labelled],
+    )
+
+
+def count_pairs(label):
+    sizes = np.unique(label, return_counts=True)[1]
+    return float((sizes * (sizes - 1) // 2).sum())
+
+
+def score_pairs(label, identity):
+    """Pairwise precision and recall, rows without label alone."""
+    alone = np.where(label < 0, label.max() + 1 + np.arange(len(label)), label)
+    both = count_pairs(alone * (identity.max() + 1) + identity)
+    return both / max(count_pairs(alone), 1), both / count_pairs(identity)
+
+
+@pytest.mark.parametrize("backend", ["exact", "nmslib", "faiss"])
+def test_votes_without_labels(faces, backend):
+    views, identity, _, _ = faces
+    clusterer = ConsensusClusterer(k=10, backend=backend, min_similarity=0.7, max_size=100)
+    assert clusterer.fit(views) is clusterer
+    precision, recall = score_pairs(clusterer.labels_, identity)
+    assert precision > 0.9
+    assert recall > 0.5
+    assert clusterer.mediator_ is None
+    check_attributes(clusterer, len(identity))
+
+
+@pytest.mark.parametrize("variant", ["extended", "paper", "released"])
+@pytest.mark.parametrize("candidates", ["base", "all"])
+def test_mediates_with_labels(faces, variant, candidates):
+    views, identity, labelled_views, labelled_ids = faces
+    clusterer = ConsensusClusterer(
+        k=10,
+        backend="exact",
+        variant=variant,
+        candidates=candidates,
+        threshold=0.96,
+        max_size=100,
+        mediator_settings=MediatorSettings(epochs=15, members=2, folds=2),
+    )
+    labels = clusterer.fit_predict(
+        views, labelled_views=labelled_views, labelled_ids=labelled_ids
+    )
+    precision, recall = score_pairs(labels, identity)
+    assert precision > 0.9
+    assert recall > 0.5
+    assert clusterer.mediator_.settings.variant == variant
+    check_attributes(clusterer, len(identity))
+
+
+def check_attributes(clusterer, count):
+    labels = clusterer.labels_
+    assert labels.shape == clusterer.probabilities_.shape == (count,)
+    assert clusterer.cut_thresholds_.shape == (count,)
+    assert clusterer.n_clusters_ == labels.max() + 1
+    assert set(labels.tolist()) - {-1} == set(range(clusterer.n_clusters_))
+    assert ((clusterer.probabilities_ > 0) == (labels >= 0)).all()
+    assert clusterer.probabilities_.max() <= 1
+    assert len(clusterer.pairs_) == len(clusterer.pair_scores_)
+    again = propagate_labels(
+        clusterer.pairs_,
+        clusterer.pair_scores_,
+        count,
+        threshold=clusterer.threshold_,
+        max_size=clusterer.max_size,
+        step=clusterer.step,
+    )
+    np.testing.assert_array_equal(again.label, labels)
+
+
+def test_same_bits_whatever_the_threads_and_the_storage(faces, tmp_path):
+    views, _, labelled_views, labelled_ids = faces
+    options = {"k": 8, "mediator_settings": MediatorSettings(epochs=2, members=2, folds=2)}
+    labelled = {"labelled_views": labelled_views, "labelled_ids": labelled_ids}
+    first = ConsensusClusterer(threads=1, **options).fit(views, **labelled)
+    paths = [tmp_path / f"{number}.npy" for number in range(len(views))]
+    for path, view in zip(paths, views, strict=True):
+        np.save(path, view)
+    loaders = [lambda path=path: np.load(path, mmap_mode="r") for path in paths]
+    second = ConsensusClusterer(threads=3, **options).fit(loaders, **labelled)
+    np.testing.assert_array_equal(first.pair_scores_, second.pair_scores_)
+    np.testing.assert_array_equal(first.labels_, second.labels_)
+
+
+def test_scikit_learn_conventions():
+    clusterer = ConsensusClusterer(k=7, threshold=0.9, min_votes=2)
+    assert is_clusterer(clusterer)
+    copy = clone(clusterer)
+    assert copy.get_params() == clusterer.get_params()
+    assert copy.set_params(k=9).k == 9
+    assert clusterer.k == 7
+    assert "k=7" in repr(clusterer)
+    with pytest.raises(ValueError, match="Invalid parameter"):
+        clusterer.set_params(neighbours=3)
+
+
+def test_one_array_is_one_view(faces):
+    views, identity, _, _ = faces
+    base = views[0].astype(np.float16)
+    single = ConsensusClusterer(k=10, backend="exact", min_similarity=0.7).fit(base)
+    listed = ConsensusClusterer(k=10, backend="exact", min_similarity=0.7).fit([base])
+    np.testing.assert_array_equal(single.labels_, listed.labels_)
+    rows = ConsensusClusterer(k=10, backend="exact", min_similarity=0.7).fit(base.tolist())
+    np.testing.assert_array_equal(single.labels_, rows.labels_)
+    kept = single.labels_ >= 0
+    assert v_measure_score(identity[kept], single.labels_[kept]) > 0.9
+
+
+def test_random_state_may_be_a_generator_or_none(faces):
+    views = faces[0]
+    for state in (None, np.random.RandomState(1), np.int64(3)):
+        ConsensusClusterer(k=5, backend="exact", random_state=state).fit([v[:60] for v in views])
+
+
+@pytest.mark.parametrize("count", [0, 1, 2])
+@pytest.mark.parametrize("backend", ["exact", "nmslib", "faiss"])
+def test_hardly_any_points(faces, count, backend):
+    views, _, labelled_views, labelled_ids = faces
+    few = [np.repeat(view[:1], count, axis=0) for view in views]
+    expected = [0, 0] if count == 2 else [-1] * count
+    assert ConsensusClusterer(backend=backend).fit_predict(few).tolist() == expected
+    mediated = ConsensusClusterer(
+        backend=backend, mediator_settings=MediatorSettings(epochs=1, members=2, folds=2)
+    ).fit(few, labelled_views=labelled_views, labelled_ids=labelled_ids)
+    assert mediated.labels_.shape == (count,)
+
+
+def test_all_duplicates_and_k_of_n_and_more(faces):
+    same = np.ones((40, 5), np.float32)
+    clusterer = ConsensusClusterer(k=50, backend="exact").fit([same, same])
+    assert clusterer.labels_.tolist() == [0] * 40
+    # One component of pairs that all score 1: no threshold can split it, so nobody is labelled.
+    assert ConsensusClusterer(k=50, backend="exact", max_size=30).fit(same).n_clusters_ == 0
+
+
+def test_nothing_above_the_threshold():
+    generator = np.random.default_rng(0)
+    clusterer = ConsensusClusterer(k=4, backend="exact", min_similarity=0.99)
+    clusterer.fit(generator.normal(size=(50, 64)))
+    assert clusterer.labels_.tolist() == [-1] * 50
+    assert clusterer.n_clusters_ == 0
+    assert clusterer.probabilities_.tolist() == [0] * 50
+
+
+def test_wrong_input_is_refused(faces):
+    views, _, labelled_views, labelled_ids = faces
+    exact = ConsensusClusterer(k=5, backend="exact")
+    wrong = [
+        (DataError, "same rows", {"views": [views[0], views[1][:-1]]}),
+        (DataError, "same rows", {"views": [views[0], lambda: views[1][:-1]]}),
+        (DataError, "at least one", {"views": []}),
+        (DataError, "list of such", {"views": [views[0], np.ones(3)]}),
+        (DataError, "belong together", {"views": views, "labelled_ids": labelled_ids}),
+        (
+            DataError,
+            "2 views for 3",
+            {
+                "views": views,
+                "labelled_views": labelled_views[:2],
+                "labelled_ids": labelled_ids,
+            },
+        ),
+        (
+            DataError,
+            "not of one model",
+            {
+                "views": views,
+                "labelled_views": labelled_views[::-1],
+                "labelled_ids": labelled_ids,
+            },
+        ),
+        (
+            DataError,
+            "one a labelled row",
+            {
+                "views": views,
+                "labelled_views": labelled_views,
+                "labelled_ids": labelled_ids[:-1],
+            },
+        ),
+    ]
+    for error, message, given in wrong:
+        with pytest.raises(error, match=message):
+            exact.fit(**given)
+    broken = views[0].copy()
+    broken[7] = 0
+    with pytest.raises(DataError, match="vector 7 is all zeros"):
+        exact.fit([broken, views[1]])
+    for parameters in (
+        {"variant": "other"},
+        {"backend": "other"},
+        {"min_votes": 9},
+        {"candidates": "some"},
+        {"max_size": 0},
+        {"backend_settings": {"speed": 3}},
+    ):
+        with pytest.raises(ConfigError):
+            clone(exact).set_params(**parameters).fit(views)
