@@ -99,7 +99,14 @@ class IngestSettings(Settings):
 
 
 class TrainSettings(TrainingSettings):
-    """Training of the base and the committee on the labelled set."""
+    """Training of the base and the committee on the labelled set.
+
+    mediator_share : share of the labelled people the committee is not trained on, so that the
+        mediator learns from pairs as strange to the committee as the unlabelled ones are. Does
+        not apply when no member is trained here.
+    """
+
+    mediator_share: float = Field(0.3, ge=0, lt=1)
 
 
 class EmbedSettings(Settings):

@@ -3,6 +3,7 @@
 The contract:
 - Each part decodes its images once and shows them to every member, so all views of a part are of
   the same pixels. A part whose files are all there is not made again.
+- The labelled split is the people kept for the mediator; see train.
 - Rows of a table are in the order of `sample_id`; vectors are unit length, NaN is an error.
 """
 
@@ -38,7 +39,8 @@ def describe_embeddings(dimension: int) -> pa.Schema:
 
 
 def run(work: Work) -> Mapping[str, Any]:
-    samples = work.read("ingest.samples", columns=["sample_id", "path", "split"]).to_pandas()
+    samples = work.read("ingest.samples").to_pandas()
+    samples = samples[~samples.identity.isin(_list_trained_people(work))]
     members = work.config.committee.all
     origins = [_find_origin(work, member) for member in members]
     parts, facts = [], {}
@@ -62,6 +64,15 @@ def run(work: Work) -> Mapping[str, Any]:
         pass
     facts["dimensions"] = {m.name: d for m, d in zip(members, dimensions, strict=True)}
     return facts
+
+
+def _list_trained_people(work: Work) -> list[str]:
+    """Labelled people the committee knows; with nobody kept for the mediator, nobody is left out."""
+    if "train" not in work.upstream:
+        return []
+    people = work.read("train.people").to_pandas()
+    trained = people[people.role == "committee"].identity
+    return [] if len(trained) == len(people) else list(trained)
 
 
 def _find_origin(work: Work, member: MemberSettings) -> Path | None:
@@ -147,7 +158,7 @@ def list_model_files(config: RunConfig) -> tuple[str, ...]:
 STAGE = Stage(
     name="embed",
     version=1,
-    inputs=("ingest.samples", "train.history"),
+    inputs=("ingest.samples", "train.history", "train.people"),
     outputs={"embeddings": describe_embeddings(0)},
     reads=("committee", "embed"),
     files=list_model_files,

@@ -134,14 +134,14 @@ def _fit(work: Work, settings: MediateSettings) -> Any:
 
     from cdp.mediator import Mediator, MediatorSettings
 
-    samples = work.read("ingest.samples", columns=["split", "identity"]).to_pandas()
-    identity = samples[samples.split == "labelled"].identity.factorize(sort=True)[0]
-    if not len(identity):
+    if not work.input_facts("embed")["labelled"]:
         raise DataError(
             "the data set has no labelled image to train a mediator on. Without labels the "
             "committee votes: mediate.method=vote"
         )
     split = _map_split(work, "labelled")
+    samples = work.read("ingest.samples", columns=["sample_id", "identity"]).to_pandas()
+    identity = samples.set_index("sample_id").identity[split.sample_id].factorize(sort=True)[0]
     parts = _list_parts(work, split, "described")
     jobs = [(split, rows, settings, target) for rows, target in parts]
     for _ in work.engine.map(describe_part, jobs, label="mediate describes labelled pairs"):
