@@ -348,7 +348,7 @@ def draw_faces(
     _paint_scene(canvas, band, t, n, colour, U, V)
     head = _head_field(t, U, V)
     inside = canvas.cover(head)
-    rows = band(-0.25, 0.35)
+    rows = band(-0.3, 0.45)
     side, height = np.abs(U[:, rows]) - t.head_width, V[:, rows] - np.float32(0.06)
     ears = canvas.cover(_ellipse(side, height, t.ear_size, t.ear_size * np.float32(1.6)))
     canvas.paint(colour.skin * np.float32(0.9), ears, rows)
@@ -446,7 +446,7 @@ class _Bands:
 
     def __init__(self, size_px: int, nuisance: float) -> None:
         self.size_px = size_px
-        self.margin = 0.05 + 0.12 * nuisance
+        self.margin = 0.09 + 0.14 * nuisance
 
     def __call__(self, low: float, high: float) -> slice:
         """Rows that hold head heights low .. high; at least one row."""
@@ -520,7 +520,7 @@ def _paint_scene(
     )
     behind = np.minimum(behind, t.hair_length + n.hair - V)
     canvas.paint(colour.hair * np.float32(0.8), canvas.cover(behind))
-    rows = band(0.3, 2.0)
+    rows = band(0.25, 2.0)
     U, V = U[:, rows], V[:, rows]
     neck = np.minimum(t.head_width * np.float32(0.62) - np.abs(U), V - np.float32(0.3))
     canvas.paint(colour.skin * np.float32(0.78), canvas.cover(neck), rows)
@@ -537,7 +537,7 @@ def _paint_cheeks(
     v: np.ndarray,
     inside: np.ndarray,
 ) -> None:
-    rows = band(-0.2, 0.7)
+    rows = band(-0.25, 0.95)
     side, v, inside = np.abs(u[:, rows]), v[:, rows], inside[:, rows]
     blush = (side - np.float32(0.36)) ** 2 + (v - np.float32(0.22)) ** 2
     blush = np.maximum(0, 1 - blush * np.float32(22)) * inside
@@ -558,7 +558,7 @@ def _paint_beard(
 ) -> None:
     some = np.flatnonzero(t.beard.ravel() > 0)
     if some.size:
-        rows = band(0.05, 2.0)
+        rows = band(-0.1, 2.0)
         u, v = u[some, rows], v[some, rows]
         line = v - np.float32(0.40) + np.float32(0.35) * (u / t.head_width[some]) ** 2
         chin = canvas.cover(line * np.float32(0.5), 2.0) * inside[some, rows]
@@ -575,7 +575,7 @@ def _paint_eyes(
     u: np.ndarray,
     v: np.ndarray,
 ) -> None:
-    rows = band(-0.3, 0.2)
+    rows = band(-0.4, 0.25)
     du = np.abs(u[:, rows]) - t.eye_spacing
     dv = v[:, rows] - t.eye_height + t.eye_tilt * du
     socket = np.maximum(0, 1 - du * du * 22 - (dv + np.float32(0.03)) ** 2 * 50)
@@ -604,7 +604,7 @@ def _paint_brows(
     u: np.ndarray,
     v: np.ndarray,
 ) -> None:
-    rows = band(-0.5, 0.05)
+    rows = band(-0.65, 0.15)
     du = np.abs(u[:, rows]) - t.eye_spacing
     dv = v[:, rows] - t.eye_height + t.brow_gap + n.brow_raise
     dv = dv + t.brow_tilt * du + t.brow_arch * du * du
@@ -621,7 +621,7 @@ def _paint_nose(
     u: np.ndarray,
     v: np.ndarray,
 ) -> None:
-    rows = band(-0.15, 0.45)
+    rows = band(-0.25, 0.6)
     du = u[:, rows] - n.yaw * np.float32(0.25)
     tip = t.eye_height + t.nose_length
     along = (v[:, rows] - t.eye_height) / t.nose_length  # 0 between the eyes, 1 at the tip
@@ -648,7 +648,7 @@ def _paint_mouth(
     u: np.ndarray,
     v: np.ndarray,
 ) -> None:
-    rows = band(0.35, 0.75)
+    rows = band(0.2, 0.95)
     width = t.mouth_width * (1 + np.float32(0.25) * n.smile)
     du = u[:, rows] - n.yaw * np.float32(0.08)
     bend = (t.mouth_curve + n.smile) * (du * du / width - width * np.float32(0.4))
@@ -656,10 +656,12 @@ def _paint_mouth(
     gap = n.mouth_open * np.float32(0.5)
     upper = _ellipse(du, dv + gap + t.lip_upper * np.float32(0.6), width, t.lip_upper)
     lower = _ellipse(du, dv - gap - t.lip_lower * np.float32(0.6), width * 0.88, t.lip_lower)
-    canvas.paint(colour.lips * np.float32(0.9), canvas.cover(upper), rows)
-    canvas.paint(colour.lips, canvas.cover(lower), rows)
+    # So flat an ellipse has a long soft end: it must stop at the corners of the mouth.
+    corner = width - np.abs(du)
+    canvas.paint(colour.lips * np.float32(0.9), canvas.cover(np.minimum(upper, corner)), rows)
+    canvas.paint(colour.lips, canvas.cover(np.minimum(lower, corner)), rows)
     between = _ellipse(du, dv, width * np.float32(0.92), gap + np.float32(0.014))
-    canvas.paint(colour.dark, canvas.cover(between), rows)
+    canvas.paint(colour.dark, canvas.cover(np.minimum(between, corner)), rows)
     teeth = _ellipse(du, dv + gap * np.float32(0.4), width * np.float32(0.7), gap * 0.5 + 1e-3)
     shown = np.clip(n.mouth_open * 20 - np.float32(0.6), 0, 1)
     canvas.paint(_WHITE, canvas.cover(teeth) * shown, rows)
@@ -688,7 +690,7 @@ def _paint_hair(
     V: np.ndarray,
 ) -> None:
     """The hair in front: what lies above the hairline, within the head and its volume."""
-    rows = band(-2.0, 0.55)
+    rows = band(-2.0, 0.6)
     u, v, U, V = u[:, rows], v[:, rows], U[:, rows], V[:, rows]
     volume = t.head_width + t.hair_volume * np.float32(0.45)
     cap = np.float32(0.3) * (

@@ -6,6 +6,7 @@ from dataclasses import FrozenInstanceError, replace
 import numpy as np
 import pytest
 
+from cdp import synthetic
 from cdp.errors import ConfigError, DataError
 from cdp.synthetic import SPLITS, SyntheticFaces, draw_contact_sheet
 
@@ -173,6 +174,17 @@ def test_strong_nuisance_stays_a_picture():
     image = replace(SMALL, nuisance=4.0).draw(np.arange(40))
     assert image.dtype == np.uint8
     assert image.std() > 10
+
+
+def test_no_feature_is_cut_by_the_rows_it_is_drawn_in(monkeypatch):
+    """Drawing each feature over the whole picture gives the same picture."""
+    for nuisance in (0.0, 1.0, 3.0):
+        faces = SyntheticFaces(nuisance=nuisance)
+        rows = np.arange(5, len(faces), 97)
+        with monkeypatch.context() as patch:
+            banded = faces.draw(rows).astype(int)
+            patch.setattr(synthetic._Bands, "__call__", lambda self, *_: slice(0, self.size_px))
+            assert np.abs(faces.draw(rows) - banded).max() <= 1
 
 
 def test_contact_sheet_holds_the_pictures():
