@@ -9,11 +9,19 @@ The contract:
   processes, and for a given seed. `exact` takes no seed.
 - An approximate library proposes candidates; every candidate, its candidates and whoever proposes
   the row are then compared exactly. A row always has min(k, n - 1) neighbours.
+- Up to `exact_limit` rows every backend gives the exact graph: there, comparing all pairs costs no
+  more than building an approximate index of recall .99, and nothing is missed.
 - faiss and nmslib are imported here and nowhere else, and only when asked for.
 
 How nmslib stays reproducible: its HNSW graph depends on the order of insertion and on a random
 state kept per thread, so each index is built by one fresh thread. Several views are built at once
 to use the other cores (`build_knn_graphs`).
+
+How the exact search is fast: cos(x, y) <= <x', y'> + |x - x'| |y - y'|, where x' is x projected
+on the strongest principal axes. A small matrix product over few axes, the residual lengths as one
+axis more, bounds all pairs; only pairs whose bound reaches a row's k-th best are compared in full.
+Neighbours found among rows near the same pivots give that k-th best a high start. (Ours; the bound
+is Cauchy-Schwarz. Where it would not pay, all axes are taken and it is a plain blocked search.)
 """
 
 from __future__ import annotations
@@ -37,14 +45,16 @@ from cdp.types import UNLABELLED, KnnGraph
 BACKENDS = ("nmslib", "faiss", "exact")
 
 _DEFAULTS: dict[str, dict[str, Any]] = {
-    "nmslib": {"M": 12, "efConstruction": 60, "efSearch": 40, "post": 0},
-    "faiss": {"exact_limit": 20_000, "nlist": 0, "nprobe": 32},
+    "nmslib": {"exact_limit": 65_536, "M": 12, "efConstruction": 60, "efSearch": 40, "post": 0},
+    "faiss": {"exact_limit": 65_536, "nlist": 0, "nprobe": 32},
     "exact": {},
 }
 _BLOCK = 1024
-_MARGIN = 8
 _UNIT_SLACK = 2e-6
-_EXPAND = 20
+_BOUND_SLACK = 1e-5
+_FEW_ROWS = 2048
+_GEMM_SECONDS = 2 / 70e9
+_COMPARE_SECONDS = 0.3e-9
 
 
 @dataclass(frozen=True)
@@ -55,7 +65,9 @@ class KnnIndex:
     count, dimension : shape of the vectors it was built on.
     k : the most neighbours a query may ask for.
     unit : the vectors were of unit length, float32 and C-ordered as they came.
-    candidate : (n, c) int32, proposed neighbours, -1 padding; c = 0 where queries compare all rows.
+    candidate : (n, c) int32, proposed neighbours, -1 padding; in an exact index they only tell a
+        query how near the k-th neighbour is at least.
+    axes : (d, p) float32, the principal axes an exact query bounds with; (d, 0) in other indexes.
     settings : what it was built with.
     """
 
@@ -65,6 +77,7 @@ class KnnIndex:
     k: int
     unit: bool
     candidate: np.ndarray
+    axes: np.ndarray
     settings: Mapping[str, Any] = field(default_factory=dict)
 
     def save(self, path: str | os.PathLike[str]) -> None:
@@ -78,7 +91,7 @@ class KnnIndex:
         }
         text = np.frombuffer(json.dumps(header, sort_keys=True).encode(), dtype=np.uint8)
         with open(path, "wb") as stream:
-            np.savez(stream, header=text, candidate=self.candidate)
+            np.savez(stream, header=text, candidate=self.candidate, axes=self.axes)
 
 
 def load_index(path: str | os.PathLike[str], vectors: np.ndarray) -> KnnIndex:
@@ -92,7 +105,7 @@ def load_index(path: str | os.PathLike[str], vectors: np.ndarray) -> KnnIndex:
     try:
         with open(path, "rb") as stream, np.load(stream, allow_pickle=False) as stored:
             header = json.loads(stored["header"].tobytes().decode())
-            candidate = stored["candidate"]
+            candidate, axes = stored["candidate"], stored["axes"]
         index = KnnIndex(
             backend=header["backend"],
             count=len(candidate),
@@ -100,6 +113,7 @@ def load_index(path: str | os.PathLike[str], vectors: np.ndarray) -> KnnIndex:
             k=header["k"],
             unit=header["unit"],
             candidate=candidate,
+            axes=axes,
             settings=header["settings"],
         )
     except (OSError, ValueError, KeyError, EOFError, BadZipFile) as error:
@@ -123,11 +137,12 @@ def build_knn_graph(
     ----------
     vectors : (n, d) float16, float32 or float64. Need not be of unit length.
     k : neighbours a row, at least 1. Where n - 1 < k the rest of a row is padding (-1).
-    backend : "nmslib" (HNSW), "faiss" (exact search up to `exact_limit` rows, an inverted file
-        above) or "exact" (all pairs, blocked BLAS).
+    backend : "nmslib" (HNSW) or "faiss" (an inverted file), both above `exact_limit` rows, or
+        "exact" for any number.
     seed : of the inverted file's centroids.
     threads : at most so many; None: all cores this process may use. Never changes the result.
-    settings : nmslib: M, efConstruction, efSearch, post. faiss: exact_limit, nlist, nprobe.
+    settings : nmslib: exact_limit, M, efConstruction, efSearch, post. faiss: exact_limit, nlist,
+        nprobe.
 
     Returns
     -------
@@ -333,16 +348,18 @@ def _build(
     workers = count_threads(threads)
     library = None if backend == "exact" else _import_library(backend)
     unit, as_is = make_unit(vectors)
-    count = len(unit)
+    count, dimension = unit.shape
     width = min(k, count - 1)
-    if backend == "exact" or count <= max(4 * k, 256):
+    axes = np.empty((dimension, 0), np.float32)
+    if width < 1 or count <= _FEW_ROWS:
         candidate = np.empty((count, 0), np.int32)
+    elif backend == "exact" or count <= chosen["exact_limit"]:
+        candidate, axes = _prepare_exact(unit, width, workers)
     elif backend == "nmslib":
         candidate = _propose_nmslib(library, unit, width, chosen, workers)
     else:
         candidate = _propose_faiss(library, unit, width, chosen, seed, workers)
-    dimension = unit.shape[1] if unit.ndim == 2 else 0
-    return KnnIndex(backend, count, dimension, int(k), as_is, candidate, chosen), unit
+    return KnnIndex(backend, count, dimension, int(k), as_is, candidate, axes, chosen), unit
 
 
 def _import_library(backend: str) -> Any:
@@ -424,20 +441,15 @@ def _propose_faiss(
     try:
         with threadpool_limits(1):
             faiss.omp_set_num_threads(1)
-            if count <= settings["exact_limit"]:
-                index = faiss.IndexFlatIP(dimension)
-            else:
-                lists = int(settings["nlist"]) or int(4 * np.sqrt(count))
-                quantizer = faiss.IndexFlatIP(dimension)
-                index = faiss.IndexIVFFlat(
-                    quantizer, dimension, lists, faiss.METRIC_INNER_PRODUCT
-                )
-                index.cp.seed = int(seed) % 2**31
-                index.cp.max_points_per_centroid = 48
-                index.cp.min_points_per_centroid = 1
-                index.cp.niter = 6
-                index.nprobe = min(int(settings["nprobe"]), lists)
-                index.train(unit)
+            lists = min(int(settings["nlist"]) or int(4 * np.sqrt(count)), count)
+            quantizer = faiss.IndexFlatIP(dimension)
+            index = faiss.IndexIVFFlat(quantizer, dimension, lists, faiss.METRIC_INNER_PRODUCT)
+            index.cp.seed = int(seed) % 2**31
+            index.cp.max_points_per_centroid = 48
+            index.cp.min_points_per_centroid = 1
+            index.cp.niter = 6
+            index.nprobe = min(int(settings["nprobe"]), lists)
+            index.train(unit)
             index.add(unit)
 
             candidate = np.full((count, width), UNLABELLED, np.int32)
@@ -473,54 +485,165 @@ def _query(
     width = min(k, index.count - 1)
     if size == 0 or width < 1:
         return KnnGraph(neighbour, similarity)
-    if index.candidate.shape[1]:
-        start_of, member = _list_reverse(index.candidate)
+    with threadpool_limits(1), ThreadPoolExecutor(workers) as pool:
+        if index.axes.shape[1]:
+            _search_exact(index, unit, rows, width, neighbour, similarity, pool)
+            return KnnGraph(neighbour, similarity)
+        start_of, member = _transpose(index.candidate)
 
-        def refine(start: int) -> None:
+        def work(start: int) -> None:
             stop = min(start + _BLOCK, rows.stop)
             part = slice(start - rows.start, stop - rows.start)
-            _refine(
-                unit, index.candidate, start_of, member, start, stop, width,
-                neighbour[part], similarity[part],
-            )
+            near, best = neighbour[part, :width], similarity[part, :width]
+            if index.candidate.shape[1]:
+                _refine(unit, index.candidate, start_of, member, start, near, best)
+            else:
+                _scan_all(unit, start, near, best)
 
-        work = refine
-    else:
-
-        def compare(start: int) -> None:
-            first, last = max(start, rows.start), min(start + _BLOCK, rows.stop)
-            part = slice(first - rows.start, last - rows.start)
-            candidate = _compare_all(unit, start, width)[first - start : last - start]
-            _rank(unit, candidate, first, width, neighbour[part], similarity[part])
-
-        work = compare
-    with threadpool_limits(1), ThreadPoolExecutor(workers) as pool:
-        # Blocks lie at fixed multiples, so that BLAS meets the same shapes for any slice.
-        first = rows.start if index.candidate.shape[1] else rows.start // _BLOCK * _BLOCK
-        list(pool.map(work, range(first, rows.stop, _BLOCK)))
+        list(pool.map(work, range(rows.start, rows.stop, _BLOCK)))
     return KnnGraph(neighbour, similarity)
 
 
-def _compare_all(unit: np.ndarray, start: int, width: int) -> np.ndarray:
-    """Candidates of the rows of one block by BLAS, a few more than asked for, self left out."""
-    count = len(unit)
-    block = unit[start : start + _BLOCK]
-    keep = min(width + _MARGIN, count - 1)
-    nearest = np.full((len(block), keep), UNLABELLED, np.int32)
-    best = np.full((len(block), keep), -np.inf, np.float32)
-    if count <= 2 * _BLOCK:
-        # Few rows: no BLAS, so that ties are by index to the last bit.
-        _scan_all(unit, start, nearest, best)
-        return nearest
-    for low in range(0, count, 4 * _BLOCK):
-        similarity = block @ unit[low : low + 4 * _BLOCK].T
-        _keep_best(similarity, start, low, nearest, best)
-    return nearest
+# --- exact search --------------------------------------------------------------------------------
 
 
-def _list_reverse(candidate: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Rows that propose each row, as offsets (n + 1,) and members, ascending."""
-    return _transpose(candidate)
+def _prepare_exact(
+    unit: np.ndarray, width: int, workers: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Candidates that are mostly right, and the principal axes worth bounding with."""
+    count, dimension = unit.shape
+    sample = unit[:: max(count // 16384, 1)]
+    with threadpool_limits(1), ThreadPoolExecutor(workers) as pool:
+        moment = (sample.T @ sample).astype(np.float64)
+        axes = np.ascontiguousarray(np.linalg.eigh(moment)[1][:, ::-1], np.float32)
+        short = _project(unit, axes[:, : min(64, dimension)], pool)[:, :-1]
+        candidate = _propose_near_pivots(short, width, pool)
+        floor = np.empty(count, np.float32)
+        list(pool.map(lambda part: _find_floor(unit, candidate, part.start, floor[part]),
+                      _blocks(0, count)))
+    chosen = np.arange(0, count, max(count // 2048, 1))
+    rows, columns = chosen[::4], chosen
+    least = np.minimum(floor[rows][:, None], floor[columns][None]) - _BOUND_SLACK
+    best_cost, best = np.inf, dimension
+    for size in sorted({16, 32, 48, 64, 96, 128, 192, 256, 384, dimension}):
+        if size > dimension:
+            break
+        one, other = (_bound(unit[part], axes[:, :size]) for part in (rows, columns))
+        share = float((one @ other.T >= least).mean())
+        cost = size * _GEMM_SECONDS + share * dimension * _COMPARE_SECONDS
+        if cost < best_cost:
+            best_cost, best = cost, size
+    return candidate, np.ascontiguousarray(axes[:, :best])
+
+
+def _bound(unit: np.ndarray, axes: np.ndarray) -> np.ndarray:
+    """Project, and append each row's residual length: products of these bound the cosines."""
+    near = unit @ axes
+    length = np.einsum("ij,ij->i", near, near)
+    residual = np.sqrt(np.maximum(1 - length, 0) + 1e-6)
+    return np.column_stack([near, residual.astype(np.float32)])
+
+
+def _project(unit: np.ndarray, axes: np.ndarray, pool: ThreadPoolExecutor) -> np.ndarray:
+    out = np.empty((len(unit), axes.shape[1] + 1), np.float32)
+
+    def work(part: slice) -> None:
+        out[part] = _bound(unit[part], axes)
+
+    list(pool.map(work, _blocks(0, len(unit))))
+    return out
+
+
+def _blocks(start: int, stop: int) -> list[slice]:
+    return [slice(low, min(low + _BLOCK, stop)) for low in range(start, stop, _BLOCK)]
+
+
+def _propose_near_pivots(short: np.ndarray, width: int, pool: ThreadPoolExecutor) -> np.ndarray:
+    """Compare each row with those whose nearest pivot is among its group's favourites."""
+    count = len(short)
+    pivots = np.ascontiguousarray(short[:: max(int(np.sqrt(count) / 2), 1)])
+    pivots = pivots / np.maximum(np.linalg.norm(pivots, axis=1, keepdims=True), 1e-12)
+    favourite = np.empty((count, min(4, len(pivots))), np.int32)
+
+    def choose(part: slice) -> None:
+        _pick_best(short[part] @ pivots.T, favourite[part])
+
+    list(pool.map(choose, _blocks(0, count)))
+    order = np.argsort(favourite[:, 0], kind="stable")
+    start_of = np.searchsorted(favourite[order, 0], np.arange(len(pivots) + 1))
+    candidate = np.full((count, width), UNLABELLED, np.int32)
+
+    def join(pivot: int) -> None:
+        group = order[start_of[pivot] : start_of[pivot + 1]]
+        if not len(group):
+            return
+        wanted = np.bincount(favourite[group].ravel(), minlength=len(pivots))
+        lists = np.argsort(-wanted, kind="stable")[:12]
+        others = np.concatenate(
+            [order[start_of[one] : start_of[one + 1]] for one in lists if wanted[one]]
+        )
+        for low in range(0, len(group), _BLOCK):
+            rows = group[low : low + _BLOCK]
+            others = others[: 16 * _BLOCK]
+            _keep_near(short[rows] @ short[others].T, rows, others, candidate)
+
+    list(pool.map(join, range(len(pivots))))
+    return candidate
+
+
+def _search_exact(
+    index: KnnIndex,
+    unit: np.ndarray,
+    rows: slice,
+    width: int,
+    neighbour: np.ndarray,
+    similarity: np.ndarray,
+    pool: ThreadPoolExecutor,
+) -> None:
+    """Exact neighbours of `rows`; where they are all rows, each block pair is looked at once."""
+    count = index.count
+    bound = _project(unit, index.axes, pool)
+    whole = rows.start == 0 and rows.stop == count
+    near = np.full((rows.stop - rows.start, width), UNLABELLED, np.int64)
+    best = np.full(near.shape, -np.inf, np.float32)
+    floor = np.full(len(near), -np.inf, np.float32)
+    starts = _blocks(rows.start, rows.stop)
+
+    def begin(part: slice) -> None:
+        local = slice(part.start - rows.start, part.stop - rows.start)
+        _find_floor(unit, index.candidate[:, :width], part.start, floor[local])
+
+    list(pool.map(begin, starts))
+    if whole:
+        locks = [threading.Lock() for _ in starts]
+        pairs = [
+            (one, one + apart) for apart in range(len(starts)) for one in range(len(starts) - apart)
+        ]
+
+        def compare(pair: tuple[int, int]) -> None:
+            one, other = pair
+            left, right = starts[one], starts[other]
+            ceiling = bound[left] @ bound[right].T
+            with locks[one]:
+                if one == other:
+                    _compare(ceiling, unit, left.start, right.start, 0, near, best, floor, True)
+                else:
+                    with locks[other]:
+                        _compare(ceiling, unit, left.start, right.start, 0, near, best, floor, True)
+
+        list(pool.map(compare, pairs))
+    else:
+
+        def search(part: slice) -> None:
+            for other in _blocks(0, count):
+                ceiling = bound[part] @ bound[other].T
+                _compare(
+                    ceiling, unit, part.start, other.start, rows.start, near, best, floor, False
+                )
+
+        list(pool.map(search, starts))
+    neighbour[:, :width] = near
+    similarity[:, :width] = best
 
 
 @njit(cache=True, nogil=True)
@@ -562,59 +685,119 @@ def dot_rows(vectors: Any, one: int, other: int) -> Any:
     return min(max(total, np.float32(-1)), np.float32(1))
 
 
-@njit(cache=True, nogil=True, inline="always")
-def _insert(nearest: Any, best: Any, row: int, candidate: int, value: Any) -> None:
-    """Insert by descending similarity, ties by smaller index; whatever the order of calls."""
-    last = nearest.shape[1] - 1
-    if value < best[row, last] or (value == best[row, last] and candidate > nearest[row, last]):
-        return
-    place = last
-    while place > 0 and (
-        best[row, place - 1] < value
-        or (best[row, place - 1] == value and nearest[row, place - 1] > candidate)
-    ):
-        best[row, place] = best[row, place - 1]
-        nearest[row, place] = nearest[row, place - 1]
-        place -= 1
-    best[row, place] = value
-    nearest[row, place] = candidate
-
-
 @njit(cache=True, nogil=True)
-def _keep_best(similarity: Any, start: int, low: int, nearest: Any, best: Any) -> None:
-    last = nearest.shape[1] - 1
-    for i in range(similarity.shape[0]):
-        least = best[i, last]
-        for j in range(similarity.shape[1]):
-            if similarity[i, j] >= least and low + j != start + i:
-                _insert(nearest, best, i, low + j, similarity[i, j])
-                least = best[i, last]
+def _insert(nearest: Any, best: Any, candidate: int, value: Any) -> None:
+    """Insert by descending similarity, ties by smaller index; whatever the order of calls."""
+    place = len(best) - 1
+    if value < best[place] or (value == best[place] and candidate > nearest[place]):
+        return
+    while place > 0 and (
+        best[place - 1] < value or (best[place - 1] == value and nearest[place - 1] > candidate)
+    ):
+        best[place] = best[place - 1]
+        nearest[place] = nearest[place - 1]
+        place -= 1
+    best[place] = value
+    nearest[place] = candidate
 
 
 @njit(cache=True, nogil=True)
 def _scan_all(vectors: Any, start: int, nearest: Any, best: Any) -> None:
+    best[:] = -np.inf
     for i in range(len(nearest)):
         for other in range(len(vectors)):
             if other != start + i:
-                _insert(nearest, best, i, other, dot_rows(vectors, start + i, other))
+                _insert(nearest[i], best[i], other, dot_rows(vectors, start + i, other))
 
 
 @njit(cache=True, nogil=True)
-def _rank(
-    vectors: Any, candidate: Any, start: int, width: int, neighbour: Any, similarity: Any
-) -> None:
-    """Compare each row with its candidates in float32, in a fixed order."""
-    nearest = np.empty((1, width), np.int64)
-    best = np.empty((1, width), np.float32)
-    for i in range(len(candidate)):
-        nearest[:] = -1
+def _pick_best(similarity: Any, out: Any) -> None:
+    """Positions of the largest values of each row, descending."""
+    best = np.empty(out.shape[1], np.float32)
+    for i in range(len(similarity)):
         best[:] = -np.inf
-        for position in range(candidate.shape[1]):
-            other = candidate[i, position]
-            if other >= 0:
-                _insert(nearest, best, 0, other, dot_rows(vectors, start + i, other))
-        neighbour[i, :width] = nearest[0]
-        similarity[i, :width] = best[0]
+        for j in range(similarity.shape[1]):
+            if similarity[i, j] > best[-1]:
+                _insert(out[i], best, j, similarity[i, j])
+
+
+@njit(cache=True, nogil=True)
+def _keep_near(similarity: Any, rows: Any, others: Any, candidate: Any) -> None:
+    best = np.empty(candidate.shape[1], np.float32)
+    for i in range(len(rows)):
+        best[:] = -np.inf
+        for j in range(len(others)):
+            if similarity[i, j] > best[-1] and others[j] != rows[i]:
+                _insert(candidate[rows[i]], best, others[j], similarity[i, j])
+
+
+@njit(cache=True, nogil=True)
+def _find_floor(vectors: Any, candidate: Any, start: int, floor: Any) -> None:
+    """Least similarity among each row's candidates: its k-th neighbour is no further."""
+    for i in range(len(floor)):
+        least = np.float32(np.inf)
+        for other in candidate[start + i]:
+            if other < 0:
+                least = np.float32(-np.inf)
+            else:
+                least = min(least, dot_rows(vectors, start + i, other))
+        floor[i] = least
+
+
+@njit(cache=True, nogil=True, fastmath=True)
+def _reaches(ceiling: Any, level: Any, low: int, high: int, own: Any) -> Any:
+    reach = np.float32(-4)
+    for j in range(low, high):
+        reach = max(reach, ceiling[j] - min(level[j], own))
+    return reach >= 0
+
+
+@njit(cache=True, nogil=True)
+def _compare(
+    ceiling: Any,
+    vectors: Any,
+    first: int,
+    second: int,
+    offset: int,
+    nearest: Any,
+    best: Any,
+    floor: Any,
+    both: bool,
+) -> None:
+    """Compare in full the pairs of two blocks whose bound reaches either row's k-th best.
+
+    Row numbers start at `first` and `second`; results of row r lie at r - offset. With `both`
+    each pair serves its two rows, and the diagonal block is read above the diagonal.
+    """
+    slack = np.float32(_BOUND_SLACK)
+    height, span = ceiling.shape
+    level = np.full(span, np.float32(4))
+    if both:
+        for j in range(span):
+            at = second + j - offset
+            level[j] = max(floor[at], best[at, -1]) - slack
+    for i in range(height):
+        row = first + i
+        at = row - offset
+        own = max(floor[at], best[at, -1]) - slack
+        if own < -3:
+            own = np.float32(-3)
+        begin = i + 1 if both and first == second else 0
+        for low in range(begin, span, 64):
+            high = min(low + 64, span)
+            if not _reaches(ceiling[i], level, low, high, own):
+                continue
+            for j in range(low, high):
+                if ceiling[i, j] < min(level[j], own) or second + j == row:
+                    continue
+                value = dot_rows(vectors, row, second + j)
+                if value >= own:
+                    _insert(nearest[at], best[at], second + j, value)
+                    own = max(floor[at], best[at, -1]) - slack
+                if both and value >= level[j]:
+                    other = second + j - offset
+                    _insert(nearest[other], best[other], row, value)
+                    level[j] = max(floor[other], best[other, -1]) - slack
 
 
 @njit(cache=True, nogil=True)
@@ -624,44 +807,39 @@ def _refine(
     start_of: Any,
     member: Any,
     start: int,
-    stop: int,
-    width: int,
-    neighbour: Any,
-    similarity: Any,
+    nearest: Any,
+    best: Any,
 ) -> None:
     """Compare each row with its candidates, theirs, and the rows that propose it."""
     count, proposed = candidate.shape
     seen = np.full(count, -1, np.int32)
-    nearest = np.empty((1, width), np.int64)
-    best = np.empty((1, width), np.float32)
-    for row in range(start, stop):
-        nearest[:] = -1
-        best[:] = -np.inf
+    listed = np.empty(count, np.int32)
+    best[:] = -np.inf
+    for i in range(len(nearest)):
+        row = start + i
         seen[row] = row
         found = 0
-        for position in range(proposed):
-            via = candidate[row, position]
+        for position in range(-1, proposed):
+            via = row if position < 0 else candidate[row, position]
             if via < 0:
                 continue
-            if seen[via] != row:
-                seen[via] = row
-                found += 1
-                _insert(nearest, best, 0, via, dot_rows(vectors, row, via))
             for inner in range(proposed):
                 other = candidate[via, inner]
                 if other >= 0 and seen[other] != row:
                     seen[other] = row
+                    listed[found] = other
                     found += 1
-                    _insert(nearest, best, 0, other, dot_rows(vectors, row, other))
         for position in range(start_of[row], start_of[row + 1]):
             other = member[position]
             if seen[other] != row:
                 seen[other] = row
+                listed[found] = other
                 found += 1
-                _insert(nearest, best, 0, other, dot_rows(vectors, row, other))
-        if found < width:
+        if found < nearest.shape[1]:
             for other in range(count):
                 if seen[other] != row:
-                    _insert(nearest, best, 0, other, dot_rows(vectors, row, other))
-        neighbour[row - start, :width] = nearest[0]
-        similarity[row - start, :width] = best[0]
+                    listed[found] = other
+                    found += 1
+        for position in range(found):
+            other = listed[position]
+            _insert(nearest[i], best[i], other, dot_rows(vectors, row, other))

@@ -15,10 +15,12 @@ from hypothesis import strategies as st
 from cdp.errors import BackendError, ConfigError, DataError
 from cdp.knn import (
     BACKENDS,
+    _scan_all,
     build_index,
     build_knn_graph,
     build_knn_graphs,
     load_index,
+    make_unit,
     measure_recall,
     query_index,
 )
@@ -66,25 +68,43 @@ def faces() -> np.ndarray:
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_contract_and_recall(backend, faces):
-    graph = build_knn_graph(faces, 15, backend=backend)
+@pytest.mark.parametrize("exact_limit", [0, 10_000])
+def test_contract_and_recall(backend, exact_limit, faces):
+    options = {} if backend == "exact" else {"exact_limit": exact_limit}
+    graph = build_knn_graph(faces, 15, backend=backend, **options)
     assert_contract(graph, faces, 15)
     assert measure_recall(faces, graph) >= 0.99
     _, cosine = exact_graph(faces, 15)
     assert (graph.similarity <= cosine + 2e-6).all()
-    if backend == "exact":
+    if backend == "exact" or exact_limit:
         np.testing.assert_allclose(graph.similarity, cosine, atol=2e-6)
 
 
-def test_faiss_inverted_file(faces):
-    graph = build_knn_graph(faces, 10, backend="faiss", exact_limit=100)
-    assert_contract(graph, faces, 10)
-    assert measure_recall(faces, graph) >= 0.99
+def test_exact_search_is_the_brute_search_bit_for_bit():
+    """Bounds, pivots and blocks prune; they decide nothing, not even among exact ties."""
+    generator = np.random.default_rng(8)
+    kinds = {
+        "clustered": draw_views(2600, (48,), seed=2)[0][0],
+        "isotropic": generator.standard_normal((2600, 20)).astype(np.float32),
+        "ties": generator.integers(0, 2, (2600, 7)).astype(np.float32) + 0.5,
+        "one axis": np.repeat(generator.choice([-1.0, 1.0], (2600, 1)), 4, axis=1),
+    }
+    for vectors in kinds.values():
+        unit, _ = make_unit(vectors)
+        near = np.empty((len(unit), 9), np.int64)
+        best = np.empty((len(unit), 9), np.float32)
+        _scan_all(unit, 0, near, best)
+        graph = build_knn_graph(vectors, 9, backend="exact", threads=2)
+        np.testing.assert_array_equal(graph.similarity, best)
+        np.testing.assert_array_equal(graph.neighbour, near)
+        index = build_index(vectors, "exact", k=9)
+        part = query_index(index, vectors, slice(900, 2100))
+        np.testing.assert_array_equal(part.neighbour, near[900:2100])
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_same_bits_whatever_the_threads_the_parts_and_the_process(backend, faces, tmp_path):
-    options = {"exact_limit": 1000} if backend == "faiss" else {}
+    options = {} if backend == "exact" else {"exact_limit": 0}
     whole = build_knn_graph(faces, 12, backend=backend, threads=1, **options)
     for graph in [
         build_knn_graph(faces, 12, backend=backend, threads=3, **options),
@@ -141,9 +161,11 @@ def test_small_input_of_any_kind(count, dimension, k, dtype, layout, backend):
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_all_duplicates(backend):
-    vectors = np.ones((700, 4), np.float32)
-    graph = build_knn_graph(vectors, 6, backend=backend)
+@pytest.mark.parametrize("count", [700, 2500])
+def test_all_duplicates(backend, count):
+    vectors = np.ones((count, 4), np.float32)
+    options = {} if backend == "exact" else {"exact_limit": 0}
+    graph = build_knn_graph(vectors, 6, backend=backend, **options)
     assert_contract(graph, vectors, 6)
     assert graph.similarity.min() > 1 - 1e-6
     assert measure_recall(vectors, graph) == 1.0
@@ -216,8 +238,6 @@ def test_missing_library_says_what_to_do(backend, monkeypatch, faces):
 
 
 def test_unit_input_is_not_copied(faces, tmp_path):
-    from cdp.knn import make_unit
-
     np.save(tmp_path / "v.npy", faces)
     mapped = np.load(tmp_path / "v.npy", mmap_mode="r")
     unit, as_is = make_unit(mapped)
