@@ -34,7 +34,7 @@ class DenseBackbone(Backbone):
         super().__init__()
         channels = scale_channels(24, width)
         layers: list[nn.Module] = [conv_unit(3, channels, stride=2)]
-        for position, (growth, depth) in enumerate([(16, 4), (24, 4), (32, 3)]):
+        for position, (growth, depth) in enumerate([(16, 3), (24, 4), (32, 3)]):
             if position:
                 halved = scale_channels(channels / 2, 1.0)
                 layers += [

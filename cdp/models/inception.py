@@ -52,7 +52,7 @@ class ReductionBlock(nn.Module):
 
 
 class InceptionBackbone(Backbone):
-    """One block at half, two at a quarter, one at an eighth of the input's side."""
+    """One block each at half, a quarter and an eighth of the input's side."""
 
     def __init__(self, input_px: int, embedding_dim: int, width: float) -> None:
         super().__init__()
@@ -61,7 +61,6 @@ class InceptionBackbone(Backbone):
             conv_unit(3, stem, stride=2),
             InceptionBlock(stem, half),
             ReductionBlock(half, quarter - half),
-            InceptionBlock(quarter, quarter),
             InceptionBlock(quarter, quarter),
             ReductionBlock(quarter, eighth - quarter),
             InceptionBlock(eighth, eighth),

@@ -1,0 +1,67 @@
+"""Images per second of the trainer, of its data side and of embedding.
+
+    python tests/benchmarks/training.py [--threads 2] [--source-px 48] [--input-px 24]
+
+Wall time of the best of several rounds, so that a busy machine disturbs least. The degradation must
+reach twice the trainer's rate: then it never is the bottleneck.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Callable
+from functools import partial
+
+import numpy as np
+import torch
+
+from cdp.embedding import BackboneEmbedder
+from cdp.images.degradation import DEGRADATIONS, degrade
+from cdp.models import BACKBONES, build_backbone
+from cdp.models.heads import build_head
+from cdp.training import Branch, TrainingPlan, train_model
+
+
+def measure_rate(images: int, work: Callable[[], object], rounds: int) -> float:
+    work()
+    best = float("inf")
+    for _ in range(rounds):
+        started = time.perf_counter()
+        work()
+        best = min(best, time.perf_counter() - started)
+    return images / best
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--source-px", type=int, default=48)
+    parser.add_argument("--input-px", type=int, default=24)
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    rng = np.random.default_rng(0)
+    side = options.source_px
+    images = rng.integers(0, 256, (1024, side, side, 3)).astype(np.uint8)
+    label = np.arange(1024) % 150
+    print(f"{options.threads} threads, faces of {side} px, backbones of {options.input_px} px")
+    batch, seeds = torch.from_numpy(images[:64]), torch.arange(64)
+    for name, recipe in DEGRADATIONS.items():
+        speed = measure_rate(64, partial(degrade, batch, seeds, recipe, options.input_px), 30)
+        print(f"degrade {name:14} {speed:8.0f} images/s")
+    for name in BACKBONES:
+
+        def train(name: str = name) -> None:
+            backbone = build_backbone(name, input_px=options.input_px)
+            branch = Branch(build_head("adaface", 128, 150), images, label)
+            plan = TrainingPlan(epochs=1, degradation=DEGRADATIONS["adaface"])
+            train_model(backbone, [branch], plan, device="cpu", progress=False)
+
+        embedder = BackboneEmbedder(build_backbone(name, input_px=options.input_px), device="cpu")
+        trained = measure_rate(1024, train, 3)
+        embedded = measure_rate(1024, partial(embedder.embed, images), 3)
+        print(f"{name:14} train {trained:8.0f} images/s   embed {embedded:8.0f} images/s")
+
+
+if __name__ == "__main__":
+    main()
