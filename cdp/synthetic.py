@@ -33,7 +33,10 @@ from cdp.errors import ConfigError, DataError
 SPLITS = ("labelled", "unlabelled", "evaluation")
 
 _BLOCK = 16
-"""Images drawn at once; their planes then fit the processor's second-level cache."""
+"""Images painted at once: few enough for the cache, enough to amortise numpy's calls."""
+
+_CHUNK = 1024
+"""Images whose traits and nuisance are placed at once."""
 
 _TRAITS: dict[str, tuple[float, float]] = {
     # name: (mean, standard deviation over people); lengths in half image sides
@@ -223,9 +226,9 @@ class SyntheticFaces:
                 f"expected rows in 0 .. {len(self) - 1}, got {rows.min()} to {rows.max()}"
             )
         image = np.empty((len(rows), self.size_px, self.size_px, 3), np.uint8)
-        for low in range(0, len(rows), _BLOCK):
-            part = rows[low : low + _BLOCK]
-            image[low : low + _BLOCK] = draw_faces(
+        for low in range(0, len(rows), _CHUNK):
+            part = rows[low : low + _CHUNK]
+            image[low : low + _CHUNK] = draw_faces(
                 self.traits(self.identity[part]),
                 _uniform(self.seed, self.identity[part], self.index[part], len(_NUISANCES)),
                 size_px=self.size_px,
@@ -275,12 +278,19 @@ Length = np.ndarray | np.floating
 class _Columns:
     """Named columns of a table as (b, 1, 1) float32 arrays, ready to meet pixel planes."""
 
-    def __init__(self, names: list[str], value: np.ndarray) -> None:
-        for name, column in zip(names, value.T.astype(np.float32), strict=True):
-            setattr(self, name, column[:, None, None])
+    def __init__(self, column: dict[str, np.ndarray]) -> None:
+        self._column = column
 
     def __getattr__(self, name: str) -> np.ndarray:
-        raise AttributeError(name)
+        return self._column[name]
+
+    def take(self, rows: slice | np.ndarray) -> _Columns:
+        return _Columns({name: column[rows] for name, column in self._column.items()})
+
+
+def _make_columns(names: list[str], value: np.ndarray) -> _Columns:
+    planes = np.ascontiguousarray(value.T, dtype=np.float32)[:, :, None, None]
+    return _Columns(dict(zip(names, planes, strict=True)))
 
 
 class _Canvas:
@@ -329,10 +339,21 @@ def draw_faces(
     chance : (b, len(_NUISANCES)) float in (0, 1).
     Returns (b, s, s, 3) uint8 RGB; each image depends on its own row alone.
     """
-    t = _Columns(list(_TRAITS), _scale_traits(traits))
-    n = _place_nuisance(chance, np.asarray(traits)[:, _trait("glasses")], nuisance)
-    canvas = _Canvas(len(traits), size_px)
+    every_t = _make_columns(list(_TRAITS), _scale_traits(traits))
+    every_n = _place_nuisance(chance, np.asarray(traits)[:, _trait("glasses")], nuisance)
     band = _Bands(size_px, nuisance)
+    image = np.empty((len(traits), size_px, size_px, 3), np.uint8)
+    for low in range(0, len(traits), _BLOCK):
+        part = slice(low, low + _BLOCK)
+        grain = np.ascontiguousarray(chance[part, -1]).view(np.uint64)
+        image[part] = _draw_block(every_t.take(part), every_n.take(part), grain, band)
+    return image
+
+
+def _draw_block(t: _Columns, n: _Columns, grain: np.ndarray, band: _Bands) -> np.ndarray:
+    """Paint one block from back to front; `grain` (b,) uint64 seeds the noise."""
+    size_px = band.size_px
+    canvas = _Canvas(len(grain), size_px)
 
     # Pose: from pixels to head coordinates (U, V), then around the head's curvature (u, v).
     axis = ((np.arange(size_px, dtype=np.float32) + np.float32(0.5)) / size_px * 2 - 1)[None]
@@ -363,7 +384,7 @@ def draw_faces(
     _paint_hair(canvas, band, t, n, colour, u, v, U, V)
     _light(canvas, n, head_u, head_v)
     _occlude(canvas, t, n, u, v, U, V)
-    return _photograph(canvas, n, chance)
+    return _photograph(canvas, n, grain)
 
 
 def _trait(name: str) -> int:
@@ -438,7 +459,7 @@ def _place_nuisance(chance: np.ndarray, glasses: np.ndarray, nuisance: float) ->
     grey = around("back_dg", 0.25)
     for channel, spread in (("r", 0.1), ("g", 0.0), ("b", 0.1)):
         value[f"back_d{channel}"] = grey + around(f"back_d{channel}", spread)
-    return _Columns(list(value), np.stack(list(value.values()), axis=1))
+    return _make_columns(list(value), np.stack(list(value.values()), axis=1))
 
 
 class _Bands:
@@ -491,7 +512,7 @@ def _triple(n: _Columns, name: str) -> np.ndarray:
     return np.concatenate([getattr(n, f"{name}_{channel}")[:, 0] for channel in "rgb"], axis=1)
 
 
-def _head_field(t: _Columns | _Subset, U: np.ndarray, V: np.ndarray) -> np.ndarray:
+def _head_field(t: _Columns, U: np.ndarray, V: np.ndarray) -> np.ndarray:
     """An ellipse above the eye line; below it narrowing to a chin, round or square."""
     below = np.maximum(V, 0) / t.chin
     width = t.head_width * (1 - t.jaw_taper * np.minimum(below, 1))
@@ -743,9 +764,7 @@ def _occlude(
     masked = np.flatnonzero(n.mask.ravel())
     if masked.size:
         top = v[masked] - np.float32(0.22) - np.float32(0.25) * u[masked] ** 2
-        face = np.minimum(
-            _head_field(_Subset(t, masked), U[masked], V[masked]) + np.float32(0.02), top
-        )
+        face = np.minimum(_head_field(t.take(masked), U[masked], V[masked]) + np.float32(0.02), top)
         _lay(canvas, masked, ink[masked], canvas.cover(face))
     covered = np.flatnonzero(n.patch.ravel())
     if covered.size:
@@ -754,16 +773,6 @@ def _occlude(
         size = n.patch_size[covered]
         patch = _ellipse(du * cos + dv * sin, dv * cos - du * sin, size * 2, size)
         _lay(canvas, covered, ink[covered], canvas.cover(patch))
-
-
-class _Subset:
-    """Some images' rows of a `_Columns`."""
-
-    def __init__(self, columns: _Columns, chosen: np.ndarray) -> None:
-        self._columns, self._chosen = columns, chosen
-
-    def __getattr__(self, name: str) -> np.ndarray:
-        return getattr(self._columns, name)[self._chosen]
 
 
 def _lay(
@@ -779,19 +788,17 @@ def _lay(
         canvas.plane[channel, chosen, rows] = plane + alpha * (ink[:, channel, None, None] - plane)
 
 
-def _photograph(canvas: _Canvas, n: _Columns, chance: np.ndarray) -> np.ndarray:
+def _photograph(canvas: _Canvas, n: _Columns, grain: np.ndarray) -> np.ndarray:
     """Blur, lose resolution, add noise, and round to uint8 (b, s, s, 3)."""
     _, images, size_px, _ = canvas.plane.shape
     soft = _soften(n.blur_px, n.shrink, size_px)
     plane = soft @ canvas.plane @ soft.transpose(0, 2, 1)
     word = _mix(
-        chance[:, -1].view(np.uint64)[:, None]
-        + np.arange(1, (3 * size_px * size_px + 1) // 2 + 1, dtype=np.uint64)
+        grain[:, None] + np.arange(1, (3 * size_px * size_px + 1) // 2 + 1, dtype=np.uint64)
     )
     half = word.view(np.uint16).reshape(images, -1, 2)[:, : 3 * size_px * size_px]
-    grain = (half[..., 0].astype(np.float32) - half[..., 1]) * np.float32(2.0**-16 * 6**0.5)
-    grain = grain.reshape(images, 3, size_px, size_px).transpose(1, 0, 2, 3)
-    plane += grain * n.noise
+    speck = (half[..., 0].astype(np.float32) - half[..., 1]) * np.float32(2.0**-16 * 6**0.5)
+    plane += speck.reshape(images, 3, size_px, size_px).transpose(1, 0, 2, 3) * n.noise
     plane *= 255
     plane += np.float32(0.5)
     np.clip(plane, 0, 255, out=plane)
