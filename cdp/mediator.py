@@ -32,7 +32,7 @@ from torch.nn import functional
 
 from cdp.errors import ConfigError, DataError
 
-VARIANTS = ("extended", "paper", "released")
+VARIANTS = ("extended", "paper", "released", "context")
 LOGIT_LIMIT = 15.0
 """No pair is surer than 1 - 3e-7: beyond this float32 rounds a probability to 1."""
 STANDARD_LIMIT = 8.0
@@ -45,8 +45,8 @@ class MediatorSettings:
 
     The defaults are ours; `MediatorSettings.named` gives the paper's and the released code's.
 
-    variant : which pair features it reads: "extended" (ours), "paper" (6N + 5) or
-        "released" (3N + 2). The committee makes them; the name travels with the weights.
+    variant : which pair features it reads: "extended" (ours), "paper" (6N + 5), "released"
+        (3N + 2), all from the committee, or "context" (`cdp.context`). It travels with the weights.
     hidden : widths of the two hidden layers; None for three times the number of inputs each.
     optimizer : "adam" or "sgd" (momentum .9).
     learning_rate, weight_decay, dropout : as usual; dropout acts on both hidden layers.
@@ -298,6 +298,9 @@ class Mediator:
 
     settings : how it was made. report : what held-out identities say about it.
     training_rate : share of true pairs among the labelled pairs, for `correct_prior`.
+    held_out : (m,) float32, straight after `fit` only (None when restored): the calibrated
+        probability of each labelled pair from the MLPs that saw neither person, in the order of the
+        pairs; NaN for a pair held out from no MLP (with fewer members than folds).
     """
 
     def __init__(
@@ -305,7 +308,9 @@ class Mediator:
         settings: MediatorSettings,
         arrays: dict[str, np.ndarray],
         report: MediatorReport,
+        held_out: np.ndarray | None = None,
     ) -> None:
+        self.held_out = held_out
         self.settings = settings
         self.report = report
         self._arrays = arrays
@@ -417,7 +422,10 @@ class Mediator:
                     scale, shift = _fit_calibration(*rest)
                     held_probability[here] = _sigmoid(scale * held_logit[here] + shift)
         report = _judge(held_probability, held_same, held_weight, float(same.mean()), history)
-        return cls(settings, arrays, report)
+        scale, shift = arrays["calibration"]
+        held_out = np.full(count, np.nan, np.float32)
+        held_out[judged] = _sigmoid(scale * held_logit + shift)
+        return cls(settings, arrays, report, held_out)
 
     def score(self, features: np.ndarray, *, threads: int = 1) -> np.ndarray:
         """The probability that each pair shows one identity, at the labelled pairs' rate.
