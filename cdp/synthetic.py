@@ -134,7 +134,7 @@ class SyntheticFaces:
 
     seed: int = 0
     size_px: int = 48
-    labelled_identities: int = 150
+    labelled_identities: int = 120
     unlabelled_identities: int = 360
     evaluation_identities: int = 150
     images_min: int = 6
@@ -446,7 +446,7 @@ def _place_nuisance(chance: np.ndarray, glasses: np.ndarray, nuisance: float) ->
         "patch_v": around("occlusion_v", 0.6, 0.15),
         "patch_size": 0.16 + 0.16 * raw["occlusion_size"],
         "patch_tilt": np.pi * raw["occlusion_tilt"],
-        # People who own glasses wear them on most pictures, the others seldom.
+        # People who own glasses wear them often, the others seldom.
         "glasses": happens("glasses", np.where(glasses > 0.9, 0.8, 0.04)),
         "blur_px": above("blur", 1.1),
         "shrink": 1.0 + above("resolution", 2.2),
