@@ -144,3 +144,60 @@ def propagate(
     for number, rows in enumerate(clusters):
         label[rows] = number
     return label
+
+
+def make_network(width: int):
+    """The released mediator: two hidden layers of three times the inputs, two outputs."""
+    import torch
+    from torch import nn
+
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Linear(width, 3 * width),
+        nn.ReLU(),
+        nn.Linear(3 * width, 3 * width),
+        nn.ReLU(),
+        nn.Linear(3 * width, 2),
+    )
+
+
+def _load_rows(features: np.ndarray, same: np.ndarray | None, shuffle: bool):
+    from torch.utils.data import DataLoader, Dataset
+
+    class Rows(Dataset):
+        def __len__(self) -> int:
+            return len(features)
+
+        def __getitem__(self, row: int):
+            return features[row], 0 if same is None else int(same[row])
+
+    return DataLoader(Rows(), batch_size=1024, shuffle=shuffle)
+
+
+def train_mediator(features: np.ndarray, same: np.ndarray, epochs: int):
+    """SGD over a loader that fetches one row at a time."""
+    import torch
+
+    features = np.array(features)
+    net = make_network(features.shape[1])
+    optimizer = torch.optim.SGD(net.parameters(), 0.001, momentum=0.9, weight_decay=1e-4)
+    criterion = torch.nn.CrossEntropyLoss()
+    for _ in range(epochs):
+        for inputs, truth in _load_rows(features, same, True):
+            loss = criterion(net(inputs), truth)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+    return net
+
+
+def score_pairs(net, features: np.ndarray) -> np.ndarray:
+    """Probabilities through the same loader."""
+    import torch
+
+    features = np.array(features)
+    parts = []
+    for inputs, _ in _load_rows(features, None, False):
+        with torch.no_grad():
+            parts.append(torch.softmax(net(inputs), dim=1)[:, 1].numpy())
+    return np.concatenate(parts)
