@@ -29,8 +29,9 @@ from __future__ import annotations
 import json
 import os
 import threading
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 from zipfile import BadZipFile
@@ -295,6 +296,29 @@ def count_threads(threads: int | None) -> int:
     return threads
 
 
+_BLAS: dict[str, Any] = {"users": 0, "limits": None}
+_BLAS_LOCK = threading.Lock()
+
+
+@contextmanager
+def _one_blas_thread() -> Iterator[None]:
+    """Keep BLAS to one thread: its sums then have one order, and the blocks have the cores.
+
+    The limit is the process's, so the last of several concurrent searches lifts it, not the first.
+    """
+    with _BLAS_LOCK:
+        if _BLAS["users"] == 0:
+            _BLAS["limits"] = threadpool_limits(1)
+        _BLAS["users"] += 1
+    try:
+        yield
+    finally:
+        with _BLAS_LOCK:
+            _BLAS["users"] -= 1
+            if _BLAS["users"] == 0:
+                _BLAS["limits"].restore_original_limits()
+
+
 def _check_shape(index: KnnIndex, vectors: np.ndarray) -> None:
     if np.shape(vectors) != (index.count, index.dimension):
         raise DataError(
@@ -455,7 +479,7 @@ def _propose_faiss(
 ) -> np.ndarray:
     count, dimension = unit.shape
     try:
-        with threadpool_limits(1):
+        with _one_blas_thread():
             faiss.omp_set_num_threads(1)
             lists = min(int(settings["nlist"]) or int(4 * np.sqrt(count)), count)
             quantizer = faiss.IndexFlatIP(dimension)
@@ -501,7 +525,7 @@ def _query(
     width = min(k, index.count - 1)
     if size == 0 or width < 1:
         return KnnGraph(neighbour, similarity)
-    with threadpool_limits(1), ThreadPoolExecutor(workers) as pool:
+    with _one_blas_thread(), ThreadPoolExecutor(workers) as pool:
         if index.axes.shape[1]:
             _search_exact(index, unit, rows, width, neighbour, similarity, pool)
             return KnnGraph(neighbour, similarity)
@@ -528,13 +552,16 @@ def _prepare_exact(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Candidates that are mostly right, and the principal axes worth bounding with."""
     count, dimension = unit.shape
-    with threadpool_limits(1), ThreadPoolExecutor(workers) as pool:
+    with _one_blas_thread(), ThreadPoolExecutor(workers) as pool:
         axes = _find_axes(unit)
         short = _project(unit, axes[:, : min(64, dimension)], pool)[:, :-1]
         candidate = _propose_near_pivots(short, width, pool)
         floor = np.empty(count, np.float32)
-        list(pool.map(lambda part: _find_floor(unit, candidate, part.start, floor[part]),
-                      _blocks(0, count)))
+
+        def begin(part: slice) -> None:
+            _find_floor(unit, candidate, part.start, floor[part])
+
+        list(pool.map(begin, _blocks(0, count)))
     chosen = np.arange(0, count, max(count // 2048, 1))
     rows, columns = chosen[::4], chosen
     least = np.minimum(floor[rows][:, None], floor[columns][None]) - _BOUND_SLACK
@@ -564,7 +591,7 @@ def _improve(unit: np.ndarray, candidate: np.ndarray, workers: int) -> None:
     lies between them, so that the two miss different neighbours.
     """
     width = candidate.shape[1]
-    with threadpool_limits(1), ThreadPoolExecutor(workers) as pool:
+    with _one_blas_thread(), ThreadPoolExecutor(workers) as pool:
         short = _project(unit, _find_axes(unit)[:, :64], pool)[:, :-1]
         other = _propose_near_pivots(short, width, pool)
 
