@@ -170,9 +170,10 @@ class RetrainSettings(TrainingSettings):
 
 
 class EvaluateSettings(Settings):
-    """The protocols; sizes in pixels, FAR and FPIR as shares."""
+    """The protocols; sizes in pixels, FAR as shares; every degradation at every size."""
 
     probe_px: tuple[Positive, ...] = (24, 16)
+    degradations: tuple[str, ...] = ("none", "surveillance")
     folds: Annotated[int, Field(ge=2)] = 10
     pairs_per_fold: Positive = 300
     far: tuple[Share, ...] = (0.1, 0.01)
@@ -284,8 +285,11 @@ def _find_fields(kind: type[BaseModel], location: tuple[Any, ...]) -> list[str]:
                 kind = inner
             else:
                 kind = next(
-                    (a for a in getattr(inner, "__args__", ()) if isinstance(a, type)
-                     and issubclass(a, BaseModel)),
+                    (
+                        a
+                        for a in getattr(inner, "__args__", ())
+                        if isinstance(a, type) and issubclass(a, BaseModel)
+                    ),
                     kind,
                 )
     return list(kind.model_fields)

@@ -74,13 +74,14 @@ class LabelledSet:
 
 @dataclass(frozen=True)
 class TrainingJob:
-    """One model to be had: an architecture and one labelled set a head."""
+    """One model to be had: an architecture, and what its one or two heads are trained on."""
 
     name: str
     backbone: str
     width: float
     settings: TrainingSettings
-    sets: tuple[LabelledSet, ...]
+    labelled: LabelledSet | None
+    pseudo: LabelledSet | None
     seed: int
 
 
@@ -92,10 +93,13 @@ def train_once(work: Work, job: TrainingJob) -> Path:
             "version": TRAINING_VERSION,
             "backbone": job.backbone,
             "width": job.width,
-            "settings": {name: getattr(job.settings, name) for name in TrainingSettings.model_fields},
+            "settings": {
+                name: getattr(job.settings, name) for name in TrainingSettings.model_fields
+            },
             "seed": job.seed,
             "source_px": work.dataset.manifest.size_px,
-            "sets": [each.digest() for each in job.sets],
+            "labelled": job.labelled and job.labelled.digest(),
+            "pseudo": job.pseudo and job.pseudo.digest(),
         }
     )
     directory = store.model_directory(key)
@@ -140,33 +144,10 @@ def read_history(directory: Path, name: str) -> pa.Table:
 def _train(work: Work, job: TrainingJob, draft: Path) -> None:
     from safetensors.torch import load_file, save_file
 
-    from cdp.models import build_backbone, save_model
-    from cdp.models.heads import build_head
-    from cdp.training import Branch, TrainingPlan, train_model
+    from cdp.recognizer import train_recognizer
+    from cdp.training import TrainingPlan
 
-    settings = job.settings
-    backbone = build_backbone(
-        job.backbone,
-        input_px=settings.input_px,
-        embedding_dim=settings.embedding_dim,
-        width=job.width,
-        seed=job.seed,
-    )
-    branches = [
-        Branch(
-            head=build_head(
-                settings.head,
-                settings.embedding_dim,
-                int(each.label.max()) + 1,
-                seed=job.seed + number,
-                **settings.head_options,
-            ),
-            images=_load_faces(work, each),
-            label=each.label,
-            weight=each.weight,
-        )
-        for number, each in enumerate(job.sets)
-    ]
+    settings, labelled, pseudo = job.settings, job.labelled, job.pseudo
     plan = TrainingPlan(
         epochs=settings.epochs,
         batch_size=settings.batch_size,
@@ -177,7 +158,7 @@ def _train(work: Work, job: TrainingJob, draft: Path) -> None:
         margin_warmup_epochs=settings.margin_warmup_epochs,
         gradient_clip=settings.gradient_clip,
         ema_decay=settings.ema_decay,
-        degradation=_find_degradation(settings.degradation),
+        degradation=find_degradation(settings.degradation),
         seed=job.seed,
     )
     checkpoint = draft / CHECKPOINT
@@ -186,31 +167,38 @@ def _train(work: Work, job: TrainingJob, draft: Path) -> None:
         with open_atomically(checkpoint) as path:
             save_file(state, path)
 
-    history = train_model(
-        backbone,
-        branches,
-        plan,
+    model, history = train_recognizer(
+        None if labelled is None else _load_faces(work, labelled),
+        None if labelled is None else labelled.label,
+        None if pseudo is None else _load_faces(work, pseudo),
+        None if pseudo is None else pseudo.label,
+        confidence=None if pseudo is None else pseudo.weight,
+        plan=plan,
+        min_size=1,
+        backbone=job.backbone,
+        width=job.width,
+        input_px=settings.input_px,
+        embedding_dim=settings.embedding_dim,
+        head=settings.head,
+        head_params=settings.head_options,
         device=work.runtime.device,
         resume=load_file(checkpoint) if checkpoint.exists() else None,
         on_epoch=keep,
         description=f"{work.stage.name} {job.name}",
     )
     with open_atomically(draft / "weights.safetensors") as path:
-        save_model(path, backbone)
+        model.save(path)
     columns = {name: [row[name] for row in history] for name in HISTORY.names if name != "model"}
-    write_table(
-        draft / "history.parquet", {"model": [job.name] * len(history), **columns}, HISTORY
-    )
+    write_table(draft / "history.parquet", {"model": [job.name] * len(history), **columns}, HISTORY)
     write_text(draft / WHOLE, "")
 
 
-def _find_degradation(name: str) -> Any:
+def find_degradation(name: str) -> Any:
+    """A preset of `cdp.images.degradation`; ConfigError names the others."""
     from cdp.images.degradation import DEGRADATIONS
 
     if name not in DEGRADATIONS:
-        raise ConfigError(
-            f"unknown degradation {name!r}; choose one of: {', '.join(DEGRADATIONS)}"
-        )
+        raise ConfigError(f"unknown degradation {name!r}; choose one of: {', '.join(DEGRADATIONS)}")
     return DEGRADATIONS[name]
 
 

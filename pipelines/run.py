@@ -45,21 +45,35 @@ def build_parser() -> argparse.ArgumentParser:
         epilog="Stages, in order: " + ", ".join(names),
     )
     add = parser.add_argument
-    add("--stage", default="all", choices=["all", *names], metavar="STAGE",
-        help="all (what is missing or stale), or one stage from what is published upstream")
+    add(
+        "--stage",
+        default="all",
+        choices=["all", *names],
+        metavar="STAGE",
+        help="all (what is missing or stale), or one stage from what is published upstream",
+    )
     add("--until", choices=names, metavar="STAGE", help="with --stage all: stop after this stage")
     add("--config", type=Path, default=Path("configs/default.yaml"), metavar="FILE")
     add("--runs-dir", type=Path, default=Path("runs"), metavar="DIR")
-    add("--data-root", type=Path, default=os.environ.get(DATA_ROOT), metavar="DIR",
-        help=f"where the files of the data manifest lie (or set {DATA_ROOT})")
+    add(
+        "--data-root",
+        type=Path,
+        default=os.environ.get(DATA_ROOT),
+        metavar="DIR",
+        help=f"where the files of the data manifest lie (or set {DATA_ROOT})",
+    )
     add("--dry-run", action="store_true", help="say what would run and why; change nothing")
     add("--force", action="store_true", help="run again from nothing, even what is up to date")
     add("--verify", action="store_true", help="rehash every input and published file first")
     add("--workers", type=int, metavar="N", help="local Dask workers (default: one a core)")
     add("--scheduler", metavar="ADDRESS", help="a running Dask scheduler, e.g. tcp://host:8786")
     add("--device", default="auto", help="auto, cpu, cuda or cuda:N, for training and embedding")
-    add("overrides", nargs="*", metavar="section.field=value",
-        help="settings laid over the config, e.g. propagate.max_size=300")
+    add(
+        "overrides",
+        nargs="*",
+        metavar="section.field=value",
+        help="settings laid over the config, e.g. propagate.max_size=300",
+    )
     return parser
 
 
@@ -169,7 +183,7 @@ def _find_manifest(name: str, config_path: Path) -> Path:
 
 
 def _describe_environment(options: argparse.Namespace) -> dict[str, Any]:
-    versions = {}
+    versions: dict[str, str | None] = {}
     for package in PACKAGES:
         try:
             versions[package] = metadata.version(package)

@@ -307,7 +307,9 @@ def _require_upstream(
 # -------------------------------------------------------------------------------------- execute
 
 
-def execute_step(step: Step, runtime: Runtime, *, force: bool, environment: Mapping[str, Any]) -> Published:
+def execute_step(
+    step: Step, runtime: Runtime, *, force: bool, environment: Mapping[str, Any]
+) -> Published:
     """Run one stage and publish it; what is published stays whole if this fails."""
     store, run, stage = runtime.store, runtime.config.name, step.stage
 
@@ -328,9 +330,7 @@ def execute_step(step: Step, runtime: Runtime, *, force: bool, environment: Mapp
                 upstream[name] = published
         work = Work(
             stage=stage,
-            config=SimpleNamespace(
-                **{name: getattr(runtime.config, name) for name in stage.reads}
-            ),
+            config=SimpleNamespace(**{name: getattr(runtime.config, name) for name in stage.reads}),
             seed=runtime.config.seed,
             directory=directory,
             runtime=runtime,

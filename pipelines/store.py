@@ -203,7 +203,9 @@ class Store:
 
     def find(self, stage: str, fingerprint: str) -> Published | None:
         """A whole publication with this fingerprint, made by any run."""
-        for directory in sorted(self.root.joinpath(stage).glob(f"{fingerprint[:20]}-*"), reverse=True):
+        for directory in sorted(
+            self.root.joinpath(stage).glob(f"{fingerprint[:20]}-*"), reverse=True
+        ):
             found = Published.open(stage, directory)
             if found and found.fingerprint == fingerprint and not found.find_damage():
                 return found

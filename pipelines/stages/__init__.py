@@ -6,7 +6,17 @@ from collections.abc import Mapping
 from typing import Any
 
 from pipelines.stage import Stage
-from pipelines.stages import embed, evaluate, ingest, knn, mediate, propagate, report, retrain, train
+from pipelines.stages import (
+    embed,
+    evaluate,
+    ingest,
+    knn,
+    mediate,
+    propagate,
+    report,
+    retrain,
+    train,
+)
 
 STAGES: tuple[Stage, ...] = (
     ingest.STAGE,  # files -> samples that can be read, and those set aside

@@ -43,7 +43,8 @@ def run(work: Work) -> Mapping[str, Any]:
     samples = samples[~samples.identity.isin(_list_trained_people(work))]
     members = work.config.committee.all
     origins = [_find_origin(work, member) for member in members]
-    parts, facts = [], {}
+    parts: list[tuple[Any, ...]] = []
+    facts: dict[str, Any] = {}
     for split in SPLITS:
         chosen = samples[samples.split == split]
         facts[split] = len(chosen)
@@ -59,15 +60,13 @@ def run(work: Work) -> Mapping[str, Any]:
                  origins, targets, work.config.embed.reduce_px, work.config.embed.flip,
                  work.runtime.device)
             )  # fmt: skip
-    dimensions: list[int] = []
-    for dimensions in work.engine.map(embed_part, parts, label="embed"):
-        pass
-    facts["dimensions"] = {m.name: d for m, d in zip(members, dimensions, strict=True)}
-    return facts
+    found = list(work.engine.map(embed_part, parts, label="embed"))
+    dimensions = {m.name: d for m, d in zip(members, found[-1], strict=True)}
+    return {**facts, "dimensions": dimensions}
 
 
 def _list_trained_people(work: Work) -> list[str]:
-    """Labelled people the committee knows; with nobody kept for the mediator, nobody is left out."""
+    """Labelled people the committee knows; none when nobody was kept for the mediator."""
     if "train" not in work.upstream:
         return []
     people = work.read("train.people").to_pandas()
@@ -127,9 +126,7 @@ def embed_part(
     return dimensions
 
 
-def _normalise(
-    features: np.ndarray, name: str, paths: list[str]
-) -> tuple[np.ndarray, np.ndarray]:
+def _normalise(features: np.ndarray, name: str, paths: list[str]) -> tuple[np.ndarray, np.ndarray]:
     norm = np.linalg.norm(features, axis=1)
     _check_vectors(norm[:, None], name, paths)
     if not norm.all():

@@ -7,9 +7,10 @@ The contract:
   `labelled_pseudo` and, with truth, `supervised`, which is trained here because no earlier stage
   may read the truth. `gap_closed` is the share of supervised - labelled_only that
   labelled_pseudo reaches, NaN where there is no gap.
-- Protocols: `verification <px>px` (k folds by person: accuracy, TAR@FAR) and
-  `identification <px>px` (one gallery image a person, the rest are probes: rank-k). Both images of
-  a pair, and probes but not the gallery, are reduced to <px> pixels.
+- Protocols: `verification <probe>` (k folds by person: accuracy, TAR@FAR) and `identification
+  <probe>` (one gallery image a person, the rest are probes: rank-k). A probe is a face reduced to
+  some pixels, and seen through a degradation where it names one; both images of a pair are probes,
+  the gallery is as it came.
 """
 
 from __future__ import annotations
@@ -22,7 +23,13 @@ import numpy as np
 import pyarrow as pa
 
 from pipelines.dataset import Dataset
-from pipelines.models import copy_model, open_embedder, reduce_to, train_once
+from pipelines.models import (
+    copy_model,
+    find_degradation,
+    open_embedder,
+    reduce_to,
+    train_once,
+)
 from pipelines.stage import Stage, Work
 from pipelines.stages.retrain import describe_job, select_clusters
 from pipelines.stages.train import select_labelled
@@ -38,6 +45,8 @@ METRICS = pa.schema(
 )
 PART_SIZE = 512
 Row = tuple[str, str, str, float, int]
+Probe = tuple[int | None, str]
+GALLERY: Probe = (None, "none")
 
 
 def run(work: Work) -> Mapping[str, Any]:
@@ -67,8 +76,9 @@ def _train_supervised(work: Work, samples: Any, truth: Any) -> Path:
     settings = work.config.retrain
     known = samples.drop(columns="identity").merge(truth, on="sample_id")
     supervised = select_clusters(known, "identity", settings.min_cluster_size, weigh=False)
-    sets = tuple(each for each in (select_labelled(work), supervised) if each is not None)
-    return copy_model(work, train_once(work, describe_job(work, "supervised", sets)), "supervised")
+    labelled = select_labelled(work) if (samples.split == "labelled").any() else None
+    job = describe_job(work, "supervised", labelled, supervised)
+    return copy_model(work, train_once(work, job), "supervised")
 
 
 def _score_labels(work: Work, truth: Any) -> list[Row]:
@@ -92,34 +102,38 @@ def _score_recognizers(work: Work, held_out: Any, models: Mapping[str, Any]) -> 
     scores: dict[tuple[str, str, str], tuple[float, int]] = {}
     identity = held_out.identity.factorize()[0].astype(np.int64)
     views = _embed_held_out(work, held_out.path.tolist(), models)
-    for probe_px in work.config.evaluate.probe_px:
+    for probe in _list_probes(work):
         for subject in models:
-            small, large = views[subject, probe_px], views[subject, None]
-            for protocol, metric, value, count in _score_one(
-                work, identity, small, large, probe_px
-            ):
+            small, large = views[subject, probe], views[subject, GALLERY]
+            for protocol, metric, value, count in _score_one(work, identity, small, large, probe):
                 scores[subject, protocol, metric] = value, count
     rows: list[Row] = [(*key, value, count) for key, (value, count) in scores.items()]
     if "supervised" in models and "labelled_pseudo" in models:
         for (subject, protocol, metric), (low, count) in scores.items():
-            if subject == "labelled_only":
-                middle, high = (
-                    scores[other, protocol, metric][0] for other in ("labelled_pseudo", "supervised")
-                )
+            if subject == "labelled_only" and metric != "accuracy_std":
+                middle = scores["labelled_pseudo", protocol, metric][0]
+                high = scores["supervised", protocol, metric][0]
                 share = gap_closed(low, middle, high)
                 rows.append(("gap_closed", protocol, metric, share, count))
     return rows
 
 
+def _list_probes(work: Work) -> tuple[Probe, ...]:
+    """Every degradation at every size."""
+    settings = work.config.evaluate
+    return tuple((px, name) for name in settings.degradations for px in settings.probe_px)
+
+
 def _embed_held_out(
     work: Work, paths: list[str], models: Mapping[str, Path]
-) -> dict[tuple[str, int | None], np.ndarray]:
-    """Unit vectors of every held-out face by every subject, at every probe size and unreduced."""
-    sizes = (None, *work.config.evaluate.probe_px)
+) -> dict[tuple[str, Probe], np.ndarray]:
+    """Unit vectors of every held-out face by every subject, as every probe and as gallery."""
+    probes = (GALLERY, *_list_probes(work))
     parts = [
-        (work.dataset, paths[row : row + PART_SIZE], dict(models), sizes, work.runtime.device)
+        (work.dataset, paths[row : row + PART_SIZE], row, dict(models), probes, work.seed,
+         work.runtime.device)
         for row in range(0, len(paths), PART_SIZE)
-    ]
+    ]  # fmt: skip
     found = list(work.engine.map(embed_held_out_part, parts, label="evaluate"))
     return {key: np.concatenate([part[key] for part in found]) for key in found[0]}
 
@@ -127,23 +141,46 @@ def _embed_held_out(
 def embed_held_out_part(
     dataset: Dataset,
     paths: list[str],
+    first_row: int,
     models: dict[str, Path],
-    sizes: tuple[int | None, ...],
+    probes: tuple[Probe, ...],
+    seed: int,
     device: str,
-) -> dict[tuple[str, int | None], np.ndarray]:
-    """One part of the held-out faces, decoded once for all subjects and sizes."""
+) -> dict[tuple[str, Probe], np.ndarray]:
+    """One part of the held-out faces, decoded once for all subjects and probes."""
     faces = dataset.read_faces(paths)
+    seeds = seed * 2**32 + np.arange(first_row, first_row + len(paths))
     views = {}
-    for size in sizes:
-        reduced = reduce_to(faces, size)
+    for probe in probes:
+        seen = _see(faces, seeds, probe)
         for subject, path in models.items():
             embedder = open_embedder(path, path.stat().st_mtime_ns, device)
-            views[subject, size] = embedder.embed(reduced)[0]
+            views[subject, probe] = embedder.embed(seen)[0]
     return views
 
 
+def _see(faces: np.ndarray, seeds: np.ndarray, probe: Probe) -> np.ndarray:
+    """Faces as a probe: (n, s, s, 3) uint8 -> (n, px, px, 3) uint8."""
+    import torch
+
+    from cdp.images.degradation import degrade
+
+    size_px, name = probe
+    if name == "none" or size_px is None:
+        return reduce_to(faces, size_px)
+    degradation = find_degradation(name)
+    degraded = degrade(torch.from_numpy(faces), torch.from_numpy(seeds), degradation, size_px)
+    pixels = ((degraded + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
+    return np.ascontiguousarray(pixels.permute(0, 2, 3, 1).numpy())
+
+
+def _tell_probe(probe: Probe) -> str:
+    size_px, name = probe
+    return f"{size_px}px" if name == "none" else f"{size_px}px {name}"
+
+
 def _score_one(
-    work: Work, identity: np.ndarray, small: np.ndarray, large: np.ndarray, probe_px: int
+    work: Work, identity: np.ndarray, small: np.ndarray, large: np.ndarray, probe: Probe
 ) -> list[tuple[str, str, float, int]]:
     from cdp.metrics import (
         compare_pairs,
@@ -158,7 +195,7 @@ def _score_one(
     pairs = sample_verification_pairs(identity, settings.pairs_per_fold, settings.folds, seed)
     similarity = compare_pairs(small, pairs.source, pairs.target)
     accuracy, spread = verification_accuracy(similarity, pairs.same, pairs.fold)
-    name = f"verification {probe_px}px"
+    name = f"verification {_tell_probe(probe)}"
     rows = [
         (name, "accuracy", accuracy, len(similarity)),
         (name, "accuracy_std", spread, len(similarity)),
@@ -166,12 +203,12 @@ def _score_one(
     genuine, impostor = similarity[pairs.same], similarity[~pairs.same]
     for far in settings.far:
         rows.append((name, f"tar@far={far:g}", tar_at_far(genuine, impostor, far), len(genuine)))
-    probe, gallery = sample_probe_gallery(identity, seed)
+    probes, gallery = sample_probe_gallery(identity, seed)
     ranks = rank_k(
-        small[probe], identity[probe], large[gallery], identity[gallery], settings.ranks
+        small[probes], identity[probes], large[gallery], identity[gallery], settings.ranks
     )
     for rank, value in ranks.items():
-        rows.append((f"identification {probe_px}px", f"rank-{rank}", value, len(probe)))
+        rows.append((f"identification {_tell_probe(probe)}", f"rank-{rank}", value, len(probes)))
     return rows
 
 

@@ -97,9 +97,7 @@ def _label(
         return found.label, found.cut_threshold, facts
     from cdp.agglomeration import agglomerate
 
-    merged = agglomerate(
-        pairs, probability, count, threshold=threshold, max_size=settings.max_size
-    )
+    merged = agglomerate(pairs, probability, count, threshold=threshold, max_size=settings.max_size)
     return merged.label, np.full(count, threshold, np.float32), facts
 
 
@@ -120,7 +118,9 @@ def _describe_clusters(
     order = members[np.lexsort((members, -summed[members], label[members]))]
     medoid = order[np.searchsorted(label[order], np.arange(clusters))]
     within = label[source]
-    mean = np.bincount(within, weight, clusters) / np.maximum(np.bincount(within, minlength=clusters), 1)
+    mean = np.bincount(within, weight, clusters) / np.maximum(
+        np.bincount(within, minlength=clusters), 1
+    )
     weakest = np.ones(clusters, np.float32)
     forest = build_forest(PairTable(source, target), value, count)
     np.minimum.at(weakest, label[forest.source], forest.score.astype(np.float32))

@@ -51,7 +51,8 @@ def _compose(work: Work, metrics: Any) -> str:
     mediate = work.input_facts("mediate")
     propagate = work.input_facts("propagate")
     lines = [
-        f"Data      {ingest['labelled']:,} labelled images of {ingest['labelled_people']:,} people, "
+        f"Data      {ingest['labelled']:,} labelled images of {ingest['labelled_people']:,} "
+        "people, "
         f"{ingest['unlabelled']:,} unlabelled, {ingest['evaluation']:,} for evaluation, "
         f"{ingest['rejected']:,} set aside",
         f"Pairs     {mediate['pairs']:,} candidate pairs of unlabelled images, judged by "

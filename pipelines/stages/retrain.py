@@ -17,7 +17,6 @@ import numpy as np
 import pyarrow as pa
 
 from cdp.errors import DataError
-from cdp.types import UNLABELLED
 from pipelines.models import (
     HISTORY,
     LabelledSet,
@@ -34,58 +33,60 @@ def run(work: Work) -> Mapping[str, Any]:
     samples = work.read("ingest.samples").to_pandas()
     labels = work.read("propagate.labels").to_pandas()
     settings = work.config.retrain
-    sets: dict[str, tuple[LabelledSet, ...]] = {}
-    has_labels = bool((samples.split == "labelled").any())
-    labelled = (select_labelled(work),) if has_labels else ()
-    if labelled:
-        sets["labelled_only"] = labelled
+    labelled = select_labelled(work) if (samples.split == "labelled").any() else None
     pseudo = select_clusters(
         samples.merge(labels.drop(columns="path"), on="sample_id"),
         "pseudo_label",
         settings.min_cluster_size,
         weigh=settings.weigh_by_confidence,
     )
+    jobs = {}
+    if labelled is not None:
+        jobs["labelled_only"] = describe_job(work, "labelled_only", labelled, None)
     if pseudo is not None:
-        sets["labelled_pseudo"] = (*labelled, pseudo)
-    if not sets:
+        jobs["labelled_pseudo"] = describe_job(work, "labelled_pseudo", labelled, pseudo)
+    if not jobs:
         raise DataError(
             "there is neither a labelled image nor a pseudo-label to train on. Lower "
             "propagate.threshold or retrain.min_cluster_size"
         )
     histories = []
-    for subject, chosen in sets.items():
-        directory = train_once(work, describe_job(work, subject, chosen))
+    for subject, job in jobs.items():
+        directory = train_once(work, job)
         copy_model(work, directory, subject)
         histories.append(read_history(directory, subject))
     work.write("history", pa.concat_tables(histories))
     return {
-        "subjects": list(sets),
-        "labelled": len(labelled[0].paths) if labelled else 0,
+        "subjects": list(jobs),
+        "labelled": len(labelled.paths) if labelled else 0,
         "pseudo_labelled": len(pseudo.paths) if pseudo else 0,
         "pseudo_identities": int(pseudo.label.max()) + 1 if pseudo else 0,
     }
 
 
-def describe_job(work: Work, subject: str, sets: tuple[LabelledSet, ...]) -> TrainingJob:
+def describe_job(
+    work: Work, subject: str, labelled: LabelledSet | None, pseudo: LabelledSet | None
+) -> TrainingJob:
     """The recognizer trained on these sets, with the settings every subject shares."""
     settings = work.config.retrain
-    return TrainingJob(subject, settings.backbone, settings.width, settings, sets, work.seed)
+    return TrainingJob(
+        subject, settings.backbone, settings.width, settings, labelled, pseudo, work.seed
+    )
 
 
-def select_clusters(
-    samples: Any, column: str, min_size: int, *, weigh: bool
-) -> LabelledSet | None:
-    """Samples of classes with at least `min_size` images, classes numbered anew; None if none."""
-    label = samples[column]
-    size = label.map(label.value_counts())
-    chosen = samples[(size >= min_size) & (label != UNLABELLED)]
-    if chosen[column].nunique() < 2:
+def select_clusters(samples: Any, column: str, min_size: int, *, weigh: bool) -> LabelledSet | None:
+    """Samples of classes with at least `min_size` images; None when there are fewer than two."""
+    from cdp.recognizer import select_classes
+
+    classes = samples[column].to_numpy()
+    if classes.dtype.kind not in "iu":
+        classes = samples[column].factorize(sort=True)[0]
+    rows, label = select_classes(classes, min_size=min_size)
+    if len(np.unique(label)) < 2:
         return None
-    weight = None
-    if weigh:
-        weight = chosen.confidence.to_numpy(np.float32)
-    renumbered = chosen[column].factorize(sort=True)[0].astype(np.int64)
-    return LabelledSet(tuple(chosen.path), tuple(chosen.sha256), renumbered, weight)
+    chosen = samples.iloc[rows]
+    weight = chosen.confidence.to_numpy(np.float32) if weigh else None
+    return LabelledSet(tuple(chosen.path), tuple(chosen.sha256), label, weight)
 
 
 STAGE = Stage(

@@ -27,7 +27,6 @@ from pipelines.models import (
 )
 from pipelines.stage import Stage, Work
 
-
 PEOPLE = pa.schema([("identity", pa.string()), ("role", pa.string())])
 
 
@@ -49,7 +48,8 @@ def run(work: Work) -> Mapping[str, Any]:
             backbone=str(member.backbone),
             width=member.width,
             settings=work.config.train,
-            sets=(labelled,),
+            labelled=labelled,
+            pseudo=None,
             seed=work.seed + number,
         )
         directory = train_once(work, job)
