@@ -13,7 +13,7 @@ TINY_DATA = {
     "kind": "synthetic",
     "size_px": 48,
     "synthetic": {
-        "labelled_identities": 12,
+        "labelled_identities": 16,
         "unlabelled_identities": 20,
         "evaluation_identities": 12,
         "images_min": 4,
@@ -28,7 +28,7 @@ TINY_CONFIG = {
         "base": {"name": "base", "backbone": "plain", "width": 0.5},
         "members": [{"name": "other", "backbone": "separable", "width": 0.5}],
     },
-    "train": {"epochs": 2, "batch_size": 16, "embedding_dim": 16, "input_px": 16},
+    "train": {"mediator_share": 0.5, "epochs": 2, "batch_size": 16, "embedding_dim": 16, "input_px": 16},
     "knn": {"k": 5},
     "retrain": {"epochs": 2, "batch_size": 16, "embedding_dim": 16, "input_px": 16,
                 "backbone": "plain", "width": 0.5},

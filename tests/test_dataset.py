@@ -105,7 +105,9 @@ def test_a_wrong_manifest_is_one_clear_message(write, manifest, error, expected)
 
 def test_a_missing_data_root_says_how_to_give_one(tmp_path):
     path = tmp_path / "manifest.yaml"
-    path.write_text(yaml.safe_dump({"name": "m", "kind": "images", "source": "ask Ann", **BY_PERSON}))
+    path.write_text(
+        yaml.safe_dump({"name": "m", "kind": "images", "source": "ask Ann", **BY_PERSON})
+    )
     with pytest.raises(DataError, match="--data-root.*CDP_DATA_ROOT.*ask Ann"):
         Dataset.open(path, None)
     with pytest.raises(DataError, match="is not a directory.*ask Ann"):

@@ -277,7 +277,7 @@ def _list_parts(work: Work, split: Split, name: str) -> Sequence[tuple[slice, Pa
 def _save(path: Path, **arrays: np.ndarray) -> None:
     draft = path.with_suffix(".draft")
     with draft.open("wb") as stream:
-        np.savez(stream, **arrays)
+        np.savez(stream, allow_pickle=False, **arrays)
     draft.replace(path)
 
 
