@@ -87,10 +87,10 @@ class Branch:
 
 @dataclass(frozen=True)
 class TrainingPlan:
-    """How to train. The defaults suit small faces and hours of one CPU at most."""
+    """How to train. The defaults suit ten epochs or so over some thousands of small faces."""
 
     epochs: int = 10
-    batch_size: int = 64
+    batch_size: int = 32
     """Images a step, all branches together."""
     optimizer: str = "sgd"
     """"sgd" with Nesterov momentum, or "adamw" with betas (momentum, .999)."""
