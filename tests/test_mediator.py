@@ -38,7 +38,7 @@ def draw_pairs(count: int, rate: float, seed: int, people: int = 300):
 
 @pytest.fixture(scope="module")
 def labelled():
-    return draw_pairs(20_000, 0.4, 0)
+    return draw_pairs(12_000, 0.4, 0)
 
 
 @pytest.fixture(scope="module")

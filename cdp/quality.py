@@ -1,0 +1,151 @@
+"""How good are pseudo-labels nobody knows the truth of: what calibrated pairs promise of them.
+
+The contract:
+- Enters: labels, the scored candidate pairs and their calibrated probabilities. No truth.
+- A row belongs to its cluster with the probability its pairs inside give on average (mean
+  log-odds); two rows of a cluster that were never candidates are one person when both belong.
+- Two clusters are one person with the probability their pairs give on average; that is what the
+  clustering may have missed. People split with no candidate pair between the parts go unseen.
+- Estimates are as good as the calibration: give probabilities after the second reading
+  (`cdp.context`) and the prior correction.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from cdp.agglomeration import Agglomeration
+from cdp.errors import ConfigError, DataError
+from cdp.types import UNLABELLED, PairTable
+
+CUTS = (0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.98, 0.99, 0.995, 0.999)
+"""Thresholds tried for a target precision."""
+
+
+@dataclass(frozen=True)
+class QualityEstimate:
+    """What the probabilities promise of a clustering, all in [0, 1].
+
+    precision, recall, f : of pairs, rows without label counted as clusters of one.
+    expected_precision : (clusters,) float32, share of the cluster's pairs that are one person.
+    confidence : (n,) float32, probability that the row belongs to its cluster; 0 without label.
+    """
+
+    precision: float
+    recall: float
+    f: float
+    expected_precision: np.ndarray
+    confidence: np.ndarray
+
+
+def estimate_quality(
+    label: np.ndarray, pairs: PairTable, probability: np.ndarray
+) -> QualityEstimate:
+    """Estimate pairwise precision, recall and F, and the trust in each cluster and row.
+
+    Parameters
+    ----------
+    label : (n,) int64, 0 .. clusters - 1; -1 none.
+    pairs : all candidate pairs.
+    probability : (m,) float in [0, 1], calibrated.
+
+    Returns
+    -------
+    QualityEstimate
+        With no pair together precision is 1; with no true pair expected recall is 1.
+
+    Raises
+    ------
+    DataError
+        Lengths that differ, or a probability outside [0, 1].
+
+    Source: ours.
+    """
+    label = np.asarray(label)
+    value = np.asarray(probability, np.float64)
+    if value.shape != (len(pairs),):
+        raise DataError(f"expected one probability a pair, got {len(pairs)} pairs, {value.shape}")
+    if len(value) and not (value.min() >= 0 and value.max() <= 1):
+        raise DataError(f"probabilities must lie in [0, 1], got [{value.min()}, {value.max()}]")
+    count, clusters = len(label), int(label.max(initial=UNLABELLED)) + 1
+    lone = label == UNLABELLED
+    group = label.astype(np.int64)
+    group[lone] = clusters + np.arange(int(lone.sum()))
+    groups = clusters + int(lone.sum())
+    size = np.bincount(group, minlength=groups).astype(np.float64)
+    clipped = np.clip(value, 1e-6, 1 - 1e-6)
+    evidence = np.log(clipped) - np.log1p(-clipped)
+    one, other = group[pairs.source], group[pairs.target]
+    inside = one == other
+
+    total, number = np.zeros(count), np.zeros(count)
+    for end in (pairs.source[inside], pairs.target[inside]):
+        total += np.bincount(end, evidence[inside], count)
+        number += np.bincount(end, minlength=count)
+    belongs = 1 / (1 + np.exp(-total / np.maximum(number, 1)))
+    belongs[lone] = 1
+    summed = np.bincount(group, belongs, groups)
+    squares = np.bincount(group, belongs**2, groups)
+    known = value - belongs[pairs.source] * belongs[pairs.target]
+    true = (summed**2 - squares) / 2 + np.bincount(one[inside], known[inside], groups)
+    together = size * (size - 1) / 2
+    true = np.clip(true, 0, together)
+
+    missed = 0.0
+    if not inside.all():
+        low = np.minimum(one, other)[~inside]
+        high = np.maximum(one, other)[~inside]
+        key, place = np.unique(low * groups + high, return_inverse=True)
+        mean = np.bincount(place, evidence[~inside]) / np.bincount(place)
+        chance = 1 / (1 + np.exp(-mean))
+        missed = float((size[key // groups] * size[key % groups] * chance).sum())
+    correct, claimed = float(true.sum()), float(together.sum())
+    precision = correct / claimed if claimed else 1.0
+    recall = correct / (correct + missed) if correct + missed else 1.0
+    harmonic = 2 * precision * recall / (precision + recall) if precision + recall else 0.0
+    return QualityEstimate(
+        precision=precision,
+        recall=recall,
+        f=harmonic,
+        expected_precision=(true[:clusters] / np.maximum(together[:clusters], 1)).astype(
+            np.float32
+        ),
+        confidence=np.where(lone, 0, belongs).astype(np.float32),
+    )
+
+
+def choose_cut(
+    agglomeration: Agglomeration,
+    pairs: PairTable,
+    probability: np.ndarray,
+    *,
+    target_precision: float,
+) -> float:
+    """The loosest threshold whose labels promise a pairwise precision, for `Agglomeration.cut`.
+
+    Parameters
+    ----------
+    agglomeration : of these pairs, at a threshold no stricter than the answer may be.
+    target_precision : in (0, 1). Recall is what it costs.
+
+    Returns
+    -------
+    float
+        One of `CUTS`; the strictest where none promises enough.
+
+    Raises
+    ------
+    ConfigError
+        A target outside (0, 1).
+    """
+    if not 0 < target_precision < 1:
+        raise ConfigError(
+            f"propagate.target_precision: expected a number between 0 and 1, got {target_precision}"
+        )
+    for threshold in CUTS:
+        found = estimate_quality(agglomeration.cut(threshold), pairs, probability)
+        if found.precision >= target_precision:
+            return threshold
+    return CUTS[-1]

@@ -1,0 +1,98 @@
+"""Estimates without truth, against the truth they were drawn from."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+
+from cdp.agglomeration import agglomerate
+from cdp.errors import ConfigError, DataError
+from cdp.metrics import score_pairwise
+from cdp.quality import CUTS, choose_cut, estimate_quality
+from cdp.types import PairTable
+
+
+def draw(seed, people=300, strength=6.0):
+    """Images come in tight atoms; all pairs between two atoms repeat one piece of evidence.
+
+    That is what the estimates assume of real pairs: those between the same groups are far from
+    independent. Every pair within a block of two people is a candidate.
+    """
+    random = np.random.default_rng(seed)
+    atom_identity = np.repeat(np.arange(people), random.integers(1, 4, people))
+    atom = np.repeat(np.arange(len(atom_identity)), random.integers(1, 5, len(atom_identity)))
+    identity = atom_identity[atom]
+    block = identity // 2
+    listed = [
+        pair
+        for b in range(people // 2)
+        for pair in itertools.combinations(np.flatnonzero(block == b), 2)
+    ]
+    pairs = np.array(listed)
+    one, other = atom[pairs[:, 0]], atom[pairs[:, 1]]
+    same_atom = one == other
+    _, key = np.unique(one * len(atom_identity) + other, return_inverse=True)
+    same = identity[pairs[:, 0]] == identity[pairs[:, 1]]
+    # two normal classes at +-s/2 with variance s have log-odds equal to their value, plus the prior
+    shared = random.normal(size=key.max() + 1)[key]
+    value = np.where(same, 0.5, -0.5) * strength + shared * strength**0.5
+    rate = same[~same_atom].mean()
+    value = np.where(same_atom, 12.0, value + np.log(rate / (1 - rate)))
+    return PairTable(pairs[:, 0], pairs[:, 1]), 1 / (1 + np.exp(-value)), identity
+
+
+@pytest.mark.parametrize("strength", [6.0, 10.0])
+def test_estimates_are_near_the_truth(strength):
+    pairs, probability, identity = draw(0, strength=strength)
+    label = agglomerate(pairs, probability, len(identity)).label
+    precision, recall, f = score_pairwise(identity, label)
+    found = estimate_quality(label, pairs, probability)
+    assert found.f == pytest.approx(f, abs=0.05)
+    assert found.precision == pytest.approx(precision, abs=0.06)
+    assert found.recall == pytest.approx(recall, abs=0.06)
+
+
+def test_sure_pairs_promise_everything_and_a_wrong_row_is_pointed_at():
+    listed = list(itertools.combinations(range(5), 2))
+    pairs = PairTable(np.array([a for a, _ in listed]), np.array([b for _, b in listed]))
+    sure = np.full(10, 0.999999)
+    found = estimate_quality(np.zeros(5, np.int64), pairs, sure)
+    assert found.expected_precision[0] > 0.999
+    assert found.recall == 1
+    doubtful = np.where(pairs.target == 4, 0.05, sure)
+    found = estimate_quality(np.zeros(5, np.int64), pairs, doubtful)
+    assert found.confidence.argmin() == 4
+    # four of ten pairs hang on row 4
+    assert found.expected_precision[0] == pytest.approx(0.62, abs=0.01)
+
+
+def test_no_label_and_no_pair():
+    none = PairTable(np.zeros(0, np.int64), np.zeros(0, np.int64))
+    found = estimate_quality(np.full(3, -1), none, np.zeros(0))
+    assert (found.precision, found.recall) == (1, 1)
+    assert len(found.expected_precision) == 0
+    np.testing.assert_array_equal(found.confidence, 0)
+
+
+def test_target_precision_trades_recall():
+    pairs, probability, identity = draw(1)
+    found = agglomerate(pairs, probability, len(identity), threshold=min(CUTS))
+    recall = []
+    for target in (0.9, 0.97, 0.99):
+        label = found.cut(choose_cut(found, pairs, probability, target_precision=target))
+        precision, got, _ = score_pairwise(identity, label)
+        assert precision >= target - 0.02
+        recall.append(got)
+    assert recall == sorted(recall, reverse=True)
+    with pytest.raises(ConfigError, match="target_precision"):
+        choose_cut(found, pairs, probability, target_precision=1.0)
+
+
+def test_bad_input():
+    one = PairTable(np.array([0]), np.array([1]))
+    with pytest.raises(DataError, match="one probability"):
+        estimate_quality(np.array([0, 0]), one, np.zeros(2))
+    with pytest.raises(DataError, match="lie in"):
+        estimate_quality(np.array([0, 0]), one, np.array([2.0]))
