@@ -81,7 +81,7 @@ class TrainingSettings(Settings):
     head_options: dict[str, float] = Field(default_factory=dict)
     degradation: str = "adaface"
     epochs: Positive = 12
-    batch_size: Annotated[int, Field(ge=2)] = 32
+    batch_size: Annotated[int, Field(ge=2)] = 64
     optimizer: Literal["sgd", "adamw"] = "sgd"
     learning_rate: float = Field(0.1, gt=0)
     weight_decay: float = Field(5e-4, ge=0)
@@ -117,15 +117,9 @@ class EmbedSettings(Settings):
 
 
 class KnnSettings(Settings):
-    """The neighbour graphs.
-
-    graphs : "joint" searches labelled and unlabelled images together, so that a labelled image has
-        as many strangers around it as an unlabelled one; "separate" is the paper's one set of
-        graphs a split.
-    """
+    """The neighbour graphs."""
 
     k: Positive = 20
-    graphs: Literal["joint", "separate"] = "joint"
     backend: Literal["nmslib", "faiss", "exact"] = "nmslib"
     options: dict[str, int] = Field(default_factory=dict)
     recall_sample: Positive = 1000

@@ -1,9 +1,6 @@
-"""knn: views -> one k-nearest-neighbour graph a view, by cosine.
+"""knn: views -> one k-nearest-neighbour graph a view and split, by cosine.
 
 The contract:
-- `joint` graphs search the labelled and the unlabelled images together, `separate` ones each split
-  among itself. Either way a split's rows are its own table; in a joint graph a neighbour may be of
-  the other split.
 - An index is built once a view, saved, and queried in parts by the workers; the parts do not
   depend on how many workers there are.
 - Each graph's recall is measured on a seeded sample against exact search and is in the manifest.
@@ -46,52 +43,48 @@ def describe_neighbours(k: int) -> pa.Schema:
 def run(work: Work) -> Mapping[str, Any]:
     settings = work.config.knn
     counts = {split: int(work.input_facts("embed")[split]) for split in SPLITS}
-    groups = list_groups(settings.graphs, counts)
-    for splits in groups:
-        count = sum(counts[split] for split in splits)
-        if count <= settings.k:
+    for split, count in counts.items():
+        if 0 < count <= settings.k:
             raise DataError(
-                f"the {' and '.join(splits)} split has {count} images, and knn.k={settings.k} "
-                f"needs at least {settings.k + 1}. Add images or lower knn.k"
+                f"the {split} split has {count} images, and knn.k={settings.k} needs at least "
+                f"{settings.k + 1}. Add images or lower knn.k"
             )
-    build, queries, measure = [], [], []
-    for splits in groups:
-        for member in work.config.committee.all:
-            tables = {split: work.path("neighbours", f"{split}/{member.name}") for split in splits}
-            place = work.scratch / f"{'+'.join(splits)}-{member.name}"
-            views = [work.locate("embed.embeddings", f"{split}/{member.name}") for split in splits]
-            build.append((views, place, settings, work.seed))
-            first = 0
-            for split in splits:
-                for number, row in enumerate(range(0, counts[split], PART_SIZE)):
-                    rows = slice(first + row, first + min(row + PART_SIZE, counts[split]))
-                    target = tables[split] / f"part-{number:05d}.parquet"
-                    queries.append((place, settings.k, rows, target))
-                first += counts[split]
-            measure.append((place, list(tables.values()), settings.recall_sample, work.seed))
+    views = [
+        (split, member.name)
+        for split in SPLITS
+        if counts[split]
+        for member in work.config.committee.all
+    ]
+    places = {view: work.scratch / f"{view[0]}-{view[1]}" for view in views}
+    build = [
+        (work.locate("embed.embeddings", "/".join(view)), places[view], settings, work.seed)
+        for view in views
+    ]
     for _ in work.engine.map(build_view, build, label="knn builds indexes"):
         pass
+    queries = [
+        (places[view], settings.k, row,
+         work.path("neighbours", "/".join(view)) / f"part-{number:05d}.parquet")
+        for view in views
+        for number, row in enumerate(range(0, counts[view[0]], PART_SIZE))
+    ]  # fmt: skip
     for _ in work.engine.map(query_part, queries, label="knn searches"):
         pass
-    recalls = list(work.engine.map(measure_view, measure, label="knn measures recall"))
-    names = [place.name for _, place, _, _ in build]
+    sample = [
+        (places[view], work.path("neighbours", "/".join(view)), settings.recall_sample, work.seed)
+        for view in views
+    ]
+    recalls = list(work.engine.map(measure_view, sample, label="knn measures recall"))
     return {
         "k": settings.k,
         "backend": settings.backend,
-        "graphs": len(recalls),
+        "graphs": len(views),
         "lowest_recall": round(min(recalls), 4),
-        "groups": [list(splits) for splits in groups],
-        "recall": {name: round(recall, 4) for name, recall in zip(names, recalls, strict=True)},
+        "recall": {"/".join(v): round(recall, 4) for v, recall in zip(views, recalls, strict=True)},
     }
 
 
-def list_groups(graphs: str, counts: Mapping[str, int]) -> list[tuple[str, ...]]:
-    """The splits that are searched together; splits without an image are left out."""
-    present = tuple(split for split in SPLITS if counts[split])
-    return [present] if graphs == "joint" else [(split,) for split in present]
-
-
-def build_view(embeddings: list[Path], place: Path, settings: KnnSettings, seed: int) -> None:
+def build_view(embeddings: Path, place: Path, settings: KnnSettings, seed: int) -> None:
     """Save the vectors of one view, for mapping, and an index over them."""
     from cdp.knn import build_index
 
@@ -100,10 +93,10 @@ def build_view(embeddings: list[Path], place: Path, settings: KnnSettings, seed:
     draft = place.with_name(f"{place.name}.draft")
     shutil.rmtree(draft, ignore_errors=True)
     draft.mkdir()
-    vectors = np.concatenate([read_vectors(path, "embedding") for path in embeddings])
-    ids = [pq.read_table(path, columns=["sample_id"])["sample_id"] for path in embeddings]
+    vectors = read_vectors(embeddings, "embedding")
+    ids = pq.read_table(embeddings, columns=["sample_id"])["sample_id"].to_numpy()
     np.save(draft / "vectors.npy", vectors)
-    np.save(draft / "ids.npy", np.concatenate([part.to_numpy() for part in ids]))
+    np.save(draft / "ids.npy", ids)
     index = build_index(
         vectors,
         settings.backend,
@@ -124,13 +117,14 @@ def _open_view(place: Path) -> tuple[Any, np.ndarray, np.ndarray]:
     return load_index(place / "index.npz", vectors), vectors, np.load(place / "ids.npy")
 
 
-def query_part(place: Path, k: int, rows: slice, target: Path) -> None:
+def query_part(place: Path, k: int, row: int, target: Path) -> None:
     """Search the neighbours of one block of rows and write them."""
     from cdp.knn import query_index
 
     if target.exists():
         return
     index, vectors, ids = _open_view(place)
+    rows = slice(row, min(row + PART_SIZE, len(vectors)))
     graph = query_index(index, vectors, rows, k, threads=1)
     write_table(
         target,
@@ -143,20 +137,14 @@ def query_part(place: Path, k: int, rows: slice, target: Path) -> None:
     )
 
 
-def measure_view(place: Path, tables: list[Path], sample: int, seed: int) -> float:
+def measure_view(place: Path, neighbours: Path, sample: int, seed: int) -> float:
     """Recall of one published graph against exact search over the same vectors."""
     from cdp.knn import measure_recall
 
     vectors = np.load(place / "vectors.npy", mmap_mode="r")
-    graph = read_graph(tables, np.load(place / "ids.npy"))
+    neighbour = np.searchsorted(np.load(place / "ids.npy"), read_vectors(neighbours, "neighbour"))
+    graph = KnnGraph(neighbour, read_vectors(neighbours, "similarity"))
     return float(measure_recall(vectors, graph, sample=sample, seed=seed))
-
-
-def read_graph(tables: list[Path], sample_id: np.ndarray) -> KnnGraph:
-    """The tables of the splits searched together -> one graph over the ascending `sample_id`."""
-    neighbour = np.concatenate([read_vectors(path, "neighbour") for path in tables])
-    similarity = np.concatenate([read_vectors(path, "similarity") for path in tables])
-    return KnnGraph(np.searchsorted(sample_id, neighbour).astype(np.int64), similarity)
 
 
 STAGE = Stage(

@@ -1,12 +1,9 @@
 """mediate: neighbour graphs -> candidate pairs of unlabelled images, each with a probability.
 
 The contract:
-- The mediator is fitted on pairs of labelled images, validated on people it has not seen, and
-  scores every candidate pair of unlabelled images. `vote` needs no labels: the probability of a
+- The mediator is fitted on pairs of the labelled split, validated on people it has not seen, and
+  scores every candidate pair of the unlabelled split. `vote` needs no labels: the probability of a
   pair is then its base cosine if the committee keeps it, and 0 if not.
-- In joint graphs a labelled image also pairs with unlabelled ones. Nobody is in both sets, so these
-  pairs are false, and they are what strangers look like at the unlabelled set's density. Every
-  second one is taken: a pair of unlabelled images is found from two ends, such a pair from one.
 - Pairs are made, described, scored and written in blocks; a block does not depend on the others.
 - `pairs` holds all candidates, whatever their probability; the threshold is propagate's.
 """
@@ -24,10 +21,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from cdp.errors import DataError
-from cdp.types import KnnGraph, PairTable
+from cdp.types import KnnGraph
 from pipelines.config import MediateSettings
 from pipelines.stage import Stage, Work
-from pipelines.stages.knn import read_graph
 from pipelines.store import read_vectors, write_table
 
 PAIRS = pa.schema(
@@ -49,24 +45,18 @@ CALIBRATION = pa.schema(
 )
 PART_SIZE = 16384
 """Rows whose pairs make a block."""
-STRANGERS = 400
 
 
 @dataclass(frozen=True)
 class Split:
-    """The graphs and views of images searched together, mapped.
-
-    Rows are positions in the ascending sample_id, labelled images first.
-    """
+    """The graphs and views of one split, mapped: rows are positions in the ascending sample_id."""
 
     place: Path
     members: tuple[str, ...]
-    labelled: int
-    count: int
 
     @property
     def sample_id(self) -> np.ndarray:
-        return self._load("sample_id")
+        return np.load(self.place / "sample_id.npy")
 
     @property
     def graphs(self) -> list[Any]:
@@ -88,16 +78,8 @@ def run(work: Work) -> Mapping[str, Any]:
     settings = work.config.mediate
     facts: dict[str, Any] = {"method": settings.method}
     mediator, facts["mediator"] = None, {}
-    groups = work.input_facts("knn")["groups"]
-    split = _map_split(work, next(group for group in groups if "unlabelled" in group))
     if settings.method != "vote":
-        if not work.input_facts("embed")["labelled"]:
-            raise DataError(
-                "the data set has no labelled image to train a mediator on. Without labels the "
-                "committee votes: mediate.method=vote"
-            )
-        taught = split if split.labelled else _map_split(work, ["labelled"])
-        mediator = _fit(work, settings, taught)
+        mediator = _fit(work, settings)
         report = mediator.report
         facts["labelled_pairs"] = report.pairs
         facts["calibration_error"] = round(report.expected_calibration_error, 4)
@@ -108,7 +90,8 @@ def run(work: Work) -> Mapping[str, Any]:
         }
     else:
         work.write("calibration", CALIBRATION.empty_table())
-    parts = _list_parts(work, "scored", split.labelled, split.count)
+    split = _map_split(work, "unlabelled")
+    parts = _list_parts(work, split, "scored")
     jobs = [(split, rows, settings, work.scratch, target) for rows, target in parts]
     for _ in work.engine.map(score_part, jobs, label="mediate scores pairs"):
         pass
@@ -143,7 +126,7 @@ def run(work: Work) -> Mapping[str, Any]:
 # ---------------------------------------------------------------------------------- the mediator
 
 
-def _fit(work: Work, settings: MediateSettings, split: Split) -> Any:
+def _fit(work: Work, settings: MediateSettings) -> Any:
     """Fit the mediator on the labelled pairs, publish it, and leave it for the workers."""
     from dataclasses import replace
 
@@ -151,8 +134,16 @@ def _fit(work: Work, settings: MediateSettings, split: Split) -> Any:
 
     from cdp.mediator import Mediator, MediatorSettings
 
-    parts = _list_parts(work, "described", 0, split.labelled)
-    jobs = [(split, rows, settings, work.seed, target) for rows, target in parts]
+    if not work.input_facts("embed")["labelled"]:
+        raise DataError(
+            "the data set has no labelled image to train a mediator on. Without labels the "
+            "committee votes: mediate.method=vote"
+        )
+    split = _map_split(work, "labelled")
+    samples = work.read("ingest.samples", columns=["sample_id", "identity"]).to_pandas()
+    identity = samples.set_index("sample_id").identity[split.sample_id].factorize(sort=True)[0]
+    parts = _list_parts(work, split, "described")
+    jobs = [(split, rows, settings, target) for rows, target in parts]
     for _ in work.engine.map(describe_part, jobs, label="mediate describes labelled pairs"):
         pass
     described = [np.load(target) for _, target in parts]
@@ -160,11 +151,6 @@ def _fit(work: Work, settings: MediateSettings, split: Split) -> Any:
         np.concatenate([part[name] for part in described])
         for name in ("source", "target", "features")
     )
-    samples = work.read("ingest.samples", columns=["sample_id", "identity"]).to_pandas()
-    known = samples.set_index("sample_id").identity[split.sample_id[: split.labelled]]
-    # Unlabelled images are people of their own; a few hundred groups are enough to deal in folds.
-    stranger = len(known) + np.arange(split.count - split.labelled) % STRANGERS
-    identity = np.concatenate([known.factorize(sort=True)[0], stranger])
     chosen = MediatorSettings.named(settings.method)
     if settings.dropout:
         chosen = replace(chosen, dropout=settings.dropout)
@@ -182,18 +168,13 @@ def _fit(work: Work, settings: MediateSettings, split: Split) -> Any:
     return mediator
 
 
-def describe_part(
-    split: Split, rows: slice, settings: MediateSettings, seed: int, target: Path
-) -> None:
-    """The features of the pairs whose source is a labelled image of `rows`."""
+def describe_part(split: Split, rows: slice, settings: MediateSettings, target: Path) -> None:
+    """The features of the labelled pairs whose source lies in `rows`."""
     from cdp.committee import describe_pairs, make_pairs
 
     if target.exists():
         return
     pairs = make_pairs(split.graphs, candidates=settings.candidates, rows=rows)
-    second = np.random.default_rng([seed, rows.start]).random(len(pairs)) < 0.5
-    taken = (pairs.target < split.labelled) | second
-    pairs = PairTable(pairs.source[taken], pairs.target[taken])
     features = describe_pairs(
         split.views, split.graphs, pairs, variant=_find_variant(settings), threads=1
     )
@@ -246,37 +227,34 @@ def _find_variant(settings: MediateSettings) -> Any:
 # -------------------------------------------------------------------------------------- mapping
 
 
-def _map_split(work: Work, splits: Sequence[str]) -> Split:
-    """Lay graphs and views out for mapping by the workers."""
-    counts = work.input_facts("embed")
+def _map_split(work: Work, split: str) -> Split:
+    """Lay the graphs and views of a split out for mapping by the workers."""
     members = tuple(member.name for member in work.config.committee.all)
-    labelled = int(counts["labelled"]) if "labelled" in splits else 0
-    place = work.scratch / "+".join(splits)
-    place.mkdir(exist_ok=True)
+    mapped = Split(work.scratch / split, members)
+    mapped.place.mkdir(exist_ok=True)
     jobs = [
         (
-            [work.locate("embed.embeddings", f"{split}/{name}") for split in splits],
-            [work.locate("knn.neighbours", f"{split}/{name}") for split in splits],
-            place,
+            work.locate("embed.embeddings", f"{split}/{name}"),
+            work.locate("knn.neighbours", f"{split}/{name}"),
+            mapped.place,
             name,
         )
         for name in members
     ]
-    for _ in work.engine.map(map_view, jobs, label="mediate maps views"):
+    for _ in work.engine.map(map_view, jobs, label=f"mediate maps {split} views"):
         pass
-    return Split(place, members, labelled, sum(int(counts[split]) for split in splits))
+    return mapped
 
 
-def map_view(embeddings: list[Path], neighbours: list[Path], place: Path, name: str) -> None:
+def map_view(embeddings: Path, neighbours: Path, place: Path, name: str) -> None:
     """One view and its graph as plain arrays, neighbours as positions in the ascending ids."""
-    ids = [pq.read_table(path, columns=["sample_id"])["sample_id"] for path in embeddings]
-    sample_id = np.concatenate([part.to_numpy() for part in ids])
-    graph = read_graph(neighbours, sample_id)
+    sample_id = pq.read_table(embeddings, columns=["sample_id"])["sample_id"].to_numpy()
+    neighbour = np.searchsorted(sample_id, read_vectors(neighbours, "neighbour"))
     arrays = {
         "sample_id": sample_id,
-        f"{name}.view": np.concatenate([read_vectors(path, "embedding") for path in embeddings]),
-        f"{name}.neighbour": graph.neighbour,
-        f"{name}.similarity": graph.similarity,
+        f"{name}.view": read_vectors(embeddings, "embedding"),
+        f"{name}.neighbour": neighbour.astype(np.int64),
+        f"{name}.similarity": read_vectors(neighbours, "similarity"),
     }
     for part, array in arrays.items():
         draft = place / f"{part}.{name}.draft"
@@ -285,13 +263,14 @@ def map_view(embeddings: list[Path], neighbours: list[Path], place: Path, name: 
         draft.replace(place / f"{part}.npy")
 
 
-def _list_parts(work: Work, name: str, first: int, last: int) -> Sequence[tuple[slice, Path]]:
-    """Blocks of the rows first .. last and the scratch file of each."""
+def _list_parts(work: Work, split: Split, name: str) -> Sequence[tuple[slice, Path]]:
+    """Blocks of rows and the scratch file of each."""
+    count = len(split.sample_id)
     place = work.scratch / name
     place.mkdir(exist_ok=True)
     return [
-        (slice(row, min(row + PART_SIZE, last)), place / f"{number:05d}.npz")
-        for number, row in enumerate(range(first, last, PART_SIZE))
+        (slice(row, min(row + PART_SIZE, count)), place / f"{number:05d}.npz")
+        for number, row in enumerate(range(0, count, PART_SIZE))
     ]
 
 
