@@ -21,7 +21,7 @@ lfw: $(READY)          # the whole pipeline on real faces; set CDP_DATA_ROOT
 	$(BIN)/python -m pipelines.run --stage all --config configs/lfw.yaml
 
 test: $(READY)         # under ten minutes on two cores
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q --numprocesses 2 --dist loadfile
 
 test-long: $(READY)    # the thorough versions
 	$(BIN)/python -m pytest -q -m long

@@ -81,7 +81,7 @@ class TrainingSettings(Settings):
     head_options: dict[str, float] = Field(default_factory=dict)
     degradation: str = "adaface"
     epochs: Positive = 12
-    batch_size: Annotated[int, Field(ge=2)] = 64
+    batch_size: Annotated[int, Field(ge=2)] = 32
     optimizer: Literal["sgd", "adamw"] = "sgd"
     learning_rate: float = Field(0.1, gt=0)
     weight_decay: float = Field(5e-4, ge=0)
@@ -133,10 +133,16 @@ class VoteSettings(Settings):
 
 
 class MediateSettings(Settings):
-    """Which pairs are judged, and how."""
+    """Which pairs are judged, and how.
+
+    candidates : pairs are the edges of the base graph, or of all graphs; the latter finds more
+        where every member is good, and drowns in noise where one is poor.
+    second_reading : with "extended", judge each pair again by what is known of the pairs around it.
+    """
 
     method: Literal["extended", "paper", "released", "vote"] = "extended"
-    candidates: Literal["base", "all"] = "all"
+    candidates: Literal["base", "all"] = "base"
+    second_reading: bool = True
     dropout: float = Field(0.0, ge=0, lt=1)
     vote: VoteSettings = VoteSettings()
 

@@ -4,6 +4,11 @@ import hashlib
 import os
 from pathlib import Path
 
+# One thread a process: tests run side by side, and spinning threads of two torches starve each
+# other. Set before anything imports torch, and inherited by every process a test starts.
+for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
+    os.environ[name] = "1"
+
 import pyarrow.parquet as pq
 import pytest
 import yaml
@@ -28,7 +33,8 @@ TINY_CONFIG = {
         "base": {"name": "base", "backbone": "plain", "width": 0.5},
         "members": [{"name": "other", "backbone": "separable", "width": 0.5}],
     },
-    "train": {"mediator_share": 0.5, "epochs": 2, "batch_size": 16, "embedding_dim": 16, "input_px": 16},
+    "train": {"mediator_share": 0.5, "epochs": 2, "batch_size": 16, "embedding_dim": 16,
+              "input_px": 16},
     "knn": {"k": 5},
     "retrain": {"epochs": 2, "batch_size": 16, "embedding_dim": 16, "input_px": 16,
                 "backbone": "plain", "width": 0.5},

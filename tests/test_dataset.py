@@ -108,9 +108,9 @@ def test_a_missing_data_root_says_how_to_give_one(tmp_path):
     path.write_text(
         yaml.safe_dump({"name": "m", "kind": "images", "source": "ask Ann", **BY_PERSON})
     )
-    with pytest.raises(DataError, match="--data-root.*CDP_DATA_ROOT.*ask Ann"):
+    with pytest.raises(DataError, match=r"--data-root.*CDP_DATA_ROOT.*ask Ann"):
         Dataset.open(path, None)
-    with pytest.raises(DataError, match="is not a directory.*ask Ann"):
+    with pytest.raises(DataError, match=r"is not a directory.*ask Ann"):
         Dataset.open(path, tmp_path / "nowhere")
 
 
@@ -175,11 +175,11 @@ def test_features_that_do_not_fit_their_list_are_refused(write, features):
     with pytest.raises(DataError, match=r"expected three.bin, three.npy or three.parquet"):
         dataset.read_features("unlabelled", "three")
     (write.root / "l" / "meta.txt").write_text("1\n")
-    with pytest.raises(DataError, match="meta.txt has 1 rows, list.txt has 4"):
+    with pytest.raises(DataError, match=r"meta\.txt has 1 rows, list.txt has 4"):
         dataset.list_entries()
 
 
 def test_pickled_features_are_refused(write, features):
     np.save(write.root / "u" / "features" / "evil.npy", np.array([object()]), allow_pickle=True)
-    with pytest.raises(DataError, match="not a .npy array of numbers"):
+    with pytest.raises(DataError, match=r"not a \.npy array of numbers"):
         write(FEATURES).read_features("unlabelled", "evil")

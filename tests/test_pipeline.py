@@ -236,7 +236,9 @@ def folder_run(tmp_path):
 def test_bad_files_cost_only_themselves(folder_run):
     assert folder_run() == 0
     rejected = pd.read_parquet(folder_run.run / "ingest" / "rejected.parquet")
-    names = {Path(path).name: reason for path, reason in zip(rejected.path, rejected.reason)}
+    names = {
+        Path(path).name: reason for path, reason in zip(rejected.path, rejected.reason, strict=True)
+    }
     assert set(names) == {"empty.jpg", "cut.png", "text.jpg", "copy.png", "tiny.png"}
     assert "same bytes as" in names["copy.png"]
     assert all(names.values())

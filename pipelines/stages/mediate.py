@@ -5,6 +5,8 @@ The contract:
   scores every candidate pair of the unlabelled split. `vote` needs no labels: the probability of a
   pair is then its base cosine if the committee keeps it, and 0 if not.
 - Pairs are made, described, scored and written in blocks; a block does not depend on the others.
+- With a second reading, each pair is judged again by what is known of the pairs around it; the cut
+  that served the held-out people best goes into the facts, for propagate's `auto`.
 - `pairs` holds all candidates, whatever their probability; the threshold is propagate's.
 """
 
@@ -21,7 +23,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from cdp.errors import DataError
-from cdp.types import KnnGraph
+from cdp.types import KnnGraph, PairTable
 from pipelines.config import MediateSettings
 from pipelines.stage import Stage, Work
 from pipelines.store import read_vectors, write_table
@@ -106,6 +108,15 @@ def run(work: Work) -> Mapping[str, Any]:
             corrected = correct_prior(probability, rate)
             probability, rate = corrected.probability, corrected.rate
         facts["estimated_true_share"] = round(float(rate), 4)
+    reading = _read_again(work, settings, mediator)
+    if reading is not None:
+        from cdp.context import score_context
+
+        pairs = _collect_pairs(parts)
+        count = len(split.sample_id)
+        again = score_context(reading, split.views, pairs, probability, count)
+        probability, facts["estimated_true_share"] = again.probability, round(again.rate, 4)
+        facts["threshold"] = reading.threshold
     sample_id, row = split.sample_id, 0
     for number, (_, target) in enumerate(parts):
         scored = np.load(target)
@@ -140,8 +151,7 @@ def _fit(work: Work, settings: MediateSettings) -> Any:
             "committee votes: mediate.method=vote"
         )
     split = _map_split(work, "labelled")
-    samples = work.read("ingest.samples", columns=["sample_id", "identity"]).to_pandas()
-    identity = samples.set_index("sample_id").identity[split.sample_id].factorize(sort=True)[0]
+    identity = _list_identities(work, split)
     parts = _list_parts(work, split, "described")
     jobs = [(split, rows, settings, target) for rows, target in parts]
     for _ in work.engine.map(describe_part, jobs, label="mediate describes labelled pairs"):
@@ -166,6 +176,36 @@ def _fit(work: Work, settings: MediateSettings) -> Any:
     curve = mediator.report.reliability
     work.write("calibration", {name: getattr(curve, name) for name in CALIBRATION.names})
     return mediator
+
+
+def _read_again(work: Work, settings: MediateSettings, mediator: Any) -> Any:
+    """The second reading, fitted on the labelled pairs and published; None where there is none."""
+    from safetensors.numpy import save_file
+
+    if settings.method != "extended" or not settings.second_reading:
+        return None
+    from cdp.context import fit_context
+
+    split = _map_split(work, "labelled")
+    pairs = _collect_pairs(_list_parts(work, split, "described"))
+    identity = _list_identities(work, split)
+    reading = fit_context(split.views, pairs, mediator.held_out, identity, seed=work.seed)
+    save_file(reading.state(), work.directory / "second_reading.safetensors")
+    return reading
+
+
+def _collect_pairs(parts: Sequence[tuple[slice, Path]]) -> PairTable:
+    """The pairs of all blocks; blocks follow each other by source, so they stay sorted."""
+    found = [np.load(target) for _, target in parts]
+    source, target = (np.concatenate([part[end] for part in found]) for end in ("source", "target"))
+    return PairTable(source, target)
+
+
+def _list_identities(work: Work, split: Split) -> np.ndarray:
+    """The person of every labelled row, numbered."""
+    samples = work.read("ingest.samples", columns=["sample_id", "identity"]).to_pandas()
+    identity = samples.set_index("sample_id").identity[split.sample_id].factorize(sort=True)[0]
+    return identity.astype(np.int64)
 
 
 def describe_part(split: Split, rows: slice, settings: MediateSettings, target: Path) -> None:

@@ -42,6 +42,8 @@ CLUSTERS = pa.schema(
 
 
 def run(work: Work) -> Mapping[str, Any]:
+    from cdp.quality import estimate_quality
+
     samples = work.read("ingest.samples", columns=["sample_id", "path", "split"]).to_pandas()
     samples = samples[samples.split == "unlabelled"]
     sample_id = samples.sample_id.to_numpy()
@@ -52,7 +54,9 @@ def run(work: Work) -> Mapping[str, Any]:
     )
     probability = table["probability"].to_numpy()
     label, cut, facts = _label(work, pairs, probability, len(samples))
-    clusters, confidence = _describe_clusters(pairs, probability, label)
+    clusters = _describe_clusters(pairs, probability, label)
+    quality = estimate_quality(label, pairs, probability)
+    clusters["expected_precision"] = quality.expected_precision
     size = np.bincount(label[label != UNLABELLED], minlength=1)
     work.write(
         "labels",
@@ -61,7 +65,7 @@ def run(work: Work) -> Mapping[str, Any]:
             "path": samples.path.to_numpy(),
             "pseudo_label": label,
             "cluster_size": np.where(label == UNLABELLED, 0, size[label]),
-            "confidence": confidence,
+            "confidence": quality.confidence,
             "cut_threshold": cut,
         },
     )
@@ -72,6 +76,9 @@ def run(work: Work) -> Mapping[str, Any]:
         "labelled": int((label != UNLABELLED).sum()),
         "unlabelled": int((label == UNLABELLED).sum()),
         "largest": int(size.max()),
+        "estimated_precision": round(quality.precision, 4),
+        "estimated_recall": round(quality.recall, 4),
+        "estimated_f": round(quality.f, 4),
         **facts,
     }
 
@@ -85,7 +92,8 @@ def _label(
         # Votes are no probabilities: what was kept is kept, and there are no odds to average.
         split, threshold = "raise_threshold", 0.0 if threshold == "auto" else threshold
     if threshold == "auto":
-        threshold = 0.5
+        # Where the evidence turns, unless the held-out people were better served elsewhere.
+        threshold = float(work.input_facts("mediate").get("threshold", 0.5))
     facts = {"split": split, "threshold": threshold}
     if split == "raise_threshold":
         from cdp.propagation import propagate_labels
@@ -103,8 +111,8 @@ def _label(
 
 def _describe_clusters(
     pairs: PairTable, probability: np.ndarray, label: np.ndarray
-) -> tuple[dict[str, np.ndarray], np.ndarray]:
-    """Columns of `clusters`, with the medoid as a row, and the confidence of every row."""
+) -> dict[str, np.ndarray]:
+    """Columns of `clusters`, with the medoid as a row."""
     from cdp.propagation import build_forest
 
     inside = (label[pairs.source] == label[pairs.target]) & (label[pairs.source] != UNLABELLED)
@@ -112,8 +120,6 @@ def _describe_clusters(
     count, clusters = len(label), int(label.max(initial=UNLABELLED)) + 1
     weight = value.astype(np.float64)
     summed = np.bincount(source, weight, count) + np.bincount(target, weight, count)
-    degree = np.bincount(source, minlength=count) + np.bincount(target, minlength=count)
-    confidence = (summed / np.maximum(degree, 1)).astype(np.float32)
     members = np.flatnonzero(label != UNLABELLED)
     order = members[np.lexsort((members, -summed[members], label[members]))]
     medoid = order[np.searchsorted(label[order], np.arange(clusters))]
@@ -128,10 +134,9 @@ def _describe_clusters(
         "pseudo_label": np.arange(clusters),
         "size": np.bincount(label[members], minlength=clusters),
         "mean_probability": mean.astype(np.float32),
-        "expected_precision": mean.astype(np.float32),
         "weakest_edge": weakest,
         "medoid": medoid,
-    }, confidence
+    }
 
 
 STAGE = Stage(
