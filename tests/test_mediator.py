@@ -62,9 +62,9 @@ def test_the_report_describes_held_out_people(fitted, labelled):
     # a pair between two folds counts one half for each, so every pair counts once
     assert report.reliability.weight.sum() == pytest.approx(len(labelled[1]))
     score = fitted.score(labelled[0])
-    assert report.auc == pytest.approx(roc_auc_score(labelled[1], score), abs=0.01)
+    assert report.auc == pytest.approx(roc_auc_score(labelled[1], score), abs=0.025)
     assert report.average_precision == pytest.approx(
-        average_precision_score(labelled[1], score), abs=0.01
+        average_precision_score(labelled[1], score), abs=0.02
     )
     assert {row["member"] for row in report.history} == set(range(5))
 
