@@ -31,5 +31,5 @@ check: $(READY)        # style and types
 	$(BIN)/python -m ruff format --check .
 	$(BIN)/python -m mypy
 
-bench: $(READY)        # what is timed
+bench: $(READY)        # the clustering core against the published steps; see tests/benchmarks for the others
 	$(BIN)/python -m tests.benchmarks.bench_clustering
