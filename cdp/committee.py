@@ -200,8 +200,13 @@ def describe_pairs(
         places = np.array(
             [
                 column.get(f"{name}_{view}", -1)
-                for name in ("relationship", "mean_source", "common_neighbours",
-                             "neighbour_overlap", "rank_in_source")
+                for name in (
+                    "relationship",
+                    "mean_source",
+                    "common_neighbours",
+                    "neighbour_overlap",
+                    "rank_in_source",
+                )
             ]
         )
         if (places >= 0).any():

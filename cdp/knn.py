@@ -189,8 +189,10 @@ def build_knn_graphs(
     """
     workers = count_threads(threads)
     at_once = min(workers, len(views)) if backend == "nmslib" else 1
-    if all(not callable(view) and len(view) <= settings.get("exact_limit", EXACT_LIMIT)
-           for view in views):
+    if all(
+        not callable(view) and len(view) <= settings.get("exact_limit", EXACT_LIMIT)
+        for view in views
+    ):
         at_once = 1  # the exact search uses all threads by itself, and one view's memory
 
     def build(view: np.ndarray | Callable[[], np.ndarray]) -> KnnGraph:
@@ -288,8 +290,10 @@ def measure_recall(
 
 def count_threads(threads: int | None) -> int:
     if threads is None:
-        return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (
-            os.cpu_count() or 1
+        return (
+            len(os.sched_getaffinity(0))
+            if hasattr(os, "sched_getaffinity")
+            else (os.cpu_count() or 1)
         )
     if threads < 1:
         raise ConfigError(f"threads must be at least 1, got {threads}")
@@ -513,9 +517,7 @@ def _propose_faiss(
 # --- querying ------------------------------------------------------------------------------------
 
 
-def _query(
-    index: KnnIndex, unit: np.ndarray, rows: slice, k: int, threads: int | None
-) -> KnnGraph:
+def _query(index: KnnIndex, unit: np.ndarray, rows: slice, k: int, threads: int | None) -> KnnGraph:
     if k > index.k or k < 1:
         raise ConfigError(f"the kNN index was built for k in 1 .. {index.k}, got {k}; build again")
     workers = count_threads(threads)
@@ -547,9 +549,7 @@ def _query(
 # --- exact search --------------------------------------------------------------------------------
 
 
-def _prepare_exact(
-    unit: np.ndarray, width: int, workers: int
-) -> tuple[np.ndarray, np.ndarray]:
+def _prepare_exact(unit: np.ndarray, width: int, workers: int) -> tuple[np.ndarray, np.ndarray]:
     """Candidates that are mostly right, and the principal axes worth bounding with."""
     count, dimension = unit.shape
     with _one_blas_thread(), ThreadPoolExecutor(workers) as pool:

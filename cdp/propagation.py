@@ -363,9 +363,7 @@ def _list_levels(threshold: float, step: float, highest: float) -> np.ndarray:
 @njit(cache=True)
 def _is_sorted(source: Any, target: Any) -> bool:
     for i in range(1, len(source)):
-        if source[i] < source[i - 1] or (
-            source[i] == source[i - 1] and target[i] < target[i - 1]
-        ):
+        if source[i] < source[i - 1] or (source[i] == source[i - 1] and target[i] < target[i - 1]):
             return False
     return True
 

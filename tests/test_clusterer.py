@@ -64,9 +64,7 @@ def test_mediates_with_labels(faces, variant, candidates):
         max_size=100,
         mediator_settings=MediatorSettings(epochs=15, members=2, folds=2),
     )
-    labels = clusterer.fit_predict(
-        views, labelled_views=labelled_views, labelled_ids=labelled_ids
-    )
+    labels = clusterer.fit_predict(views, labelled_views=labelled_views, labelled_ids=labelled_ids)
     precision, recall = score_pairs(labels, identity)
     assert precision > 0.9
     assert recall > 0.5

@@ -71,8 +71,7 @@ def test_pairs_by_part_equal_the_whole(count, k, seed, parts):
         )
         edges = np.linspace(0, count, parts + 1).astype(int)
         split = [
-            make_pairs(graphs, candidates=candidates, rows=slice(a, b))
-            for a, b in pairwise(edges)
+            make_pairs(graphs, candidates=candidates, rows=slice(a, b)) for a, b in pairwise(edges)
         ]
         np.testing.assert_array_equal(np.concatenate([p.source for p in split]), whole.source)
         np.testing.assert_array_equal(np.concatenate([p.target for p in split]), whole.target)
@@ -179,8 +178,13 @@ def test_an_isolated_view_shares_no_edge():
     pairs = make_pairs(graphs)
     features = describe_pairs(views, [graphs[0], empty], pairs, variant="extended")
     value = dict(zip(name_features(1, "extended"), features.T, strict=True))
-    for name in ("relationship", "mean_source", "variance_target", "common_neighbours",
-                 "neighbour_overlap"):
+    for name in (
+        "relationship",
+        "mean_source",
+        "variance_target",
+        "common_neighbours",
+        "neighbour_overlap",
+    ):
         assert (value[f"{name}_1"] == 0).all()
     assert (value["rank_in_source_1"] == 5).all()
 

@@ -107,8 +107,10 @@ def test_partial_forests_merge_exactly(graph, parts, seed):
     whole = build_forest(pairs, scores, count)
     order = np.random.default_rng(seed).permutation(len(pairs))
     merged = merge_forests(
-        [build_forest(pairs[part][:, ::-1], scores[part], count) for part in
-         np.array_split(order, parts)]
+        [
+            build_forest(pairs[part][:, ::-1], scores[part], count)
+            for part in np.array_split(order, parts)
+        ]
     )
     for name in ("source", "target", "score"):
         np.testing.assert_array_equal(getattr(whole, name), getattr(merged, name))
