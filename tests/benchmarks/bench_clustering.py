@@ -222,7 +222,8 @@ def main() -> None:
         return
     load = os.getloadavg()[0]
     print(f"{os.cpu_count()} cores, load {load:.1f} before, backend {options.backend}, k={K}")
-    print(f"unit (one exact faiss search of 20,000 x 256): {measure_unit():.2f} s")
+    if options.plain_sizes:
+        print(f"unit (one exact faiss search of 20,000 x 256): {measure_unit():.2f} s")
     header = f"{'rows':>7} {'step':<10}{'s':>9}{'cpu s':>9}{'peak MB':>9}"
     print(header + f"{'plain s':>10}{'plain cpu':>10}{'plain MB':>10}{'ratio':>7}  notes")
     first: dict[str, float] = {}
