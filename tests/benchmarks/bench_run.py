@@ -63,7 +63,11 @@ def report_clusters(run: Path) -> None:
             for threshold in np.arange(0.2, 1.0, 0.02)
             for label in [
                 propagate_labels(
-                    table, pairs.base_similarity.to_numpy(), len(both), threshold=threshold
+                    table,
+                    pairs.base_similarity.to_numpy(),
+                    len(both),
+                    threshold=threshold,
+                    max_size=len(both),
                 ).label
             ]
         ),
