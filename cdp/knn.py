@@ -9,8 +9,8 @@ The contract:
   processes, and for a given seed. `exact` takes no seed.
 - An approximate library proposes candidates; every candidate, its candidates and whoever proposes
   the row are then compared exactly. A row always has min(k, n - 1) neighbours.
-- Up to `exact_limit` rows every backend gives the exact graph: there, comparing all pairs costs no
-  more than building an approximate index of recall .99, and nothing is missed.
+- Up to `exact_limit` rows a backend gives the exact graph: for faiss up to 200,000, where comparing
+  all pairs costs no more than an approximate index of recall .99; for nmslib 0, HNSW at any size.
 - faiss and nmslib are imported here and nowhere else, and only when asked for.
 
 How nmslib stays reproducible: its HNSW graph depends on the order of insertion and on a random
@@ -52,10 +52,10 @@ face-like 256-d embeddings: a third of it at 20,000 rows, about the same at 200,
 # nmslib's own post-processing (post=2) costs more than the index and gains nothing here.
 _DEFAULTS: dict[str, dict[str, Any]] = {
     "nmslib": {
-        "exact_limit": EXACT_LIMIT,
-        "M": 16,
-        "efConstruction": 80,
-        "efSearch": 60,
+        "exact_limit": 0,
+        "M": 20,
+        "efConstruction": 150,
+        "efSearch": 150,
         "post": 0,
     },
     "faiss": {"exact_limit": EXACT_LIMIT, "nlist": 0, "nprobe": 32},
@@ -149,8 +149,7 @@ def build_knn_graph(
     ----------
     vectors : (n, d) float16, float32 or float64. Need not be of unit length.
     k : neighbours a row, at least 1. Where n - 1 < k the rest of a row is padding (-1).
-    backend : "nmslib" (HNSW) or "faiss" (an inverted file), both above `exact_limit` rows, or
-        "exact" for any number.
+    backend : "nmslib" (HNSW), "faiss" (an inverted file above `exact_limit` rows) or "exact".
     seed : of the inverted file's centroids.
     threads : at most so many; None: all cores this process may use. Never changes the result.
     settings : nmslib: exact_limit, M, efConstruction, efSearch, post. faiss: exact_limit, nlist,
@@ -189,10 +188,8 @@ def build_knn_graphs(
     """
     workers = count_threads(threads)
     at_once = min(workers, len(views)) if backend == "nmslib" else 1
-    if all(
-        not callable(view) and len(view) <= settings.get("exact_limit", EXACT_LIMIT)
-        for view in views
-    ):
+    limit = settings.get("exact_limit", _DEFAULTS.get(backend, {}).get("exact_limit", 0))
+    if all(not callable(view) and len(view) <= limit for view in views):
         at_once = 1  # the exact search uses all threads by itself, and one view's memory
 
     def build(view: np.ndarray | Callable[[], np.ndarray]) -> KnnGraph:

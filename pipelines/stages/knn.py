@@ -46,8 +46,9 @@ def run(work: Work) -> Mapping[str, Any]:
     for split, count in counts.items():
         if 0 < count <= settings.k:
             raise DataError(
-                f"the {split} split has {count} images, and knn.k={settings.k} needs at least "
-                f"{settings.k + 1}. Add images or lower knn.k"
+                f"the {split} split has {count} images to search (of the labelled ones, those kept "
+                f"for the mediator), and knn.k={settings.k} needs at least {settings.k + 1}. Add "
+                "images, raise train.mediator_share or lower knn.k"
             )
     views = [
         (split, member.name)
