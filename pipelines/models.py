@@ -23,7 +23,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from cdp.errors import ConfigError
 from pipelines.config import TrainingSettings
 from pipelines.dataset import Dataset
 from pipelines.stage import Work
@@ -144,6 +143,7 @@ def read_history(directory: Path, name: str) -> pa.Table:
 def _train(work: Work, job: TrainingJob, draft: Path) -> None:
     from safetensors.torch import load_file, save_file
 
+    from cdp.images.degradation import get_degradation
     from cdp.recognizer import train_recognizer
     from cdp.training import TrainingPlan
 
@@ -158,7 +158,7 @@ def _train(work: Work, job: TrainingJob, draft: Path) -> None:
         margin_warmup_epochs=settings.margin_warmup_epochs,
         gradient_clip=settings.gradient_clip,
         ema_decay=settings.ema_decay,
-        degradation=find_degradation(settings.degradation),
+        degradation=get_degradation(settings.degradation),
         seed=job.seed,
     )
     checkpoint = draft / CHECKPOINT
@@ -191,15 +191,6 @@ def _train(work: Work, job: TrainingJob, draft: Path) -> None:
     columns = {name: [row[name] for row in history] for name in HISTORY.names if name != "model"}
     write_table(draft / "history.parquet", {"model": [job.name] * len(history), **columns}, HISTORY)
     write_text(draft / WHOLE, "")
-
-
-def find_degradation(name: str) -> Any:
-    """A preset of `cdp.images.degradation`; ConfigError names the others."""
-    from cdp.images.degradation import DEGRADATIONS
-
-    if name not in DEGRADATIONS:
-        raise ConfigError(f"unknown degradation {name!r}; choose one of: {', '.join(DEGRADATIONS)}")
-    return DEGRADATIONS[name]
 
 
 def _load_faces(work: Work, each: LabelledSet) -> np.ndarray:

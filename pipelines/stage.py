@@ -15,14 +15,14 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pyarrow as pa
 
-from cdp.errors import CdpError, StageError
+from cdp.errors import CdpError, ConfigError, StageError
 from pipelines.config import RunConfig
 from pipelines.dataset import Dataset
 from pipelines.engine import Engine
@@ -89,7 +89,6 @@ class Work:
     runtime: Runtime
     upstream: Mapping[str, Published]
     fresh: bool = False
-    notes: list[str] = field(default_factory=list)
 
     @property
     def dataset(self) -> Dataset:
@@ -171,8 +170,6 @@ def collect_ingredients(
 
 
 def _require_file(dataset: Dataset, path: str) -> Path:
-    from cdp.errors import ConfigError
-
     place = dataset.locate(path)
     if not place.is_file():
         raise ConfigError(

@@ -21,6 +21,7 @@ import hashlib
 import json
 import os
 import shutil
+import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -351,7 +352,7 @@ class FileDigests:
         if known is not None and known[:3] == stamp:
             return str(known[3])
         value = digest_file(path)
-        if stat.st_mtime_ns < _now_ns() - 2_000_000_000:
+        if stat.st_mtime_ns < time.time_ns() - 2_000_000_000:
             self._known[key] = [*stamp, value]
             self._changed = True
         return value
@@ -372,9 +373,3 @@ class FileDigests:
             except (StageError, UnicodeError):
                 return
             self._changed = False
-
-
-def _now_ns() -> int:
-    import time
-
-    return time.time_ns()

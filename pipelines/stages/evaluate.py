@@ -25,7 +25,6 @@ import pyarrow as pa
 from pipelines.dataset import Dataset
 from pipelines.models import (
     copy_model,
-    find_degradation,
     open_embedder,
     reduce_to,
     train_once,
@@ -163,12 +162,12 @@ def _see(faces: np.ndarray, seeds: np.ndarray, probe: Probe) -> np.ndarray:
     """Faces as a probe: (n, s, s, 3) uint8 -> (n, px, px, 3) uint8."""
     import torch
 
-    from cdp.images.degradation import degrade
+    from cdp.images.degradation import degrade, get_degradation
 
     size_px, name = probe
     if name == "none" or size_px is None:
         return reduce_to(faces, size_px)
-    degradation = find_degradation(name)
+    degradation = get_degradation(name)
     degraded = degrade(torch.from_numpy(faces), torch.from_numpy(seeds), degradation, size_px)
     pixels = ((degraded + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
     return np.ascontiguousarray(pixels.permute(0, 2, 3, 1).numpy())

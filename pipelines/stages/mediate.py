@@ -81,7 +81,13 @@ def run(work: Work) -> Mapping[str, Any]:
     facts: dict[str, Any] = {"method": settings.method}
     mediator, facts["mediator"] = None, {}
     if settings.method != "vote":
-        mediator = _fit(work, settings)
+        if not work.input_facts("embed")["labelled"]:
+            raise DataError(
+                "the data set has no labelled image to train a mediator on. Without labels the "
+                "committee votes: mediate.method=vote"
+            )
+        labelled = _map_split(work, "labelled")
+        mediator = _fit(work, settings, labelled)
         report = mediator.report
         facts["labelled_pairs"] = report.pairs
         facts["calibration_error"] = round(report.expected_calibration_error, 4)
@@ -108,10 +114,10 @@ def run(work: Work) -> Mapping[str, Any]:
             corrected = correct_prior(probability, rate)
             probability, rate = corrected.probability, corrected.rate
         facts["estimated_true_share"] = round(float(rate), 4)
-    reading = _read_again(work, settings, mediator)
-    if reading is not None:
+    if settings.method == "extended" and settings.second_reading:
         from cdp.context import score_context
 
+        reading = _read_again(work, labelled, mediator)
         pairs = _collect_pairs(parts)
         count = len(split.sample_id)
         again = score_context(reading, split.views, pairs, probability, count)
@@ -137,7 +143,7 @@ def run(work: Work) -> Mapping[str, Any]:
 # ---------------------------------------------------------------------------------- the mediator
 
 
-def _fit(work: Work, settings: MediateSettings) -> Any:
+def _fit(work: Work, settings: MediateSettings, split: Split) -> Any:
     """Fit the mediator on the labelled pairs, publish it, and leave it for the workers."""
     from dataclasses import replace
 
@@ -145,12 +151,6 @@ def _fit(work: Work, settings: MediateSettings) -> Any:
 
     from cdp.mediator import Mediator, MediatorSettings
 
-    if not work.input_facts("embed")["labelled"]:
-        raise DataError(
-            "the data set has no labelled image to train a mediator on. Without labels the "
-            "committee votes: mediate.method=vote"
-        )
-    split = _map_split(work, "labelled")
     identity = _list_identities(work, split)
     parts = _list_parts(work, split, "described")
     jobs = [(split, rows, settings, target) for rows, target in parts]
@@ -178,15 +178,12 @@ def _fit(work: Work, settings: MediateSettings) -> Any:
     return mediator
 
 
-def _read_again(work: Work, settings: MediateSettings, mediator: Any) -> Any:
-    """The second reading, fitted on the labelled pairs and published; None where there is none."""
+def _read_again(work: Work, split: Split, mediator: Any) -> Any:
+    """The second reading, fitted on the labelled pairs and published."""
     from safetensors.numpy import save_file
 
-    if settings.method != "extended" or not settings.second_reading:
-        return None
     from cdp.context import fit_context
 
-    split = _map_split(work, "labelled")
     pairs = _collect_pairs(_list_parts(work, split, "described"))
     identity = _list_identities(work, split)
     reading = fit_context(split.views, pairs, mediator.held_out, identity, seed=work.seed)
