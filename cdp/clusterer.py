@@ -4,9 +4,12 @@ The contract:
 - Enters: one (n, d) array, or a list of (n, d_v) arrays, the base view first. Any dimensions,
   float16/32/64, memory-mapped or not; a list entry may be a function that loads its array.
 - Leaves: `labels_` with -1 for "no identity found". Nothing is ever forced into a cluster.
-- With labelled views and ids a mediator is trained; without, the committee votes.
+- With labelled views and ids a mediator is trained and everything it says of two groups decides
+  whether they are one (the chain of the pipeline's defaults); without, the committee votes and
+  components are split by a rising threshold.
 - Pairs are described and scored in blocks, one view at a time: peak memory is one view, its index,
-  and the pairs (two views where nmslib builds two indexes at once).
+  and the pairs (two views where nmslib builds two indexes at once). The second reading holds a
+  column a feature for all pairs: `second_reading=False` is for those who have 10^8.
 - The same input and `random_state` give the same bits, with any number of threads.
 """
 
@@ -15,20 +18,25 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from sklearn.base import BaseEstimator, ClusterMixin
 from sklearn.utils import check_random_state
 
+from cdp.agglomeration import agglomerate
 from cdp.committee import VARIANTS, describe_pairs, make_pairs, measure_affinity, vote_pairs
+from cdp.context import SecondReading, fit_context, score_context
 from cdp.errors import ConfigError, DataError
 from cdp.knn import build_knn_graphs
 from cdp.mediator import Mediator, MediatorSettings, correct_prior
 from cdp.propagation import MAX_SIZE, propagate_labels
+from cdp.quality import estimate_quality
 from cdp.types import UNLABELLED, KnnGraph, PairTable
 
 Views = np.ndarray | Sequence[np.ndarray | Callable[[], np.ndarray]]
+
+SPLITS = ("consensus", "raise_threshold")
 
 _BLOCK = 1 << 18
 _SCRATCH_BYTES = 1 << 28
@@ -46,11 +54,17 @@ class ConsensusClusterer(ClusterMixin, BaseEstimator):
         only. It also chooses the mediator's settings.
     mediator_settings : `cdp.mediator.MediatorSettings` to use instead, or None.
     candidates : "base": pairs are the edges of the base graph (paper); "all": of every graph.
-    threshold : a pair counts when its probability is above it (paper: .96); with labels only.
+    second_reading : judge each pair again by the pairs around it (`cdp.context`); with labels and
+        the variant "extended" only.
+    split : "consensus": groups merge while all evidence between them says so (ours); or
+        "raise_threshold" (paper); with labels only.
+    threshold : "auto": where the held-out people were served best, one half without a second
+        reading; or a probability (paper: .96); with labels only.
     min_similarity : a pair counts when its base cosine is above it; voting only.
     min_votes : ... and at least so many committee members have the edge; voting only. None: half
         of them, rounded up; in a group much larger than k, few edges are in every graph.
-    max_size : largest cluster, in rows; a larger one is split.
+    max_size : largest cluster, in rows. None: any size for the consensus split, 600 for the rising
+        threshold.
     step : how fast the threshold rises in a cluster that is split, see `cdp.propagate_labels`.
     random_state : int, None or RandomState, as in scikit-learn.
     threads : at most so many; None: all cores. Never changes the result.
@@ -58,15 +72,18 @@ class ConsensusClusterer(ClusterMixin, BaseEstimator):
     Attributes
     ----------
     labels_ : (n,) int64, 0 .. n_clusters_ - 1; -1 none.
-    probabilities_ : (n,) float32, the mean score of the row's pairs within its cluster; 0 where
-        the label is -1. Scores are probabilities with labels, base cosines (clipped at 0) without.
+    probabilities_ : (n,) float32, with labels the probability that the row belongs to its cluster
+        (`cdp.quality`), without the mean base cosine (clipped at 0) to it; 0 where the label is -1.
     n_clusters_ : int.
     pairs_ : PairTable, the pairs that were scored; voting: those with enough votes.
-    pair_scores_ : (m,) float32. `cdp.propagate_labels(pairs_, pair_scores_, n,
-        threshold=threshold_, ...)` gives `labels_`, and with other settings other labels.
+    pair_scores_ : (m,) float32. Without labels `cdp.propagate_labels(pairs_, pair_scores_, n,
+        threshold=threshold_, ...)` gives `labels_`, with labels and the consensus split
+        `cdp.agglomerate` does; with other settings they give other labels.
     threshold_ : the threshold on the scores.
     cut_thresholds_ : (n,) float32, the level at which each row's cluster was accepted.
     mediator_ : the trained `cdp.mediator.Mediator`, None where the committee voted.
+    second_reading_ : the trained `cdp.context.SecondReading`, None where there was none.
+    quality_ : `cdp.quality.QualityEstimate` of the labels; None where the committee voted.
 
     Examples
     --------
@@ -97,10 +114,12 @@ class ConsensusClusterer(ClusterMixin, BaseEstimator):
         variant: str = "extended",
         mediator_settings: MediatorSettings | None = None,
         candidates: str = "base",
-        threshold: float = 0.96,
+        second_reading: bool = True,
+        split: str = "consensus",
+        threshold: float | Literal["auto"] = "auto",
         min_similarity: float = 0.5,
         min_votes: int | None = None,
-        max_size: int = MAX_SIZE,
+        max_size: int | None = None,
         step: float = 0.1,
         random_state: Any = 0,
         threads: int | None = None,
@@ -111,6 +130,8 @@ class ConsensusClusterer(ClusterMixin, BaseEstimator):
         self.variant = variant
         self.mediator_settings = mediator_settings
         self.candidates = candidates
+        self.second_reading = second_reading
+        self.split = split
         self.threshold = threshold
         self.min_similarity = min_similarity
         self.min_votes = min_votes
@@ -150,8 +171,13 @@ class ConsensusClusterer(ClusterMixin, BaseEstimator):
         BackendError
             The kNN library cannot be imported, or failed.
         """
-        if self.variant not in VARIANTS:
-            raise ConfigError(f"variant must be one of {', '.join(VARIANTS)}, got {self.variant!r}")
+        for name, known in (("variant", VARIANTS), ("split", SPLITS)):
+            if getattr(self, name) not in known:
+                raise ConfigError(
+                    f"{name} must be one of {', '.join(known)}, got {getattr(self, name)!r}"
+                )
+        if isinstance(self.threshold, str) and self.threshold != "auto":
+            raise ConfigError(f"threshold must be 'auto' or a number, got {self.threshold!r}")
         if (labelled_views is None) != (labelled_ids is None):
             raise DataError(
                 "labelled_views and labelled_ids belong together: give both to train a mediator, "
@@ -159,29 +185,50 @@ class ConsensusClusterer(ClusterMixin, BaseEstimator):
             )
         seed = self._draw_seed()
         given = _list_views(views, "views")
-        mediator = None
+        mediator, reading = None, None
         if labelled_views is not None:
-            mediator = self._train(given, labelled_views, np.asarray(labelled_ids), seed)
+            mediator, reading = self._train(given, labelled_views, np.asarray(labelled_ids), seed)
         graphs = self._build_graphs(given, seed)
         pairs = make_pairs(graphs, candidates=self.candidates)
+        count = len(graphs[0])
+        split, threshold, quality = self.split, self.threshold, None
         if mediator is None:
+            split, threshold = "raise_threshold", self.min_similarity
             pairs, scores = self._vote(given, graphs, pairs)
-            threshold = self.min_similarity
         else:
             scores = self._score(mediator, given, graphs, pairs)
-            threshold = self.threshold
-        count = len(graphs[0])
-        found = propagate_labels(
-            pairs, scores, count, threshold=threshold, max_size=self.max_size, step=self.step
-        )
-        self.labels_ = found.label
-        self.n_clusters_ = found.cluster_count
-        self.cut_thresholds_ = found.cut_threshold
+            if reading is not None and len(pairs):
+                scores = score_context(
+                    reading, given, pairs, scores, count, threads=self.threads
+                ).probability
+            if threshold == "auto":
+                threshold = reading.threshold if reading is not None else 0.5
+        level = float(threshold)
+        if split == "consensus":
+            labels = agglomerate(
+                pairs, scores, count, threshold=level, max_size=self.max_size
+            ).label
+            cut = np.full(count, level, np.float32)
+        else:
+            limit = MAX_SIZE if self.max_size is None else self.max_size
+            found = propagate_labels(
+                pairs, scores, count, threshold=level, max_size=limit, step=self.step
+            )
+            labels, cut = found.label, found.cut_threshold
+        if mediator is None:
+            self.probabilities_ = _average_inside(labels, pairs, scores, level)
+        else:
+            quality = estimate_quality(labels, pairs, scores)
+            self.probabilities_ = quality.confidence
+        self.labels_ = labels
+        self.n_clusters_ = int(labels.max(initial=UNLABELLED)) + 1
+        self.cut_thresholds_ = cut
         self.pairs_ = pairs
         self.pair_scores_ = scores
-        self.threshold_ = float(threshold)
+        self.threshold_ = level
         self.mediator_ = mediator
-        self.probabilities_ = _average_inside(found.label, pairs, scores, threshold)
+        self.second_reading_ = reading
+        self.quality_ = quality
         return self
 
     def fit_predict(self, views: Views, y: Any = None, **labelled: Any) -> np.ndarray:
@@ -207,7 +254,9 @@ class ConsensusClusterer(ClusterMixin, BaseEstimator):
             raise DataError(f"all views must show the same rows, got {counts} rows")
         return graphs
 
-    def _train(self, views: list[Any], labelled: Views, ids: np.ndarray, seed: int) -> Mediator:
+    def _train(
+        self, views: list[Any], labelled: Views, ids: np.ndarray, seed: int
+    ) -> tuple[Mediator, SecondReading | None]:
         taught = _list_views(labelled, "labelled_views")
         if len(taught) != len(views):
             raise DataError(
@@ -232,9 +281,22 @@ class ConsensusClusterer(ClusterMixin, BaseEstimator):
             taught, graphs, pairs, variant=settings.variant, threads=self.threads
         )
         source, target = ids[pairs.source], ids[pairs.target]
-        return Mediator.fit(
+        mediator = Mediator.fit(
             features, source == target, source, target, settings=settings, seed=seed
         )
+        if not self.second_reading or settings.variant != "extended":
+            return mediator, None
+        held_out = mediator.held_out
+        if held_out is None or not np.isfinite(held_out).all():
+            raise ConfigError(
+                "second_reading needs every labelled pair held out once: give mediator_settings as "
+                f"many members as folds, got {settings.members} and {settings.folds}, or set "
+                "second_reading=False"
+            )
+        reading = fit_context(
+            taught, pairs, held_out, ids.astype(np.int64), seed=seed, threads=self.threads
+        )
+        return mediator, reading
 
     def _choose_settings(self) -> MediatorSettings:
         if self.mediator_settings is None:

@@ -7,8 +7,9 @@ The contract:
   additions, in float32, descending, ties by smaller neighbour; row i excludes i.
 - The result has the same bits for any number of threads, for the whole or by parts in other
   processes, and for a given seed. `exact` takes no seed.
-- An approximate library proposes candidates; every candidate, its candidates and whoever proposes
-  the row are then compared exactly. A row always has min(k, n - 1) neighbours.
+- An approximate library proposes candidates, rows near the same pivots add theirs; every candidate,
+  its candidates and whoever proposes the row are then compared exactly. A row always has
+  min(k, n - 1) neighbours.
 - Up to `exact_limit` rows a backend gives the exact graph: for faiss up to 200,000, where comparing
   all pairs costs no more than an approximate index of recall .99; for nmslib 0, HNSW at any size.
 - faiss and nmslib are imported here and nowhere else, and only when asked for.
@@ -16,6 +17,11 @@ The contract:
 How nmslib stays reproducible: its HNSW graph depends on the order of insertion and on a random
 state kept per thread, so each index is built by one fresh thread. Several views are built at once
 to use the other cores (`build_knn_graphs`).
+
+How nmslib is kept fast: its index holds the rows projected on the principal axes that carry all but
+`_LOST_ENERGY` of them, and proposes a few more than k; distances that decide are taken in full. How
+wide it must search differs from one set to another, so efSearch is the least of `_WIDTHS` with which
+a seeded sample of rows finds `_TARGET_RECALL` of its true neighbours before they are refined.
 
 How the exact search is fast: cos(x, y) <= <x', y'> + |x - x'| |y - y'|, where x' is x projected
 on the strongest principal axes. A small matrix product over few axes, the residual lengths as one
@@ -53,15 +59,21 @@ face-like 256-d embeddings: a third of it at 20,000 rows, about the same at 200,
 _DEFAULTS: dict[str, dict[str, Any]] = {
     "nmslib": {
         "exact_limit": 0,
-        "M": 20,
-        "efConstruction": 150,
-        "efSearch": 150,
+        "M": 10,
+        "efConstruction": 40,
+        "efSearch": 0,
         "post": 0,
     },
     "faiss": {"exact_limit": EXACT_LIMIT, "nlist": 0, "nprobe": 32},
     "exact": {},
 }
 _BLOCK = 1024
+_LOST_ENERGY = 0.03
+_SPARE = 5
+_WIDTHS = (30, 40, 50, 60, 70, 85, 100, 120, 140, 170, 200, 300, 450)
+_TARGET_RECALL = 0.988
+_SAMPLE = 512
+_FAVOURITES, _LISTS = 8, 96
 _UNIT_SLACK = 2e-6
 _BOUND_SLACK = 1e-5
 _FEW_ROWS = 2048
@@ -150,10 +162,10 @@ def build_knn_graph(
     vectors : (n, d) float16, float32 or float64. Need not be of unit length.
     k : neighbours a row, at least 1. Where n - 1 < k the rest of a row is padding (-1).
     backend : "nmslib" (HNSW), "faiss" (an inverted file above `exact_limit` rows) or "exact".
-    seed : of the inverted file's centroids.
+    seed : of the inverted file's centroids and of the sample that sets efSearch.
     threads : at most so many; None: all cores this process may use. Never changes the result.
-    settings : nmslib: exact_limit, M, efConstruction, efSearch, post. faiss: exact_limit, nlist,
-        nprobe.
+    settings : nmslib: exact_limit, M, efConstruction, efSearch (0: found by a sample), post.
+        faiss: exact_limit, nlist (0: 4 sqrt(n)), nprobe.
 
     Returns
     -------
@@ -181,20 +193,20 @@ def build_knn_graphs(
     threads: int | None = None,
     **settings: Any,
 ) -> list[KnnGraph]:
-    """Build the graph of each view, as many views at once as there are threads for nmslib.
+    """Build the graph of each view; with nmslib, a view for every two threads at once.
 
     A view may be a function that loads its array. Each graph equals `build_knn_graph` of its view.
     Parameters and errors as there.
     """
     workers = count_threads(threads)
-    at_once = min(workers, len(views)) if backend == "nmslib" else 1
+    at_once = min(max(workers // 2, 1), len(views)) if backend == "nmslib" else 1
     limit = settings.get("exact_limit", _DEFAULTS.get(backend, {}).get("exact_limit", 0))
     if all(not callable(view) and len(view) <= limit for view in views):
         at_once = 1  # the exact search uses all threads by itself, and one view's memory
 
     def build(view: np.ndarray | Callable[[], np.ndarray]) -> KnnGraph:
         vectors = view() if callable(view) else view
-        share = 1 if at_once > 1 else workers
+        share = workers // at_once
         return build_knn_graph(vectors, k, backend=backend, seed=seed, threads=share, **settings)
 
     if at_once <= 1:
@@ -395,11 +407,17 @@ def _build(
     elif backend == "exact" or count <= chosen["exact_limit"]:
         candidate, axes = _prepare_exact(unit, width, workers)
     else:
-        if backend == "nmslib":
-            candidate = _propose_nmslib(library, unit, width, chosen, workers)
-        else:
-            candidate = _propose_faiss(library, unit, width, chosen, seed, workers)
-        _improve(unit, candidate, workers)
+        wide = min(width + _SPARE, count - 1)
+        with _one_blas_thread():
+            principal = _find_axes(unit)
+            if backend == "nmslib":
+                candidate, beside = _propose_nmslib(
+                    library, unit, principal, wide, width, chosen, seed, workers
+                )
+            else:
+                candidate = _propose_faiss(library, unit, wide, chosen, seed, workers)
+                beside = _propose_beside(unit, principal, wide, workers)
+        _exchange(unit, candidate, beside, np.arange(count), workers)
     return KnnIndex(backend, count, dimension, int(k), as_is, candidate, axes, chosen), unit
 
 
@@ -441,12 +459,23 @@ def _run_in_fresh_thread(work: Callable[[], Any]) -> Any:
 
 
 def _propose_nmslib(
-    nmslib: Any, unit: np.ndarray, width: int, settings: Mapping[str, Any], workers: int
-) -> np.ndarray:
+    nmslib: Any,
+    unit: np.ndarray,
+    axes: np.ndarray,
+    wide: int,
+    width: int,
+    settings: Mapping[str, Any],
+    seed: int,
+    workers: int,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Candidates of the index, and those near the same pivots, found while it is built."""
+    with ThreadPoolExecutor(workers) as pool:
+        short = _shorten(unit, axes, pool)
+
     def build() -> Any:
         # On unit vectors the negative dot product orders as the cosine does, and costs less.
         index = nmslib.init(method="hnsw", space="negdotprod")
-        index.addDataPointBatch(unit)
+        index.addDataPointBatch(short)
         index.createIndex(
             {
                 "M": int(settings["M"]),
@@ -455,24 +484,64 @@ def _propose_nmslib(
                 "indexThreadQty": 1,
             }
         )
-        index.setQueryTimeParams({"efSearch": max(int(settings["efSearch"]), width + 1)})
         return index
 
-    candidate = np.full((len(unit), width), UNLABELLED, np.int32)
+    def search(rows: np.ndarray, candidate: np.ndarray) -> None:
+        answers = index.knnQueryBatch(short[rows], k=wide + 1, num_threads=workers)
+        for place, (near, _) in enumerate(answers):
+            others = near[near != rows[place]][:wide]
+            candidate[place, : len(others)] = others
+
+    candidate = np.full((len(unit), wide), UNLABELLED, np.int32)
     try:
-        index = _run_in_fresh_thread(build)
-        for start in range(0, len(unit), 16 * _BLOCK):
-            part = unit[start : start + 16 * _BLOCK]
-            answers = index.knnQueryBatch(part, k=width + 1, num_threads=workers)
-            for row, (near, _) in enumerate(answers, start):
-                others = near[near != row][:width]
-                candidate[row, : len(others)] = others
+        with ThreadPoolExecutor(1) as aside:
+            coming = aside.submit(_propose_beside, unit, axes, wide, max(workers - 1, 1))
+            index = _run_in_fresh_thread(build)
+            beside = coming.result()
+        effort = int(settings["efSearch"])
+        if effort:
+            index.setQueryTimeParams({"efSearch": max(effort, wide + 1)})
+        else:
+            sample = np.random.default_rng(seed).permutation(len(unit))[:_SAMPLE]
+            true = _find_sampled(unit, sample, width)
+            for effort in _WIDTHS:
+                index.setQueryTimeParams({"efSearch": max(effort, wide + 1)})
+                tried = np.full((len(sample), wide), UNLABELLED, np.int32)
+                search(sample, tried)
+                _exchange(unit, tried, beside, sample, workers)
+                found = (tried[:, :, None] == true[:, None, :]).any(axis=1).mean()
+                if found >= _TARGET_RECALL:
+                    break
+        for part in _blocks(0, len(unit), 16 * _BLOCK):
+            search(np.arange(part.start, part.stop), candidate[part])
     except Exception as error:
         raise BackendError(
             f"nmslib failed on {unit.shape[0]} vectors of {unit.shape[1]} dimensions with "
             f"{dict(settings)}: {error}; backends faiss and exact do the same"
         ) from error
-    return candidate
+    return candidate, beside
+
+
+def _shorten(unit: np.ndarray, axes: np.ndarray, pool: ThreadPoolExecutor) -> np.ndarray:
+    """The rows on as few principal axes as carry nearly all of them, in steps of 16."""
+    sample = unit[:: max(len(unit) // 16384, 1)] @ axes
+    energy = np.cumsum(np.einsum("ij,ij->j", sample, sample, dtype=np.float64))
+    needed = int(np.searchsorted(energy, (1 - _LOST_ENERGY) * energy[-1])) + 1
+    needed = -(-needed // 16) * 16
+    if needed >= unit.shape[1]:
+        return unit
+    return np.ascontiguousarray(_project(unit, axes[:, :needed], pool)[:, :-1])
+
+
+def _find_sampled(unit: np.ndarray, sample: np.ndarray, width: int) -> np.ndarray:
+    """The exact neighbours of a few rows."""
+    nearest = np.full((len(sample), width), UNLABELLED, np.int64)
+    similarity = np.empty((len(sample), len(unit)), np.float32)
+    for part in _blocks(0, len(unit), 16 * _BLOCK):
+        similarity[:, part] = unit[sample] @ unit[part].T
+    similarity[np.arange(len(sample)), sample] = -np.inf
+    _pick_best(similarity, nearest)
+    return nearest
 
 
 def _propose_faiss(
@@ -552,7 +621,7 @@ def _prepare_exact(unit: np.ndarray, width: int, workers: int) -> tuple[np.ndarr
     with _one_blas_thread(), ThreadPoolExecutor(workers) as pool:
         axes = _find_axes(unit)
         short = _project(unit, axes[:, : min(64, dimension)], pool)[:, :-1]
-        candidate = _propose_near_pivots(short, width, pool)
+        candidate = _propose_near_pivots(short, width, 4, 12, pool)
         floor = np.empty(count, np.float32)
 
         def begin(part: slice) -> None:
@@ -581,21 +650,27 @@ def _find_axes(unit: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(np.linalg.eigh(moment)[1][:, ::-1], np.float32)
 
 
-def _improve(unit: np.ndarray, candidate: np.ndarray, workers: int) -> None:
-    """Exchange candidates for nearer ones found near the same pivots, in place.
+def _propose_beside(unit: np.ndarray, axes: np.ndarray, wide: int, workers: int) -> np.ndarray:
+    """Candidates among rows near the same pivots.
 
     A graph search stays within the groups it enters; rows that share a pivot are found whatever
     lies between them, so that the two miss different neighbours.
     """
-    width = candidate.shape[1]
-    with _one_blas_thread(), ThreadPoolExecutor(workers) as pool:
-        short = _project(unit, _find_axes(unit)[:, :64], pool)[:, :-1]
-        other = _propose_near_pivots(short, width, pool)
+    with ThreadPoolExecutor(workers) as pool:
+        short = _project(unit, axes[:, :64], pool)[:, :-1]
+        return _propose_near_pivots(short, wide, _FAVOURITES, _LISTS, pool)
 
-        def unite(part: slice) -> None:
-            _unite(unit, other, part.start, candidate[part])
 
-        list(pool.map(unite, _blocks(0, len(unit))))
+def _exchange(
+    unit: np.ndarray, candidate: np.ndarray, other: np.ndarray, rows: np.ndarray, workers: int
+) -> None:
+    """Exchange the candidates of `rows` for nearer ones among `other`, in place."""
+
+    def unite(part: slice) -> None:
+        _unite(unit, other, rows[part], candidate[part])
+
+    with ThreadPoolExecutor(workers) as pool:
+        list(pool.map(unite, _blocks(0, len(rows))))
 
 
 def _bound(unit: np.ndarray, axes: np.ndarray) -> np.ndarray:
@@ -616,16 +691,21 @@ def _project(unit: np.ndarray, axes: np.ndarray, pool: ThreadPoolExecutor) -> np
     return out
 
 
-def _blocks(start: int, stop: int) -> list[slice]:
-    return [slice(low, min(low + _BLOCK, stop)) for low in range(start, stop, _BLOCK)]
+def _blocks(start: int, stop: int, size: int = _BLOCK) -> list[slice]:
+    return [slice(low, min(low + size, stop)) for low in range(start, stop, size)]
 
 
-def _propose_near_pivots(short: np.ndarray, width: int, pool: ThreadPoolExecutor) -> np.ndarray:
-    """Compare each row with those whose nearest pivot is among its group's favourites."""
+def _propose_near_pivots(
+    short: np.ndarray, width: int, favourites: int, lists: int, pool: ThreadPoolExecutor
+) -> np.ndarray:
+    """Compare each row with those whose nearest pivot is among its group's favourites.
+
+    A row favours `favourites` pivots; the `lists` most favoured by a group are looked through.
+    """
     count = len(short)
     pivots = np.ascontiguousarray(short[:: max(int(np.sqrt(count) / 2), 1)])
     pivots = pivots / np.maximum(np.linalg.norm(pivots, axis=1, keepdims=True), 1e-12)
-    favourite = np.empty((count, min(4, len(pivots))), np.int32)
+    favourite = np.empty((count, min(favourites, len(pivots))), np.int32)
 
     def choose(part: slice) -> None:
         _pick_best(short[part] @ pivots.T, favourite[part])
@@ -640,9 +720,9 @@ def _propose_near_pivots(short: np.ndarray, width: int, pool: ThreadPoolExecutor
         if not len(group):
             return
         wanted = np.bincount(favourite[group].ravel(), minlength=len(pivots))
-        lists = np.argsort(-wanted, kind="stable")[:12]
+        chosen = np.argsort(-wanted, kind="stable")[:lists]
         others = np.concatenate(
-            [order[start_of[one] : start_of[one + 1]] for one in lists if wanted[one]]
+            [order[start_of[one] : start_of[one + 1]] for one in chosen if wanted[one]]
         )
         for low in range(0, len(group), _BLOCK):
             rows = group[low : low + _BLOCK]
@@ -807,7 +887,7 @@ def _find_floor(vectors: Any, candidate: Any, start: int, floor: Any) -> None:
 
 
 @njit(cache=True, nogil=True)
-def _unite(vectors: Any, other: Any, start: int, candidate: Any) -> None:
+def _unite(vectors: Any, other: Any, rows: Any, candidate: Any) -> None:
     """Keep the nearest of each row's candidates and `other` ones, each once."""
     width = candidate.shape[1]
     nearest = np.empty(width, np.int32)
@@ -816,10 +896,10 @@ def _unite(vectors: Any, other: Any, start: int, candidate: Any) -> None:
         nearest[:] = -1
         best[:] = -np.inf
         for position in range(2 * width):
-            row = candidate[i, position] if position < width else other[start + i, position - width]
+            row = candidate[i, position] if position < width else other[rows[i], position - width]
             if row < 0:
                 continue
-            value = dot_rows(vectors, start + i, row)
+            value = dot_rows(vectors, rows[i], row)
             known = False
             for earlier in range(width):
                 known |= nearest[earlier] == row

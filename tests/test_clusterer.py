@@ -8,8 +8,10 @@ from sklearn.base import clone, is_clusterer
 from sklearn.metrics import v_measure_score
 
 from cdp import ConsensusClusterer, propagate_labels
+from cdp.agglomeration import agglomerate
 from cdp.errors import ConfigError, DataError
 from cdp.mediator import MediatorSettings
+from cdp.metrics import score_pairwise
 from tests.benchmarks.embeddings import draw_views
 
 DIMENSIONS = (24, 16, 32)
@@ -51,6 +53,9 @@ def test_votes_without_labels(faces, backend):
     check_attributes(clusterer, len(identity))
 
 
+FEW_EPOCHS = MediatorSettings(epochs=15, members=2, folds=2)
+
+
 @pytest.mark.parametrize("variant", ["extended", "paper", "released"])
 @pytest.mark.parametrize("candidates", ["base", "all"])
 def test_mediates_with_labels(faces, variant, candidates):
@@ -60,16 +65,35 @@ def test_mediates_with_labels(faces, variant, candidates):
         backend="exact",
         variant=variant,
         candidates=candidates,
+        split="raise_threshold",
         threshold=0.96,
         max_size=100,
-        mediator_settings=MediatorSettings(epochs=15, members=2, folds=2),
+        second_reading=False,
+        mediator_settings=FEW_EPOCHS,
     )
     labels = clusterer.fit_predict(views, labelled_views=labelled_views, labelled_ids=labelled_ids)
     precision, recall = score_pairs(labels, identity)
     assert precision > 0.9
     assert recall > 0.5
     assert clusterer.mediator_.settings.variant == variant
+    assert clusterer.second_reading_ is None
     check_attributes(clusterer, len(identity))
+
+
+def test_chooses_everything_itself_and_beats_one_rising_threshold(faces):
+    views, identity, labelled_views, labelled_ids = faces
+    labelled = {"labelled_views": labelled_views, "labelled_ids": labelled_ids}
+    clusterer = ConsensusClusterer(k=10, backend="exact", mediator_settings=FEW_EPOCHS)
+    clusterer.fit(views, **labelled)
+    assert clusterer.threshold_ == clusterer.second_reading_.threshold
+    check_attributes(clusterer, len(identity))
+    f = score_pairwise(identity, clusterer.labels_)[2]
+    rising = clusterer.set_params(split="raise_threshold", second_reading=False, threshold=0.96)
+    assert f > score_pairwise(identity, rising.fit_predict(views, **labelled))[2]
+    assert f > 0.9
+    with pytest.raises(ConfigError, match="as many members as folds, got 1 and 2"):
+        lone = MediatorSettings(epochs=1, members=1, folds=2)
+        ConsensusClusterer(backend="exact", mediator_settings=lone).fit(views, **labelled)
 
 
 def check_attributes(clusterer, count):
@@ -81,14 +105,12 @@ def check_attributes(clusterer, count):
     assert ((clusterer.probabilities_ > 0) == (labels >= 0)).all()
     assert clusterer.probabilities_.max() <= 1
     assert len(clusterer.pairs_) == len(clusterer.pair_scores_)
-    again = propagate_labels(
-        clusterer.pairs_,
-        clusterer.pair_scores_,
-        count,
-        threshold=clusterer.threshold_,
-        max_size=clusterer.max_size,
-        step=clusterer.step,
-    )
+    scored = (clusterer.pairs_, clusterer.pair_scores_, count)
+    limits = {"threshold": clusterer.threshold_, "max_size": clusterer.max_size}
+    if clusterer.mediator_ is not None and clusterer.split == "consensus":
+        again = agglomerate(*scored, **limits)
+    else:
+        again = propagate_labels(*scored, **limits, step=clusterer.step)
     np.testing.assert_array_equal(again.label, labels)
 
 
@@ -215,6 +237,8 @@ def test_wrong_input_is_refused(faces):
         {"backend": "other"},
         {"min_votes": 9},
         {"candidates": "some"},
+        {"split": "by hand"},
+        {"threshold": "high"},
         {"max_size": 0},
         {"backend_settings": {"speed": 3}},
     ):
