@@ -7,15 +7,13 @@ The contract:
 - With labelled views and ids a mediator is trained and everything it says of two groups decides
   whether they are one (the chain of the pipeline's defaults); without, the committee votes and
   components are split by a rising threshold.
-- Pairs are described and scored in blocks, one view at a time: peak memory is one view, its index,
-  and the pairs (two views where nmslib builds two indexes at once). The second reading holds a
-  column a feature for all pairs: `second_reading=False` is for those who have 10^8.
+- Pairs are described and scored in blocks, one view at a time: peak memory is one view, its index
+  and the pairs, never their features.
 - The same input and `random_state` give the same bits, with any number of threads.
 """
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any, Literal
@@ -32,6 +30,7 @@ from cdp.knn import build_knn_graphs
 from cdp.mediator import Mediator, MediatorSettings, correct_prior
 from cdp.propagation import MAX_SIZE, propagate_labels
 from cdp.quality import estimate_quality
+from cdp.scratch import allocate
 from cdp.types import UNLABELLED, KnnGraph, PairTable
 
 Views = np.ndarray | Sequence[np.ndarray | Callable[[], np.ndarray]]
@@ -39,7 +38,6 @@ Views = np.ndarray | Sequence[np.ndarray | Callable[[], np.ndarray]]
 SPLITS = ("consensus", "raise_threshold")
 
 _BLOCK = 1 << 18
-_SCRATCH_BYTES = 1 << 28
 
 
 class ConsensusClusterer(ClusterMixin, BaseEstimator):
@@ -307,27 +305,21 @@ class ConsensusClusterer(ClusterMixin, BaseEstimator):
         self, mediator: Mediator, views: list[Any], graphs: list[KnnGraph], pairs: PairTable
     ) -> np.ndarray:
         scores = np.empty(len(pairs), np.float32)
-        shape = (len(views), len(pairs))
-        with tempfile.TemporaryFile() as scratch:
-            if 4 * shape[0] * shape[1] > _SCRATCH_BYTES:
-                affinity: np.ndarray = np.memmap(scratch, np.float32, "w+", shape=shape)
-            else:
-                affinity = np.empty(shape, np.float32)
-            for number, view in enumerate(views):
-                measure_affinity(view, pairs, out=affinity[number], threads=self.threads)
-            for start in range(0, len(pairs), _BLOCK):
-                part = slice(start, min(start + _BLOCK, len(pairs)))
-                features = describe_pairs(
-                    (),
-                    graphs,
-                    pairs,
-                    variant=mediator.settings.variant,
-                    rows=part,
-                    affinity=affinity.T,
-                    threads=self.threads,
-                )
-                scores[part] = mediator.score(features)
-            del affinity
+        affinity = allocate((len(views), len(pairs)))
+        for number, view in enumerate(views):
+            measure_affinity(view, pairs, out=affinity[number], threads=self.threads)
+        for start in range(0, len(pairs), _BLOCK):
+            part = slice(start, min(start + _BLOCK, len(pairs)))
+            features = describe_pairs(
+                (),
+                graphs,
+                pairs,
+                variant=mediator.settings.variant,
+                rows=part,
+                affinity=affinity.T,
+                threads=self.threads,
+            )
+            scores[part] = mediator.score(features)
         if mediator.settings.correct_prior and len(scores):
             return correct_prior(scores, mediator.training_rate).probability
         return scores

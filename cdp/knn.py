@@ -18,10 +18,10 @@ How nmslib stays reproducible: its HNSW graph depends on the order of insertion 
 state kept per thread, so each index is built by one fresh thread. Several views are built at once
 to use the other cores (`build_knn_graphs`).
 
-How nmslib is kept fast: its index holds the rows projected on the principal axes that carry all but
-`_LOST_ENERGY` of them, and proposes a few more than k; distances that decide are taken in full. How
-wide it must search differs from one set to another, so efSearch is the least of `_WIDTHS` with which
-a seeded sample of rows finds `_TARGET_RECALL` of its true neighbours before they are refined.
+How nmslib is kept fast: its index holds the rows projected on the principal axes that carry all
+but `_LOST_ENERGY` of them, and proposes a few more than k; cosines that decide are taken in full.
+How wide it must search differs from set to set, so efSearch is the least of `_WIDTHS` with which a
+seeded sample of rows finds `_TARGET_RECALL` of its true neighbours before they are refined.
 
 How the exact search is fast: cos(x, y) <= <x', y'> + |x - x'| |y - y'|, where x' is x projected
 on the strongest principal axes. A small matrix product over few axes, the residual lengths as one

@@ -91,8 +91,8 @@ def test_chooses_everything_itself_and_beats_one_rising_threshold(faces):
     rising = clusterer.set_params(split="raise_threshold", second_reading=False, threshold=0.96)
     assert f > score_pairwise(identity, rising.fit_predict(views, **labelled))[2]
     assert f > 0.9
+    lone = MediatorSettings(epochs=1, members=1, folds=2)
     with pytest.raises(ConfigError, match="as many members as folds, got 1 and 2"):
-        lone = MediatorSettings(epochs=1, members=1, folds=2)
         ConsensusClusterer(backend="exact", mediator_settings=lone).fit(views, **labelled)
 
 

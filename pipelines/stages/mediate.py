@@ -320,7 +320,7 @@ def _save(path: Path, **arrays: np.ndarray) -> None:
 
 STAGE = Stage(
     name="mediate",
-    version=1,
+    version=2,
     inputs=("ingest.samples", "embed.embeddings", "knn.neighbours"),
     outputs={"pairs": PAIRS, "calibration": CALIBRATION},
     reads=("committee", "mediate"),

@@ -66,6 +66,14 @@ def run_step(step: str, plain: bool, folder: Path, backend: str) -> dict[str, An
         pairs = make_pairs(graphs)
         describe_pairs(warm, graphs, pairs, variant="released")
         propagate_labels(pairs, measure_affinity(warm[0], pairs), 2500)
+    if step == "train":
+        # the library loads much of itself at the first step
+        few = np.random.default_rng(0).normal(size=(2000, 4)).astype(np.float32)
+        one, other = np.random.default_rng(1).integers(0, 9, (2, 2000))
+        if plain:
+            released.train_mediator(few[:50], (one == other)[:50], 1)
+        else:
+            Mediator.fit(few, one == other, one, other, settings=settings)
     graphs = open_graphs(folder) if step != "knn" else []
     pairs = PairTable(*np.zeros((2, 0), np.int64))
     if step not in ("knn", "pairs"):
