@@ -12,15 +12,15 @@ The contract:
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
 
-from cdp.agglomeration import Agglomeration
 from cdp.errors import ConfigError, DataError
 from cdp.types import UNLABELLED, PairTable
 
-CUTS = (0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.98, 0.99, 0.995, 0.999)
+CUTS = (0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.93, 0.95, 0.97, 0.98, 0.99, 0.995, 0.998, 0.999)
 """Thresholds tried for a target precision."""
 
 
@@ -117,23 +117,25 @@ def estimate_quality(
 
 
 def choose_cut(
-    agglomeration: Agglomeration,
+    cut: Callable[[float], np.ndarray],
     pairs: PairTable,
     probability: np.ndarray,
     *,
     target_precision: float,
+    loosest: float = 0.5,
 ) -> float:
-    """The loosest threshold whose labels promise a pairwise precision, for `Agglomeration.cut`.
+    """The loosest threshold whose labels promise a pairwise precision.
 
     Parameters
     ----------
-    agglomeration : of these pairs, at a threshold no stricter than the answer may be.
+    cut : threshold -> labels, such as `Agglomeration.cut` of an agglomeration at `loosest`.
     target_precision : in (0, 1). Recall is what it costs.
+    loosest : the threshold that serves precision and recall alike; no looser one is tried.
 
     Returns
     -------
     float
-        One of `CUTS`; the strictest where none promises enough.
+        `loosest`, or one of `CUTS`; the strictest where none promises enough.
 
     Raises
     ------
@@ -144,8 +146,8 @@ def choose_cut(
         raise ConfigError(
             f"propagate.target_precision: expected a number between 0 and 1, got {target_precision}"
         )
-    for threshold in CUTS:
-        found = estimate_quality(agglomeration.cut(threshold), pairs, probability)
+    for threshold in (loosest, *(level for level in CUTS if level > loosest)):
+        found = estimate_quality(cut(threshold), pairs, probability)
         if found.precision >= target_precision:
             return threshold
     return CUTS[-1]

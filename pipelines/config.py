@@ -147,17 +147,35 @@ class MediateSettings(Settings):
     vote: VoteSettings = VoteSettings()
 
 
+class SoftLabelSettings(Settings):
+    """How far labels spread along the consensus graph; see `cdp.diffusion`."""
+
+    depth: Annotated[int, Field(ge=0)] = 5
+    decay: float = Field(0.6, ge=0, le=1)
+    min_weight: float = Field(0.01, ge=0, lt=1)
+
+
 class PropagateSettings(Settings):
     """How judged pairs become pseudo-labels.
 
     max_size : largest cluster; null leaves the consensus split without a limit and the rising
         threshold with its own.
+    target_precision : with the threshold `auto`, the loosest cut whose pairs promise this share of
+        true ones, at the price of recall; null takes the cut that serves both.
     """
 
     threshold: float | Literal["auto"] = "auto"
     split: Literal["consensus", "raise_threshold"] = "consensus"
     max_size: Positive | None = None
     step: float = Field(0.1, gt=0, lt=1)
+    target_precision: float | None = Field(None, gt=0, lt=1)
+    soft_labels: SoftLabelSettings = SoftLabelSettings()
+
+    @model_validator(mode="after")
+    def _one_way_to_cut(self) -> PropagateSettings:
+        if self.target_precision is not None and self.threshold != "auto":
+            raise ValueError("give a threshold or a target_precision, not both")
+        return self
 
     @model_validator(mode="after")
     def _threshold_is_a_probability(self) -> PropagateSettings:

@@ -78,16 +78,19 @@ def test_no_label_and_no_pair():
 
 def test_target_precision_trades_recall():
     pairs, probability, identity = draw(1)
-    found = agglomerate(pairs, probability, len(identity), threshold=min(CUTS))
+    found = agglomerate(pairs, probability, len(identity), threshold=0.2)
+    options = {"pairs": pairs, "probability": probability, "loosest": 0.2}
     recall = []
     for target in (0.9, 0.97, 0.99):
-        label = found.cut(choose_cut(found, pairs, probability, target_precision=target))
+        label = found.cut(choose_cut(found.cut, target_precision=target, **options))
         precision, got, _ = score_pairwise(identity, label)
         assert precision >= target - 0.02
         recall.append(got)
     assert recall == sorted(recall, reverse=True)
     with pytest.raises(ConfigError, match="target_precision"):
-        choose_cut(found, pairs, probability, target_precision=1.0)
+        choose_cut(found.cut, target_precision=1.0, **options)
+    assert choose_cut(found.cut, target_precision=0.01, **options) == 0.2
+    assert choose_cut(found.cut, target_precision=1 - 1e-9, **options) == CUTS[-1]
 
 
 def test_bad_input():

@@ -5,17 +5,20 @@ The contract:
 - `clusters` has a row for every pseudo-label. `weakest_edge` is the lowest probability on the
   cluster's maximum spanning tree: the link that holds it together. The medoid is the image with
   the largest summed probability to the rest.
+- `soft_labels` gives each image weights over nearby pseudo-labels, by diffusion along the pairs
+  above the threshold; images without a label may have some.
 - Nothing above this stage depends on its settings.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
+from cdp.errors import ConfigError
 from cdp.types import UNLABELLED, PairTable
 from pipelines.stage import Stage, Work
 
@@ -39,9 +42,13 @@ CLUSTERS = pa.schema(
         ("medoid_sample_id", pa.int64()),
     ]
 )
+SOFT_LABELS = pa.schema(
+    [("sample_id", pa.int64()), ("pseudo_label", pa.int64()), ("weight", pa.float32())]
+)
 
 
 def run(work: Work) -> Mapping[str, Any]:
+    from cdp.diffusion import diffuse_labels
     from cdp.quality import estimate_quality
 
     samples = work.read("ingest.samples", columns=["sample_id", "path", "split"]).to_pandas()
@@ -71,6 +78,18 @@ def run(work: Work) -> Mapping[str, Any]:
     )
     clusters["medoid_sample_id"] = sample_id[clusters.pop("medoid")]
     work.write("clusters", clusters)
+    spread = work.config.propagate.soft_labels
+    soft = diffuse_labels(
+        label, pairs, probability, threshold=facts["threshold"], **spread.model_dump()
+    )
+    work.write(
+        "soft_labels",
+        {
+            "sample_id": sample_id[soft.row],
+            "pseudo_label": soft.label,
+            "weight": soft.weight,
+        },
+    )
     return {
         "clusters": len(clusters["size"]),
         "labelled": int((label != UNLABELLED).sum()),
@@ -86,27 +105,43 @@ def run(work: Work) -> Mapping[str, Any]:
 def _label(
     work: Work, pairs: PairTable, probability: np.ndarray, count: int
 ) -> tuple[np.ndarray, np.ndarray, dict[str, Any]]:
+    from cdp.agglomeration import agglomerate
+    from cdp.propagation import propagate_labels
+    from cdp.quality import choose_cut
+
     settings = work.config.propagate
-    split, threshold = settings.split, settings.threshold
+    split, threshold, target = settings.split, settings.threshold, settings.target_precision
     if work.input_facts("mediate")["method"] == "vote":
         # Votes are no probabilities: what was kept is kept, and there are no odds to average.
         split, threshold = "raise_threshold", 0.0 if threshold == "auto" else threshold
+        if target is not None:
+            raise ConfigError(
+                "propagate.target_precision needs probabilities, and mediate.method=vote has none. "
+                "Train a mediator on labelled images, or leave the target out"
+            )
     if threshold == "auto":
         # Where the evidence turns, unless the held-out people were better served elsewhere.
         threshold = float(work.input_facts("mediate").get("threshold", 0.5))
-    facts = {"split": split, "threshold": threshold}
-    if split == "raise_threshold":
-        from cdp.propagation import propagate_labels
+    limit = {} if settings.max_size is None else {"max_size": settings.max_size}
 
-        limit = {} if settings.max_size is None else {"max_size": settings.max_size}
-        found = propagate_labels(
-            pairs, probability, count, threshold=threshold, step=settings.step, **limit
+    def raise_threshold(level: float) -> Any:
+        return propagate_labels(
+            pairs, probability, count, threshold=level, step=settings.step, **limit
         )
-        return found.label, found.cut_threshold, facts
-    from cdp.agglomeration import agglomerate
 
-    merged = agglomerate(pairs, probability, count, threshold=threshold, max_size=settings.max_size)
-    return merged.label, np.full(count, threshold, np.float32), facts
+    def choose(cut: Callable[[float], np.ndarray]) -> float:
+        if target is None:
+            return threshold
+        return choose_cut(cut, pairs, probability, target_precision=target, loosest=threshold)
+
+    if split == "raise_threshold":
+        threshold = choose(lambda level: raise_threshold(level).label)
+        found = raise_threshold(threshold)
+        return found.label, found.cut_threshold, {"split": split, "threshold": threshold}
+    merged = agglomerate(pairs, probability, count, threshold=threshold, **limit)
+    threshold = choose(merged.cut)
+    cut = np.full(count, threshold, np.float32)
+    return merged.cut(threshold), cut, {"split": split, "threshold": threshold}
 
 
 def _describe_clusters(
@@ -141,9 +176,9 @@ def _describe_clusters(
 
 STAGE = Stage(
     name="propagate",
-    version=1,
+    version=2,
     inputs=("ingest.samples", "mediate.pairs"),
-    outputs={"labels": LABELS, "clusters": CLUSTERS},
+    outputs={"labels": LABELS, "clusters": CLUSTERS, "soft_labels": SOFT_LABELS},
     reads=("propagate",),
     run=run,
 )
