@@ -24,13 +24,14 @@ from sklearn.utils import check_random_state
 
 from cdp.agglomeration import agglomerate
 from cdp.committee import VARIANTS, describe_pairs, make_pairs, measure_affinity, vote_pairs
-from cdp.context import SecondReading, fit_context, score_context
+from cdp.context import SecondReading, score_context
 from cdp.errors import ConfigError, DataError
 from cdp.knn import build_knn_graphs
 from cdp.mediator import Mediator, MediatorSettings, correct_prior
 from cdp.propagation import MAX_SIZE, propagate_labels
 from cdp.quality import estimate_quality
 from cdp.scratch import allocate
+from cdp.teaching import teach_mediator
 from cdp.types import UNLABELLED, KnnGraph, PairTable
 
 Views = np.ndarray | Sequence[np.ndarray | Callable[[], np.ndarray]]
@@ -273,28 +274,16 @@ class ConsensusClusterer(ClusterMixin, BaseEstimator):
                 f"labelled_ids must be {len(graphs[0])} integers, one a labelled row, got shape "
                 f"{ids.shape} of {ids.dtype}"
             )
-        pairs = make_pairs(graphs, candidates=self.candidates)
-        settings = self._choose_settings()
-        features = describe_pairs(
-            taught, graphs, pairs, variant=settings.variant, threads=self.threads
+        return teach_mediator(
+            taught,
+            graphs,
+            ids,
+            settings=self._choose_settings(),
+            candidates=self.candidates,
+            second_reading=self.second_reading,
+            seed=seed,
+            threads=self.threads,
         )
-        source, target = ids[pairs.source], ids[pairs.target]
-        mediator = Mediator.fit(
-            features, source == target, source, target, settings=settings, seed=seed
-        )
-        if not self.second_reading or settings.variant != "extended":
-            return mediator, None
-        held_out = mediator.held_out
-        if held_out is None or not np.isfinite(held_out).all():
-            raise ConfigError(
-                "second_reading needs every labelled pair held out once: give mediator_settings as "
-                f"many members as folds, got {settings.members} and {settings.folds}, or set "
-                "second_reading=False"
-            )
-        reading = fit_context(
-            taught, pairs, held_out, ids.astype(np.int64), seed=seed, threads=self.threads
-        )
-        return mediator, reading
 
     def _choose_settings(self) -> MediatorSettings:
         if self.mediator_settings is None:

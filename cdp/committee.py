@@ -39,12 +39,12 @@ _PER_VIEW = {
     "distribution": ("mean_source", "variance_source", "mean_target", "variance_target"),
     "common": ("common_neighbours",),
     "overlap": ("neighbour_overlap",),
-    "rank": ("rank_in_source", "rank_in_target"),
+    "shares": ("common_share", "rank_share_in_source", "rank_share_in_target"),
 }
 _GROUPS = {
     "paper": ("affinity", "distribution"),
     "released": ("affinity", "common"),
-    "extended": ("affinity", "distribution", "common", "overlap", "rank"),
+    "extended": ("affinity", "distribution", "overlap", "shares"),
 }
 
 
@@ -60,9 +60,11 @@ def name_features(member_count: int, variant: str = "paper") -> list[str]:
           population variance of the cosines from the source to its neighbours, and of the target.
         - "released", 3N + 2: `relationship`, `affinity`, and `common_neighbours` of views 0 .. N
           (how many rows are neighbours of both).
-        - "extended", 10N + 9: all of "paper", `common_neighbours`, `neighbour_overlap` (common over
-          united neighbours, in [0, 1]), and for each view the rank of the target among the source's
-          neighbours and of the source among the target's (0 nearest; k where absent).
+        - "extended", 10N + 9: all of "paper", `neighbour_overlap` (common over united neighbours,
+          in [0, 1]), and in shares of k, for each view, `common_share` (rows that are neighbours of
+          both), and the rank of the target among the source's neighbours and of the source among
+          the target's (0 nearest; 1 where absent). Shares, so that what is learnt at one k holds at
+          another (`cdp.lessons`).
 
     Raises
     ------
@@ -205,7 +207,7 @@ def describe_pairs(
                     "mean_source",
                     "common_neighbours",
                     "neighbour_overlap",
-                    "rank_in_source",
+                    "common_share",
                 )
             ]
         )
@@ -377,7 +379,7 @@ def _fill(
 ) -> None:
     """Fill one view's columns that need only its graph; a place of -1 is not asked for."""
     count, width = neighbour.shape
-    relationship, distribution, common, overlap, rank = places
+    relationship, distribution, common, overlap, shares = places
     owner = np.full(count, -1, np.int64)
     position_of = np.empty(count, np.int32)
     listed = -1
@@ -417,9 +419,10 @@ def _fill(
         if overlap >= 0:
             union = listed_size + size - shared
             out[i, overlap] = shared / union if union else 0.0
-        if rank >= 0:
-            out[i, rank] = rank_in_source
-            out[i, rank + 1] = rank_in_target
+        if shares >= 0:
+            out[i, shares] = shared / width
+            out[i, shares + 1] = rank_in_source / width
+            out[i, shares + 2] = rank_in_target / width
 
 
 @njit(cache=True, nogil=True)

@@ -34,6 +34,7 @@ from numba import njit
 from cdp.agglomeration import agglomerate
 from cdp.errors import DataError
 from cdp.knn import count_threads, make_unit
+from cdp.lessons import thin_identities
 from cdp.mediator import Mediator, MediatorSettings, PriorCorrection, correct_prior
 from cdp.metrics import score_bcubed, score_pairwise
 from cdp.scratch import allocate
@@ -190,24 +191,6 @@ class _Surroundings:
         starts = range(part.start, part.stop, _BLOCK)
         with ThreadPoolExecutor(self.workers) as pool:
             list(pool.map(work, [slice(at, min(at + _BLOCK, part.stop)) for at in starts]))
-
-
-def thin_identities(identity: np.ndarray, share: float, seed: int) -> np.ndarray:
-    """Reduce a share of the people to one image each.
-
-    Returns
-    -------
-    (n,) bool, the rows kept. At share 0 all of them.
-    """
-    random = np.random.default_rng([seed, 0x7468696E])
-    _, person = np.unique(identity, return_inverse=True)
-    people = int(person.max(initial=-1)) + 1
-    chosen = random.permutation(people) < round(share * people)
-    order = random.permutation(len(person))
-    _, first = np.unique(person[order], return_index=True)
-    kept = ~chosen[person]
-    kept[order[first]] = True
-    return kept
 
 
 @dataclass(frozen=True)

@@ -375,7 +375,8 @@ class Mediator:
         layers: list[list[np.ndarray]] = []
         history: list[dict[str, float]] = []
         with _one_thread():
-            inputs = _standardise(torch.from_numpy(features), mean, inverse, settings.standardise)
+            own = features if features.flags.writeable else features.copy()
+            inputs = _standardise(torch.from_numpy(own), mean, inverse, settings.standardise)
             truth = torch.from_numpy(same.astype(np.float32))
             for member in range(settings.members):
                 held = (source_fold == member).astype(np.float32)

@@ -104,14 +104,14 @@ def test_extended_features_equal_python_sets(committee):
         for view, graph in enumerate(graphs):
             first, second = graph.neighbour[one].tolist(), graph.neighbour[other].tolist()
             common = set(first) & set(second)
-            assert value[f"common_neighbours_{view}"] == len(common)
+            assert value[f"common_share_{view}"] == pytest.approx(len(common) / K)
             assert value[f"neighbour_overlap_{view}"] == pytest.approx(
                 len(common) / len(set(first) | set(second)), abs=1e-6
             )
             rank = first.index(other) if other in first else K
-            assert value[f"rank_in_source_{view}"] == rank
+            assert value[f"rank_share_in_source_{view}"] == pytest.approx(rank / K)
             rank = second.index(one) if one in second else K
-            assert value[f"rank_in_target_{view}"] == rank
+            assert value[f"rank_share_in_target_{view}"] == pytest.approx(rank / K)
 
 
 @pytest.mark.parametrize("members", [0, 1, 4, 8])
@@ -182,11 +182,11 @@ def test_an_isolated_view_shares_no_edge():
         "relationship",
         "mean_source",
         "variance_target",
-        "common_neighbours",
+        "common_share",
         "neighbour_overlap",
     ):
         assert (value[f"{name}_1"] == 0).all()
-    assert (value["rank_in_source_1"] == 5).all()
+    assert (value["rank_share_in_source_1"] == 1).all()
 
 
 def test_what_does_not_belong_together_is_refused(committee):

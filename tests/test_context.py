@@ -13,7 +13,6 @@ from cdp.context import (
     fit_context,
     name_context,
     score_context,
-    thin_identities,
 )
 from cdp.errors import DataError
 from cdp.knn import build_knn_graphs
@@ -98,16 +97,6 @@ def test_threads_and_loaders_change_nothing(graph):
     np.testing.assert_array_equal(
         one, describe_context(loaders, pairs, probability, count, threads=3)
     )
-
-
-def test_thinning_leaves_one_image_of_the_chosen():
-    identity = np.repeat([5, 9, 2, 7], [4, 1, 6, 3])
-    kept = thin_identities(identity, 0.5, 3)
-    sizes = np.unique(identity[kept], return_counts=True)[1]
-    assert len(sizes) == 4
-    assert (sizes == 1).sum() >= 2
-    assert thin_identities(identity, 0.0, 3).all()
-    np.testing.assert_array_equal(kept, thin_identities(identity, 0.5, 3))
 
 
 @pytest.fixture(scope="module")

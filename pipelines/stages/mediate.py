@@ -79,15 +79,14 @@ class Split:
 def run(work: Work) -> Mapping[str, Any]:
     settings = work.config.mediate
     facts: dict[str, Any] = {"method": settings.method}
-    mediator, facts["mediator"] = None, {}
+    mediator, reading, facts["mediator"] = None, None, {}
     if settings.method != "vote":
         if not work.input_facts("embed")["labelled"]:
             raise DataError(
                 "the data set has no labelled image to train a mediator on. Without labels the "
                 "committee votes: mediate.method=vote"
             )
-        labelled = _map_split(work, "labelled")
-        mediator = _fit(work, settings, labelled)
+        mediator, reading = _teach(work, settings, _map_split(work, "labelled"))
         report = mediator.report
         facts["labelled_pairs"] = report.pairs
         facts["calibration_error"] = round(report.expected_calibration_error, 4)
@@ -114,10 +113,9 @@ def run(work: Work) -> Mapping[str, Any]:
             corrected = correct_prior(probability, rate)
             probability, rate = corrected.probability, corrected.rate
         facts["estimated_true_share"] = round(float(rate), 4)
-    if settings.method == "extended" and settings.second_reading:
+    if reading is not None:
         from cdp.context import score_context
 
-        reading = _read_again(work, labelled, mediator)
         pairs = _collect_pairs(parts)
         count = len(split.sample_id)
         again = score_context(reading, split.views, pairs, probability, count)
@@ -143,52 +141,33 @@ def run(work: Work) -> Mapping[str, Any]:
 # ---------------------------------------------------------------------------------- the mediator
 
 
-def _fit(work: Work, settings: MediateSettings, split: Split) -> Any:
-    """Fit the mediator on the labelled pairs, publish it, and leave it for the workers."""
+def _teach(work: Work, settings: MediateSettings, split: Split) -> tuple[Any, Any]:
+    """Fit the mediator and its second reading on the labelled split; publish both."""
     from dataclasses import replace
 
     from safetensors.numpy import save_file
 
-    from cdp.mediator import Mediator, MediatorSettings
+    from cdp.mediator import MediatorSettings
+    from cdp.teaching import teach_mediator
 
-    identity = _list_identities(work, split)
-    parts = _list_parts(work, split, "described")
-    jobs = [(split, rows, settings, target) for rows, target in parts]
-    for _ in work.engine.map(describe_part, jobs, label="mediate describes labelled pairs"):
-        pass
-    described = [np.load(target) for _, target in parts]
-    source, target, features = (
-        np.concatenate([part[name] for part in described])
-        for name in ("source", "target", "features")
-    )
     chosen = MediatorSettings.named(settings.method)
     if settings.dropout:
         chosen = replace(chosen, dropout=settings.dropout)
-    mediator = Mediator.fit(
-        features,
-        identity[source] == identity[target],
-        identity[source],
-        identity[target],
+    mediator, reading = teach_mediator(
+        split.views,
+        split.graphs,
+        _list_identities(work, split),
         settings=chosen,
+        candidates=settings.candidates,
+        second_reading=settings.second_reading,
         seed=work.seed,
     )
     save_file(mediator.state(), work.directory / "mediator.safetensors")
+    if reading is not None:
+        save_file(reading.state(), work.directory / "second_reading.safetensors")
     curve = mediator.report.reliability
     work.write("calibration", {name: getattr(curve, name) for name in CALIBRATION.names})
-    return mediator
-
-
-def _read_again(work: Work, split: Split, mediator: Any) -> Any:
-    """The second reading, fitted on the labelled pairs and published."""
-    from safetensors.numpy import save_file
-
-    from cdp.context import fit_context
-
-    pairs = _collect_pairs(_list_parts(work, split, "described"))
-    identity = _list_identities(work, split)
-    reading = fit_context(split.views, pairs, mediator.held_out, identity, seed=work.seed)
-    save_file(reading.state(), work.directory / "second_reading.safetensors")
-    return reading
+    return mediator, reading
 
 
 def _collect_pairs(parts: Sequence[tuple[slice, Path]]) -> PairTable:
@@ -203,19 +182,6 @@ def _list_identities(work: Work, split: Split) -> np.ndarray:
     samples = work.read("ingest.samples", columns=["sample_id", "identity"]).to_pandas()
     identity = samples.set_index("sample_id").identity[split.sample_id].factorize(sort=True)[0]
     return identity.astype(np.int64)
-
-
-def describe_part(split: Split, rows: slice, settings: MediateSettings, target: Path) -> None:
-    """The features of the labelled pairs whose source lies in `rows`."""
-    from cdp.committee import describe_pairs, make_pairs
-
-    if target.exists():
-        return
-    pairs = make_pairs(split.graphs, candidates=settings.candidates, rows=rows)
-    features = describe_pairs(
-        split.views, split.graphs, pairs, variant=_find_variant(settings), threads=1
-    )
-    _save(target, source=pairs.source, target=pairs.target, features=features)
 
 
 def score_part(

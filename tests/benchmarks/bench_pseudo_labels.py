@@ -23,12 +23,13 @@ import numpy as np
 
 from cdp.agglomeration import agglomerate
 from cdp.committee import describe_pairs, make_pairs
-from cdp.context import fit_context, score_context
+from cdp.context import score_context
 from cdp.knn import build_knn_graphs
-from cdp.mediator import Mediator, correct_prior
+from cdp.mediator import MediatorSettings, correct_prior
 from cdp.metrics import measure_calibration, score_bcubed, score_pairwise
 from cdp.propagation import propagate_labels
 from cdp.quality import estimate_quality
+from cdp.teaching import teach_mediator
 
 K = 20
 Split = tuple[list[np.ndarray], np.ndarray, list[np.ndarray], np.ndarray]
@@ -71,12 +72,11 @@ def split_many(identity: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]
 def run_ours(split: Split, seed: int) -> Iterator[Row]:
     taught, known, views, _ = split
     graphs = build_knn_graphs(taught, K, backend="exact")
-    pairs = make_pairs(graphs, candidates="all")
-    source, target = known[pairs.source], known[pairs.target]
-    features = describe_pairs(taught, graphs, pairs, variant="extended")
-    first = Mediator.fit(features, source == target, source, target, seed=seed)
-    second = fit_context(taught, pairs, first.held_out, known, seed=seed)
-
+    settings = MediatorSettings()
+    first, second = teach_mediator(
+        taught, graphs, known, settings=settings, candidates="all", seed=seed
+    )
+    assert second is not None
     truth, count = split[3], len(views[0])
     graphs = build_knn_graphs(views, K, backend="exact")
     pairs = make_pairs(graphs, candidates="all")

@@ -1,0 +1,102 @@
+"""Labelled views and their graphs -> the mediator, and its second reading.
+
+The contract:
+- Enters: the views and graphs of labelled rows, and who they show. Leaves: a fitted `Mediator` and,
+  with "extended" features, a fitted `SecondReading` or None.
+- "paper" and "released" learn from the labelled people as they are; "extended" from all lessons of
+  `cdp.lessons`.
+- The features of all labelled pairs are held at once: some 60 columns of float32 a pair.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+
+import numpy as np
+
+from cdp.committee import describe_pairs, make_pairs
+from cdp.context import SecondReading, fit_context
+from cdp.errors import ConfigError
+from cdp.lessons import LESSONS, make_lessons
+from cdp.mediator import Mediator, MediatorSettings
+from cdp.types import KnnGraph
+
+View = np.ndarray | Callable[[], np.ndarray]
+Graph = KnnGraph | Callable[[], KnnGraph]
+
+
+def teach_mediator(
+    views: Sequence[View],
+    graphs: Sequence[Graph],
+    identity: np.ndarray,
+    *,
+    settings: MediatorSettings,
+    candidates: str = "base",
+    second_reading: bool = True,
+    seed: int = 0,
+    threads: int | None = None,
+) -> tuple[Mediator, SecondReading | None]:
+    """Fit the mediator on labelled pairs, and the second reading on what it says of them.
+
+    Parameters
+    ----------
+    views, graphs : one each a model over the same n rows, the base first, or functions that load
+        them.
+    identity : (n,) integers.
+    settings : of the mediator; its variant names the features.
+    candidates : "base" or "all", as for `cdp.committee.make_pairs`.
+    second_reading : with the variant "extended" only.
+
+    Raises
+    ------
+    ConfigError
+        A second reading of a mediator that holds not every pair out.
+    DataError
+        As `describe_pairs` and `Mediator.fit`.
+    """
+    extended = settings.variant == "extended"
+    if extended and second_reading and settings.members != settings.folds:
+        raise ConfigError(
+            "second_reading needs every labelled pair held out once: give mediator_settings as "
+            f"many members as folds, got {settings.members} and {settings.folds}, or set "
+            "second_reading=False"
+        )
+    identity = np.asarray(identity).astype(np.int64)
+    lessons = make_lessons(
+        graphs, identity, lessons=LESSONS if extended else LESSONS[:1], seed=seed
+    )
+    pairs = [make_pairs(lesson.graphs, candidates=candidates) for lesson in lessons]
+    features = [
+        describe_pairs(
+            [partial(_take_rows, view, lesson.rows) for view in views],
+            lesson.graphs,
+            listed,
+            variant=settings.variant,
+            threads=threads,
+        )
+        for lesson, listed in zip(lessons, pairs, strict=True)
+    ]
+    source, target = (
+        np.concatenate(
+            [
+                lesson.identity[getattr(listed, end)]
+                for lesson, listed in zip(lessons, pairs, strict=True)
+            ]
+        )
+        for end in ("source", "target")
+    )
+    mediator = Mediator.fit(
+        np.concatenate(features), source == target, source, target, settings=settings, seed=seed
+    )
+    if not (extended and second_reading):
+        return mediator, None
+    assert mediator.held_out is not None
+    held_out = mediator.held_out[: len(pairs[0])]
+    reading = fit_context(views, pairs[0], held_out, identity, seed=seed, threads=threads)
+    return mediator, reading
+
+
+def _take_rows(view: View, rows: np.ndarray) -> np.ndarray:
+    loaded = view() if callable(view) else view
+    return loaded if len(rows) == len(loaded) else loaded[rows]
