@@ -265,7 +265,13 @@ def fit_context(
     source = np.concatenate([person[left.source] for left, person in lessons])
     target = np.concatenate([person[left.target] for left, person in lessons])
     mediator = Mediator.fit(
-        np.concatenate(features), source == target, source, target, settings=chosen, seed=seed
+        np.concatenate(features),
+        source == target,
+        source,
+        target,
+        settings=chosen,
+        seed=seed,
+        threads=threads,
     )
     return SecondReading(mediator, _choose_threshold(mediator, lessons))
 

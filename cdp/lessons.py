@@ -8,7 +8,8 @@ people of ordinary size takes the latter for strangers (measured on LFW at 16 px
 
 - as they are;
 - with a third of the neighbours, where a person is three times as large beside k;
-- with half, and with four fifths, of the people reduced to one image: their best neighbour is wrong.
+- with half, and with four fifths, of the people reduced to one image: their best neighbour is
+  somebody else.
 
 The contract:
 - Enters: the graphs of the labelled rows and their identities. Leaves: `Lesson`s, the first being

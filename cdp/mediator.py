@@ -31,6 +31,7 @@ import torch
 from torch.nn import functional
 
 from cdp.errors import ConfigError, DataError
+from cdp.knn import count_threads
 
 VARIANTS = ("extended", "paper", "released", "context")
 LOGIT_LIMIT = 15.0
@@ -333,11 +334,12 @@ class Mediator:
         *,
         settings: MediatorSettings | None = None,
         seed: int = 0,
+        threads: int | None = None,
     ) -> Mediator:
         """Train on labelled pairs.
 
-        Whole tensors on one CPU thread: an MLP this small gains nothing from more, and the sums
-        stay in one order.
+        Whole tensors, a CPU thread for each MLP: one this small gains nothing from more, and its
+        sums stay in one order.
 
         Parameters
         ----------
@@ -346,6 +348,7 @@ class Mediator:
         source_identity, target_identity : (m,) int64.
         settings : defaults to ours.
         seed : decides folds, initial weights, order of the pairs and dropout.
+        threads : so many MLPs are trained at once; None: all cores. Never changes the result.
 
         Raises
         ------
@@ -372,28 +375,33 @@ class Mediator:
             deviation = features.std(0, dtype=np.float64)
             inverse = (1 / np.where(deviation > 1e-7, deviation, 1)).astype(np.float32)
 
-        layers: list[list[np.ndarray]] = []
-        history: list[dict[str, float]] = []
-        with _one_thread():
+        def hold_out(member: int) -> np.ndarray:
+            held = (source_fold == member).astype(np.float32)
+            return (held + (target_fold == member)) / 2
+
+        for member in range(settings.members):
+            held = hold_out(member) > 0
+            for kind, rows in (("training", ~held), ("held-out", held)):
+                if not rows.any() or same[rows].all() or not same[rows].any():
+                    raise DataError(
+                        f"mediator: fold {member + 1} of {settings.folds} leaves {rows.sum()} "
+                        f"{kind} pairs, {int(same[rows].sum())} of them true; both true and "
+                        f"false ones are needed. There are {len(identity)} labelled "
+                        f"identities and {int(same.sum())} true pairs: label more people, "
+                        "or lower mediator.folds and mediator.members"
+                    )
+        with _one_thread(), ThreadPoolExecutor(count_threads(threads)) as pool:
             own = features if features.flags.writeable else features.copy()
             inputs = _standardise(torch.from_numpy(own), mean, inverse, settings.standardise)
             truth = torch.from_numpy(same.astype(np.float32))
-            for member in range(settings.members):
-                held = (source_fold == member).astype(np.float32)
-                held = (held + (target_fold == member)) / 2
-                train = np.flatnonzero(held == 0)
-                for kind, rows in (("training", train), ("held-out", np.flatnonzero(held > 0))):
-                    if len(rows) == 0 or same[rows].all() or not same[rows].any():
-                        raise DataError(
-                            f"mediator: fold {member + 1} of {settings.folds} leaves {len(rows)} "
-                            f"{kind} pairs, {int(same[rows].sum())} of them true; both true and "
-                            f"false ones are needed. There are {len(identity)} labelled "
-                            f"identities and {int(same.sum())} true pairs: label more people, "
-                            "or lower mediator.folds and mediator.members"
-                        )
-                layers.append(
-                    _train_member(inputs, truth, train, held, settings, seed, member, history)
-                )
+
+            def train(member: int) -> tuple[list[np.ndarray], list[dict[str, float]]]:
+                torch.set_num_threads(1)  # counts for the thread it is said in
+                return _train_member(inputs, truth, hold_out(member), settings, seed, member)
+
+            trained = list(pool.map(train, range(settings.members)))
+        layers = [layer for layer, _ in trained]
+        history = [row for _, rows in trained for row in rows]
 
         arrays = {"mean": mean, "inverse_deviation": inverse}
         for name, index in (("weight_0", 0), ("bias_0", 1), ("weight_1", 2), ("bias_1", 3)):
@@ -403,9 +411,7 @@ class Mediator:
         arrays["bias_2"] = np.array([layer[5][1] - layer[5][0] for layer in layers], np.float32)
 
         logits = _score_rows(features, arrays, settings.standardise)
-        heard = np.zeros((count, settings.members))
-        for member in range(settings.members):
-            heard[:, member] = ((source_fold == member) * 1.0 + (target_fold == member)) / 2
+        heard = np.stack([hold_out(member) for member in range(settings.members)], 1)
         weight = heard.sum(1)
         judged = weight > 0
         held_logit = (logits * heard).sum(1)[judged] / weight[judged]
@@ -644,26 +650,27 @@ class _Network:
 def _train_member(
     inputs: torch.Tensor,
     truth: torch.Tensor,
-    train: np.ndarray,
     held: np.ndarray,
     settings: MediatorSettings,
     seed: int,
     member: int,
-    history: list[dict[str, float]],
-) -> list[np.ndarray]:
-    """One MLP's weights and biases, layer after layer; weights are (inputs, outputs)."""
+) -> tuple[list[np.ndarray], list[dict[str, float]]]:
+    """One MLP's weights and biases, layer after layer, and a row for each check.
+
+    held : (m,) float32, the weight of each pair in validation; pairs of weight 0 are trained on.
+    """
     random = torch.Generator().manual_seed(seed * 1_000_003 + member)
     network = _Network(inputs.shape[1], settings, random)
     held_rows = torch.from_numpy(np.flatnonzero(held > 0))
     held_inputs, held_truth = inputs[held_rows], truth[held_rows]
     held_weight = torch.from_numpy(held)[held_rows]
-    chosen = torch.from_numpy(train)
-
+    chosen = torch.from_numpy(np.flatnonzero(held == 0))
+    history: list[dict[str, float]] = []
     best, best_loss, stale = network.value.clone(), math.inf, 0
     losses: list[torch.Tensor] = []
     step = 0
     for epoch in range(settings.epochs):
-        order = chosen[torch.randperm(len(train), generator=random)]
+        order = chosen[torch.randperm(len(chosen), generator=random)]
         batches = order.split(settings.batch_size)
         for number, batch in enumerate(batches):
             losses.append(network.learn(inputs[batch], truth[batch]))
@@ -694,8 +701,8 @@ def _train_member(
             else:
                 stale += 1
             if settings.patience is not None and stale >= settings.patience:
-                return network.export(best)
-    return network.export(best)
+                return network.export(best), history
+    return network.export(best), history
 
 
 def _sigmoid(logit: np.ndarray) -> np.ndarray:

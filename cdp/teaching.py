@@ -87,7 +87,13 @@ def teach_mediator(
         for end in ("source", "target")
     )
     mediator = Mediator.fit(
-        np.concatenate(features), source == target, source, target, settings=settings, seed=seed
+        np.concatenate(features),
+        source == target,
+        source,
+        target,
+        settings=settings,
+        seed=seed,
+        threads=threads,
     )
     if not (extended and second_reading):
         return mediator, None
