@@ -4,8 +4,8 @@ The contract:
 - Each process degrades its part of every batch and runs the trunk over it. The embeddings are
   gathered, and every process computes the heads and losses over the whole batch.
 - Batch normalisations use the moments of the whole batch, and the trunk's gradients are summed:
-  up to rounding, the weights are those of one process. (A training that is itself unstable magnifies
-  rounding, in one process as in many.)
+  up to rounding, the weights are those of one process. A training that is itself unstable
+  magnifies rounding, in one process as in many.
 - Processes find each other as `torchrun` tells them to. Without it a team is one process, and
   nothing here costs anything.
 """
