@@ -382,6 +382,16 @@ def verification_accuracy(
 
     Source: Huang et al., *Labeled Faces in the Wild*, 2007, section on the 10-fold protocol.
     """
+    right = decide_by_folds(similarity, same, fold)
+    accuracy = [np.mean(right[fold == name]) for name in np.unique(fold)]
+    return float(np.mean(accuracy)), float(np.std(accuracy))
+
+
+def decide_by_folds(similarity: np.ndarray, same: np.ndarray, fold: np.ndarray) -> np.ndarray:
+    """Whether each pair is told right by the threshold of the other folds, (m,) bool.
+
+    Parameters and raises as in `verification_accuracy`.
+    """
     similarity, same = _scored(similarity, same)
     fold = np.asarray(fold)
     if fold.shape != similarity.shape:
@@ -389,12 +399,12 @@ def verification_accuracy(
     names = np.unique(fold)
     if len(names) < 2:
         raise DataError(f"expected at least two folds, got {len(names)}; nothing to learn from")
-    accuracy = []
+    right = np.empty(len(same), bool)
     for name in names:
         held_out = fold == name
         threshold = _best_threshold(similarity[~held_out], same[~held_out])
-        accuracy.append(np.mean((similarity[held_out] > threshold) == same[held_out]))
-    return float(np.mean(accuracy)), float(np.std(accuracy))
+        right[held_out] = (similarity[held_out] > threshold) == same[held_out]
+    return right
 
 
 def _best_threshold(similarity: np.ndarray, same: np.ndarray) -> float:
@@ -487,14 +497,16 @@ def rank_k(
 
     Source: Kemelmacher-Shlizerman et al., *The MegaFace Benchmark*, 2016 (rank-k with distractors).
     """
-    rank, best, _ = _identify(probe, probe_identity, gallery, gallery_identity, distractor, block)
-    orphan = np.flatnonzero(np.isneginf(best))
+    found = identify(
+        probe, probe_identity, gallery, gallery_identity, distractor=distractor, block=block
+    )
+    orphan = np.flatnonzero(~found.mated)
     if orphan.size:
         raise DataError(
             f"expected a mate in the gallery for each probe, {orphan.size} have none (first: row "
             f"{orphan[0]}); leave them out or use tpir_at_fpir"
         )
-    return {int(k): float(np.mean(rank <= k)) for k in ks}
+    return {int(k): float(np.mean(found.rank <= k)) for k in ks}
 
 
 def tpir_at_fpir(
@@ -521,26 +533,51 @@ def tpir_at_fpir(
 
     Source: Cheng et al., *Surveillance Face Recognition Challenge*, 2018 (TPIR20@FPIR).
     """
-    place, best, other = _identify(probe, probe_identity, gallery, gallery_identity, None, block)
-    mated = ~np.isneginf(best)
+    found = identify(probe, probe_identity, gallery, gallery_identity, block=block)
+    mated = found.mated
     if mated.all() or not mated.any():
         raise DataError(
             f"expected mated and unmated probes, got {mated.sum()} mated of {len(mated)}; keep "
             "some people out of the gallery"
         )
-    threshold = threshold_at_far(other[~mated], fpir)
-    return float(np.mean((best[mated] > threshold) & (place[mated] <= rank)))
+    threshold = threshold_at_far(found.other[~mated], fpir)
+    return float(np.mean((found.best[mated] > threshold) & (found.rank[mated] <= rank)))
 
 
-def _identify(
+@dataclass(frozen=True)
+class Identification:
+    """What each probe finds in a gallery.
+
+    rank : (p,) int64, as in `rank_k`; without meaning for a probe that has no mate.
+    best : (p,) float64, similarity of its best mate; -inf without one.
+    other : (p,) float64, similarity of the best stranger or distractor; -inf without one.
+    """
+
+    rank: np.ndarray
+    best: np.ndarray
+    other: np.ndarray
+
+    @property
+    def mated(self) -> np.ndarray:
+        """Whether each probe's person is in the gallery, (p,) bool."""
+        return ~np.isneginf(self.best)
+
+
+def identify(
     probe: np.ndarray,
     probe_identity: np.ndarray,
     gallery: np.ndarray,
     gallery_identity: np.ndarray,
-    distractor: np.ndarray | None,
-    block: int,
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Each probe's rank (p,), best mate (-inf: no mate) and best stranger (-inf: none)."""
+    *,
+    distractor: np.ndarray | None = None,
+    block: int = 1024,
+) -> Identification:
+    """Compare probes with a gallery once, for all figures; parameters as in `rank_k`.
+
+    Raises
+    ------
+    DataError : no probe, no gallery, widths that differ, NaN.
+    """
     probe, gallery = np.asarray(probe), np.asarray(gallery)
     probe_identity, gallery_identity = np.asarray(probe_identity), np.asarray(gallery_identity)
     sides = [("probe", probe), ("gallery", gallery)]
@@ -573,7 +610,7 @@ def _identify(
             other[part] = np.maximum(other[part], away.max(axis=1))
             ahead += (away >= best[part, None]).sum(axis=1)
         rank[part] = ahead + 1
-    return rank, best, other
+    return Identification(rank, best, other)
 
 
 def _blocks(count: int, block: int) -> Iterator[slice]:
@@ -615,11 +652,9 @@ def bootstrap_interval(
     person = np.unique(np.asarray(identity), return_inverse=True)[1]
     total = np.bincount(person, weights=value)
     size = np.bincount(person)
-    rng = np.random.default_rng(seed)
-    mean = np.empty(draws)
-    for draw in range(draws):
-        chosen = rng.integers(len(size), size=len(size))
-        mean[draw] = total[chosen].sum() / size[chosen].sum()
+    people = len(size)
+    drawn = np.random.default_rng(seed).multinomial(people, np.full(people, 1 / people), draws)
+    mean = (drawn @ total) / (drawn @ size)
     low, high = np.quantile(mean, [(1.0 - level) / 2.0, (1.0 + level) / 2.0])
     return float(low), float(high)
 

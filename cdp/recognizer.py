@@ -4,26 +4,31 @@ The contract:
 - The identities of the two sets are disjoint, so each set has a classification head of its own on
   one trunk, and each head's loss weighs as much as its set's share of images (Zhan et al. 2018,
   section 3.4).
-- Images without a pseudo-label, and of clusters below `min_size`, are left out; the classes that
-  remain are numbered anew. The true labels' numbering is of no importance either.
+- Images without a pseudo-label, and of clusters below `min_size`, are left out of the heads; the
+  classes that remain are numbered anew. The true labels' numbering is of no importance either.
+- With a teacher every image is trained on, labelled or not: the teacher needs no label.
 - A `Recognizer` is a backbone and all there is to know to use it, in one safetensors file: no code
   is run when it is loaded.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from torch import Tensor
 
+from cdp.branch import Branch, FaceRows, Sampling, SoftTargets
+from cdp.distillation import fit_target
 from cdp.embedding import BackboneEmbedder
 from cdp.errors import ConfigError, DataError
 from cdp.models import Backbone, build_backbone, load_model, pack_model, save_model, unpack_model
+from cdp.models.auxiliary import Auxiliary, build_auxiliary
 from cdp.models.heads import build_head
-from cdp.training import Branch, State, TrainingPlan, train_model
+from cdp.training import OPTIMIZERS, State, TrainingPlan, train_model
 from cdp.types import UNLABELLED
 
 
@@ -132,14 +137,21 @@ def train_recognizer(
     *,
     plan: TrainingPlan,
     confidence: np.ndarray | None = None,
+    soft: SoftTargets | None = None,
+    teacher: np.ndarray | None = None,
+    pseudo_teacher: np.ndarray | None = None,
     min_size: int = 2,
     share: float | None = None,
+    sampling: Sampling = "image",
+    images_per_identity: int = 1,
     backbone: str = "residual",
     input_px: int = 24,
     embedding_dim: int = 128,
     width: float = 1.0,
     head: str = "adaface",
     head_params: Mapping[str, Any] | None = None,
+    auxiliaries: Mapping[str, Mapping[str, float]] | None = None,
+    sampled_classes: int | None = None,
     meta: Mapping[str, Any] | None = None,
     device: str = "auto",
     resume: Mapping[str, Tensor] | None = None,
@@ -159,14 +171,25 @@ def train_recognizer(
     plan : TrainingPlan
     confidence : (u,) float or None
         Weight of each pseudo-labelled image's loss, 0 or above.
+    soft : SoftTargets or None
+        Weighted pseudo-labels of images (rows of `pseudo_images`, numbers of `pseudo_label`) that
+        have several. Images without a hard label stay left out, and so do classes that are.
+    teacher, pseudo_teacher : (n, t) and (u, t) float, unit length, or None
+        A stronger model's vectors of these images. Every image that has one is trained to point
+        where the teacher does (see `cdp.distillation`), those left out above included.
     min_size : int
         Smallest pseudo-class that is learned.
     share : float or None
         Part of the pseudo-labelled set in batch and loss, in (0, 1); None: its part of the images.
+    sampling, images_per_identity
+        As `Branch`; both sets alike.
     backbone, input_px, embedding_dim, width
         As `build_backbone`.
-    head, head_params
+    head, head_params, sampled_classes
         As `build_head`; both heads alike.
+    auxiliaries : mapping or None
+        Losses added to both heads: name to its parameters as `build_auxiliary`, and the `weight`
+        it is added with (1 where it is not given).
     meta : mapping or None
         Kept with the recognizer.
     device, resume, on_epoch, progress, description
@@ -181,53 +204,64 @@ def train_recognizer(
     Raises
     ------
     DataError
-        Nothing to train on: fewer than two classes in either set, or images and labels that do not
-        match.
+        Nothing to train on: fewer than two classes in either set and no teacher, or images and
+        labels that do not match.
     ConfigError, StageError
-        As `build_backbone`, `build_head` and `train_model`.
+        As `build_backbone`, `build_head`, `build_auxiliary` and `train_model`.
     """
     if share is not None and not 0 < share < 1:
         raise ConfigError(f"share between 0 and 1 expected, got {share}")
-    sets: list[tuple[np.ndarray, np.ndarray, np.ndarray | None, float | None]] = []
-    for name, pictures, classes, weight, smallest, part in (
-        ("labelled", images, label, None, 1, None if share is None else 1 - share),
-        ("pseudo-labelled", pseudo_images, pseudo_label, confidence, min_size, share),
-    ):
-        if pictures is None or classes is None:
-            continue
-        if len(pictures) != len(classes) or (weight is not None and len(weight) != len(classes)):
-            raise DataError(
-                f"one label (and weight) an image expected in the {name} set, got "
-                f"{len(pictures)} images and {len(classes)} labels"
+    known = _Faces("labelled", images, label, teacher=teacher)
+    guessed = _Faces(
+        "pseudo-labelled", pseudo_images, pseudo_label, confidence, soft, pseudo_teacher, min_size
+    )
+    sets = [each for each in (known, guessed) if each.images is not None]
+    for each in sets:
+        each.check()
+    targets = _fit_targets(sets, embedding_dim, plan.seed)
+    network = build_backbone(
+        backbone, input_px=input_px, embedding_dim=embedding_dim, width=width, seed=plan.seed
+    )
+    classed: list[tuple[_Faces, Branch]] = []
+    rest: list[Branch] = []
+    for each, target in zip(sets, targets, strict=True):
+        assert each.images is not None
+        rows, classes, numbers = each.select()
+        if len(rows):
+            count, seed = len(numbers), plan.seed + len(classed)
+            classifier = build_head(
+                head,
+                embedding_dim,
+                count,
+                seed=seed,
+                sampled_classes=sampled_classes,
+                memories=OPTIMIZERS[plan.optimizer],
+                **dict(head_params or {}),
             )
-        rows, renumbered = select_classes(classes, min_size=smallest)
-        if len(renumbered) == 0 or renumbered.max() < 1:
-            continue
-        kept = pictures if len(rows) == len(pictures) else np.asarray(pictures[rows])
-        sets.append((kept, renumbered, None if weight is None else weight[rows], part))
-    if not sets:
+            branch = Branch(
+                classifier,
+                _pick(each.images, rows),
+                classes,
+                None if each.weight is None else each.weight[rows],
+                soft=None if each.soft is None else each.soft.renumber(rows, numbers),
+                teacher=None if target is None else target[rows],
+                auxiliaries=_build_added(auxiliaries or {}, embedding_dim, count, seed),
+                sampling=sampling,
+                images_per_identity=images_per_identity,
+            )
+            classed.append((each, branch))
+        others = np.setdiff1d(np.arange(len(each.images)), rows)
+        if target is not None and len(others):
+            rest.append(Branch(None, _pick(each.images, others), None, teacher=target[others]))
+    if not classed and not rest:
         raise DataError(
             "at least two identities with enough images are needed to train a recognizer, in the "
             "labelled or the pseudo-labelled set; neither has them. Lower min_size or the "
             "propagation threshold"
         )
-    network = build_backbone(
-        backbone, input_px=input_px, embedding_dim=embedding_dim, width=width, seed=plan.seed
-    )
-    branches = []
-    for number, (pictures, classes, weight, part) in enumerate(sets):
-        classifier = build_head(
-            head,
-            embedding_dim,
-            int(classes.max()) + 1,
-            seed=plan.seed + number,
-            **dict(head_params or {}),
-        )
-        single = len(sets) == 1
-        branches.append(Branch(classifier, pictures, classes, weight, None if single else part))
     history = train_model(
         network,
-        branches,
+        [*_divide(classed, rest, share), *rest],
         plan,
         device=device,
         resume=resume,
@@ -236,3 +270,85 @@ def train_recognizer(
         description=description,
     )
     return Recognizer(network, meta, device=device), history
+
+
+@dataclass(frozen=True)
+class _Faces:
+    """One of the two sets as it was given."""
+
+    name: str
+    images: np.ndarray | None
+    label: np.ndarray | None
+    weight: np.ndarray | None = None
+    soft: SoftTargets | None = None
+    teacher: np.ndarray | None = None
+    min_size: int = 1
+
+    def check(self) -> None:
+        assert self.images is not None
+        for title, values in (
+            ("label", self.label),
+            ("weight", self.weight),
+            ("teacher vector", self.teacher),
+        ):
+            if values is not None and len(values) != len(self.images):
+                raise DataError(
+                    f"one {title} an image expected in the {self.name} set, got "
+                    f"{len(self.images)} images and {len(values)} {title}s"
+                )
+
+    def select(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Rows to be classified, their classes numbered anew, and the classes' numbers before."""
+        none = np.empty(0, np.int64)
+        if self.label is None:
+            return none, none, none
+        rows, renumbered = select_classes(self.label, min_size=self.min_size)
+        numbers = np.unique(np.asarray(self.label)[rows])
+        return (rows, renumbered, numbers) if len(numbers) > 1 else (none, none, none)
+
+
+def _fit_targets(sets: Sequence[_Faces], embedding_dim: int, seed: int) -> list[np.ndarray | None]:
+    """The teacher's vectors of all sets as one target, given back a set."""
+    taught = [each.teacher for each in sets if each.teacher is not None]
+    if not taught:
+        return [None] * len(sets)
+    if len({vectors.shape[1:] for vectors in taught}) > 1:
+        raise DataError("teacher and pseudo_teacher are of different lengths; use one model")
+    target = fit_target(np.concatenate(taught), embedding_dim, seed=seed)
+    parts = iter(np.split(target, np.cumsum([len(vectors) for vectors in taught])[:-1]))
+    return [None if each.teacher is None else next(parts) for each in sets]
+
+
+def _build_added(
+    wanted: Mapping[str, Mapping[str, float]], embedding_dim: int, count: int, seed: int
+) -> tuple[tuple[float, Auxiliary], ...]:
+    return tuple(
+        (
+            params.get("weight", 1.0),
+            build_auxiliary(
+                name,
+                embedding_dim,
+                count,
+                seed=seed,
+                **{key: value for key, value in params.items() if key != "weight"},
+            ),
+        )
+        for name, params in wanted.items()
+    )
+
+
+def _divide(
+    classed: Sequence[tuple[_Faces, Branch]], rest: Sequence[Branch], share: float | None
+) -> list[Branch]:
+    """Give the pseudo-labelled set its share of what the two sets have together."""
+    branches = [branch for _, branch in classed]
+    if share is None or len(classed) < 2:
+        return branches
+    together = sum(len(branch.images) for branch in branches)
+    everything = together + sum(len(branch.images) for branch in rest)
+    first, second = ((part * together / everything) for part in (1 - share, share))
+    return [replace(branches[0], share=first), replace(branches[1], share=second)]
+
+
+def _pick(images: np.ndarray, rows: np.ndarray) -> np.ndarray | FaceRows:
+    return images if len(rows) == len(images) else FaceRows(images, rows)

@@ -1,11 +1,13 @@
 """The one training loop: a backbone, one head or several, images by number.
 
 The contract:
-- Everything drawn at random (order, degradation, flip) is a function of (seed, branch, pass, image)
-  and of nothing else. A run that is stopped after an epoch and resumed ends with the same bits as
-  one that was not, on the CPU with the same number of torch threads.
-- A branch is a set of images with a head of its own. Each batch holds of each branch its share, and
-  each branch's loss is weighted by that share (Zhan et al. 2018, section 3.4).
+- Everything drawn at random (order, degradation, flip, sampled classes) is a function of (seed,
+  branch, pass, image) and of nothing else. A run that is stopped after an epoch and resumed ends
+  with the same bits as one that was not, on the CPU with the same number of torch threads.
+- Each batch holds of each branch its share. The loss is the branches' losses, each weighted by its
+  share among those with classes (Zhan et al. 2018, section 3.4), plus the distance to the teacher
+  over all images that have one.
+- Under `torchrun` the processes train one model together; see `cdp.parallel`.
 - The state is a flat dict of CPU tensors: weights, heads, optimizer, averages, history. Nothing to
   pickle.
 - Torch's random state, thread count and flags are left as they were.
@@ -18,17 +20,20 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 from tqdm import tqdm
 
+from cdp.branch import Branch, Order, apportion
 from cdp.errors import BackendError, ConfigError, DataError, StageError
 from cdp.images.degradation import DEGRADATIONS, Degradation, degrade
 from cdp.models import Backbone
 from cdp.models.heads import Head
+from cdp.parallel import find_team, gather_rows, share_moments, sum_gradients
 
 State = dict[str, Tensor]
 
@@ -36,53 +41,10 @@ HISTORY = ("epoch", "step", "loss", "learning_rate", "accuracy", "seconds")
 """Keys of a history record: epochs and steps finished (from 1), the epoch's mean loss, its last
 learning rate, its accuracy on the (degraded) training images in 0..1, its wall time."""
 
+OPTIMIZERS = {"sgd": ("momentum_buffer",), "adamw": ("exp_avg", "exp_avg_sq")}
+"""Optimizer name -> what it remembers of each parameter (see `SampledHead`)."""
+
 _LOSS_CHECK_STEPS = 16
-
-
-@dataclass(frozen=True)
-class Branch:
-    """Images with labels and the head that learns them.
-
-    head : Head
-        Trained in place.
-    images : (n, s, s, 3) uint8, RGB; a memory map will do
-    label : (n,) int64 in 0..identities-1
-    weight : (n,) float or None
-        Factor on each image's loss, 0 or above; None is 1 for all.
-    share : float or None
-        Part of each batch, and weight of this branch's loss. None is the branch's part of all
-        images. Shares are scaled to sum to 1.
-    """
-
-    head: Head
-    images: np.ndarray
-    label: np.ndarray
-    weight: np.ndarray | None = None
-    share: float | None = None
-
-    def __post_init__(self) -> None:
-        count = len(self.images)
-        if count == 0:
-            raise DataError("a branch without images cannot be trained; leave it out")
-        if self.images.ndim != 4 or self.images.shape[3] != 3 or self.images.dtype != np.uint8:
-            raise DataError(
-                f"branch images (n, s, s, 3) uint8 expected, got {self.images.shape} "
-                f"{self.images.dtype}"
-            )
-        if self.label.shape != (count,):
-            raise DataError(f"{count} labels expected, got an array of {self.label.shape}")
-        low, high = int(self.label.min()), int(self.label.max())
-        if low < 0 or high >= self.head.identity_count:
-            raise DataError(
-                f"labels in 0..{self.head.identity_count - 1} expected, got {low}..{high}; "
-                "leave unlabelled images out"
-            )
-        if self.weight is not None and (
-            self.weight.shape != (count,)
-            or not np.isfinite(self.weight).all()
-            or self.weight.min() < 0
-        ):
-            raise DataError("a branch's weights must be (n,), finite and 0 or above")
 
 
 @dataclass(frozen=True)
@@ -93,7 +55,7 @@ class TrainingPlan:
     batch_size: int = 32
     """Images a step, all branches together."""
     optimizer: str = "sgd"
-    """"sgd" with Nesterov momentum, or "adamw" with betas (momentum, .999)."""
+    """A key of `OPTIMIZERS`: "sgd" with Nesterov momentum, or "adamw", betas (momentum, .999)."""
     learning_rate: float = 0.1
     """Its peak: reached linearly over the warm-up, left along a half cosine to 0."""
     momentum: float = 0.9
@@ -106,6 +68,8 @@ class TrainingPlan:
     """Largest 2-norm of the gradient; None leaves it."""
     ema_decay: float | None = None
     """When given, the backbone ends with the exponential moving average of its weights."""
+    distil_weight: float = 1.0
+    """Of the distance to the teacher, `1 - cosine`, where branches have one."""
     degradation: Degradation = field(default_factory=lambda: DEGRADATIONS["none"])
     flip: bool = True
     """Mirror every other image."""
@@ -114,8 +78,10 @@ class TrainingPlan:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.optimizer not in ("sgd", "adamw"):
+        if self.optimizer not in OPTIMIZERS:
             raise ConfigError(f"optimizer: sgd or adamw expected, got {self.optimizer!r}")
+        if not self.distil_weight >= 0:
+            raise ConfigError(f"distil_weight of 0 or above expected, got {self.distil_weight}")
         if self.precision not in ("auto", "float32", "bfloat16"):
             raise ConfigError(
                 f"precision: auto, float32 or bfloat16 expected, got {self.precision!r}"
@@ -190,9 +156,10 @@ def train_model(
     resume : mapping or None
         A state that `on_epoch` was given by the same training. A finished one trains nothing.
     on_epoch : callable or None
-        Called after each epoch with the state: the place to write a checkpoint.
+        Called after each epoch with the state: the place to write a checkpoint. In a team of
+        processes the first alone is asked.
     progress : bool
-        Show a progress bar on stderr.
+        Show a progress bar on stderr; in a team, the first process alone.
     description : str
         Its title.
 
@@ -220,14 +187,14 @@ def train_model(
         initial=trainer.epoch * trainer.steps_per_epoch,
         desc=description,
         unit="step",
-        disable=not progress or remaining <= 0,
+        disable=not progress or remaining <= 0 or not trainer.team.leads,
         dynamic_ncols=True,
         mininterval=0.5,
     )
-    with bar, _reproducible(where):
+    with bar, _reproducible(where), share_moments(trainer.backbone, trainer.team):
         for _ in range(remaining):
             trainer.run_epoch(bar)
-            if on_epoch is not None:
+            if on_epoch is not None and trainer.team.leads:
                 on_epoch(trainer.state())
     trainer.finish()
     return trainer.history
@@ -243,41 +210,19 @@ def _reproducible(device: torch.device) -> Iterator[None]:
         yield
 
 
-class _Order:
-    """Which images a branch gives to each step: permutation after permutation, without end."""
+class _Target(NamedTuple):
+    """What is known of one branch's images in a batch.
 
-    def __init__(self, count: int, seed: int, branch: int) -> None:
-        self.count = count
-        self.key = (seed, branch)
-        self.current = -1
-        self.permutation = self.seeds = np.empty(0, dtype=np.int64)
+    label : (b,) int64 or None, where there are no classes
+    weight : (b,) float32 or None, where all weigh 1
+    soft : (place (e,) int64, class (e,) int64, share (e,) float32) or None
+    teacher : (b, d) float32 or None
+    """
 
-    def take(self, start: int, amount: int) -> tuple[np.ndarray, np.ndarray]:
-        """Places start..start+amount of the sequence: image numbers and their random seeds."""
-        rows, seeds = [], []
-        while amount > 0:
-            number, offset = divmod(start, self.count)
-            if number != self.current:
-                rng = np.random.default_rng([*self.key, number])
-                self.permutation = rng.permutation(self.count)
-                self.seeds = rng.integers(0, 2**63 - 1, self.count)
-                self.current = number
-            part = self.permutation[offset : offset + amount]
-            rows.append(part)
-            seeds.append(self.seeds[part])
-            start, amount = start + len(part), amount - len(part)
-        return np.concatenate(rows), np.concatenate(seeds)
-
-
-def _apportion(batch_size: int, shares: np.ndarray) -> list[int]:
-    """Whole images of a batch by share, by largest remainder, at least 1 each."""
-    exact = shares * batch_size
-    counts = np.maximum(np.floor(exact), 1).astype(int)
-    while counts.sum() < batch_size:
-        counts[np.argmax(exact - counts)] += 1
-    while counts.sum() > batch_size and counts.max() > 1:
-        counts[np.argmax(counts)] -= 1
-    return [int(c) for c in counts]
+    label: Tensor | None
+    weight: Tensor | None
+    soft: tuple[Tensor, Tensor, Tensor] | None
+    teacher: Tensor | None
 
 
 class _Trainer:
@@ -296,7 +241,10 @@ class _Trainer:
         self.plan = plan
         self.device = device
         self.precision = resolve_precision(plan.precision, device)
-        self.heads = nn.ModuleList([branch.head for branch in branches]).to(device)
+        heads = [branch.head for branch in branches if branch.head is not None]
+        self.heads = nn.ModuleList(heads).to(device)
+        added = [module for branch in branches for _, module in branch.auxiliaries]
+        self.auxiliaries = nn.ModuleList(added).to(device)
         sizes = np.array([len(branch.images) for branch in branches], dtype=float)
         wanted = [
             size / sizes.sum() if branch.share is None else branch.share
@@ -305,9 +253,25 @@ class _Trainer:
         if min(wanted) <= 0:
             raise ConfigError(f"branch shares above 0 expected, got {wanted}")
         self.shares = np.array(wanted) / sum(wanted)
-        self.counts = _apportion(plan.batch_size, self.shares)
+        self.counts = apportion(plan.batch_size, self.shares)
+        classed = np.array([branch.head is not None for branch in branches])
+        self.loss_shares = self.shares * classed / max(float(self.shares @ classed), 1e-12)
+        self.classed_count = int(np.array(self.counts) @ classed)
+        self.team = find_team()
+        if self.team.size > plan.batch_size:
+            raise ConfigError(
+                f"an image a process expected, got batches of {plan.batch_size} for "
+                f"{self.team.size} processes; raise batch_size or start fewer"
+            )
+        dim = backbone.spec.embedding_dim
+        for branch in branches:
+            if branch.teacher is not None and branch.teacher.shape[1] != dim:
+                raise DataError(
+                    f"teacher vectors of length {dim} expected, as the student's, got "
+                    f"{branch.teacher.shape[1]}; bring them there by cdp.distillation.fit_target"
+                )
         self.steps_per_epoch = math.ceil(sizes.sum() / plan.batch_size)
-        self.orders = [_Order(int(n), plan.seed, i) for i, n in enumerate(sizes)]
+        self.orders = [Order(branch, plan.seed, i) for i, branch in enumerate(branches)]
         self.epoch = 0
         self.history: list[dict[str, float]] = []
         self.optimizer = self._make_optimizer()
@@ -315,8 +279,15 @@ class _Trainer:
         if plan.ema_decay is not None:
             self.average = {k: v.detach().clone() for k, v in backbone.state_dict().items()}
 
+    def _parameters(self) -> list[nn.Parameter]:
+        return [
+            *self.backbone.parameters(),
+            *self.heads.parameters(),
+            *self.auxiliaries.parameters(),
+        ]
+
     def _make_optimizer(self) -> torch.optim.Optimizer:
-        parameters = [*self.backbone.parameters(), *self.heads.parameters()]
+        parameters = self._parameters()
         groups: list[dict[str, Any]] = [
             {
                 "params": [p for p in parameters if p.ndim > 1],
@@ -340,30 +311,47 @@ class _Trainer:
         length = self.plan.margin_warmup_epochs * self.steps_per_epoch
         return min(1.0, step / length) if length > 0 else 1.0
 
-    def _batch(self, step: int) -> tuple[Tensor, list[tuple[Tensor, Tensor | None]]]:
-        """Degraded images of all branches, and each branch's labels and weights."""
+    def _batch(self, step: int) -> tuple[Tensor, list[_Target]]:
+        """Degraded images of all branches, this process's part; what is known of all of them."""
         pictures, targets = [], []
-        side = self.backbone.spec.input_px
+        first, last = self.team.part(sum(self.counts))
         for branch, order, count in zip(self.branches, self.orders, self.counts, strict=True):
-            rows, drawn = order.take(step * count, count)
-            images = torch.from_numpy(np.ascontiguousarray(branch.images[rows])).to(self.device)
-            seeds = torch.from_numpy(drawn).to(self.device)
-            degraded = degrade(images, seeds, self.plan.degradation, side)
-            if self.plan.flip:
-                mirrored = (seeds & 1).bool()[:, None, None, None]
-                degraded = torch.where(mirrored, degraded.flip(3), degraded)
-            pictures.append(degraded)
-            weight = None
-            if branch.weight is not None:
-                weight = torch.from_numpy(branch.weight[rows].astype(np.float32)).to(self.device)
-            label = torch.from_numpy(branch.label[rows].astype(np.int64)).to(self.device)
-            targets.append((label, weight))
+            rows, seeds = order.take(step * count, count)
+            own = slice(max(first, 0), max(last, 0))
+            if len(rows[own]):
+                pictures.append(self._show(branch, rows[own], seeds[own]))
+            targets.append(self._describe(branch, rows))
+            first, last = first - count, last - count
         batch = torch.cat(pictures) if len(pictures) > 1 else pictures[0]
         return batch.contiguous(memory_format=torch.channels_last), targets
 
-    def _loss(
-        self, images: Tensor, targets: list[tuple[Tensor, Tensor | None]]
-    ) -> tuple[Tensor, Tensor]:
+    def _show(self, branch: Branch, rows: np.ndarray, drawn: np.ndarray) -> Tensor:
+        """Some images of a branch, degraded and mirrored by their seeds."""
+        images = torch.from_numpy(np.ascontiguousarray(branch.images[rows])).to(self.device)
+        seeds = torch.from_numpy(drawn).to(self.device)
+        degraded = degrade(images, seeds, self.plan.degradation, self.backbone.spec.input_px)
+        if self.plan.flip:
+            mirrored = (seeds & 1).bool()[:, None, None, None]
+            degraded = torch.where(mirrored, degraded.flip(3), degraded)
+        return degraded
+
+    def _describe(self, branch: Branch, rows: np.ndarray) -> _Target:
+        def send(values: np.ndarray, kind: Any) -> Tensor:
+            return torch.from_numpy(np.ascontiguousarray(values, dtype=kind)).to(self.device)
+
+        label = None if branch.label is None else branch.label[rows]
+        soft = None
+        if branch.soft is not None and label is not None:
+            place, classes, shares = branch.soft.take(rows, label)
+            soft = send(place, np.int64), send(classes, np.int64), send(shares, np.float32)
+        return _Target(
+            None if label is None else send(label, np.int64),
+            None if branch.weight is None else send(branch.weight[rows], np.float32),
+            soft,
+            None if branch.teacher is None else send(branch.teacher[rows], np.float32),
+        )
+
+    def _loss(self, images: Tensor, targets: list[_Target]) -> tuple[Tensor, Tensor]:
         """The weighted loss of a batch, and how many images were told right."""
         with torch.autocast(
             self.device.type, torch.bfloat16, enabled=self.precision == torch.bfloat16
@@ -371,20 +359,51 @@ class _Trainer:
             embedding = self.backbone(images)
         total = images.new_zeros(())
         right = torch.zeros((), dtype=torch.int64, device=self.device)
-        parts = embedding.float().split(self.counts)
-        for head, part, (label, weight), share in zip(
-            self.heads, parts, targets, self.shares, strict=True
+        away, taught = images.new_zeros(()), 0
+        parts = gather_rows(embedding.float(), sum(self.counts), self.team).split(self.counts)
+        for branch, part, target, share in zip(
+            self.branches, parts, targets, self.loss_shares, strict=True
         ):
-            loss, logits = head(part, label)
-            total = total + float(share) * (loss if weight is None else loss * weight).mean()
-            right += (logits.detach().argmax(1) == label).sum()
+            if branch.head is not None and target.label is not None:
+                loss, hits = _judge(branch.head, part, target)
+                for weight, added in branch.auxiliaries:
+                    loss = loss + weight * added(part, target.label)
+                weighted = loss if target.weight is None else loss * target.weight
+                total = total + float(share) * weighted.mean()
+                right += hits
+            if target.teacher is not None:
+                away = away + (1 - functional.cosine_similarity(part, target.teacher)).sum()
+                taught += len(part)
+        if taught:
+            total = total + self.plan.distil_weight * away / taught
         return total, right
+
+    def _train_step(self, step: int) -> tuple[Tensor, Tensor]:
+        """One step of the optimizer; its loss, and how many images were told right."""
+        images, targets = self._batch(step)
+        for branch, target in zip(self.branches, targets, strict=True):
+            if branch.head is not None and target.label is not None:
+                branch.head.margin_share = self._margin_share(step)
+                seen = target.label if target.soft is None else target.soft[1]
+                branch.head.begin_step(torch.cat([target.label, seen]), step, self.optimizer.state)
+        loss, right = self._loss(images, targets)
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()
+        sum_gradients(self.backbone.parameters(), self.team)
+        if self.plan.gradient_clip is not None:
+            nn.utils.clip_grad_norm_(self._parameters(), self.plan.gradient_clip)
+        self.optimizer.step()
+        for branch in self.branches:
+            if branch.head is not None:
+                branch.head.end_step(self.optimizer.state)
+        self._update_average(step)
+        return loss.detach(), right
 
     def run_epoch(self, bar: Any) -> None:
         started = time.perf_counter()
         self.backbone.train()
         self.heads.train()
-        parameters = [*self.backbone.parameters(), *self.heads.parameters()]
+        self.auxiliaries.train()
         first = self.epoch * self.steps_per_epoch
         loss_sum = torch.zeros((), device=self.device)
         right_sum = torch.zeros((), dtype=torch.int64, device=self.device)
@@ -392,17 +411,8 @@ class _Trainer:
             rate = self._rate(step)
             for group in self.optimizer.param_groups:
                 group["lr"] = rate
-            for head in self.heads:
-                assert isinstance(head, Head)
-                head.margin_share = self._margin_share(step)
-            loss, right = self._loss(*self._batch(step))
-            self.optimizer.zero_grad(set_to_none=True)
-            loss.backward()
-            if self.plan.gradient_clip is not None:
-                nn.utils.clip_grad_norm_(parameters, self.plan.gradient_clip)
-            self.optimizer.step()
-            self._update_average(step)
-            loss_sum += loss.detach()
+            loss, right = self._train_step(step)
+            loss_sum += loss
             right_sum += right
             # Reading the loss makes a GPU wait, so it is looked at now and then.
             if (step + 1) % _LOSS_CHECK_STEPS == 0 or step + 1 == first + self.steps_per_epoch:
@@ -422,7 +432,7 @@ class _Trainer:
             self.epoch * steps,
             float(loss_sum) / steps,
             rate,
-            float(right_sum) / (steps * sum(self.counts)),
+            float(right_sum) / max(steps * self.classed_count, 1),
             time.perf_counter() - started,
         )
         self.history.append(_as_record(record))
@@ -443,6 +453,7 @@ class _Trainer:
         """All of it, as `load` wants it back: copies, contiguous, on the CPU."""
         state: State = {f"backbone.{k}": v for k, v in self.backbone.state_dict().items()}
         state |= {f"head.{k}": v for k, v in self.heads.state_dict().items()}
+        state |= {f"auxiliary.{k}": v for k, v in self.auxiliaries.state_dict().items()}
         state |= {f"average.{k}": v for k, v in (self.average or {}).items()}
         for number, values in self.optimizer.state_dict()["state"].items():
             state |= {
@@ -462,6 +473,7 @@ class _Trainer:
             self.history = [_as_record(row) for row in state["history"].tolist()]
             self.backbone.load_state_dict(_under("backbone.", state))
             self.heads.load_state_dict(_under("head.", state))
+            self.auxiliaries.load_state_dict(_under("auxiliary.", state))
             if self.average is not None:
                 saved = _under("average.", state)
                 for key, value in self.average.items():
@@ -500,6 +512,21 @@ class _Trainer:
             head.margin_share = 1.0
         self.backbone.cpu().eval()
         self.heads.cpu().eval()
+        self.auxiliaries.cpu().eval()
+
+
+def _judge(head: Head, embedding: Tensor, target: _Target) -> tuple[Tensor, Tensor]:
+    """The head's loss an image (b,), and how many it tells right."""
+    assert target.label is not None
+    if target.soft is None:
+        loss, logits = head(embedding, target.label)
+    else:
+        place, classes, share = target.soft
+        losses, logits = head(embedding[place], classes)
+        loss = torch.zeros_like(losses[: len(embedding)]).index_add(0, place, share * losses)
+        # The logits carry no margin, so those of any of an image's classes will do: its first.
+        logits = logits[torch.searchsorted(place, torch.arange(len(loss), device=place.device))]
+    return loss, (logits.detach().argmax(1) == head.place(target.label)).sum()
 
 
 def _under(prefix: str, state: Mapping[str, Tensor]) -> State:

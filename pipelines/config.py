@@ -22,6 +22,7 @@ from cdp.errors import ConfigError
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_]{0,40}$")]
 Model = TypeVar("Model", bound=BaseModel)
 Share = Annotated[float, Field(ge=0, le=1)]
+Rate = Annotated[float, Field(gt=0, lt=1)]
 Positive = Annotated[int, Field(ge=1)]
 
 
@@ -73,7 +74,13 @@ class CommitteeSettings(Settings):
 
 
 class TrainingSettings(Settings):
-    """How one model is trained; see `cdp.training.TrainingPlan` for what each does."""
+    """How one model is trained; see `cdp.training.TrainingPlan` for what each does.
+
+    auxiliary : losses added to the head, name to `weight` and the loss's own parameters; see
+        `cdp.models.auxiliary`.
+    sampling : "image" shows each image once a pass, "identity" each person equally often.
+    sampled_classes : identities a step looks at, where there are more than fit; null looks at all.
+    """
 
     input_px: Annotated[int, Field(ge=8)] = 24
     embedding_dim: Positive = 128
@@ -89,6 +96,10 @@ class TrainingSettings(Settings):
     margin_warmup_epochs: float = Field(2.0, ge=0)
     gradient_clip: float | None = Field(5.0, gt=0)
     ema_decay: float | None = Field(None, gt=0, lt=1)
+    auxiliary: dict[str, dict[str, float]] = Field(default_factory=dict)
+    sampling: Literal["image", "identity"] = "image"
+    images_per_identity: Positive = 1
+    sampled_classes: Positive | None = None
 
 
 class IngestSettings(Settings):
@@ -185,23 +196,55 @@ class PropagateSettings(Settings):
 
 
 class RetrainSettings(TrainingSettings):
-    """Training of the low-resolution recognizer."""
+    """Training of the low-resolution recognizer.
+
+    weigh_by_confidence : an image counts by how sure its pseudo-label is.
+    targets : "hard" is one pseudo-label an image, "soft" the weighted ones of `soft_labels`.
+    pseudo_share : part of batch and loss that the pseudo-labelled set has; null is its part of the
+        images.
+    same_person : a pseudo-cluster that looks like a labelled person is left "apart", or its images
+        are taken for that person's ("merge").
+    merge_far : share of labelled people that may look so much like another one.
+    teacher : a committee member whose vectors every image is also trained to follow, as a further
+        subject `distilled`; null trains none.
+    teacher_px : side the teacher's faces are reduced to; null shows them as they came.
+    """
 
     backbone: str = "residual"
     width: float = Field(1.0, gt=0)
     min_cluster_size: Positive = 2
     weigh_by_confidence: bool = True
+    targets: Literal["hard", "soft"] = "hard"
+    pseudo_share: float | None = Field(None, gt=0, lt=1)
+    same_person: Literal["apart", "merge"] = "apart"
+    merge_far: float = Field(0.01, ge=0, lt=1)
+    teacher: Name | None = None
+    teacher_px: int | None = Field(None, ge=4)
+    distil_weight: float = Field(3.0, ge=0)
 
 
 class EvaluateSettings(Settings):
-    """The protocols; sizes in pixels, FAR as shares; every degradation at every size."""
+    """The protocols; sizes in pixels, rates as shares; every degradation at every size.
 
-    probe_px: tuple[Positive, ...] = (24, 16)
+    gallery : "sharp" enrols faces as they came, "probe" as small and poor as the probes.
+    pair_images : images a person, at most, that TAR@FAR compares with all others.
+    enrolled : share of the people with two images that the open-set gallery knows; the others are
+        its strangers, and the distractors of the closed set.
+    draws : bootstrap resamples of the people behind `low` and `high`.
+    """
+
+    probe_px: tuple[Positive, ...] = (32, 24, 16, 12)
     degradations: tuple[str, ...] = ("none", "surveillance")
+    gallery: Literal["sharp", "probe"] = "sharp"
     folds: Annotated[int, Field(ge=2)] = 10
     pairs_per_fold: Positive = 300
-    far: tuple[Share, ...] = (0.1, 0.01)
-    ranks: tuple[Positive, ...] = (1, 5)
+    far: tuple[Rate, ...] = Field((0.1, 0.01, 0.001, 0.0001), min_length=1)
+    pair_images: Annotated[int, Field(ge=2)] = 10
+    ranks: tuple[Positive, ...] = (1, 5, 20)
+    enrolled: float = Field(0.5, gt=0, lt=1)
+    fpir: tuple[Rate, ...] = (0.3, 0.2, 0.1, 0.01)
+    fpir_rank: Positive = 20
+    draws: Positive = 200
     supervised: bool = True
 
 

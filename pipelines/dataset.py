@@ -31,10 +31,24 @@ SPLITS = ("labelled", "unlabelled", "evaluation")
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".gif"}
 
 
+class PairsSettings(Settings):
+    """A list of verification pairs in folds, in the format of LFW's official file.
+
+    The first line is `folds<tab>pairs`; each fold lists that many genuine pairs (`person i j`) and
+    as many impostor pairs (`person i person j`) of `<person>/<person>_<number, 4 digits>`.
+
+    held_out_folds : folds, from 1, whose people are evaluation people and nothing else.
+    """
+
+    file: str
+    held_out_folds: tuple[Positive, ...] = ()
+
+
 class PeopleSettings(Settings):
     """One folder of `<person>/<image>`, split by person with a seed.
 
-    Shares count people with at least `min_images` images; everybody else is unlabelled.
+    Shares count people with at least `min_images` images; everybody else is unlabelled. People of
+    held-out folds of `pairs` are taken for evaluation first.
     """
 
     root: str
@@ -42,6 +56,7 @@ class PeopleSettings(Settings):
     min_images: Positive = 2
     labelled: Share
     evaluation: Share
+    pairs: PairsSettings | None = None
 
 
 class FolderSettings(Settings):
@@ -92,6 +107,16 @@ class Entry:
 
 
 @dataclass(frozen=True)
+class ListedPair:
+    """Two images to be told apart: their paths, whether they show one person, the fold from 0."""
+
+    source: str
+    target: str
+    same: bool
+    fold: int
+
+
+@dataclass(frozen=True)
 class Dataset:
     """A manifest bound to a data root; small, and sent to workers as it is."""
 
@@ -123,6 +148,11 @@ class Dataset:
                     f"{manifest_path} names {folder.root!r}, which is not a directory below "
                     f"{data_root}. Check --data-root"
                 )
+        if dataset._pairs is not None and not dataset.locate(dataset._pairs.file).is_file():
+            raise DataError(
+                f"{manifest_path} names the pairs {dataset._pairs.file!r}, and there is no such "
+                f"file below {data_root}"
+            )
         return dataset
 
     @property
@@ -175,6 +205,8 @@ class Dataset:
                 for folder in self._folders.values()
                 for path in _walk(self.locate(folder.root), any_suffix=self.kind == "features")
             ]
+            if self._pairs is not None:
+                paths.append(self._pairs.file)
             files = digests.digest_tree(self.root, paths)
         return digest_json({"settings": settings, "files": files})
 
@@ -182,7 +214,17 @@ class Dataset:
     def kind(self) -> str:
         return self.manifest.kind
 
+    @property
+    def _pairs(self) -> PairsSettings | None:
+        return self.manifest.people.pairs if self.manifest.people else None
+
     # -- what is in it
+
+    def read_pairs(self) -> list[ListedPair]:
+        """The listed verification pairs, in order; none when the manifest names no list."""
+        if self._pairs is None or self.manifest.people is None:
+            return []
+        return _read_pairs(self.locate(self._pairs.file), self.manifest.people.root)
 
     def read_bytes(self, path: str) -> bytes:
         """One image file as it lies on disk; DataError when it cannot be read."""
@@ -255,7 +297,8 @@ def _list_folder(dataset: Dataset, split: str, folder: FolderSettings) -> list[E
 
 def _split_people(dataset: Dataset, people: PeopleSettings) -> list[Entry]:
     entries = _list_folder(dataset, "unlabelled", FolderSettings(root=people.root))
-    counts = Counter(entry.identity for entry in entries)
+    held_out = _list_held_out(dataset, people)
+    counts = Counter(entry.identity for entry in entries if entry.identity not in held_out)
     names = sorted(str(name) for name, count in counts.items() if count >= people.min_images)
     order = np.random.default_rng(people.seed).permutation(len(names))
     labelled = math.floor(people.labelled * len(names))
@@ -264,10 +307,52 @@ def _split_people(dataset: Dataset, people: PeopleSettings) -> list[Entry]:
         raise ConfigError("people: the labelled and evaluation shares add up to more than 1")
     split_of = {names[i]: "labelled" for i in order[:labelled]}
     split_of |= {names[i]: "evaluation" for i in order[labelled : labelled + evaluation]}
+    split_of |= dict.fromkeys(held_out, "evaluation")
     return [
         Entry(entry.path, split_of.get(str(entry.identity), "unlabelled"), entry.identity)
         for entry in entries
     ]
+
+
+def _list_held_out(dataset: Dataset, people: PeopleSettings) -> set[str]:
+    """The people of the folds that are kept for evaluation."""
+    if people.pairs is None or not people.pairs.held_out_folds:
+        return set()
+    listed = dataset.read_pairs()
+    folds = 1 + max(pair.fold for pair in listed)
+    beyond = [fold for fold in people.pairs.held_out_folds if fold > folds]
+    if beyond:
+        raise ConfigError(f"people.pairs.held_out_folds: 1..{folds} expected, got {beyond[0]}")
+    return {
+        Path(path).parent.name
+        for pair in listed
+        if pair.fold + 1 in people.pairs.held_out_folds
+        for path in (pair.source, pair.target)
+    }
+
+
+def _read_pairs(path: Path, root: str) -> list[ListedPair]:
+    """LFW's list of pairs; images are named without their suffix, which the list leaves open."""
+    lines = _read_lines(path)
+    pairs = []
+    try:
+        folds, each = (int(word) for word in lines[0].split())
+        for number, line in enumerate(lines[1 : 1 + 2 * folds * each]):
+            words = line.split("\t")
+            first, i, second, j = words if len(words) == 4 else (words[0], words[1], *words[::2])
+            source, target = (
+                f"{root}/{name}/{name}_{int(image):04d}"
+                for name, image in ((first, i), (second, j))
+            )
+            pairs.append(ListedPair(source, target, len(words) == 3, number // (2 * each)))
+    except (ValueError, IndexError) as error:
+        raise DataError(
+            f"{path}, line {len(pairs) + 2}: a pair as LFW lists them expected ({error}): person, "
+            "number, number, or person, number, person, number, between tabs"
+        ) from error
+    if len(pairs) != 2 * folds * each:
+        raise DataError(f"{path}: {2 * folds * each} pairs announced, {len(pairs)} listed")
+    return pairs
 
 
 def _check_splits(entries: list[Entry], name: str) -> None:

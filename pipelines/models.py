@@ -15,22 +15,26 @@ import hashlib
 import logging
 import os
 import shutil
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
 
-from pipelines.config import TrainingSettings
+from pipelines.config import MemberSettings, TrainingSettings
 from pipelines.dataset import Dataset
 from pipelines.stage import Work
 from pipelines.store import digest_json, open_atomically, write_table, write_text
 
+if TYPE_CHECKING:
+    from cdp.branch import SoftTargets
+
 log = logging.getLogger("cdp")
 
-TRAINING_VERSION = 1
+TRAINING_VERSION = 2
 """Raised when a change of the training code changes its weights."""
 
 HISTORY = pa.schema(
@@ -45,7 +49,7 @@ HISTORY = pa.schema(
     ]
 )
 PART_SIZE = 1000
-CHECKPOINT, WHOLE = "checkpoint.safetensors", "whole"
+CHECKPOINT, CURVES, WHOLE = "checkpoint.safetensors", "curves", "whole"
 
 
 @dataclass(frozen=True)
@@ -53,14 +57,17 @@ class LabelledSet:
     """Samples with classes: what one head is trained on.
 
     paths, sha256 : (n,) what to read, and its content.
-    label : (n,) int64, 0 .. classes - 1.
+    label : (n,) int64, 0 .. classes - 1; -1 for an image that only a teacher has something to say
+        of.
     weight : (n,) float32 per image, or None for all equal.
+    soft : SoftTargets or None, the weighted classes of some rows.
     """
 
     paths: tuple[str, ...]
     sha256: tuple[str, ...]
     label: np.ndarray
     weight: np.ndarray | None = None
+    soft: SoftTargets | None = None
 
     def digest(self) -> str:
         """Over content, labels and weights, in order."""
@@ -68,12 +75,21 @@ class LabelledSet:
         total.update(np.ascontiguousarray(self.label, np.int64).tobytes())
         if self.weight is not None:
             total.update(np.ascontiguousarray(self.weight, np.float32).tobytes())
+        if self.soft is not None:
+            for values in (self.soft.row, self.soft.label):
+                total.update(np.ascontiguousarray(values, np.int64).tobytes())
+            total.update(np.ascontiguousarray(self.soft.weight, np.float64).tobytes())
         return total.hexdigest()
 
 
 @dataclass(frozen=True)
 class TrainingJob:
-    """One model to be had: an architecture, and what its one or two heads are trained on."""
+    """One model to be had: an architecture, and what its one or two heads are trained on.
+
+    pseudo_share : as `train_recognizer`'s share.
+    teacher : key and vectors (n, t) of the labelled and (u, t) of the pseudo-labelled images, and
+        the weight of following them; None without a teacher.
+    """
 
     name: str
     backbone: str
@@ -82,6 +98,18 @@ class TrainingJob:
     labelled: LabelledSet | None
     pseudo: LabelledSet | None
     seed: int
+    pseudo_share: float | None = None
+    teacher: TeacherVectors | None = None
+
+
+@dataclass(frozen=True)
+class TeacherVectors:
+    """What a teacher says of the images of a job; `digest` stands for all of it in the key."""
+
+    digest: str
+    labelled: np.ndarray | None
+    pseudo: np.ndarray | None
+    weight: float
 
 
 def train_once(work: Work, job: TrainingJob) -> Path:
@@ -99,6 +127,8 @@ def train_once(work: Work, job: TrainingJob) -> Path:
             "source_px": work.dataset.manifest.size_px,
             "labelled": job.labelled and job.labelled.digest(),
             "pseudo": job.pseudo and job.pseudo.digest(),
+            "pseudo_share": job.pseudo_share,
+            "teacher": job.teacher and [job.teacher.digest, job.teacher.weight],
         }
     )
     directory = store.model_directory(key)
@@ -121,6 +151,15 @@ def train_once(work: Work, job: TrainingJob) -> Path:
     return directory
 
 
+def find_origin(work: Work, member: MemberSettings) -> Path | None:
+    """The file a member is read from; None for ready features."""
+    if member.backbone is not None:
+        return work.locate("train.history").parent / f"{member.name}.safetensors"
+    if member.features is not None:
+        return None
+    return work.dataset.locate(str(member.onnx or member.checkpoint))
+
+
 def copy_model(work: Work, directory: Path, name: str) -> Path:
     """Give the stage its own name for a model; the bytes are shared where links are possible."""
     target = work.directory / f"{name}.safetensors"
@@ -132,6 +171,14 @@ def copy_model(work: Work, directory: Path, name: str) -> Path:
     return target
 
 
+def copy_curves(work: Work, directory: Path, name: str) -> None:
+    """Put a model's curves where `tensorboard --logdir runs/<run>` finds them under its name."""
+    target = work.directory / CURVES / name
+    shutil.rmtree(target, ignore_errors=True)
+    if (directory / CURVES).is_dir():
+        shutil.copytree(directory / CURVES, target)
+
+
 def read_history(directory: Path, name: str) -> pa.Table:
     """The training history of one model, under the name its stage gives it."""
     import pyarrow.parquet as pq
@@ -141,13 +188,90 @@ def read_history(directory: Path, name: str) -> pa.Table:
 
 
 def _train(work: Work, job: TrainingJob, draft: Path) -> None:
-    from safetensors.torch import load_file, save_file
+    from safetensors.torch import save_file
 
+    from cdp.training import HISTORY as COLUMNS
+    from pipelines.curves import write_curves
+    from pipelines.team import share_training
+
+    checkpoint = draft / CHECKPOINT
+
+    def keep(state: dict[str, Any]) -> None:
+        with open_atomically(checkpoint) as path:
+            save_file(state, path)
+        history = [dict(zip(COLUMNS, row, strict=True)) for row in state["history"].tolist()]
+        write_curves(draft / CURVES, history)
+
+    request = TrainingRequest(
+        name=f"{work.stage.name} {job.name}",
+        backbone=job.backbone,
+        width=job.width,
+        settings=job.settings.model_dump(include=set(TrainingSettings.model_fields)),
+        seed=job.seed,
+        pseudo_share=job.pseudo_share,
+        distil_weight=0.0 if job.teacher is None else job.teacher.weight,
+        checkpoint=str(checkpoint.resolve()) if checkpoint.exists() else None,
+    )
+    arrays = _collect_arrays(work, job)
+    share_training(work.scratch, request, arrays)
+    model, history = train_arrays(request, arrays, work.runtime.device, keep)
+    with open_atomically(draft / "weights.safetensors") as path:
+        model.save(path)
+    columns = {name: [row[name] for row in history] for name in HISTORY.names if name != "model"}
+    write_table(draft / "history.parquet", {"model": [job.name] * len(history), **columns}, HISTORY)
+    write_text(draft / WHOLE, "")
+
+
+@dataclass(frozen=True)
+class TrainingRequest:
+    """All of a training but its arrays, in plain JSON values.
+
+    settings : the fields of `TrainingSettings`.
+    checkpoint : path of the state to go on from, or None.
+    """
+
+    name: str
+    backbone: str
+    width: float
+    settings: dict[str, Any]
+    seed: int
+    pseudo_share: float | None
+    distil_weight: float
+    checkpoint: str | None
+
+
+def _collect_arrays(work: Work, job: TrainingJob) -> dict[str, np.ndarray]:
+    """What is trained on, by the names `train_arrays` knows; what there is none of is missing."""
+    arrays: dict[str, np.ndarray | None] = {}
+    for prefix, each in (("", job.labelled), ("pseudo_", job.pseudo)):
+        if each is not None:
+            arrays[f"{prefix}images"] = _load_faces(work, each, job.settings.input_px)
+            arrays[f"{prefix}label"] = each.label
+    if job.pseudo is not None:
+        arrays["confidence"] = job.pseudo.weight
+        if job.pseudo.soft is not None:
+            soft = job.pseudo.soft
+            arrays |= {"soft_row": soft.row, "soft_label": soft.label, "soft_weight": soft.weight}
+    if job.teacher is not None:
+        arrays |= {"teacher": job.teacher.labelled, "pseudo_teacher": job.teacher.pseudo}
+    return {name: values for name, values in arrays.items() if values is not None}
+
+
+def train_arrays(
+    request: TrainingRequest,
+    arrays: Mapping[str, np.ndarray],
+    device: str,
+    on_epoch: Callable[[dict[str, Any]], None] | None = None,
+) -> tuple[Any, list[dict[str, float]]]:
+    """Train what was requested on these arrays; result as `train_recognizer`."""
+    from safetensors.torch import load_file
+
+    from cdp.branch import SoftTargets
     from cdp.images.degradation import get_degradation
     from cdp.recognizer import train_recognizer
     from cdp.training import TrainingPlan
 
-    settings, labelled, pseudo = job.settings, job.labelled, job.pseudo
+    settings = TrainingSettings.model_validate(request.settings)
     plan = TrainingPlan(
         epochs=settings.epochs,
         batch_size=settings.batch_size,
@@ -158,47 +282,51 @@ def _train(work: Work, job: TrainingJob, draft: Path) -> None:
         margin_warmup_epochs=settings.margin_warmup_epochs,
         gradient_clip=settings.gradient_clip,
         ema_decay=settings.ema_decay,
+        distil_weight=request.distil_weight,
         degradation=get_degradation(settings.degradation),
-        seed=job.seed,
+        seed=request.seed,
     )
-    checkpoint = draft / CHECKPOINT
-
-    def keep(state: dict[str, Any]) -> None:
-        with open_atomically(checkpoint) as path:
-            save_file(state, path)
-
-    model, history = train_recognizer(
-        None if labelled is None else _load_faces(work, labelled),
-        None if labelled is None else labelled.label,
-        None if pseudo is None else _load_faces(work, pseudo),
-        None if pseudo is None else pseudo.label,
-        confidence=None if pseudo is None else pseudo.weight,
+    soft = None
+    if "soft_row" in arrays:
+        soft = SoftTargets(arrays["soft_row"], arrays["soft_label"], arrays["soft_weight"])
+    return train_recognizer(
+        arrays.get("images"),
+        arrays.get("label"),
+        arrays.get("pseudo_images"),
+        arrays.get("pseudo_label"),
+        confidence=arrays.get("confidence"),
+        soft=soft,
+        teacher=arrays.get("teacher"),
+        pseudo_teacher=arrays.get("pseudo_teacher"),
+        share=request.pseudo_share,
         plan=plan,
         min_size=1,
-        backbone=job.backbone,
-        width=job.width,
+        sampling=settings.sampling,
+        images_per_identity=settings.images_per_identity,
+        backbone=request.backbone,
+        width=request.width,
         input_px=settings.input_px,
         embedding_dim=settings.embedding_dim,
         head=settings.head,
         head_params=settings.head_options,
-        device=work.runtime.device,
-        resume=load_file(checkpoint) if checkpoint.exists() else None,
-        on_epoch=keep,
-        description=f"{work.stage.name} {job.name}",
+        auxiliaries=settings.auxiliary,
+        sampled_classes=settings.sampled_classes,
+        device=device,
+        resume=None if request.checkpoint is None else load_file(request.checkpoint),
+        on_epoch=on_epoch,
+        description=request.name,
     )
-    with open_atomically(draft / "weights.safetensors") as path:
-        model.save(path)
-    columns = {name: [row[name] for row in history] for name in HISTORY.names if name != "model"}
-    write_table(draft / "history.parquet", {"model": [job.name] * len(history), **columns}, HISTORY)
-    write_text(draft / WHOLE, "")
 
 
-def _load_faces(work: Work, each: LabelledSet) -> np.ndarray:
-    """The faces of a set, mapped from a scratch file that the workers fill; read once a stage."""
+def _load_faces(work: Work, each: LabelledSet, input_px: int) -> np.ndarray:
+    """The faces of a set, mapped from a scratch file that the workers fill; read once a stage.
+
+    They are stored at twice the side the network sees: all that a degradation looks at.
+    """
+    size_px = min(work.dataset.manifest.size_px, 2 * input_px)
     name = hashlib.sha256("\n".join(each.sha256).encode()).hexdigest()[:20]
-    path = work.scratch / f"faces-{name}.npy"
+    path = work.scratch / f"faces-{name}-{size_px}.npy"
     if not path.exists():
-        size_px = work.dataset.manifest.size_px
         draft = path.with_suffix(".draft")
         shape = (len(each.paths), size_px, size_px, 3)
         np.lib.format.open_memmap(draft, "w+", np.uint8, shape).flush()
@@ -213,9 +341,9 @@ def _load_faces(work: Work, each: LabelledSet) -> np.ndarray:
 
 
 def read_faces_part(dataset: Dataset, target: Path, row: int, paths: tuple[str, ...]) -> None:
-    """Read some faces into their place in a mapped file."""
+    """Read some faces into their place in a mapped file, reduced to its side."""
     faces = np.load(target, mmap_mode="r+")
-    faces[row : row + len(paths)] = dataset.read_faces(paths)
+    faces[row : row + len(paths)] = reduce_to(dataset.read_faces(paths), faces.shape[1])
     faces.flush()
 
 

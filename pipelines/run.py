@@ -27,6 +27,7 @@ from pipelines.engine import Engine
 from pipelines.stage import Runtime, Step, execute_step, plan_run
 from pipelines.stages import STAGES, describe_facts
 from pipelines.store import FileDigests, Store
+from pipelines.team import run_as_team
 
 log = logging.getLogger("cdp")
 
@@ -81,6 +82,8 @@ def main(arguments: list[str] | None = None) -> int:
     """Run the command line; return the exit code."""
     options = build_parser().parse_args(arguments)
     try:
+        if "WORLD_SIZE" in os.environ:
+            return run_as_team(options.device, lambda: _run(options))
         return _run(options)
     except KeyboardInterrupt:
         print(f"\ninterrupted; finished parts are kept. To go on: {_resume(arguments)}",

@@ -183,3 +183,91 @@ def test_pickled_features_are_refused(write, features):
     np.save(write.root / "u" / "features" / "evil.npy", np.array([object()]), allow_pickle=True)
     with pytest.raises(DataError, match=r"not a \.npy array of numbers"):
         write(FEATURES).read_features("unlabelled", "evil")
+
+
+# ---------------------------------------------------------------------------------------- pairs
+
+LISTED = """2\t2
+person000\t1\t2
+person001\t2\t3
+person000\t1\tperson001\t3
+person001\t1\tperson002\t2
+person003\t1\t3
+person004\t2\t1
+person003\t1\tperson004\t3
+person005\t1\tperson003\t2
+"""
+
+
+def write_pairs(write, listed=LISTED, **settings):
+    """Ten people of three images each, named and listed as LFW does it."""
+    (write.root / "pairs.txt").write_text(listed)
+    named = [f"all/person{p:03d}/person{p:03d}_{i:04d}.jpg" for p in range(10) for i in (1, 2, 3)]
+    people = {**BY_PERSON["people"], "evaluation": 0.0, "pairs": {"file": "pairs.txt", **settings}}
+    return write({"people": people}, named)
+
+
+def test_listed_pairs_are_read_fold_by_fold(write):
+    pairs = write_pairs(write).read_pairs()
+    assert [pair.same for pair in pairs] == [True, True, False, False] * 2
+    assert [pair.fold for pair in pairs] == [0] * 4 + [1] * 4
+    assert (pairs[1].source, pairs[1].target) == (
+        "all/person001/person001_0002",
+        "all/person001/person001_0003",
+    )
+    assert (pairs[7].source, pairs[7].target) == (
+        "all/person005/person005_0001",
+        "all/person003/person003_0002",
+    )
+    assert write(BY_PERSON, people(5, 2)).read_pairs() == []
+
+
+def test_people_of_held_out_folds_are_for_evaluation_alone(write):
+    entries = write_pairs(write, held_out_folds=[2]).list_entries()
+    held_out = {entry.identity for entry in entries if entry.split == "evaluation"}
+    assert held_out == {"person003", "person004", "person005"}
+    labelled = {entry.identity for entry in entries if entry.split == "labelled"}
+    assert len(labelled) == 1  # a fifth of the other seven
+
+
+def test_a_changed_list_is_another_data_set(write, tmp_path):
+    dataset = write_pairs(write)
+    before = dataset.digest(FileDigests(tmp_path / "a.json"))
+    (write.root / "pairs.txt").write_text(LISTED.replace("1\t2", "1\t3", 1))
+    assert dataset.digest(FileDigests(tmp_path / "b.json")) != before
+
+
+@pytest.mark.parametrize(
+    ("listed", "expected"),
+    [
+        ("", r"pairs\.txt, line 2: a pair as LFW lists them expected"),
+        ("2\t2\nperson000\t1\n", "line 2: a pair"),
+        ("1\t1\nperson000\t1\t2\nperson000\tone\tperson001\t2\n", "line 3: a pair"),
+        ("2\t2\nperson000\t1\t2\n", "8 pairs announced, 1 listed"),
+    ],
+)
+def test_a_list_that_is_none_is_named_by_its_line(write, listed, expected):
+    dataset = write_pairs(write, listed)
+    with pytest.raises(DataError, match=expected):
+        dataset.read_pairs()
+
+
+def test_folds_and_files_that_are_not_there_are_named(write):
+    with pytest.raises(ConfigError, match=r"held_out_folds: 1\.\.2 expected, got 3"):
+        write_pairs(write, held_out_folds=[3]).list_entries()
+    missing = {"people": {**BY_PERSON["people"], "pairs": {"file": "lfw.txt"}}}
+    with pytest.raises(DataError, match=r"names the pairs 'lfw\.txt', and there is no such"):
+        write(missing)
+
+
+def test_the_official_list_parts_its_people(data_root):
+    """Real data: ten folds of 600 pairs, and nobody in two of them."""
+    from pipelines.dataset import _read_pairs
+
+    pairs = _read_pairs(data_root / "lfw_pairs.txt", "lfw112")
+    assert len(pairs) == 6000
+    people = [set() for _ in range(10)]
+    for pair in pairs:
+        assert (data_root / f"{pair.source}.jpg").is_file()
+        people[pair.fold] |= {path.split("/")[1] for path in (pair.source, pair.target)}
+    assert sum(len(each) for each in people) == len(set().union(*people))

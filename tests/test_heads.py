@@ -7,6 +7,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pytorch_metric_learning import losses
 
 from cdp.errors import ConfigError
 from cdp.models.heads import HEADS, build_head, default_scale
@@ -40,9 +41,22 @@ def cosine(a: np.ndarray, b: np.ndarray) -> float:
 
 def derive(name: str, embedding: np.ndarray, label: int, weight: np.ndarray, norms: list[float]):
     """Loss and logits of one sample by the formulas of the papers."""
-    if name == "softmax":
-        logits = [float(sum(embedding * row)) for row in weight]
+    length = math.sqrt(sum(embedding**2))
+    if name in ("softmax", "l2softmax"):
+        seen = embedding if name == "softmax" else 12.0 * embedding / length
+        logits = [float(sum(seen * row)) for row in weight]
         return cross_entropy(logits, label), logits
+    if name in ("sphereface", "largemargin"):
+        angles = [math.acos(cosine(embedding, row)) for row in weight]
+        scales = [
+            length * (math.sqrt(sum(row**2)) if name == "largemargin" else 1.0) for row in weight
+        ]
+        logits = [s * math.cos(a) for s, a in zip(scales, angles, strict=True)]
+        # psi falls over all of 0..pi: each quarter is a cosine turned and shifted to fit.
+        quarter = math.floor(angles[label] / (math.pi / 4))
+        psi = (-1) ** quarter * math.cos(4 * angles[label]) - 2 * quarter
+        with_margin = [scales[i] * psi if i == label else value for i, value in enumerate(logits)]
+        return cross_entropy(with_margin, label), logits
     scale = 20.0
     cosines = [cosine(embedding, row) for row in weight]
     own = cosines[label]
@@ -57,7 +71,7 @@ def derive(name: str, embedding: np.ndarray, label: int, weight: np.ndarray, nor
     elif name == "adaface":
         mean = sum(norms) / len(norms)
         std = math.sqrt(sum((n - mean) ** 2 for n in norms) / (len(norms) - 1))
-        quality = (math.sqrt(sum(embedding**2)) - mean) / (std + 1e-3) * 0.333
+        quality = (length - mean) / (std + 1e-3) * 0.333
         quality = max(-1.0, min(1.0, quality))
         angle = min(max(math.acos(own) - 0.4 * quality, 1e-3), math.pi - 1e-3)
         harder = math.cos(angle) - (0.4 * quality + 0.4)
@@ -67,8 +81,17 @@ def derive(name: str, embedding: np.ndarray, label: int, weight: np.ndarray, nor
     return cross_entropy(with_margin, label), [scale * c for c in cosines]
 
 
+def classes_of(head: torch.nn.Module) -> torch.Tensor:
+    """The weights of a head, (identities, d)."""
+    weight = next(p for p in head.parameters() if p.ndim == 2).detach()
+    return weight if len(weight) == IDENTITIES else weight.T
+
+
 PARAMS = {
     "softmax": {},
+    "l2softmax": {"radius": 12.0},
+    "sphereface": {"margin": 4},
+    "largemargin": {"margin": 4},
     "normface": {"scale": 20.0},
     "cosface": {"scale": 20.0, "margin": 0.3},
     "arcface": {"scale": 20.0, "margin_rad": 0.4},
@@ -82,7 +105,7 @@ PARAMS = {
 def test_loss_and_logits_by_hand(name: str, seed: int) -> None:
     embedding, label = problem(seed)
     head = build_head(name, DIM, IDENTITIES, seed=seed, **PARAMS[name]).double()
-    weight = next(p for p in head.parameters() if p.ndim == 2).detach().numpy()
+    weight = classes_of(head).numpy()
     norms = [math.sqrt(sum(e**2)) for e in embedding.numpy()]
     loss, logits = head.score(embedding, label)
     for i in range(BATCH):
@@ -107,7 +130,7 @@ def test_gradient_is_right(name: str) -> None:
     )
 
 
-@pytest.mark.parametrize("name", sorted(set(NAMES) - {"softmax"}))
+@pytest.mark.parametrize("name", sorted(set(NAMES) - {"softmax", "sphereface", "largemargin"}))
 def test_only_direction_and_margin_matter(name: str) -> None:
     embedding, label = problem(1)
     head = build_head(name, DIM, IDENTITIES, **PARAMS[name]).double()
@@ -122,6 +145,42 @@ def test_only_direction_and_margin_matter(name: str) -> None:
     np.testing.assert_allclose(
         head.score(3 * embedding, label).logits.detach(), plain.logits.detach(), atol=1e-9
     )
+
+
+@pytest.mark.parametrize("name", ["sphereface", "largemargin"])
+def test_the_multiplied_angle_is_annealed(name: str) -> None:
+    """SphereFace's (lambda cos + psi) / (1 + lambda), lambda = 1 / margin_share - 1."""
+    embedding, label = problem(6)
+    head = build_head(name, DIM, IDENTITIES).double()
+
+    def own_logit(share: float) -> torch.Tensor:
+        head.margin_share = share
+        loss, logits = head.score(embedding, label)
+        # The loss tells the own logit v: loss = log(exp(v) + rest) - v.
+        rest = torch.exp(logits).sum(1) - torch.exp(logits.gather(1, label[:, None])).squeeze(1)
+        return torch.log(rest / torch.expm1(loss))
+
+    plain, full = own_logit(0.0), own_logit(1.0)
+    for strength in (1.0, 3.0):
+        expected = (strength * plain + full) / (1 + strength)
+        annealed = own_logit(1 / (1 + strength))
+        np.testing.assert_allclose(annealed.detach(), expected.detach(), atol=1e-6)
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_margins_agree_with_pytorch_metric_learning(seed: int) -> None:
+    """A second opinion on the formulas that are ours: the library's, in its own units."""
+    embedding, label = problem(seed)
+    cases = {
+        "arcface": losses.ArcFaceLoss(IDENTITIES, DIM, margin=math.degrees(0.4), scale=20),
+        "cosface": losses.CosFaceLoss(IDENTITIES, DIM, margin=0.3, scale=20),
+        "normface": losses.NormalizedSoftmaxLoss(IDENTITIES, DIM, temperature=1 / 20),
+    }
+    for name, theirs in cases.items():
+        head = build_head(name, DIM, IDENTITIES, seed=seed, **PARAMS[name]).double()
+        theirs.W.data = head.weight.detach().T.clone()
+        ours = head.score(embedding, label).loss.mean()
+        assert ours.item() == pytest.approx(theirs(embedding, label).item(), abs=1e-6)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -166,7 +225,7 @@ def test_adaface_gives_the_better_image_the_margin_of_the_cosine() -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_extremes_stay_finite(name: str) -> None:
     head = build_head(name, DIM, IDENTITIES)
-    weight = next(p for p in head.parameters() if p.ndim == 2).detach()
+    weight = classes_of(head)
     embedding = torch.cat([weight[:1] * 50, -weight[:1] * 50, torch.zeros(1, DIM)])
     embedding.requires_grad_()
     loss, _ = head(embedding, torch.zeros(3, dtype=torch.int64))
@@ -189,5 +248,9 @@ def test_errors() -> None:
         build_head("arcface", 8, 4, margin=28.6)
     with pytest.raises(ConfigError, match="2 identities"):
         build_head("softmax", 8, 1)
+    with pytest.raises(ConfigError, match=r"whole number in 1\.\.8, got 2\.5"):
+        build_head("sphereface", 8, 4, margin=2.5)
+    with pytest.raises(ConfigError, match="radius must be above 0"):
+        build_head("l2softmax", 8, 4, radius=0.0)
     with pytest.raises(ConfigError, match="scale"):
         build_head("cosface", 8, 4, scale=-1.0)

@@ -17,6 +17,7 @@ import yaml
 from conftest import TINY_CONFIG, digest_run
 from PIL import Image
 
+from pipelines.export import main as export_results
 from pipelines.run import main
 
 ROOT = Path(__file__).parents[1]
@@ -25,6 +26,7 @@ TABLES = {
     "ingest/rejected": "dataset path reason",
     "train/history": "model epoch step loss learning_rate accuracy seconds",
     "retrain/history": "model epoch step loss learning_rate accuracy seconds",
+    "retrain/matches": "pseudo_label identity similarity threshold",
     "embed/embeddings/labelled/base": "sample_id embedding norm",
     "embed/embeddings/unlabelled/other": "sample_id embedding norm",
     "knn/neighbours/unlabelled/base": "sample_id neighbour similarity",
@@ -32,7 +34,7 @@ TABLES = {
     "propagate/labels": "sample_id path pseudo_label cluster_size confidence cut_threshold",
     "propagate/clusters": "pseudo_label size mean_probability expected_precision weakest_edge "
     "medoid_sample_id",
-    "evaluate/metrics": "subject protocol metric value count",
+    "evaluate/metrics": "subject protocol metric value count low high",
     "report/summary": "section name value",
 }
 
@@ -53,7 +55,7 @@ def whole(tiny, tmp_path_factory):
 def test_every_table_opens_with_pandas(whole, table):
     frame = pd.read_parquet(whole / "tiny" / f"{table}.parquet")
     assert set(TABLES[table].split()) <= set(frame.columns)
-    assert len(frame) or table == "ingest/rejected"
+    assert len(frame) or table in ("ingest/rejected", "retrain/matches")
 
 
 def test_the_tables_agree_with_each_other(whole):
@@ -142,6 +144,117 @@ def test_killed_anywhere_it_ends_the_same_many_times(whole, tiny, tmp_path, seed
     check_kills(whole, tiny, tmp_path, [dice.uniform(3, 25) for _ in range(5)])
 
 
+# ---------------------------------------------------------------------------------- the product
+
+
+def test_every_protocol_has_its_figures_and_intervals(whole):
+    metrics = pd.read_parquet(whole / "tiny" / "evaluate" / "metrics.parquet")
+    recognizers = metrics[metrics.subject == "labelled_pseudo"].set_index("metric")
+    names = {name.rpartition(" 16px")[0] for name in recognizers.protocol}
+    assert names == {
+        "verification",
+        "identification",
+        "identification with distractors",
+        "open set",
+    }
+    assert {
+        "accuracy",
+        "tar@far=0.1",
+        "tar@far=0.01",
+        "rank-1",
+        "rank-20",
+        "tpir20@fpir=0.1",
+    } <= set(recognizers.index)
+    # 12 people of 4 images: neither 1e-4 of the impostors nor 1 % of the strangers is one.
+    assert not {"tar@far=0.0001", "tpir20@fpir=0.01"} & set(recognizers.index)
+    sure = recognizers.drop(index="accuracy_std")
+    assert (sure.low <= sure.high).all()
+    assert sure.value.between(sure.low - 0.05, sure.high + 0.05).all()
+    gap = metrics[metrics.subject == "gap_closed"]
+    assert len(gap) == len(sure)
+
+
+def test_curves_lie_beside_the_history(whole):
+    for stage, models in (("train", ("base", "other")), ("retrain", ("labelled_only",))):
+        for model in models:
+            assert list((whole / "tiny" / stage / "curves" / model).glob("events*"))
+
+
+def test_a_teacher_is_followed_and_asked_once(whole, tiny, tmp_path):
+    runs = tmp_path / "runs"
+    shutil.copytree(whole, runs, symlinks=True)
+    options = [
+        "--until",
+        "evaluate",
+        "retrain.teacher=base",
+        "retrain.same_person=merge",
+        "retrain.sampling=identity",
+        "retrain.images_per_identity=2",
+        "retrain.auxiliary={range: {weight: 0.001}}",
+        "evaluate.supervised=false",
+    ]
+    assert run(tiny, runs, *options) == 0
+    history = pd.read_parquet(runs / "tiny" / "retrain" / "history.parquet")
+    assert set(history.model) == {"labelled_only", "labelled_pseudo", "distilled"}
+    metrics = pd.read_parquet(runs / "tiny" / "evaluate" / "metrics.parquet")
+    assert "distilled" in set(metrics.subject)
+    matches = pd.read_parquet(runs / "tiny" / "retrain" / "matches.parquet")
+    assert (matches.similarity > matches.threshold).all()
+    vectors = {p: p.stat().st_mtime_ns for p in (runs / ".store" / "model").rglob("vectors.npy")}
+    assert vectors
+    assert run(tiny, runs, *options, "retrain.distil_weight=0.5") == 0
+    again = {p: p.stat().st_mtime_ns for p in (runs / ".store" / "model").rglob("vectors.npy")}
+    assert again == vectors
+
+
+def export(*arguments):
+    return export_results([str(argument) for argument in arguments])
+
+
+def test_a_recognizer_is_exported_with_its_card(whole, tmp_path, capsys):
+    import cdp
+    from cdp.embedding import OnnxEmbedder
+
+    out = tmp_path / "product"
+    options = ["recognizer", "--run", whole / "tiny", "--out", out]
+    assert export(*options) == 0
+    assert "labelled_pseudo, 16 px to 16 numbers" in capsys.readouterr().out
+    faces = np.random.default_rng(0).integers(0, 256, (5, 40, 40, 3)).astype(np.uint8)
+    ours = cdp.Recognizer.load(out / "recognizer.safetensors").embed(faces)
+    theirs, _ = OnnxEmbedder((out / "recognizer.onnx").read_bytes()).embed(faces)
+    np.testing.assert_allclose(ours, theirs, atol=1e-4)
+    card = (out / "README.md").read_text(encoding="utf-8")
+    for expected in ("(n, 3, 16, 16) float32", "tiny", "open set 16px", "epochs", "landmarks"):
+        assert expected in card
+    code = card.partition("```python\n")[2].partition("```")[0]
+    done = subprocess.run(
+        [sys.executable, "-c", code + "\nprint(vectors.shape)"], cwd=out, capture_output=True,
+        text=True, env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )  # fmt: skip
+    assert done.stdout.strip() == "(1, 16)", done.stderr
+    assert export(*options) == 2
+    assert "exists already" in capsys.readouterr().err
+    assert export("recognizer", "--run", whole / "tiny", "--subject", "best") == 2
+    assert "no recognizer 'best'; it has: labelled_only" in capsys.readouterr().err
+    assert export("recognizer", "--run", whole / "nothing") == 2
+    assert "has not published retrain" in capsys.readouterr().err
+
+
+def test_a_page_of_degradations_is_drawn(tiny, tmp_path, capsys):
+    page = tmp_path / "page.png"
+    options = ["degradations", "--data", tiny.parents[1] / "data.yaml", "--out"]
+    assert export(*options, page, "--count", 3, "--preset", "surveillance", "adaface") == 0
+    assert "3 faces, none, surveillance, adaface" in capsys.readouterr().out
+    with Image.open(page) as picture:
+        assert picture.size == (150 + 3 * 100, 3 * 100 + 4)
+    assert export(*options, page) == 2
+    assert "exists already" in capsys.readouterr().err
+    assert export(*options, tmp_path / "b.png", "--preset", "fog") == 2
+    assert "unknown degradation 'fog'" in capsys.readouterr().err
+    assert export(*options, tmp_path / "c.png", "--px", 1) == 2
+    assert "--px of 4" in capsys.readouterr().err
+
+
 # ------------------------------------------------------------------------------------- mistakes
 
 
@@ -156,6 +269,8 @@ def test_killed_anywhere_it_ends_the_same_many_times(whole, tiny, tmp_path, seed
         (["committee.base={name: base, backbone: transformer}"], "transformer"),
         (["train.degradation=fog"], "unknown degradation 'fog'"),
         (["train.head=focal"], "unknown head 'focal'"),
+        (["train.auxiliary={focal: {}}"], "unknown auxiliary loss 'focal'"),
+        (["train.auxiliary={center: {pull: 1.0}}"], "no parameter pull; it has: rate"),
         (["committee.base={name: base, onnx: a.onnx}"], "synthetic data set has no files"),
     ],
 )

@@ -9,8 +9,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import cdp
+from cdp.branch import Branch, SoftTargets
+from cdp.distillation import fit_target
 from cdp.errors import ConfigError, DataError
+from cdp.images.degradation import get_degradation
 from cdp.models import build_backbone
+from cdp.models.auxiliary import AUXILIARIES
+from cdp.models.heads import HEADS
 from cdp.recognizer import Recognizer, select_classes, train_recognizer
 from cdp.training import TrainingPlan
 
@@ -67,7 +72,7 @@ def test_two_heads_train_and_unlabelled_images_are_left_out() -> None:
 
 def test_equals_a_training_by_hand() -> None:
     from cdp.models.heads import build_head
-    from cdp.training import Branch, train_model
+    from cdp.training import train_model
 
     images, label = draw_people(4, 5, seed=0)
     others, pseudo = draw_people(6, 5, seed=1)
@@ -108,6 +113,79 @@ def test_a_share_moves_the_result_and_resume_does_not() -> None:
     assert len(history) == 3
 
 
+def test_soft_targets_of_classes_left_out_are_dropped() -> None:
+    """Numbers of propagation in, with classes that are too small and images without a label."""
+    images, label = draw_people(4, 5, seed=0)
+    others, pseudo = draw_people(6, 5, seed=1)
+    pseudo = pseudo * 10
+    pseudo[3], pseudo[7] = 999, -1
+    row = np.array([0, 0, 3, 7, 8, 8])
+    soft = SoftTargets(row, np.array([0, 10, 999, 20, 10, 999]), np.array([3, 1, 1, 1, 1, 4.0]))
+    found, _ = train(images, label, others, pseudo, soft=soft)
+    kept = np.flatnonzero((pseudo != 999) & (pseudo != -1))
+    rows = np.searchsorted(kept, [0, 0, 8])
+    left = SoftTargets(rows, np.array([0, 1, 1]), np.array([3, 1, 1.0]))
+    expected, _ = train(images, label, others[kept], pseudo[kept] // 10, soft=left)
+    hard, _ = train(images, label, others[kept], pseudo[kept])
+    np.testing.assert_array_equal(found.embed(others), expected.embed(others))
+    assert not np.array_equal(found.embed(others), hard.embed(others))
+
+
+def test_a_teacher_reaches_every_image() -> None:
+    """Two sets with heads, and what neither has a class for in a branch without one."""
+    from cdp.models.heads import build_head
+    from cdp.training import train_model
+
+    images, label = draw_people(4, 5, seed=0)
+    others, pseudo = draw_people(6, 5, seed=1)
+    pseudo[::4] = -1
+    taught = np.random.default_rng(0).normal(size=(50, 24))
+    taught /= np.linalg.norm(taught, axis=1, keepdims=True)
+    found, history = train(
+        images, label, others, pseudo, teacher=taught[:20], pseudo_teacher=taught[20:]
+    )
+    target = fit_target(taught, 16)
+    kept, rest = np.flatnonzero(pseudo != -1), np.flatnonzero(pseudo == -1)
+    backbone = build_backbone("plain", input_px=16, embedding_dim=16, width=0.5)
+    heads = [build_head("adaface", 16, count, seed=i) for i, count in enumerate((4, 6))]
+    branches = [
+        Branch(heads[0], images, label, teacher=target[:20]),
+        Branch(heads[1], others[kept], pseudo[kept], teacher=target[20:][kept]),
+        Branch(None, others[rest], None, teacher=target[20:][rest]),
+    ]
+    expected = train_model(backbone, branches, PLAN, device="cpu", progress=False)
+    assert [h["loss"] for h in history] == [h["loss"] for h in expected]
+    np.testing.assert_array_equal(
+        found.embed(others), Recognizer(backbone, device="cpu").embed(others)
+    )
+    without_labels, _ = train(None, None, others, None, pseudo_teacher=taught[20:])
+    assert np.isfinite(without_labels.embed(others)).all()
+    with pytest.raises(DataError, match="one teacher vector an image"):
+        train(images, label, teacher=taught)
+    with pytest.raises(DataError, match="different lengths"):
+        train(images, label, others, pseudo, teacher=taught[:20, :9], pseudo_teacher=taught[20:])
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"auxiliaries": {"center": {"weight": 0.003}, "coco": {"weight": 0.1, "scale": 10.0}}},
+        {"sampled_classes": 5, "plan": TrainingPlan(epochs=3, batch_size=4, flip=False)},
+        {"sampling": "identity", "images_per_identity": 2},
+    ],
+    ids=["auxiliaries", "sampled", "balanced"],
+)
+def test_options_reach_both_heads_and_resume(options) -> None:
+    images, label = draw_people(8, 5, seed=0)
+    others, pseudo = draw_people(9, 5, seed=1)
+    states = []
+    plain, _ = train(images, label, others, pseudo, plan=options.get("plan", PLAN))
+    whole, _ = train(images, label, others, pseudo, on_epoch=states.append, **options)
+    again, _ = train(images, label, others, pseudo, resume=states[1], **options)
+    np.testing.assert_array_equal(whole.embed(others), again.embed(others))
+    assert not np.array_equal(whole.embed(others), plain.embed(others))
+
+
 def test_vectors_are_unit_and_faces_of_any_size_will_do() -> None:
     recognizer = Recognizer(build_backbone("plain"), device="cpu")
     for side in (12, 24, 40):
@@ -133,6 +211,58 @@ def test_a_file_gives_it_back(tmp_path) -> None:
     path.write_bytes(b"no model")
     with pytest.raises(DataError, match="safetensors model expected"):
         Recognizer.load(path)
+
+
+@pytest.fixture(scope="module")
+def default_faces():
+    """The default data set: labelled faces to train on, held-out people to tell apart."""
+    from cdp.metrics import sample_verification_pairs
+    from cdp.synthetic import SyntheticFaces
+
+    faces = SyntheticFaces(size_px=48)
+    rows = {split: np.flatnonzero(faces.split == split) for split in ("labelled", "evaluation")}
+    images = {split: faces.draw(found) for split, found in rows.items()}
+    label = {s: np.unique(faces.identity[r], return_inverse=True)[1] for s, r in rows.items()}
+    pairs = sample_verification_pairs(label["evaluation"], 100, 5)
+    return images["labelled"], label["labelled"], images["evaluation"], pairs
+
+
+@pytest.mark.long
+@pytest.mark.parametrize(
+    "options",
+    [{"head": name} for name in HEADS]
+    + [{"head": "adaface", "sampled_classes": 64}]
+    + [
+        {
+            "head": "normface",
+            "auxiliaries": {name: {"weight": 0.003 if name in ("center", "range") else 0.3}},
+            "sampling": "identity",
+            "images_per_identity": 2,
+        }
+        for name in AUXILIARIES
+    ],
+    ids=lambda options: "-".join(
+        [options["head"], *options.get("auxiliaries", {}), *(["sampled"] * (len(options) == 2))]
+    ),
+)
+def test_it_trains_on_the_default_set(options, default_faces) -> None:
+    """Every head and every added loss: people nobody was trained on are told apart."""
+    from cdp.metrics import compare_pairs, verification_accuracy
+
+    images, label, held_out, pairs = default_faces
+
+    def measure(recognizer: Recognizer) -> float:
+        similarity = compare_pairs(recognizer.embed(held_out), pairs.source, pairs.target)
+        return verification_accuracy(similarity, pairs.same, pairs.fold)[0]
+
+    plan = TrainingPlan(epochs=6, degradation=get_degradation("adaface"))
+    recognizer, history = train_recognizer(
+        images, label, plan=plan, backbone="plain", device="cpu", progress=False, **options
+    )
+    before = measure(Recognizer(build_backbone("plain"), device="cpu"))
+    after = measure(recognizer)
+    print(f"{options}: accuracy {before:.3f} -> {after:.3f}, on training {history[-1]['accuracy']}")
+    assert after > before + 0.1
 
 
 def test_errors() -> None:

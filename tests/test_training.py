@@ -8,16 +8,16 @@ import pytest
 import torch
 from safetensors.torch import load, save
 
+from cdp.branch import Branch, SoftTargets
+from cdp.distillation import fit_target
 from cdp.errors import BackendError, ConfigError, DataError, StageError
-from cdp.images.degradation import DEGRADATIONS
+from cdp.images.degradation import DEGRADATIONS, degrade
 from cdp.models import build_backbone
+from cdp.models.auxiliary import AUXILIARIES, build_auxiliary
 from cdp.models.heads import HEADS, build_head
 from cdp.training import (
     HISTORY,
-    Branch,
     TrainingPlan,
-    _apportion,
-    _Order,
     _Trainer,
     resolve_device,
     resolve_precision,
@@ -145,24 +145,6 @@ def test_the_average_is_the_average() -> None:
     np.testing.assert_allclose(backbone.state_dict()[key], expected, atol=1e-6)
 
 
-def test_order_visits_each_image_once_a_pass() -> None:
-    order = _Order(10, seed=0, branch=0)
-    rows = np.concatenate([order.take(start, 4)[0] for start in range(0, 40, 4)])
-    for start in range(0, 40, 10):
-        assert sorted(rows[start : start + 10]) == list(range(10))
-    assert not np.array_equal(rows[:10], rows[10:20])
-    # Anywhere in the sequence can be had at once, and longer than the branch is no matter.
-    rows_again, seeds = _Order(10, seed=0, branch=0).take(7, 30)
-    np.testing.assert_array_equal(rows_again, rows[7:37])
-    assert len(set(seeds.tolist())) == 30
-
-
-def test_batches_are_apportioned() -> None:
-    assert _apportion(64, np.array([0.25, 0.75])) == [16, 48]
-    assert _apportion(10, np.array([1 / 3, 2 / 3])) == [3, 7]
-    assert _apportion(8, np.array([0.001, 0.999])) == [1, 7]
-
-
 def test_branch_losses_are_weighed_by_share() -> None:
     """The loss of a batch, re-derived from the heads' own outputs."""
     backbone, branches = make(count=2)
@@ -176,11 +158,11 @@ def test_branch_losses_are_weighed_by_share() -> None:
     for head in trainer.heads:
         head.eval()
     images, targets = trainer._batch(0)
-    assert [len(label) for label, _ in targets] == [4, 12]
+    assert [len(target.label) for target in targets] == [4, 12]
     total, _ = trainer._loss(images, targets)
     embedding = backbone(images)
-    first = shared[0].head(embedding[:4], targets[0][0]).loss.mean()
-    second = shared[1].head(embedding[4:], targets[1][0]).loss
+    first = shared[0].head(embedding[:4], targets[0].label).loss.mean()
+    second = shared[1].head(embedding[4:], targets[1].label).loss
     rows, _ = trainer.orders[1].take(0, 12)
     second = (second * torch.from_numpy(weight[rows]).float()).mean()
     assert total.item() == pytest.approx((0.25 * first + 0.75 * second).item(), rel=1e-5)
@@ -205,6 +187,128 @@ def test_an_image_without_weight_teaches_nothing() -> None:
     history = train(backbone, [nothing], plan)
     assert history[0]["loss"] == 0
     assert torch.equal(branch.head.weight, before)
+
+
+def loss_of(trainer, images, targets):
+    trainer.backbone.eval()
+    for head in trainer.heads:
+        head.eval()
+    return trainer._loss(images, targets)[0].item()
+
+
+def test_soft_targets_are_a_weighted_mean_of_losses() -> None:
+    """Re-derived from the head's own losses, image by image and class by class."""
+    backbone, (branch,) = make(each=2)
+    count = len(branch.images)
+    rng = np.random.default_rng(0)
+    rows = np.sort(rng.integers(0, count - 3, 2 * count))  # the last images have hard labels alone
+    soft = SoftTargets(rows, rng.integers(0, 6, len(rows)), rng.uniform(0.1, 2, len(rows)))
+    weight = rng.uniform(0.1, 2, count)
+    soft_branch = dataclasses.replace(branch, soft=soft, weight=weight)
+    trainer = _Trainer(backbone, [soft_branch], PLAN, torch.device("cpu"))
+    images, targets = trainer._batch(0)
+    found = loss_of(trainer, images, targets)
+    shown, _ = trainer.orders[0].take(0, PLAN.batch_size)
+    embedding = backbone(images)
+    expected = 0.0
+    for place, row in enumerate(shown):
+        entries = np.flatnonzero(soft.row == row)
+        shares = soft.weight[entries] / soft.weight[entries].sum() if len(entries) else [1.0]
+        classes = soft.label[entries] if len(entries) else [branch.label[row]]
+        for share, c in zip(shares, classes, strict=True):
+            loss = branch.head(embedding[place : place + 1], torch.tensor([c])).loss.item()
+            expected += weight[row] * share * loss / len(shown)
+    assert found == pytest.approx(expected, rel=1e-4)
+
+
+def test_soft_targets_that_say_what_the_labels_say_change_nothing() -> None:
+    results = []
+    for soft in (False, True):
+        backbone, (branch,) = make(head="cosface")
+        rows = np.arange(len(branch.images))
+        if soft:
+            same = SoftTargets(rows, branch.label, np.full(len(rows), 0.3))
+            branch = dataclasses.replace(branch, soft=same)
+        history = train(backbone, [branch])
+        results.append((history[-1]["loss"], history[-1]["accuracy"]))
+    assert results[0] == pytest.approx(results[1], rel=1e-5)
+
+
+def test_auxiliary_losses_are_added_by_their_weight() -> None:
+    backbone, (branch,) = make()
+    added = build_auxiliary("coco", 16, 6)
+    trainer = _Trainer(
+        backbone,
+        [dataclasses.replace(branch, auxiliaries=((0.25, added),))],
+        PLAN,
+        torch.device("cpu"),
+    )
+    images, targets = trainer._batch(0)
+    found = loss_of(trainer, images, targets)
+    embedding, label = backbone(images), targets[0].label
+    expected = branch.head(embedding, label).loss.mean() + 0.25 * added(embedding, label).mean()
+    assert found == pytest.approx(expected.item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("name", sorted(AUXILIARIES))
+def test_every_auxiliary_loss_trains_and_resumes(name: str) -> None:
+    """The head learns beside it, it changes what is learned, and its own state is part of the
+    checkpoint."""
+    plan = dataclasses.replace(
+        PLAN, epochs=6, degradation=DEGRADATIONS["none"], flip=False, learning_rate=0.05
+    )
+    states = []
+
+    def measure(weight: float, **options) -> float:
+        backbone, (branch,) = make(each=6, head="normface")
+        added = build_auxiliary(name, 16, 6)
+        branch = dataclasses.replace(
+            branch, auxiliaries=((weight, added),), sampling="identity", images_per_identity=2
+        )
+        history = train(backbone, [branch], plan, **options)
+        assert history[-1]["accuracy"] > 0.9
+        images = torch.from_numpy(branch.images)
+        with torch.inference_mode():
+            faces = degrade(images, torch.arange(len(images)), DEGRADATIONS["none"], 16)
+            return added(backbone(faces), torch.from_numpy(branch.label)).mean().item()
+
+    weight = 0.01 if name in ("center", "range") else 0.3
+    whole = measure(weight, on_epoch=states.append)
+    assert whole == measure(weight, resume=states[2])
+    assert whole != measure(0.0)
+
+
+def test_a_teacher_is_followed_without_labels() -> None:
+    """The student learns where the teacher points; a branch without a head needs no label."""
+    images, label = draw_people(6, 8)
+    target = fit_target(np.random.default_rng(0).normal(size=(6, 16))[label], 16)
+    backbone, _ = make()
+    plan = dataclasses.replace(PLAN, epochs=12, degradation=DEGRADATIONS["none"], flip=False)
+    history = train(backbone, [Branch(None, images, None, teacher=target)], plan)
+    assert history[-1]["loss"] < 0.2 < history[0]["loss"]
+    assert history[-1]["accuracy"] == 0
+
+
+def test_the_teachers_part_of_the_loss() -> None:
+    """All images that have a teacher alike, whatever their branch; classes by their own shares."""
+    backbone, (branch, other) = make(count=2)
+    target = fit_target(np.random.default_rng(1).normal(size=(48, 16)), 16)
+    branches = [
+        dataclasses.replace(branch, teacher=target),
+        Branch(None, other.images, None, teacher=target, share=3.0),
+    ]
+    branches[0] = dataclasses.replace(branches[0], share=1.0)
+    plan = dataclasses.replace(PLAN, distil_weight=0.7)
+    trainer = _Trainer(backbone, branches, plan, torch.device("cpu"))
+    assert trainer.counts == [4, 12]
+    images, targets = trainer._batch(0)
+    found = loss_of(trainer, images, targets)
+    embedding = backbone(images)
+    rows = [order.take(0, n)[0] for order, n in zip(trainer.orders, (4, 12), strict=True)]
+    shown = torch.from_numpy(target[np.concatenate(rows)])
+    away = 1 - (embedding * shown).sum(1) / embedding.norm(dim=1)
+    expected = branch.head(embedding[:4], targets[0].label).loss.mean() + 0.7 * away.mean()
+    assert found == pytest.approx(expected.item(), rel=1e-5)
 
 
 def test_learning_rate_and_margin_follow_the_plan() -> None:
@@ -271,16 +375,9 @@ def test_errors() -> None:
     backbone, (branch,) = make()
     with pytest.raises(DataError, match="nothing to train on"):
         train(backbone, [])
-    with pytest.raises(DataError, match=r"labels in 0\.\.5 expected, got -1\.\."):
-        dataclasses.replace(branch, label=branch.label - 1)
-    with pytest.raises(DataError, match="labels expected"):
-        dataclasses.replace(branch, label=branch.label[:-1])
-    with pytest.raises(DataError, match="without images"):
-        dataclasses.replace(branch, images=branch.images[:0], label=branch.label[:0])
-    with pytest.raises(DataError, match="uint8 expected"):
-        dataclasses.replace(branch, images=branch.images.astype(np.float32))
-    with pytest.raises(DataError, match="weights"):
-        dataclasses.replace(branch, weight=np.full(len(branch.label), np.nan))
+    teacher = np.ones((len(branch.images), 5), np.float32)
+    with pytest.raises(DataError, match="length 16 expected, as the student's, got 5"):
+        train(backbone, [dataclasses.replace(branch, teacher=teacher)])
     for wrong in (
         {"optimizer": "lion"},
         {"precision": "float16"},
@@ -288,6 +385,7 @@ def test_errors() -> None:
         {"batch_size": 1},
         {"learning_rate": 0.0},
         {"ema_decay": 1.0},
+        {"distil_weight": -1.0},
     ):
         with pytest.raises(ConfigError):
             dataclasses.replace(PLAN, **wrong)

@@ -558,3 +558,12 @@ def reduce_faces(images: np.ndarray, size_px: int, *, block: int = 1024) -> np.n
         small = _resize(part, size_px).round().clamp(0, 255).to(torch.uint8)
         reduced[start : start + block] = small.permute(0, 2, 3, 1).numpy()
     return reduced
+
+
+def degrade_pixels(
+    images: np.ndarray, seeds: np.ndarray, degradation: Degradation, size_px: int
+) -> np.ndarray:
+    """`degrade`, back in pixels: (n, size_px, size_px, 3) uint8, rounded to nearest."""
+    degraded = degrade(torch.from_numpy(images), torch.from_numpy(seeds), degradation, size_px)
+    pixels = ((degraded + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
+    return np.ascontiguousarray(pixels.permute(0, 2, 3, 1).numpy())

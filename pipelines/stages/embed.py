@@ -19,7 +19,7 @@ import pyarrow as pa
 from cdp.errors import DataError
 from pipelines.config import MemberSettings, RunConfig
 from pipelines.dataset import Dataset
-from pipelines.models import open_embedder, reduce_to
+from pipelines.models import find_origin, open_embedder, reduce_to
 from pipelines.stage import Stage, Work
 from pipelines.store import vector_column, write_table
 
@@ -42,7 +42,7 @@ def run(work: Work) -> Mapping[str, Any]:
     samples = work.read("ingest.samples").to_pandas()
     samples = samples[~samples.identity.isin(_list_trained_people(work))]
     members = work.config.committee.all
-    origins = [_find_origin(work, member) for member in members]
+    origins = [find_origin(work, member) for member in members]
     parts: list[tuple[Any, ...]] = []
     facts: dict[str, Any] = {}
     for split in SPLITS:
@@ -72,15 +72,6 @@ def _list_trained_people(work: Work) -> list[str]:
     people = work.read("train.people").to_pandas()
     trained = people[people.role == "committee"].identity
     return [] if len(trained) == len(people) else list(trained)
-
-
-def _find_origin(work: Work, member: MemberSettings) -> Path | None:
-    """The file a member is read from; None for ready features."""
-    if member.backbone is not None:
-        return work.locate("train.history").parent / f"{member.name}.safetensors"
-    if member.features is not None:
-        return None
-    return work.dataset.locate(str(member.onnx or member.checkpoint))
 
 
 def embed_part(

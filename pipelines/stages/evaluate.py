@@ -7,21 +7,27 @@ The contract:
   `labelled_pseudo` and, with truth, `supervised`, which is trained here because no earlier stage
   may read the truth. `gap_closed` is the share of supervised - labelled_only that
   labelled_pseudo reaches, NaN where there is no gap.
-- Protocols: `verification <probe>` (k folds by person: accuracy, TAR@FAR) and `identification
-  <probe>` (one gallery image a person, the rest are probes: rank-k). A probe is a face reduced to
-  some pixels, and seen through a degradation where it names one; both images of a pair are probes,
-  the gallery is as it came.
+- Protocols, each of a probe (a face reduced to some pixels, and seen through a degradation where it
+  names one): `verification` (accuracy over k folds of drawn pairs, TAR@FAR over all pairs),
+  `listed pairs` (accuracy over the folds of the data set's own list, LFW's for instance),
+  `identification` (one gallery image a person: rank-k), `identification with distractors` and
+  `open set` (half of the people enrolled, the others distractors or strangers: rank-k,
+  TPIR@FPIR). Both images of a pair are probes.
+- `low` and `high` bound 95 % of a bootstrap over the held-out people; NaN where there is none.
+- A protocol that the held-out people are too few for is left out, and the log says why.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import logging
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
+from cdp.errors import DataError
 from pipelines.dataset import Dataset
 from pipelines.models import (
     copy_model,
@@ -33,6 +39,8 @@ from pipelines.stage import Stage, Work
 from pipelines.stages.retrain import describe_job, select_clusters
 from pipelines.stages.train import select_labelled
 
+log = logging.getLogger("cdp")
+
 METRICS = pa.schema(
     [
         ("subject", pa.string()),
@@ -40,10 +48,13 @@ METRICS = pa.schema(
         ("metric", pa.string()),
         ("value", pa.float64()),
         ("count", pa.int64()),
+        ("low", pa.float64()),
+        ("high", pa.float64()),
     ]
 )
 PART_SIZE = 512
-Row = tuple[str, str, str, float, int]
+Row = tuple[str, str, str, float, int, float, float]
+NONE = float("nan")
 Probe = tuple[int | None, str]
 GALLERY: Probe = (None, "none")
 
@@ -90,30 +101,50 @@ def _score_labels(work: Work, truth: Any) -> list[Row]:
     rows: list[Row] = []
     for kind, score in (("pairwise", score_pairwise), ("bcubed", score_bcubed)):
         for name, value in zip(("precision", "recall", "f"), score(identity, label), strict=True):
-            rows.append(("pseudo_labels", "clustering", f"{kind}_{name}", value, len(label)))
-    rows.append(("pseudo_labels", "clustering", "nmi", score_nmi(identity, label), len(label)))
+            rows.append(_tell_label_score(f"{kind}_{name}", value, len(label)))
+    rows.append(_tell_label_score("nmi", score_nmi(identity, label), len(label)))
     return rows
+
+
+def _tell_label_score(metric: str, value: float, count: int) -> Row:
+    return ("pseudo_labels", "clustering", metric, value, count, NONE, NONE)
 
 
 def _score_recognizers(work: Work, held_out: Any, models: Mapping[str, Any]) -> list[Row]:
     from cdp.metrics import gap_closed
+    from cdp.protocols import Score
 
-    scores: dict[tuple[str, str, str], tuple[float, int]] = {}
-    identity = held_out.identity.factorize()[0].astype(np.int64)
+    scores: dict[tuple[str, str, str], Score] = {}
+    judge = _Judge(work, held_out)
     views = _embed_held_out(work, held_out.path.tolist(), models)
     for probe in _list_probes(work):
         for subject in models:
-            small, large = views[subject, probe], views[subject, GALLERY]
-            for protocol, metric, value, count in _score_one(work, identity, small, large, probe):
-                scores[subject, protocol, metric] = value, count
-    rows: list[Row] = [(*key, value, count) for key, (value, count) in scores.items()]
+            small = views[subject, probe]
+            large = small if work.config.evaluate.gallery == "probe" else views[subject, GALLERY]
+            for protocol, score in judge.score(small, large):
+                scores[subject, f"{protocol} {_tell_probe(probe)}", score.metric] = score
+    rows: list[Row] = [
+        (*key, score.value, score.count, *score.interval()) for key, score in scores.items()
+    ]
     if "supervised" in models and "labelled_pseudo" in models:
-        for (subject, protocol, metric), (low, count) in scores.items():
-            if subject == "labelled_only" and metric != "accuracy_std":
-                middle = scores["labelled_pseudo", protocol, metric][0]
-                high = scores["supervised", protocol, metric][0]
-                share = gap_closed(low, middle, high)
-                rows.append(("gap_closed", protocol, metric, share, count))
+        for (subject, protocol, metric), low in scores.items():
+            if subject != "labelled_only" or low.draws is None:
+                continue
+            middle = scores["labelled_pseudo", protocol, metric]
+            high = scores["supervised", protocol, metric]
+            assert middle.draws is not None
+            assert high.draws is not None
+            # Resample by resample: the three are judged on the same draw of people.
+            draws = [
+                gap_closed(*each) for each in zip(low.draws, middle.draws, high.draws, strict=True)
+            ]
+            gap = Score(
+                metric,
+                gap_closed(low.value, middle.value, high.value),
+                low.count,
+                np.array(draws),
+            )
+            rows.append(("gap_closed", protocol, metric, gap.value, gap.count, *gap.interval()))
     return rows
 
 
@@ -160,17 +191,12 @@ def embed_held_out_part(
 
 def _see(faces: np.ndarray, seeds: np.ndarray, probe: Probe) -> np.ndarray:
     """Faces as a probe: (n, s, s, 3) uint8 -> (n, px, px, 3) uint8."""
-    import torch
-
-    from cdp.images.degradation import degrade, get_degradation
+    from cdp.images.degradation import degrade_pixels, get_degradation
 
     size_px, name = probe
     if name == "none" or size_px is None:
         return reduce_to(faces, size_px)
-    degradation = get_degradation(name)
-    degraded = degrade(torch.from_numpy(faces), torch.from_numpy(seeds), degradation, size_px)
-    pixels = ((degraded + 1) * 127.5).round().clamp(0, 255).to(torch.uint8)
-    return np.ascontiguousarray(pixels.permute(0, 2, 3, 1).numpy())
+    return degrade_pixels(faces, seeds, get_degradation(name), size_px)
 
 
 def _tell_probe(probe: Probe) -> str:
@@ -178,37 +204,93 @@ def _tell_probe(probe: Probe) -> str:
     return f"{size_px}px" if name == "none" else f"{size_px}px {name}"
 
 
-def _score_one(
-    work: Work, identity: np.ndarray, small: np.ndarray, large: np.ndarray, probe: Probe
-) -> list[tuple[str, str, float, int]]:
-    from cdp.metrics import (
-        compare_pairs,
-        rank_k,
-        sample_probe_gallery,
-        sample_verification_pairs,
-        tar_at_far,
-        verification_accuracy,
-    )
+class _Judge:
+    """The protocols of one set of people, drawn once and the same for every recognizer."""
 
-    settings, seed = work.config.evaluate, work.seed
-    pairs = sample_verification_pairs(identity, settings.pairs_per_fold, settings.folds, seed)
-    similarity = compare_pairs(small, pairs.source, pairs.target)
-    accuracy, spread = verification_accuracy(similarity, pairs.same, pairs.fold)
-    name = f"verification {_tell_probe(probe)}"
-    rows = [
-        (name, "accuracy", accuracy, len(similarity)),
-        (name, "accuracy_std", spread, len(similarity)),
+    def __init__(self, work: Work, held_out: Any) -> None:
+        from cdp import metrics, protocols
+
+        self.settings = settings = work.config.evaluate
+        self.identity = identity = held_out.identity.factorize()[0].astype(np.int64)
+        self.resamples = protocols.Resamples(identity, settings.draws, work.seed)
+        self.compared = protocols.pick_images(identity, settings.pair_images, work.seed)
+        self.probes, self.gallery = metrics.sample_probe_gallery(identity, work.seed)
+        self.folds = {
+            "verification": _try(
+                metrics.sample_verification_pairs,
+                identity, settings.pairs_per_fold, settings.folds, work.seed,
+            ),
+            "listed pairs": find_listed_pairs(work.dataset, held_out.path.tolist()),
+        }  # fmt: skip
+        self.open_set = _try(protocols.sample_open_set, identity, settings.enrolled, work.seed)
+
+    def score(self, small: np.ndarray, large: np.ndarray) -> Iterator[tuple[str, Any]]:
+        """Every figure of one recognizer: probes `small`, gallery `large`, (n, d) unit vectors."""
+        from cdp import protocols
+        from cdp.metrics import compare_pairs, identify
+
+        settings, resamples, identity = self.settings, self.resamples, self.identity
+        for protocol, pairs in self.folds.items():
+            if pairs is not None:
+                similarity = compare_pairs(small, pairs.source, pairs.target)
+                for score in protocols.score_folds(similarity, pairs, resamples):
+                    yield protocol, score
+        found = _try(protocols.score_all_pairs, small, self.compared, resamples, settings.far)
+        for score in found or ():
+            yield "verification", score
+        if len(self.probes):
+            closed = identify(
+                small[self.probes], identity[self.probes],
+                large[self.gallery], identity[self.gallery],
+            )  # fmt: skip
+            for score in protocols.score_ranks(closed, self.probes, resamples, settings.ranks):
+                yield "identification", score
+        if self.open_set is not None:
+            yield from self._score_open_set(small, large)
+
+    def _score_open_set(self, small: np.ndarray, large: np.ndarray) -> Iterator[tuple[str, Any]]:
+        from cdp import protocols
+        from cdp.metrics import identify
+
+        settings, identity, chosen = self.settings, self.identity, self.open_set
+        gallery, names = large[chosen.gallery], identity[chosen.gallery]
+        closed = identify(
+            small[chosen.mated], identity[chosen.mated], gallery, names,
+            distractor=large[chosen.unmated],
+        )  # fmt: skip
+        for score in protocols.score_ranks(closed, chosen.mated, self.resamples, settings.ranks):
+            yield "identification with distractors", score
+        probes = np.concatenate([chosen.mated, chosen.unmated])
+        opened = identify(small[probes], identity[probes], gallery, names)
+        for score in protocols.score_open_set(
+            opened, probes, self.resamples, settings.fpir, rank=settings.fpir_rank
+        ):
+            yield "open set", score
+
+
+def _try(make: Any, *arguments: Any) -> Any:
+    """What `make` returns; None, and a line in the log, when the people are too few for it."""
+    try:
+        return make(*arguments)
+    except DataError as error:
+        log.info("          left out: %s", error)
+        return None
+
+
+def find_listed_pairs(dataset: Dataset, paths: list[str]) -> Any:
+    """The data set's own pairs of which both images are held out; None without two folds."""
+    from cdp.metrics import VerificationPairs
+
+    row_of = {path.rpartition(".")[0]: row for row, path in enumerate(paths)}
+    listed = [
+        (row_of[pair.source], row_of[pair.target], pair.same, pair.fold)
+        for pair in dataset.read_pairs()
+        if pair.source in row_of and pair.target in row_of
     ]
-    genuine, impostor = similarity[pairs.same], similarity[~pairs.same]
-    for far in settings.far:
-        rows.append((name, f"tar@far={far:g}", tar_at_far(genuine, impostor, far), len(genuine)))
-    probes, gallery = sample_probe_gallery(identity, seed)
-    ranks = rank_k(
-        small[probes], identity[probes], large[gallery], identity[gallery], settings.ranks
-    )
-    for rank, value in ranks.items():
-        rows.append((f"identification {_tell_probe(probe)}", f"rank-{rank}", value, len(probes)))
-    return rows
+    if len({fold for *_, fold in listed}) < 2:
+        return None
+    source, target, same, fold = (np.array(column) for column in zip(*listed, strict=True))
+    return VerificationPairs(source, target, same, fold)
 
 
 def _pick_facts(rows: list[Row]) -> dict[str, Any]:
@@ -222,7 +304,7 @@ def _pick_facts(rows: list[Row]) -> dict[str, Any]:
 
 STAGE = Stage(
     name="evaluate",
-    version=1,
+    version=2,
     inputs=("ingest.samples", "ingest.truth", "propagate.labels", "retrain.history"),
     outputs={"metrics": METRICS},
     reads=("retrain", "evaluate"),

@@ -3,8 +3,12 @@
 The contract:
 - Two subjects with the same settings and seed: `labelled_only`, the yardstick to beat, and
   `labelled_pseudo`, the product: one trunk, one head for each of the two disjoint sets of people,
-  losses weighted by each set's share of images.
-- Images without a pseudo-label, and clusters smaller than `min_cluster_size`, are left out.
+  losses weighted by each set's share of images. With a teacher there is a third, `distilled`: the
+  product, and every image, labelled or not, follows the teacher's vectors.
+- Images without a pseudo-label, and clusters smaller than `min_cluster_size`, are left out of the
+  heads.
+- With `same_person: merge` the images of a cluster that looks like a labelled person move to that
+  person; `matches` says which.
 - Truth about unlabelled images is never read here.
 """
 
@@ -17,34 +21,55 @@ import numpy as np
 import pyarrow as pa
 
 from cdp.errors import DataError
+from cdp.types import UNLABELLED
 from pipelines.models import (
     HISTORY,
     LabelledSet,
+    TeacherVectors,
     TrainingJob,
+    copy_curves,
     copy_model,
     read_history,
     train_once,
 )
 from pipelines.stage import Stage, Work
 from pipelines.stages.train import select_labelled
+from pipelines.teacher import embed_set, find_teacher
+
+MATCHES = pa.schema(
+    [
+        ("pseudo_label", pa.int64()),
+        ("identity", pa.string()),
+        ("similarity", pa.float32()),
+        ("threshold", pa.float32()),
+    ]
+)
 
 
 def run(work: Work) -> Mapping[str, Any]:
     samples = work.read("ingest.samples").to_pandas()
     labels = work.read("propagate.labels").to_pandas()
     settings = work.config.retrain
+    unlabelled = samples.merge(labels.drop(columns="path"), on="sample_id")
     labelled = select_labelled(work) if (samples.split == "labelled").any() else None
-    pseudo = select_clusters(
-        samples.merge(labels.drop(columns="path"), on="sample_id"),
-        "pseudo_label",
-        settings.min_cluster_size,
-        weigh=settings.weigh_by_confidence,
-    )
     jobs = {}
     if labelled is not None:
         jobs["labelled_only"] = describe_job(work, "labelled_only", labelled, None)
+    if labelled is not None and settings.same_person == "merge":
+        labelled, unlabelled = _merge_people(work, samples, labelled, unlabelled)
+    else:
+        work.write("matches", MATCHES.empty_table())
+    pseudo = select_clusters(
+        unlabelled,
+        "pseudo_label",
+        settings.min_cluster_size,
+        weigh=settings.weigh_by_confidence,
+        soft=_read_soft(work) if settings.targets == "soft" else None,
+    )
     if pseudo is not None:
         jobs["labelled_pseudo"] = describe_job(work, "labelled_pseudo", labelled, pseudo)
+    if settings.teacher is not None:
+        jobs["distilled"] = _describe_distilled(work, labelled, unlabelled, pseudo)
     if not jobs:
         raise DataError(
             "there is neither a labelled image nor a pseudo-label to train on. Lower "
@@ -54,6 +79,7 @@ def run(work: Work) -> Mapping[str, Any]:
     for subject, job in jobs.items():
         directory = train_once(work, job)
         copy_model(work, directory, subject)
+        copy_curves(work, directory, subject)
         histories.append(read_history(directory, subject))
     work.write("history", pa.concat_tables(histories))
     return {
@@ -64,37 +90,162 @@ def run(work: Work) -> Mapping[str, Any]:
     }
 
 
+def _read_soft(work: Work) -> Any:
+    """Weighted pseudo-labels of the images that have some: sample_id, pseudo_label, weight."""
+    if not work.locate("propagate.soft_labels").exists():
+        raise DataError(
+            "retrain.targets=soft needs the table propagate/soft_labels, which this run has not "
+            "published. Run --stage propagate again, or set retrain.targets=hard"
+        )
+    return work.read("propagate.soft_labels").to_pandas()
+
+
+def _merge_people(
+    work: Work, samples: Any, labelled: LabelledSet, unlabelled: Any
+) -> tuple[LabelledSet, Any]:
+    """Move clusters that look like a labelled person to that person, and publish which."""
+    from cdp.merging import match_people
+
+    settings = work.config.retrain
+    viewer = find_teacher(work, settings.teacher or work.config.committee.base.name,
+                          settings.teacher_px)  # fmt: skip
+    everyone = LabelledSet(
+        tuple(unlabelled.path), tuple(unlabelled.sha256), unlabelled.pseudo_label.to_numpy()
+    )
+    names = samples[samples.split == "labelled"].identity.factorize(sort=True)[1]
+    match = match_people(
+        embed_set(work, viewer, labelled),
+        labelled.label,
+        embed_set(work, viewer, everyone),
+        everyone.label,
+        far=settings.merge_far,
+        unseen=_find_unseen(work, labelled, names),
+    )
+    merged = np.flatnonzero(match.person != UNLABELLED)
+    work.write(
+        "matches",
+        {
+            "pseudo_label": merged,
+            "identity": [names[person] for person in match.person[merged]],
+            "similarity": match.similarity[merged],
+            "threshold": np.full(len(merged), match.threshold),
+        },
+    )
+    label = everyone.label
+    moved = (label != UNLABELLED) & np.isin(label, merged)
+    grown = LabelledSet(
+        labelled.paths + tuple(unlabelled.path[moved]),
+        labelled.sha256 + tuple(unlabelled.sha256[moved]),
+        np.concatenate([labelled.label, match.person[label[moved]]]),
+    )
+    return grown, unlabelled[~moved]
+
+
+def _find_unseen(work: Work, labelled: LabelledSet, names: Any) -> np.ndarray | None:
+    """Images of the people no member was trained on; None when that is all of them."""
+    if "train" not in work.upstream:
+        return None
+    people = work.read("train.people").to_pandas()
+    kept = set(people[people.role == "mediator"].identity)
+    unseen = np.array([name in kept for name in names])[labelled.label]
+    return unseen if unseen.any() else None
+
+
+def _describe_distilled(
+    work: Work, labelled: LabelledSet | None, unlabelled: Any, pseudo: LabelledSet | None
+) -> TrainingJob:
+    """The product and its teacher: pseudo-labels where there are some, vectors everywhere."""
+    settings = work.config.retrain
+    teacher = find_teacher(work, str(settings.teacher), settings.teacher_px)
+    known = set(pseudo.sha256) if pseudo else set()
+    rest = unlabelled[~unlabelled.sha256.isin(known)]
+    everyone = LabelledSet(
+        (pseudo.paths if pseudo else ()) + tuple(rest.path),
+        (pseudo.sha256 if pseudo else ()) + tuple(rest.sha256),
+        np.concatenate(
+            [pseudo.label if pseudo else np.empty(0, np.int64), np.full(len(rest), UNLABELLED)]
+        ),
+        None
+        if pseudo is None or pseudo.weight is None
+        else np.concatenate([pseudo.weight, np.ones(len(rest), np.float32)]),
+        None if pseudo is None else pseudo.soft,
+    )
+    vectors = TeacherVectors(
+        f"{teacher.digest} {teacher.size_px}",
+        None if labelled is None else embed_set(work, teacher, labelled),
+        embed_set(work, teacher, everyone),
+        settings.distil_weight,
+    )
+    return describe_job(work, "distilled", labelled, everyone, vectors)
+
+
 def describe_job(
-    work: Work, subject: str, labelled: LabelledSet | None, pseudo: LabelledSet | None
+    work: Work,
+    subject: str,
+    labelled: LabelledSet | None,
+    pseudo: LabelledSet | None,
+    teacher: TeacherVectors | None = None,
 ) -> TrainingJob:
     """The recognizer trained on these sets, with the settings every subject shares."""
     settings = work.config.retrain
     return TrainingJob(
-        subject, settings.backbone, settings.width, settings, labelled, pseudo, work.seed
+        subject,
+        settings.backbone,
+        settings.width,
+        settings,
+        labelled,
+        pseudo,
+        work.seed,
+        None if labelled is None or pseudo is None else settings.pseudo_share,
+        teacher,
     )
 
 
-def select_clusters(samples: Any, column: str, min_size: int, *, weigh: bool) -> LabelledSet | None:
-    """Samples of classes with at least `min_size` images; None when there are fewer than two."""
+def select_clusters(
+    samples: Any, column: str, min_size: int, *, weigh: bool, soft: Any = None
+) -> LabelledSet | None:
+    """Samples of classes with at least `min_size` images; None when there are fewer than two.
+
+    soft : table of (sample_id, pseudo_label, weight) or None; what it says of classes that are left
+        out is dropped.
+    """
+    from cdp.branch import SoftTargets
     from cdp.recognizer import select_classes
 
     classes = samples[column].to_numpy()
     if classes.dtype.kind not in "iu":
         classes = samples[column].factorize(sort=True)[0]
     rows, label = select_classes(classes, min_size=min_size)
-    if len(np.unique(label)) < 2:
+    numbers = np.unique(classes[rows])
+    if len(numbers) < 2:
         return None
     chosen = samples.iloc[rows]
     weight = chosen.confidence.to_numpy(np.float32) if weigh else None
-    return LabelledSet(tuple(chosen.path), tuple(chosen.sha256), label, weight)
+    targets = None
+    if soft is not None:
+        soft = soft.sort_values(["sample_id", "pseudo_label"])
+        place = np.searchsorted(samples.sample_id, soft.sample_id)
+        known = np.isin(soft.sample_id, samples.sample_id) & (soft.weight > 0).to_numpy()
+        targets = SoftTargets(
+            place[known],
+            soft.pseudo_label.to_numpy()[known],
+            soft.weight.to_numpy(np.float64)[known],
+        ).renumber(rows, numbers)
+    return LabelledSet(tuple(chosen.path), tuple(chosen.sha256), label, weight, targets)
 
 
 STAGE = Stage(
     name="retrain",
-    version=1,
-    inputs=("ingest.samples", "propagate.labels"),
-    outputs={"history": HISTORY},
-    reads=("retrain",),
+    version=2,
+    inputs=(
+        "ingest.samples",
+        "train.history",
+        "train.people",
+        "propagate.labels",
+        "propagate.soft_labels",
+    ),
+    outputs={"history": HISTORY, "matches": MATCHES},
+    reads=("committee", "retrain"),
     run=run,
     needs_images=True,
 )

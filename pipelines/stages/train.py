@@ -21,6 +21,7 @@ from pipelines.models import (
     HISTORY,
     LabelledSet,
     TrainingJob,
+    copy_curves,
     copy_model,
     read_history,
     train_once,
@@ -54,6 +55,7 @@ def run(work: Work) -> Mapping[str, Any]:
         )
         directory = train_once(work, job)
         copy_model(work, directory, member.name)
+        copy_curves(work, directory, member.name)
         histories.append(read_history(directory, member.name))
     history = pa.concat_tables(histories)
     work.write("history", history)
@@ -96,7 +98,7 @@ def select_labelled(work: Work, without: Collection[str] = ()) -> LabelledSet:
 
 STAGE = Stage(
     name="train",
-    version=1,
+    version=2,
     inputs=("ingest.samples",),
     outputs={"history": HISTORY, "people": PEOPLE},
     reads=("committee", "train"),

@@ -9,6 +9,7 @@ The contract:
 from __future__ import annotations
 
 import inspect
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -18,23 +19,57 @@ from cdp.models.heads.adaface import AdaFaceHead
 from cdp.models.heads.arcface import ArcFaceHead
 from cdp.models.heads.cosface import CosFaceHead
 from cdp.models.heads.head import CosineHead, Head, HeadOutput, default_scale
+from cdp.models.heads.l2softmax import L2SoftmaxHead
+from cdp.models.heads.largemargin import LargeMarginHead
 from cdp.models.heads.normface import NormFaceHead
+from cdp.models.heads.sampled import SampledHead
 from cdp.models.heads.softmax import SoftmaxHead
+from cdp.models.heads.sphereface import SphereFaceHead
 
-__all__ = ["HEADS", "CosineHead", "Head", "HeadOutput", "build_head", "default_scale"]
+__all__ = [
+    "HEADS",
+    "CosineHead",
+    "Head",
+    "HeadOutput",
+    "SampledHead",
+    "build_head",
+    "check_params",
+    "default_scale",
+]
 
 HEADS: dict[str, type[Head]] = {
     "adaface": AdaFaceHead,
     "arcface": ArcFaceHead,
     "cosface": CosFaceHead,
+    "l2softmax": L2SoftmaxHead,
+    "largemargin": LargeMarginHead,
     "normface": NormFaceHead,
     "softmax": SoftmaxHead,
+    "sphereface": SphereFaceHead,
 }
 """Head name -> class, called with (embedding_dim, identity_count, **params)."""
 
 
+def check_params(title: str, kind: type, params: Mapping[str, Any]) -> None:
+    """`ConfigError` when `kind` takes no keyword of one of these names."""
+    signature = inspect.signature(kind.__init__)  # type: ignore[misc]
+    known = [p.name for p in signature.parameters.values() if p.kind is p.KEYWORD_ONLY]
+    unknown = sorted(set(params) - set(known))
+    if unknown:
+        raise ConfigError(
+            f"{title} has no parameter {', '.join(unknown)}; it has: {', '.join(known) or 'none'}"
+        )
+
+
 def build_head(
-    name: str, embedding_dim: int, identity_count: int, *, seed: int = 0, **params: Any
+    name: str,
+    embedding_dim: int,
+    identity_count: int,
+    *,
+    seed: int = 0,
+    sampled_classes: int | None = None,
+    memories: Sequence[str] = ("momentum_buffer",),
+    **params: Any,
 ) -> Head:
     """Make a head with fresh weights.
 
@@ -46,6 +81,11 @@ def build_head(
         Length of the embedding; number of classes, 2 or more.
     seed : int
         Of the initial weights.
+    sampled_classes : int or None
+        Identities a training step looks at (see `SampledHead`); None, or a number that reaches
+        `identity_count`, looks at all. For heads on the unit sphere.
+    memories : sequence of str
+        As `SampledHead`; follows from the optimizer.
     **params
         The head's own, see its class: `scale`, `margin`, `margin_rad`, ...
 
@@ -56,14 +96,19 @@ def build_head(
     """
     if name not in HEADS:
         raise ConfigError(f"unknown head {name!r}; choose one of: {', '.join(HEADS)}")
-    signature = inspect.signature(HEADS[name].__init__)
-    known = [p.name for p in signature.parameters.values() if p.kind is p.KEYWORD_ONLY]
-    unknown = sorted(set(params) - set(known))
-    if unknown:
-        raise ConfigError(
-            f"head {name} has no parameter {', '.join(unknown)}; "
-            f"it has: {', '.join(known) or 'none'}"
-        )
+    check_params(f"head {name}", HEADS[name], params)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return HEADS[name](embedding_dim, identity_count, **params)
+        if sampled_classes is None or sampled_classes >= identity_count:
+            return HEADS[name](embedding_dim, identity_count, **params)
+        if not issubclass(HEADS[name], CosineHead):
+            spherical = [key for key, kind in HEADS.items() if issubclass(kind, CosineHead)]
+            raise ConfigError(
+                f"head {name} cannot be sampled; these can: {', '.join(spherical)}. Leave "
+                "sampled_classes out, or choose one of them"
+            )
+        # The scale belongs to the number of identities, not to the sample's.
+        scaled = {**params, "scale": params.get("scale") or default_scale(identity_count)}
+        inner = HEADS[name](embedding_dim, sampled_classes, **scaled)
+        assert isinstance(inner, CosineHead)
+        return SampledHead(inner, identity_count, seed=seed, memories=memories)

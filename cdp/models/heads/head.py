@@ -14,7 +14,8 @@ The contract:
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from collections.abc import MutableMapping
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -49,6 +50,18 @@ class Head(nn.Module):
     def score(self, embedding: Tensor, label: Tensor) -> HeadOutput:
         """`forward` in float32, or in the embedding's own precision when called directly."""
         raise NotImplementedError
+
+    def place(self, label: Tensor) -> Tensor:
+        """The columns of `logits` that stand for these labels."""
+        return label
+
+    def begin_step(
+        self, label: Tensor, step: int, memory: MutableMapping[Tensor, dict[str, Any]]
+    ) -> None:
+        """Told before each training step: its labels, and the optimizer's state a parameter."""
+
+    def end_step(self, memory: MutableMapping[Tensor, dict[str, Any]]) -> None:
+        """Told after each training step."""
 
 
 class CosineHead(Head):

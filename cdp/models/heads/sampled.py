@@ -1,0 +1,109 @@
+"""A head over more identities than a step can look at: each step sees a sample of them.
+
+The contract:
+- The classes of the batch are always in the sample; the rest of it is drawn from all others, each
+  equally likely, as a function of (seed, step) alone (Partial FC, An et al. 2021, section 3.2).
+- Loss, gradient and optimizer touch the sample only: per step, memory and time grow with the
+  sample and not with the identities. All class vectors lie in one table beside it, and so does what
+  the optimizer remembers of each.
+- With a sample of all identities it is the head it samples for, to the last bit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import MutableMapping, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from cdp.errors import ConfigError
+from cdp.models.heads.head import CosineHead, Head, HeadOutput
+
+
+class SampledHead(Head):
+    """Stands for `identity_count` classes; `inner` is a head over the sample's.
+
+    inner : CosineHead
+        Its class vectors are overwritten before each step.
+    identity_count : int
+    seed : int
+        Of the samples, and of the class vectors.
+    memories : sequence of str
+        The optimizer's tensors a parameter that are remembered a class: `momentum_buffer` for SGD,
+        `exp_avg` and `exp_avg_sq` for Adam.
+    """
+
+    table: Tensor
+
+    def __init__(
+        self,
+        inner: CosineHead,
+        identity_count: int,
+        *,
+        seed: int = 0,
+        memories: Sequence[str] = ("momentum_buffer",),
+    ) -> None:
+        super().__init__(inner.embedding_dim, identity_count)
+        if inner.identity_count > identity_count:
+            raise ConfigError(
+                f"a sample of at most the {identity_count} identities expected, got "
+                f"{inner.identity_count}"
+            )
+        self.inner = inner
+        self.seed = seed
+        self.memories = tuple(memories)
+        table = torch.empty(identity_count, inner.embedding_dim)
+        self.register_buffer("table", table.normal_(std=inner.embedding_dim**-0.5))
+        for name in self.memories:
+            self.register_buffer(f"table_{name}", torch.zeros_like(table))
+        self.active = torch.arange(inner.identity_count)
+
+    def begin_step(
+        self, label: Tensor, step: int, memory: MutableMapping[Tensor, dict[str, Any]]
+    ) -> None:
+        """Draw the step's classes and lay their vectors before the inner head."""
+        self.active = self._draw(label, step).to(self.table.device)
+        weight = self.inner.weight
+        with torch.no_grad():
+            weight.copy_(self.table[self.active])
+            # An optimizer that has not stepped yet remembers nothing, and neither do the tables.
+            for name in self.memories if memory.get(weight) else ():
+                memory[weight][name].copy_(self._table_of(name)[self.active])
+
+    def end_step(self, memory: MutableMapping[Tensor, dict[str, Any]]) -> None:
+        """Put back what the step has learned."""
+        weight = self.inner.weight
+        with torch.no_grad():
+            self.table[self.active] = weight.detach()
+            for name in self.memories:
+                value = memory[weight].get(name)
+                if value is not None:
+                    self._table_of(name)[self.active] = value
+
+    def place(self, label: Tensor) -> Tensor:
+        return torch.searchsorted(self.active, label)
+
+    def score(self, embedding: Tensor, label: Tensor) -> HeadOutput:
+        self.inner.margin_share = self.margin_share
+        self.inner.train(self.training)
+        return self.inner.score(embedding, self.place(label))
+
+    def _table_of(self, name: str) -> Tensor:
+        return self.get_buffer(f"table_{name}")
+
+    def _draw(self, label: Tensor, step: int) -> Tensor:
+        """The classes of a step, (sample,) int64, ascending."""
+        own = np.unique(label.cpu().numpy())
+        missing = self.inner.identity_count - len(own)
+        if missing < 0:
+            raise ConfigError(
+                f"a sample of {self.inner.identity_count} classes cannot hold the {len(own)} of "
+                "one batch; raise sampled_classes or lower batch_size"
+            )
+        rng = np.random.default_rng([self.seed, step])
+        others = rng.choice(self.identity_count - len(own), missing, replace=False)
+        # Numbers among the classes that are not in the batch, to numbers among all.
+        others += np.searchsorted(own - np.arange(len(own)), others, side="right")
+        return torch.from_numpy(np.sort(np.concatenate([own, others])))

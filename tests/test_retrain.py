@@ -1,0 +1,44 @@
+"""retrain: what of the soft labels reaches the recognizer."""
+
+import numpy as np
+import pandas as pd
+
+from pipelines.stages.retrain import select_clusters
+
+SAMPLES = pd.DataFrame(
+    {
+        "sample_id": [10, 11, 12, 13, 14, 15],
+        "path": list("abcdef"),
+        "sha256": list("ABCDEF"),
+        "pseudo_label": [4, 4, 7, 7, 9, -1],
+        "confidence": [0.9, 0.8, 0.7, 0.6, 0.5, 0.0],
+    }
+)
+SOFT = pd.DataFrame(
+    {
+        "sample_id": [15, 13, 13, 10, 10, 12, 14],
+        "pseudo_label": [4, 7, 4, 9, 4, 7, 7],
+        "weight": [1.0, 0.75, 0.25, 0.5, 0.5, 0.0, 1.0],
+    }
+)
+
+
+def test_classes_and_images_left_out_take_their_soft_labels_along() -> None:
+    chosen = select_clusters(SAMPLES, "pseudo_label", 2, weigh=True, soft=SOFT)
+    assert chosen.paths == ("a", "b", "c", "d")
+    assert chosen.label.tolist() == [0, 0, 1, 1]
+    np.testing.assert_allclose(chosen.weight, [0.9, 0.8, 0.7, 0.6])
+    # Cluster 9 has one image; samples 14 and 15 are in no class; a weight of 0 says nothing.
+    assert chosen.soft.row.tolist() == [0, 3, 3]
+    assert chosen.soft.label.tolist() == [0, 0, 1]
+    assert chosen.soft.weight.tolist() == [0.5, 0.25, 0.75]
+
+
+def test_soft_labels_are_part_of_what_determines_a_model() -> None:
+    hard = select_clusters(SAMPLES, "pseudo_label", 2, weigh=False)
+    soft = select_clusters(SAMPLES, "pseudo_label", 2, weigh=False, soft=SOFT)
+    other = select_clusters(
+        SAMPLES, "pseudo_label", 2, weigh=False, soft=SOFT.assign(weight=SOFT.weight + 0.1)
+    )
+    assert len({hard.digest(), soft.digest(), other.digest()}) == 3
+    assert select_clusters(SAMPLES, "pseudo_label", 3, weigh=False, soft=SOFT) is None
