@@ -24,6 +24,7 @@ import numpy as np
 from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 
+from cdp.diffusion import SoftLabels
 from cdp.errors import DataError
 from cdp.types import UNLABELLED, PairTable
 
@@ -184,6 +185,27 @@ def honour_corrections(
     final = np.where(affected, merged, 2 * len(label) + node)
     final[rejected] = 4 * len(label) + group.max(initial=0) + np.flatnonzero(rejected)
     return _number(final)
+
+
+def bar_labels(soft: SoftLabels, label: np.ndarray, corrections: Corrections) -> SoftLabels:
+    """Take from soft labels what people ruled out; what is left of a row sums to 1 again.
+
+    soft : weights spread from `label`, labels that honour the corrections.
+    """
+    atom, clusters = corrections.atoms(), int(label.max(initial=UNLABELLED)) + 1
+    barred = [np.empty(0, np.int64)]
+    for pair in corrections.apart:
+        for here, there in (pair, pair[::-1]):
+            rows = np.flatnonzero(np.isin(atom, atom[here]))
+            others = np.unique(label[there])
+            others = others[others != UNLABELLED]
+            barred.append((rows[:, None] * clusters + others).ravel())
+    kept = ~np.isin(soft.row * clusters + soft.label, np.concatenate(barred))
+    if corrections.rejected is not None:
+        kept &= ~np.isin(soft.row, corrections.rejected)
+    row, weight = soft.row[kept], soft.weight[kept]
+    total = np.bincount(row, weight, len(label))
+    return SoftLabels(row, soft.label[kept], (weight / total[row]).astype(np.float32))
 
 
 def _find_homes(atom: np.ndarray, group: np.ndarray, label: np.ndarray) -> np.ndarray:

@@ -5,7 +5,14 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cdp.corrections import Corrections, find_conflict, honour_corrections, settle_pairs
+from cdp.corrections import (
+    Corrections,
+    bar_labels,
+    find_conflict,
+    honour_corrections,
+    settle_pairs,
+)
+from cdp.diffusion import diffuse_labels
 from cdp.errors import DataError
 from cdp.types import UNLABELLED, PairTable
 
@@ -96,6 +103,25 @@ def test_clusters_nobody_spoke_of_keep_their_rows(world, said):
         members = np.flatnonzero(label == cluster)
         if not named[members].any():
             assert list(np.flatnonzero(found == found[members[0]])) == list(members)
+
+
+@settings(max_examples=150, deadline=None)
+@given(worlds(), words())
+def test_soft_labels_keep_people_apart_too(world, said):
+    label, pairs, probability = world
+    settled = settle_pairs(pairs, probability, said)
+    label = honour_corrections(label, pairs, settled, said)
+    soft = bar_labels(diffuse_labels(label, pairs, settled, threshold=0.2), label, said)
+    held = [set(soft.label[soft.row == row]) for row in range(COUNT)]
+    for one, other in said.apart:
+        for here, there in ((one, other), (other, one)):
+            for row in here:
+                assert not held[row] & set(label[there])
+    for row in [] if said.rejected is None else said.rejected:
+        assert not held[row]
+    for row in range(COUNT):
+        assert not held[row] or soft.weight[soft.row == row].sum() == pytest.approx(1, abs=1e-5)
+        assert label[row] == UNLABELLED or label[row] in held[row]
 
 
 def test_nothing_said_changes_nothing():

@@ -50,7 +50,7 @@ SOFT_LABELS = pa.schema(
 
 
 def run(work: Work) -> Mapping[str, Any]:
-    from cdp.corrections import honour_corrections, settle_pairs
+    from cdp.corrections import bar_labels, honour_corrections, settle_pairs
     from cdp.diffusion import diffuse_labels
     from cdp.quality import estimate_quality
 
@@ -94,6 +94,8 @@ def run(work: Work) -> Mapping[str, Any]:
     soft = diffuse_labels(
         label, pairs, probability, threshold=facts["threshold"], **spread.model_dump()
     )
+    if corrections:
+        soft = bar_labels(soft, label, corrections)
     work.write(
         "soft_labels",
         {
