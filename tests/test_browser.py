@@ -80,6 +80,9 @@ def list_complaints(browser):
 def report(browser, finished_run):
     page = finished_run / "report" / "report.html"
     open_page(browser, f"file://{quote(str(page.resolve()))}")
+    assert not find(browser, "main img")  # faces wait until somebody comes near
+    browser.execute_script("document.getElementById('clusters').scrollIntoView()")
+    wait_for(browser, "return document.querySelector('#clusters .sheet')")
     return browser
 
 

@@ -66,6 +66,14 @@ function showFace(number) {
   dialog.showModal();
 }
 
+// Faces are drawn when somebody comes near them, so that the page opens at once.
+const nearby = new IntersectionObserver((entries) => {
+  for (const entry of entries.filter(({ isIntersecting }) => isIntersecting)) {
+    nearby.unobserve(entry.target);
+    entry.target.dispatchEvent(new Event("near"));
+  }
+}, { rootMargin: "800px" });
+
 // A list with pages; `draw` makes one item.
 function makePager(place, perPage, draw) {
   const list = place.querySelector(".sheets");
@@ -73,7 +81,9 @@ function makePager(place, perPage, draw) {
   const [back, on] = place.querySelectorAll(".pager button");
   let items = [];
   let page = 0;
+  let near = false;
   const show = () => {
+    if (!near) return;
     const pages = Math.max(1, Math.ceil(items.length / perPage));
     page = Math.max(0, Math.min(page, pages - 1));
     list.replaceChildren(...items.slice(page * perPage, (page + 1) * perPage).map(draw));
@@ -92,6 +102,10 @@ function makePager(place, perPage, draw) {
     else return;
     event.preventDefault();
   });
+  const come = () => { if (!near) { near = true; show(); } };
+  place.addEventListener("near", come);
+  window.addEventListener("beforeprint", come);
+  nearby.observe(place);
   return { set(next) { items = next; page = 0; show(); } };
 }
 

@@ -50,12 +50,13 @@ def encode_thumbnail(face: np.ndarray) -> bytes:
     """(s, s, 3) uint8 RGB -> a WebP file."""
     from io import BytesIO
 
+    import cv2
     from PIL import Image
 
-    picture = Image.fromarray(face)
-    picture.thumbnail((SIDE_PX, SIDE_PX), Image.Resampling.LANCZOS)
+    if len(face) > SIDE_PX:
+        face = cv2.resize(face, (SIDE_PX, SIDE_PX), interpolation=cv2.INTER_AREA)
     stream = BytesIO()
-    picture.save(stream, "WEBP", quality=QUALITY, method=2)
+    Image.fromarray(face).save(stream, "WEBP", quality=QUALITY, method=2)
     return stream.getvalue()
 
 
