@@ -1,4 +1,4 @@
-"""Export: `python -m pipelines.export recognizer --run runs/x`.
+"""Export: `python -m pipelines.export labels --run runs/x --to csv --out labels.csv`.
 
 The contract:
 - One subcommand a module; a module offers `add_parser(subparsers)` and, on its parser's defaults,
@@ -13,9 +13,9 @@ import argparse
 import sys
 
 from cdp.errors import CdpError, StageError
-from pipelines import export_degradations, export_recognizer
+from pipelines import export_degradations, export_labels, export_recognizer
 
-SUBCOMMANDS = (export_recognizer, export_degradations)
+SUBCOMMANDS = (export_labels, export_recognizer, export_degradations)
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -10,6 +10,7 @@ The contract:
 from __future__ import annotations
 
 import argparse
+import json
 import logging
 import os
 import platform
@@ -22,11 +23,12 @@ from typing import Any
 
 from cdp.errors import CdpError, ConfigError, DataError
 from pipelines.config import read_config
+from pipelines.corrections import CorrectionTable
 from pipelines.dataset import Dataset
 from pipelines.engine import Engine
 from pipelines.stage import Runtime, Step, execute_step, plan_run
 from pipelines.stages import STAGES, describe_facts
-from pipelines.store import FileDigests, Store
+from pipelines.store import RECORD, FileDigests, Store, write_text
 from pipelines.team import run_as_team
 
 log = logging.getLogger("cdp")
@@ -128,7 +130,8 @@ def _run(options: argparse.Namespace) -> int:
     store = Store(options.runs_dir)
     digests = FileDigests(store.root / "files.json", rehash=options.verify)
     engine = Engine(workers=options.workers, scheduler=options.scheduler)
-    runtime = Runtime(config, dataset, store, engine, digests, options.device)
+    decisions = CorrectionTable(options.runs_dir / config.name).read()
+    runtime = Runtime(config, dataset, store, engine, digests, options.device, decisions)
     only = None if options.stage == "all" else options.stage
 
     def plan() -> list[Step]:
@@ -144,6 +147,7 @@ def _run(options: argparse.Namespace) -> int:
         steps = plan()
         digests.save()
         log_path = _open_logs(options.runs_dir / config.name)
+        _record_request(runtime, options)
         log.debug("config %s", config.model_dump_json())
         for step in steps:
             _take(step, runtime, options, log_path)
@@ -177,6 +181,17 @@ def _take(step: Step, runtime: Runtime, options: argparse.Namespace, log_path: P
         "%-9s done  %s (%.1f s, peak %d MiB)",
         name, describe_facts(published.facts), manifest["seconds"], manifest["peak_memory_mib"],
     )  # fmt: skip
+
+
+def _record_request(runtime: Runtime, options: argparse.Namespace) -> None:
+    """Keep what the run was asked for, for those who open it later; no fingerprint reads it."""
+    dataset = runtime.dataset
+    record = {
+        "config": runtime.config.model_dump(mode="json"),
+        "data": dataset.manifest.model_dump(mode="json"),
+        "data_root": None if dataset.root is None else str(dataset.root),
+    }
+    write_text(options.runs_dir / runtime.config.name / RECORD, json.dumps(record, indent=1) + "\n")
 
 
 def _find_manifest(name: str, config_path: Path) -> Path:

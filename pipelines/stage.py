@@ -24,6 +24,7 @@ import pyarrow as pa
 
 from cdp.errors import CdpError, ConfigError, StageError
 from pipelines.config import RunConfig
+from pipelines.corrections import Decision, digest_decisions
 from pipelines.dataset import Dataset
 from pipelines.engine import Engine
 from pipelines.store import (
@@ -49,6 +50,7 @@ class Stage:
     run : does the work and returns the facts for the manifest (plain JSON values).
     files : config -> paths below the data root whose content counts.
     needs_images : skipped for a data set that brings its own features.
+    corrected : reads what people decided; stale when that changes.
     """
 
     name: str
@@ -59,6 +61,7 @@ class Stage:
     run: Callable[[Work], Mapping[str, Any]]
     files: Callable[[RunConfig], tuple[str, ...]] = lambda config: ()
     needs_images: bool = False
+    corrected: bool = False
 
     @property
     def upstream(self) -> tuple[str, ...]:
@@ -76,6 +79,7 @@ class Runtime:
     engine: Engine
     digests: FileDigests
     device: str = "auto"
+    decisions: tuple[Decision, ...] = ()
 
 
 @dataclass
@@ -114,6 +118,13 @@ class Work:
         """Where an input table lies, for workers that read it themselves."""
         published, name = self._find(table, part)
         return published.path(name)
+
+    @property
+    def decisions(self) -> tuple[Decision, ...]:
+        """What people decided, as it was when the run was planned."""
+        if not self.stage.corrected:
+            raise StageError(f"stage {self.stage.name} does not declare that it reads corrections")
+        return self.runtime.decisions
 
     def input_facts(self, stage: str) -> Mapping[str, Any]:
         """The facts that an input stage wrote into its manifest."""
@@ -155,6 +166,7 @@ def collect_ingredients(
 ) -> dict[str, Any]:
     """Everything the output of a stage depends on; its digest is the fingerprint."""
     dataset, config = runtime.dataset, runtime.config
+    decided = digest_decisions(runtime.decisions) if stage.corrected else ""
     return {
         "stage": stage.name,
         "version": stage.version,
@@ -166,6 +178,7 @@ def collect_ingredients(
         },
         "inputs": {name: fingerprints[name] for name in stage.upstream if name in fingerprints},
         **({} if stage.upstream else {"data": dataset.digest(runtime.digests)}),
+        **({"corrections": decided} if decided else {}),
     }
 
 
@@ -259,6 +272,8 @@ def explain_change(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
         return "; ".join(changes[:3]) + (" ..." if len(changes) > 3 else "")
     if before.get("data") != now.get("data"):
         return "the data set changed"
+    if before.get("corrections") != now.get("corrections"):
+        return "the corrections changed"
     if before.get("files") != now["files"]:
         return "a model file changed"
     return "an input changed"

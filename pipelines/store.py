@@ -5,6 +5,8 @@
       .store/<stage>/<fingerprint>-<attempt>/  published, never written again
       .store/model/<key>/                      one trained model, shared by every stage that asks
       <run>/<stage> -> ../.store/<stage>/...   the stable path people open
+      <run>/run.json                           what it was asked for: settings, data set
+      <run>/corrections.jsonl                  what people decided; never rewritten
 
 The contract:
 - A published directory is complete: its manifest is written last, then one rename makes it appear,
@@ -36,6 +38,7 @@ from cdp.errors import StageError
 
 MANIFEST = "manifest.json"
 SCRATCH = "_scratch"
+RECORD = "run.json"
 
 
 def digest_json(value: Any) -> str:

@@ -1,7 +1,9 @@
 """What several tests share: a tiny data set, a way to run the command line, real data."""
 
+import fcntl
 import hashlib
 import os
+import shutil
 from pathlib import Path
 
 # One thread a process: tests run side by side, and spinning threads of two torches starve each
@@ -63,6 +65,29 @@ def data_root():
     return root.resolve()
 
 
+@pytest.fixture(scope="session")
+def finished_run(tiny, tmp_path_factory):
+    """A finished tiny run; made once, whichever worker asks first. Copy it before changing it."""
+    session = os.environ.get("PYTEST_XDIST_TESTRUNUID", str(os.getpid()))
+    runs = tmp_path_factory.getbasetemp().parent / f"finished-{session}"
+    runs.mkdir(exist_ok=True)
+    with (runs / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (runs / "tiny" / "report").exists():
+            from pipelines.run import main
+
+            assert main(["--config", str(tiny), "--runs-dir", str(runs), "--workers", "1"]) == 0
+    return runs / "tiny"
+
+
+@pytest.fixture
+def own_run(finished_run, tmp_path):
+    """A copy of the finished run that a test may change."""
+    passing = shutil.ignore_patterns("logs", ".*draft*")  # another test may be running there
+    shutil.copytree(finished_run.parent, tmp_path / "runs", symlinks=True, ignore=passing)
+    return tmp_path / "runs" / "tiny"
+
+
 def digest_run(run: Path) -> dict[str, str]:
     """Logical digests of every table of a run: columns and values, without wall times."""
     digests = {}
@@ -73,6 +98,10 @@ def digest_run(run: Path) -> dict[str, str]:
         if "seconds" in table.column_names:
             table = table.drop_columns(["seconds"])
         total = hashlib.sha256(str(table.schema).encode())
+        for name in table.column_names:
+            if table.schema.field(name).type == "binary":
+                total.update(b"\0".join(table[name].to_pylist()))
+                table = table.drop_columns([name])
         total.update(table.to_pandas().to_json(double_precision=15).encode())
         digests[path.relative_to(run).as_posix()] = total.hexdigest()
     return digests

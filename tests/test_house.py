@@ -31,6 +31,13 @@ def test_imports_go_one_way(path):
         assert not roots & {"faiss", "nmslib"}
 
 
+def test_open_run_is_the_only_name_of_cdp_that_lives_in_the_plumbing():
+    import cdp
+
+    homes = {name: home for name, home in cdp._HOME.items() if not home.startswith("cdp.")}
+    assert homes == {"open_run": "pipelines.results"}
+
+
 def test_a_stage_does_not_import_a_later_stage():
     from pipelines.stages import STAGES
 

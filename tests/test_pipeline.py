@@ -35,6 +35,7 @@ TABLES = {
     "propagate/clusters": "pseudo_label size mean_probability expected_precision weakest_edge "
     "medoid_sample_id",
     "evaluate/metrics": "subject protocol metric value count low high",
+    "shrink/thumbnails": "sample_id image",
     "report/summary": "section name value",
 }
 
@@ -44,11 +45,9 @@ def run(config, runs, *arguments):
 
 
 @pytest.fixture(scope="module")
-def whole(tiny, tmp_path_factory):
-    """A finished run of the tiny configuration, by one worker."""
-    runs = tmp_path_factory.mktemp("runs")
-    assert run(tiny, runs, "--workers", "1") == 0
-    return runs
+def whole(finished_run):
+    """Where the finished run of the tiny configuration lies, made by one worker."""
+    return finished_run.parent
 
 
 @pytest.mark.parametrize("table", TABLES)

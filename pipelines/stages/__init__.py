@@ -15,6 +15,7 @@ from pipelines.stages import (
     propagate,
     report,
     retrain,
+    shrink,
     train,
 )
 
@@ -27,7 +28,8 @@ STAGES: tuple[Stage, ...] = (
     propagate.STAGE,  # pairs -> pseudo-labels
     retrain.STAGE,  # labelled + pseudo-labelled -> the low-resolution recognizer
     evaluate.STAGE,  # recognizers, labels and truth -> figures
-    report.STAGE,  # figures -> a summary
+    shrink.STAGE,  # unlabelled images -> small pictures to look at
+    report.STAGE,  # all of the above -> one page, a table and a text
 )
 
 

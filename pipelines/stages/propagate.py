@@ -7,6 +7,7 @@ The contract:
   the largest summed probability to the rest.
 - `soft_labels` gives each image weights over nearby pseudo-labels, by diffusion along the pairs
   above the threshold; images without a label may have some.
+- What people decided in review is honoured, each word of it; see `cdp.corrections`.
 - Nothing above this stage depends on its settings.
 """
 
@@ -20,6 +21,7 @@ import pyarrow as pa
 
 from cdp.errors import ConfigError
 from cdp.types import UNLABELLED, PairTable
+from pipelines.corrections import find_keys, list_active, resolve_decisions
 from pipelines.stage import Stage, Work
 
 LABELS = pa.schema(
@@ -48,10 +50,12 @@ SOFT_LABELS = pa.schema(
 
 
 def run(work: Work) -> Mapping[str, Any]:
+    from cdp.corrections import bar_labels, honour_corrections, settle_pairs
     from cdp.diffusion import diffuse_labels
     from cdp.quality import estimate_quality
 
-    samples = work.read("ingest.samples", columns=["sample_id", "path", "split"]).to_pandas()
+    samples = work.read("ingest.samples", columns=["sample_id", "path", "split", "sha256"])
+    samples = samples.to_pandas()
     samples = samples[samples.split == "unlabelled"]
     sample_id = samples.sample_id.to_numpy()
     table = work.read("mediate.pairs", columns=["source", "target", "probability"])
@@ -60,7 +64,15 @@ def run(work: Work) -> Mapping[str, Any]:
         np.searchsorted(sample_id, table["target"].to_numpy()),
     )
     probability = table["probability"].to_numpy()
+    corrections, gone = resolve_decisions(work.decisions, find_keys(samples))
+    if corrections:
+        probability = settle_pairs(pairs, probability, corrections)
     label, cut, facts = _label(work, pairs, probability, len(samples))
+    if work.decisions:
+        label = honour_corrections(
+            label, pairs, probability, corrections, threshold=float(facts["threshold"])
+        )
+        facts |= {"corrections": len(list_active(work.decisions)), "corrected_images_gone": gone}
     clusters = _describe_clusters(pairs, probability, label)
     quality = estimate_quality(label, pairs, probability)
     clusters["expected_precision"] = quality.expected_precision
@@ -82,6 +94,8 @@ def run(work: Work) -> Mapping[str, Any]:
     soft = diffuse_labels(
         label, pairs, probability, threshold=facts["threshold"], **spread.model_dump()
     )
+    if corrections:
+        soft = bar_labels(soft, label, corrections)
     work.write(
         "soft_labels",
         {
@@ -181,4 +195,5 @@ STAGE = Stage(
     outputs={"labels": LABELS, "clusters": CLUSTERS, "soft_labels": SOFT_LABELS},
     reads=("propagate",),
     run=run,
+    corrected=True,
 )

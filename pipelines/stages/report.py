@@ -1,9 +1,12 @@
-"""report: what came out, as one table and as a text a person can read.
+"""report: what came out, as a page to look at, one table, and a text a person can read.
 
 The contract:
 - `summary` holds every figure of the run as (section, name, value); `summary.txt` is the same for
   the eye and is what the command line prints at the end.
-- It computes nothing: every figure was measured by the stage that owns it.
+- `report.html` is one file that needs no network and no other file: figures, tables, face sheets.
+  What a run does not have (images, truth, labels) its section says.
+- Every figure was measured by the stage that owns it, but for the curve by threshold, which is
+  drawn here from the pairs and, where known, the truth.
 """
 
 from __future__ import annotations
@@ -11,19 +14,25 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 
+from cdp.types import UNLABELLED, PairTable
 from pipelines.stage import Stage, Work
-from pipelines.store import write_text
+from pipelines.store import read_vectors, write_text
 
 SUMMARY = pa.schema([("section", pa.string()), ("name", pa.string()), ("value", pa.float64())])
 SUBJECTS = ("labelled_only", "labelled_pseudo", "supervised")
+PAGE = "report.html"
+THRESHOLDS = (
+    0.02, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.98, 0.99, 0.995, 0.999,
+)  # fmt: skip
 
 
 def run(work: Work) -> Mapping[str, Any]:
     rows: list[tuple[str, str, float]] = []
     for stage in work.stage.upstream:
-        if stage in work.upstream:
+        if stage in work.upstream and stage != "shrink":
             rows += [(stage, name, value) for name, value in _list_figures(work.input_facts(stage))]
     metrics = work.read("evaluate.metrics").to_pandas()
     rows += [
@@ -33,7 +42,9 @@ def run(work: Work) -> Mapping[str, Any]:
     sections, names, values = zip(*rows, strict=True)
     work.write("summary", {"section": sections, "name": names, "value": values})
     write_text(work.directory / "summary.txt", _compose(work, metrics))
-    return {"figures": len(rows)}
+    page = _draw_page(work, metrics)
+    write_text(work.directory / PAGE, page)
+    return {"figures": len(rows), "page_mib": round(len(page.encode()) / 2**20, 2)}
 
 
 def _list_figures(facts: Any, prefix: str = "") -> list[tuple[str, float]]:
@@ -44,6 +55,9 @@ def _list_figures(facts: Any, prefix: str = "") -> list[tuple[str, float]]:
             for figure in _list_figures(value, f"{prefix}/{key}".strip("/"))
         ]
     return [(prefix, float(facts))] if isinstance(facts, int | float) else []
+
+
+# ------------------------------------------------------------------------------------- the text
 
 
 def _compose(work: Work, metrics: Any) -> str:
@@ -91,11 +105,206 @@ def _tabulate(recognition: Any, gap: Any) -> list[str]:
     return lines
 
 
+# ------------------------------------------------------------------------------------- the page
+
+
+def _draw_page(work: Work, metrics: Any) -> str:
+    from pipelines.pages import render_report
+
+    labels = work.read("propagate.labels").to_pandas()
+    clusters = work.read("propagate.clusters").to_pandas()
+    table = work.read("mediate.pairs", columns=["source", "target", "base_similarity",
+                                                "probability"]).to_pandas()  # fmt: skip
+    sample_id = labels.sample_id.to_numpy()
+    pairs = PairTable(
+        np.searchsorted(sample_id, table.source.to_numpy()),
+        np.searchsorted(sample_id, table.target.to_numpy()),
+    )
+    return render_report(
+        name=work.runtime.config.name,
+        dataset=work.dataset.manifest,
+        facts={stage: work.input_facts(stage) for stage in work.upstream},
+        costs=_list_costs(work),
+        funnel=_count_funnel(work, labels, pairs, table.probability.to_numpy()),
+        rejected=work.read("ingest.rejected").to_pandas(),
+        figures=_draw_figures(work, labels, clusters, pairs, table),
+        metrics=metrics,
+        recognizers=_list_recognizers(metrics),
+        sheets=_make_sheets(work, labels, clusters, pairs, table.probability.to_numpy()),
+    )
+
+
+def _list_costs(work: Work) -> list[dict[str, Any]]:
+    """Seconds and peak memory of every stage this run has, as their manifests say."""
+    return [
+        {
+            "stage": stage,
+            "seconds": float(work.upstream[stage].manifest.get("seconds", 0)),
+            "memory_mib": int(work.upstream[stage].manifest.get("peak_memory_mib", 0)),
+        }
+        for stage in work.stage.upstream
+        if stage in work.upstream
+    ]
+
+
+def _count_funnel(
+    work: Work, labels: Any, pairs: PairTable, probability: np.ndarray
+) -> list[tuple[str, int, str]]:
+    """(step, images, explanation), from all files to pseudo-labels."""
+    ingest, cut = work.input_facts("ingest"), _find_cut(work)
+    near = np.zeros(len(labels), bool)
+    sure = probability > (0 if cut is None else cut)
+    near[pairs.source[sure]] = near[pairs.target[sure]] = True
+    labelled = int((labels.pseudo_label != UNLABELLED).sum())
+    return [
+        ("images", int(ingest["images"]), "files the data manifest names"),
+        ("rejected", int(ingest["rejected"]), "unreadable, too small or repeated"),
+        ("labelled", int(ingest["labelled"]), "of known people, to train on"),
+        ("held out", int(ingest["evaluation"]), "of other known people, to evaluate on"),
+        ("unlabelled", len(labels), "to be pseudo-labelled"),
+        ("paired", int(near.sum()), "in a candidate pair above the cut"),
+        ("pseudo-labelled", labelled, "in a cluster of two or more"),
+        ("discarded", len(labels) - labelled, "left without a pseudo-label"),
+    ]
+
+
+def _find_cut(work: Work) -> float | None:
+    cut = work.input_facts("propagate").get("threshold")
+    return float(cut) if isinstance(cut, int | float) else None
+
+
+def _draw_figures(
+    work: Work, labels: Any, clusters: Any, pairs: PairTable, table: Any
+) -> dict[str, Any]:
+    """Each figure of the page; one that cannot be drawn is missing."""
+    from pipelines import figures
+
+    label, cut = labels.pseudo_label.to_numpy(), _find_cut(work)
+    inside = (label[pairs.source] == label[pairs.target]) & (label[pairs.source] != UNLABELLED)
+    drawn: dict[str, Any] = {}
+    for column, name in (("probability", "probability"), ("base_similarity", "base similarity")):
+        score = table[column].to_numpy()
+        drawn[column] = figures.draw_scores(
+            score[inside], score[~inside], name=name, cut=cut if column == "probability" else None
+        )
+    if len(clusters):
+        drawn["sizes"] = figures.draw_sizes(clusters["size"].to_numpy())
+    calibration = work.read("mediate.calibration").to_pandas()
+    if len(calibration):
+        drawn["reliability"] = figures.draw_reliability(calibration)
+    curve = _sweep_thresholds(work, labels, pairs, table.probability.to_numpy())
+    odds = work.input_facts("mediate")["method"] != "vote"
+    if len(curve.columns) > 1:
+        drawn["thresholds"] = figures.draw_thresholds(curve, cut, odds=odds)
+    for stage, name in (("train", "the committee"), ("retrain", "the recognizers")):
+        if stage in work.upstream:
+            history = work.read(f"{stage}.history").to_pandas()
+            if len(history):
+                drawn[stage] = figures.draw_training(history, name)
+    return drawn
+
+
+def _sweep_thresholds(work: Work, labels: Any, pairs: PairTable, probability: np.ndarray) -> Any:
+    """Precision and recall were the cut elsewhere: as estimated, and by the truth if known."""
+    import pandas as pd
+
+    from cdp.metrics import score_pairwise
+    from cdp.quality import estimate_quality
+
+    voted = work.input_facts("mediate")["method"] == "vote"
+    known = bool(work.input_facts("ingest")["truth_known"])
+    if known:
+        truth = work.read("ingest.truth").to_pandas()
+        identity = labels.merge(truth, on="sample_id", validate="one_to_one").identity
+        person = identity.factorize()[0].astype(np.int64)
+    rows = []
+    for threshold, label in _cut_everywhere(work, pairs, probability, len(labels)):
+        row = {"threshold": threshold}
+        if not voted:  # votes are no probabilities: nothing can be estimated from them
+            found = estimate_quality(label, pairs, probability)
+            row |= {"estimated_precision": found.precision, "estimated_recall": found.recall}
+        if known:
+            row["true_precision"], row["true_recall"], _ = score_pairwise(person, label)
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def _cut_everywhere(
+    work: Work, pairs: PairTable, probability: np.ndarray, count: int
+) -> list[tuple[float, np.ndarray]]:
+    """The labels this run's way of splitting gives at each threshold, corrections left aside."""
+    from cdp.agglomeration import agglomerate
+    from cdp.propagation import build_forest, cut_forest
+
+    settings = work.config.propagate
+    if work.input_facts("propagate").get("split") == "raise_threshold":
+        limit = {} if settings.max_size is None else {"max_size": settings.max_size}
+        forest = build_forest(pairs, probability, count)
+        return [
+            (t, cut_forest(forest, threshold=t, step=settings.step, **limit).label)
+            for t in THRESHOLDS
+        ]
+    merged = agglomerate(
+        pairs, probability, count, threshold=THRESHOLDS[0], max_size=settings.max_size
+    )
+    return [(threshold, merged.cut(threshold)) for threshold in THRESHOLDS]
+
+
+def _list_recognizers(metrics: Any) -> list[dict[str, Any]]:
+    """One row a protocol and metric: each subject's value and interval, and the gap closed."""
+    chosen = metrics[metrics.subject.isin((*SUBJECTS, "gap_closed"))]
+    rows = []
+    for (protocol, metric), group in chosen.groupby(["protocol", "metric"], sort=False):
+        if metric == "accuracy_std":
+            continue
+        found = group.set_index("subject")
+        row: dict[str, Any] = {"protocol": protocol, "metric": metric, "subjects": {}, "gap": None}
+        for subject, values in found.iterrows():
+            if subject == "gap_closed":
+                row["gap"] = float(values.value)
+                continue
+            low, high = (float(values.get(end, np.nan)) for end in ("low", "high"))
+            row["subjects"][subject] = (float(values.value), low, high)
+            row["count"] = int(values["count"])
+        rows.append(row)
+    return rows
+
+
+def _make_sheets(
+    work: Work, labels: Any, clusters: Any, pairs: PairTable, probability: np.ndarray
+) -> Any:
+    from pipelines.sheets import make_sheets
+
+    thumbnails: dict[int, bytes] = {}
+    if "shrink" in work.upstream and work.dataset.kind != "features":
+        table = work.read("shrink.thumbnails")
+        thumbnails = dict(
+            zip(table["sample_id"].to_pylist(), table["image"].to_pylist(), strict=True)
+        )
+    base = work.config.committee.base.name
+    vectors = read_vectors(work.locate("embed.embeddings", f"unlabelled/{base}"), "embedding")
+    return make_sheets(labels, clusters, pairs, probability, vectors, thumbnails, seed=work.seed)
+
+
 STAGE = Stage(
     name="report",
-    version=1,
-    inputs=("ingest.samples", "mediate.pairs", "propagate.labels", "evaluate.metrics"),
+    version=2,
+    inputs=(
+        "ingest.samples",
+        "ingest.rejected",
+        "ingest.truth",
+        "train.history",
+        "embed.embeddings",
+        "knn.neighbours",
+        "mediate.pairs",
+        "mediate.calibration",
+        "propagate.labels",
+        "propagate.clusters",
+        "retrain.history",
+        "evaluate.metrics",
+        "shrink.thumbnails",
+    ),
     outputs={"summary": SUMMARY},
-    reads=(),
+    reads=("committee", "propagate"),
     run=run,
 )

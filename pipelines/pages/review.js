@@ -1,0 +1,358 @@
+// The review page. Every answer goes to the server at once; the page keeps nothing of its own.
+let question = null;          // what is shown in the first tab, asked or opened by hand
+let asked = true;             // whether the server asked it
+const marked = new Set();     // sample ids marked as not belonging
+let chosen = null;            // a cluster chosen for merging, {label, ids}
+
+const at = (id) => document.getElementById(id);
+const ids = (side) => side.faces.map((face) => face.id);
+
+async function call(path, body) {
+  const options = body === undefined ? {} : {
+    method: "POST", headers: { "Content-Type": "application/json" }, body: JSON.stringify(body),
+  };
+  let response;
+  try {
+    response = await fetch(path, options);
+  } catch {
+    throw Object.assign(new Error("the review server does not answer; is it still running?"), { number: null });
+  }
+  const value = await response.json();
+  if (!response.ok) throw Object.assign(new Error(value.error), { number: value.number });
+  return value;
+}
+
+function tell(text, good, ...more) {
+  const place = at("message");
+  place.className = good ? "good" : "";
+  place.replaceChildren(text, ...more);
+  place.hidden = !text;
+}
+
+// ------------------------------------------------------------------------------------ decisions
+
+// One thing at a time: a second key while the first is on its way would answer the wrong question.
+let busy = false;
+async function alone(work) {
+  if (busy) return;
+  busy = true;
+  try { await work(); } finally { busy = false; }
+}
+
+let last = null;
+async function decide(action, groups, done) {
+  let made;
+  try {
+    made = await call("decisions", { action, groups });
+  } catch (error) {
+    const number = error.number;
+    tell(error.message, false, number == null ? "" : make("button", {
+      type: "button",
+      onclick: () => alone(async () => { if (await undo(number)) await decide(action, groups, done); }),
+    }, `Undo ${number} and do this`));
+    return;
+  }
+  last = made.number;
+  await refresh();
+  tell(`${done} · decision ${made.number} is kept`, true,
+    make("button", { type: "button", onclick: () => alone(() => undo(made.number)) }, "Undo (U)"));
+}
+
+async function undo(number) {
+  try {
+    await call("decisions", { action: "undo", number });
+  } catch (error) {
+    tell(error.message, false);
+    return false;
+  }
+  last = null;
+  await refresh();
+  tell(`decision ${number} is undone`, true);
+  return true;
+}
+
+const answers = {
+  async same() {
+    const groups = question.sides.map(ids);
+    if (question.kind === "merge") await decide("merge", groups, "One person");
+    else await decide("accept", [groups.flat()], "One person");
+  },
+  async different() {
+    if (question.kind === "cluster") return;
+    const [one, other] = question.sides.map(ids);
+    await decide(question.kind === "merge" ? "apart" : "split", [one, other], "Different people");
+  },
+  async split() {
+    if (!marked.size) return;
+    // Marks say who does not belong to the rest of the same cluster.
+    const whole = question.kind === "merge" ? question.sides.map(ids) : [question.sides.flatMap(ids)];
+    const touched = whole.filter((side) => side.some((id) => marked.has(id)));
+    if (touched.length > 1) { tell("Marks lie in both clusters; split one after the other.", false); return; }
+    const out = touched[0].filter((id) => marked.has(id));
+    const rest = touched[0].filter((id) => !marked.has(id));
+    if (!rest.length) { tell("All faces are marked; leave those that belong together.", false); return; }
+    await decide("split", [out, rest], `${count(out.length, "face")} split off`);
+  },
+  async reject() {
+    if (marked.size) await decide("reject", [[...marked]], `${count(marked.size, "face")} rejected`);
+  },
+  async skip() {
+    if (asked) await call("skip", {});
+    tell("", true);
+    await refresh();
+  },
+  async undo() { if (last != null) await undo(last); },
+};
+
+// ---------------------------------------------------------------------------------------- faces
+
+function drawFace(face, first) {
+  const told = `${face.name}, confidence ${face.confidence.toFixed(2)}`;
+  const button = make("button", {
+    type: "button", class: face.picture ? "face" : "face text", title: told, "aria-label": told,
+    "aria-pressed": String(marked.has(face.id)), "data-id": face.id, draggable: "true", tabindex: first ? 0 : -1,
+    onclick: () => mark(face.id),
+    ondragstart: (event) => event.dataTransfer.setData("text/plain", String(face.id)),
+  }, face.picture
+    ? make("img", { src: `face/${face.id}`, alt: "", loading: "lazy", draggable: "false" })
+    : face.name);
+  return button;
+}
+
+function mark(id, on) {
+  if (on === undefined ? marked.has(id) : !on) marked.delete(id);
+  else marked.add(id);
+  for (const face of at("ask").querySelectorAll(`button.face[data-id="${id}"]`)) {
+    face.setAttribute("aria-pressed", String(marked.has(id)));
+  }
+  drawTray();
+}
+
+const FEW = 240;
+function drawFaces(faces) {
+  const group = make("div", { class: "faces", role: "group", "aria-label": count(faces.length, "face") });
+  group.append(...faces.slice(0, FEW).map((face, number) => drawFace(face, number === 0)));
+  if (faces.length > FEW) {
+    const more = make("button", {
+      type: "button", onclick: () => { more.remove(); group.append(...faces.slice(FEW).map((face) => drawFace(face, false))); },
+    }, `show ${(faces.length - FEW).toLocaleString("en")} more`);
+    group.append(more);
+  }
+  walkWithArrows(group);
+  return group;
+}
+
+function drawTray() {
+  const tray = at("ask").querySelector(".tray");
+  if (!tray) return;
+  tray.textContent = marked.size
+    ? `${count(marked.size, "face")} marked as not belonging`
+    : "Click faces, or drag them here, that do not belong";
+  for (const button of at("ask").querySelectorAll("button[data-marks]")) button.disabled = !marked.size;
+}
+
+function makeTray() {
+  return make("div", {
+    class: "tray", "aria-live": "polite",
+    ondragover: (event) => { event.preventDefault(); event.currentTarget.classList.add("over"); },
+    ondragleave: (event) => event.currentTarget.classList.remove("over"),
+    ondrop: (event) => {
+      event.preventDefault();
+      event.currentTarget.classList.remove("over");
+      const id = Number(event.dataTransfer.getData("text/plain"));
+      if (question.sides.some((side) => side.faces.some((face) => face.id === id))) mark(id, true);
+    },
+  });
+}
+
+// ------------------------------------------------------------------------------------ questions
+
+const titles = {
+  merge: ["Are these two one person?", "Same person", "Different people"],
+  bridge: ["One cluster, two sides: is it one person?", "One person", "Two people"],
+  cluster: ["Is all of this one person?", "All one person", null],
+};
+
+function drawQuestion() {
+  const [title, yes, no] = titles[question.kind];
+  const sides = question.sides.map((side, number) => {
+    const name = question.kind === "bridge" ? ["One side", "The other side"][number]
+      : side.label < 0 ? "An image without label" : `Cluster ${side.label}`;
+    return make("div", { class: "side" },
+      make("h3", {}, `${name} `, make("small", {}, count(side.size, "image"))), drawFaces(side.faces));
+  });
+  const evidence = question.kind === "cluster" ? "of its pairs are expected to be one person" : "likely one person by the evidence";
+  const told = !asked ? "Opened by hand." : `${percent(question.chance)} ${evidence}; an answer puts about `
+    + `${count(about(question.worth), "pair")} of images right.`;
+  const act = (name, text, key, options) => make("button",
+    { type: "button", "data-act": name, onclick: () => alone(answers[name]), ...options },
+    `${text} `, make("kbd", {}, key));
+  at("ask").replaceChildren(
+    make("header", {}, make("h2", {}, title), make("p", { class: "muted" }, told)),
+    make("div", { class: sides.length > 1 ? "sides" : "" }, ...sides),
+    makeTray(),
+    make("div", { class: "answers" },
+      act("same", yes, "S", { class: "primary" }),
+      no ? act("different", no, "D", {}) : null,
+      act("split", "Split off marked", "X", { "data-marks": "" }),
+      act("reject", "Reject marked", "R", { "data-marks": "", class: "danger" }),
+      act("skip", asked ? "Skip" : "Back to the questions", "K", { class: "spread" })));
+  drawTray();
+}
+
+function drawDone() {
+  at("ask").replaceChildren(make("div", { class: "done card" },
+    make("h2", {}, "Nothing is left worth asking"),
+    make("p", { class: "muted" }, "Browse the clusters, or end the review and run the pipeline again: it honours every decision.")));
+}
+
+async function refresh() {
+  let value;
+  try {
+    value = await call("question");
+  } catch (error) {
+    tell(error.message, false);
+    return;
+  }
+  asked = true;
+  marked.clear();
+  question = value.question;
+  if (question) drawQuestion(); else drawDone();
+  const { decisions, pending, questions, missing } = value.progress;
+  at("progress").textContent = `${count(decisions, "decision")} · ${count(pending, "image")} will move · `
+    + `${questions}${questions === 200 ? "+" : ""} open questions`
+    + (missing ? ` · ${count(missing, "image")} of earlier decisions gone` : "");
+  if (!at("browse").hidden) await browse();
+  if (!at("history").hidden) await showHistory();
+}
+
+async function openCluster(label) {
+  try {
+    question = await call(`cluster/${label}`);
+  } catch (error) {
+    tell(error.message, false);
+    return;
+  }
+  asked = false;
+  marked.clear();
+  showTab("ask");
+  drawQuestion();
+}
+
+// ------------------------------------------------------------------------------------- clusters
+
+let order = "size";
+let offset = 0;
+let sought = 0;
+async function browse() {
+  const text = at("browse").querySelector("input").value.trim();
+  const number = ++sought;
+  const found = await call(`clusters?${new URLSearchParams({ order, offset, text })}`);
+  if (number !== sought) return;
+  const [back, on] = at("browse").querySelectorAll(".pager button");
+  back.disabled = offset === 0;
+  on.disabled = offset + 24 >= found.total;
+  const pages = Math.max(1, Math.ceil(found.total / 24));
+  at("browse").querySelector("output").textContent = `page ${offset / 24 + 1} of ${pages}`;
+  at("browse").querySelector(".sheets").replaceChildren(...found.clusters.map(drawSheet));
+  at("chosen").textContent = chosen == null
+    ? "Open a cluster to split, accept or reject in it; choose two to merge them."
+    : `Cluster ${chosen.label} is chosen; choose the one to merge it with.`;
+}
+
+function drawSheet(cluster) {
+  const mine = chosen != null && chosen.label === cluster.label;
+  const hidden = cluster.size - cluster.faces.length;
+  const faces = make("div", { class: "faces" }, ...cluster.faces.map((face) => make("span", { class: face.picture ? "face" : "face text", title: face.name },
+    face.picture ? make("img", { src: `face/${face.id}`, alt: face.name, loading: "lazy" }) : face.name)),
+    hidden ? make("span", { class: "gap" }, `+ ${hidden}`) : null);
+  return make("article", { class: mine ? "card sheet chosen" : "card sheet", "data-cluster": cluster.label },
+    make("header", {}, make("h3", {}, `Cluster ${cluster.label}`),
+      make("span", {}, count(cluster.size, "image")),
+      make("span", {}, `expected precision ${percent(cluster.precision)}`),
+      make("span", { class: "acts" },
+        make("button", { type: "button", onclick: () => openCluster(cluster.label) }, "Open"),
+        make("button", { type: "button", onclick: () => alone(() => choose(cluster)) },
+          mine ? "Do not merge" : chosen ? `Merge with ${chosen.label}` : "Merge …"))),
+    faces);
+}
+
+async function choose(cluster) {
+  if (chosen && chosen.label === cluster.label) chosen = null;
+  else if (!chosen) chosen = { label: cluster.label, ids: ids((await call(`cluster/${cluster.label}`)).sides[0]) };
+  else {
+    const other = ids((await call(`cluster/${cluster.label}`)).sides[0]);
+    const groups = [chosen.ids, other];
+    chosen = null;
+    await decide("merge", groups, "Merged");
+    return;
+  }
+  await browse();
+}
+
+// -------------------------------------------------------------------------------------- history
+
+const verbs = {
+  accept: "is one person", merge: "are one person", split: "share no person", apart: "share no person",
+  reject: "rejected", undo: "undo",
+};
+
+async function showHistory() {
+  const { decisions } = await call("decisions");
+  if (!decisions.length) {
+    at("history").replaceChildren(make("p", { class: "missing" }, "No decision yet."));
+    return;
+  }
+  const rows = decisions.map((made) => make("tr", { class: made.active ? "" : "undone" },
+    make("td", { class: "n" }, String(made.number)),
+    make("td", {}, made.at.slice(0, 16).replace("T", " ")),
+    make("td", {}, made.who),
+    make("td", { class: "what" },
+      ...made.faces.map((faces) => make("span", { class: "faces" }, ...faces.map((face) => make("span", { class: "face", title: face.name },
+        face.picture ? make("img", { src: `face/${face.id}`, alt: face.name }) : "")))),
+      made.action === "undo" ? `undo of ${made.undoes}`
+        : `${made.sizes.join(" + ")} ${verbs[made.action]}`),
+    make("td", {}, made.active ? make("button", { type: "button", "data-undo": made.number, onclick: () => alone(() => undo(made.number)) }, "Undo") : "")));
+  at("history").replaceChildren(make("div", { class: "card scroll" }, make("table", {},
+    make("thead", {}, make("tr", {}, ...["", "when (UTC)", "who", "what", ""].map((head) => make("th", {}, head)))),
+    make("tbody", {}, ...rows))));
+}
+
+// ---------------------------------------------------------------------------------------- start
+
+function showTab(name) {
+  for (const each of ["ask", "browse", "history"]) at(each).hidden = each !== name;
+  for (const button of document.querySelectorAll("[data-tab]")) {
+    button.setAttribute("aria-pressed", String(button.dataset.tab === name));
+  }
+}
+
+for (const button of document.querySelectorAll("[data-tab]")) {
+  button.addEventListener("click", async () => {
+    showTab(button.dataset.tab);
+    tell("", true);
+    if (button.dataset.tab === "browse") await browse();
+    else if (button.dataset.tab === "history") await showHistory();
+    else await refresh();
+  });
+}
+for (const button of document.querySelectorAll("[data-order]")) {
+  button.addEventListener("click", () => {
+    order = button.dataset.order;
+    offset = 0;
+    for (const each of document.querySelectorAll("[data-order]")) each.setAttribute("aria-pressed", String(each === button));
+    browse();
+  });
+}
+at("browse").querySelector("input").addEventListener("input", () => { offset = 0; browse(); });
+const [back, on] = at("browse").querySelectorAll(".pager button");
+back.addEventListener("click", () => { offset -= 24; browse(); });
+on.addEventListener("click", () => { offset += 24; browse(); });
+document.addEventListener("keydown", (event) => {
+  if (event.target.matches("input") || event.ctrlKey || event.metaKey || event.altKey) return;
+  const name = { s: "same", d: "different", x: "split", r: "reject", k: "skip", u: "undo" }[event.key.toLowerCase()];
+  if (!name || at("ask").hidden || (!question && name !== "undo")) return;
+  event.preventDefault();
+  alone(answers[name]);
+});
+refresh().then(() => { document.documentElement.dataset.ready = "true"; });

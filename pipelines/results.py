@@ -1,0 +1,390 @@
+"""A run as DataFrames: `cdp.open_run("runs/default")`.
+
+The contract:
+- Nothing is read before it is asked for, and each table once. Nothing here writes.
+- Rows of unlabelled images are named by `sample_id` everywhere.
+- A run that lacks a stage is told by name, with the command that makes it.
+"""
+
+from __future__ import annotations
+
+import base64
+import html
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from cdp.errors import DataError, StageError
+from cdp.types import UNLABELLED, PairTable
+from pipelines.corrections import CorrectionTable, Decision
+from pipelines.store import RECORD, Published
+
+if TYPE_CHECKING:
+    import networkx
+    import pandas as pd
+
+    from pipelines.dataset import Dataset
+
+SHOWN = 60
+"""Faces a notebook shows of one cluster."""
+
+
+def open_run(path: str | os.PathLike[str]) -> RunResults:
+    """Open what a run has published.
+
+    path : the directory of the run, e.g. `runs/default`.
+
+    Raises
+    ------
+    DataError
+        There is no run at that path.
+    """
+    directory = Path(path)
+    if not any((directory / stage).is_dir() for stage in ("ingest", "embed", "propagate")):
+        places = directory.absolute().parent.glob("[!.]*/ingest")
+        near = sorted(place.parent.name for place in places)
+        raise DataError(
+            f"no run at {directory}: expected a directory with ingest/, propagate/ and so on. "
+            + (f"Beside it there are {', '.join(near)}" if near else "Make one with: make run")
+        )
+    return RunResults(directory)
+
+
+class RunResults:
+    """The tables of one run, read when they are first used.
+
+    Examples
+    --------
+    >>> run = open_run("runs/default")                               # doctest: +SKIP
+    >>> run.clusters.sort_values("expected_precision").head()        # doctest: +SKIP
+    >>> run.cluster(17).graph                                        # doctest: +SKIP
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+
+    def __repr__(self) -> str:
+        return f"open_run({str(self.directory)!r})"
+
+    # -- tables
+
+    @cached_property
+    def samples(self) -> pd.DataFrame:
+        """Every image that could be read: sample_id, path, split, identity (labelled), size."""
+        return self.read("ingest", "samples")
+
+    @cached_property
+    def rejected(self) -> pd.DataFrame:
+        """Every image that was set aside, with the reason."""
+        return self.read("ingest", "rejected")
+
+    @cached_property
+    def truth(self) -> pd.DataFrame:
+        """sample_id and identity of unlabelled images, where a benchmark knows them."""
+        return self.read("ingest", "truth")
+
+    @cached_property
+    def labels(self) -> pd.DataFrame:
+        """The pseudo-label of every unlabelled image; -1 none."""
+        return self.read("propagate", "labels")
+
+    @cached_property
+    def clusters(self) -> pd.DataFrame:
+        """One row a pseudo-label: size, expected precision, weakest edge, medoid."""
+        return self.read("propagate", "clusters")
+
+    @cached_property
+    def pairs(self) -> pd.DataFrame:
+        """Every candidate pair of unlabelled images with its probability."""
+        return self.read("mediate", "pairs")
+
+    @cached_property
+    def metrics(self) -> pd.DataFrame:
+        """What was measured: subject, protocol, metric, value, count."""
+        return self.read("evaluate", "metrics")
+
+    @cached_property
+    def corrections(self) -> pd.DataFrame:
+        """What people decided in review, in order; empty when nobody did."""
+        import pandas as pd
+
+        names = list(Decision.__dataclass_fields__)
+        rows = [vars(decision) for decision in CorrectionTable(self.directory).read()]
+        return pd.DataFrame(rows, columns=names)
+
+    @cached_property
+    def thumbnails(self) -> Mapping[int, bytes]:
+        """sample_id -> a small WebP picture; empty where the run shows no images."""
+        published = self.find("shrink")
+        if published is None:
+            return {}
+        table = published.read("thumbnails")
+        ids, images = table["sample_id"].to_pylist(), table["image"].to_pylist()
+        return dict(zip(ids, images, strict=True))
+
+    # -- what is behind them
+
+    def find(self, stage: str) -> Published | None:
+        """What a stage published, or None."""
+        return Published.open(stage, self.directory / stage)
+
+    def manifest(self, stage: str) -> Mapping[str, Any]:
+        """How a stage was made: fingerprint, facts, seconds, memory, environment."""
+        return self._require(stage).manifest
+
+    def read(self, stage: str, table: str, columns: list[str] | None = None) -> pd.DataFrame:
+        """Any table: `read("embed", "embeddings/unlabelled/base")`."""
+        return self._require(stage).read(table, columns).to_pandas()
+
+    def _require(self, stage: str) -> Published:
+        published = self.find(stage)
+        if published is None:
+            raise StageError(
+                f"{self.directory} has published no {stage}. Make it with: "
+                f"python -m pipelines.run --stage all --until {stage}"
+            )
+        return published
+
+    def open_dataset(self, data_root: Path | None = None) -> Dataset:
+        """The data set this run was made from, to read its images.
+
+        data_root : where it lies now; None where the run found it.
+        """
+        from pipelines.config import validate_settings
+        from pipelines.dataset import DataManifest, Dataset
+
+        path = self.directory / RECORD
+        try:
+            record = json.loads(path.read_text(encoding="utf-8"))
+            manifest, root = record["data"], record["data_root"]
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise StageError(
+                f"cannot read {path}, which says what data the run is made from. It is written "
+                "again by: python -m pipelines.run --stage all, with the options of this run"
+            ) from error
+        settings = validate_settings(DataManifest, manifest, source=str(path))
+        if settings.kind == "synthetic":
+            return Dataset(settings, None)
+        place = data_root or (root and Path(root))
+        if not place or not place.is_dir():
+            raise DataError(f"the data root {place} is not a directory. Pass --data-root DIR")
+        return Dataset(settings, place.resolve())
+
+    # -- questions
+
+    def cluster(self, label: int) -> Cluster:
+        """One cluster: its images, the pairs inside it, and its graph.
+
+        Raises
+        ------
+        DataError
+            There is no such pseudo-label.
+        """
+        label = int(label)
+        last = len(self.clusters) - 1
+        if not 0 <= label <= last:
+            raise DataError(
+                f"there is no cluster {label}: pseudo-labels go from 0 to {last}, -1 means none"
+            )
+        images = self.labels[self.labels.pseudo_label == label].copy()
+        medoid = int(self.clusters.medoid_sample_id[label])
+        members = set(images.sample_id)
+        inside = self.pairs.source.isin(members) & self.pairs.target.isin(members)
+        pairs = self.pairs[inside].sort_values("probability", ascending=False, kind="stable")
+        distance = self._measure_distance(images.sample_id.to_numpy(), medoid)
+        if distance is not None:
+            images["distance"] = distance
+            images = images.sort_values(["distance", "sample_id"])
+        return Cluster(
+            label,
+            self.clusters.loc[label].to_dict(),
+            images.reset_index(drop=True),
+            pairs.reset_index(drop=True),
+            {sample: self.thumbnails[sample] for sample in members & self.thumbnails.keys()},
+        )
+
+    def _measure_distance(self, sample_id: np.ndarray, medoid: int) -> np.ndarray | None:
+        """1 - cosine to the medoid in the base view; None where the run has no views."""
+        vectors = self.view_of(np.append(sample_id, medoid))
+        if vectors is None:
+            return None
+        return np.round(np.clip(1 - vectors[:-1] @ vectors[-1], 0, 2), 4)
+
+    def view_of(self, sample_id: np.ndarray) -> np.ndarray | None:
+        """(n, d) float32 unit vectors of unlabelled images in the base view; None without."""
+        view = self._base_view
+        return None if view is None else view[1][np.searchsorted(view[0], sample_id)]
+
+    @cached_property
+    def _base_view(self) -> tuple[np.ndarray, np.ndarray] | None:
+        from pipelines.store import read_vectors
+
+        published = self.find("embed")
+        if published is None:
+            return None
+        base = published.manifest["ingredients"]["config"]["committee"]["base"]["name"]
+        table = f"embeddings/unlabelled/{base}"
+        ids = published.read(table, ["sample_id"])["sample_id"].to_numpy()
+        return ids, read_vectors(published.path(table), "embedding")
+
+    def compare(self, other: RunResults | str | os.PathLike[str]) -> Comparison:
+        """What changed from this run's clusters to those of another run over the same images."""
+        other = other if isinstance(other, RunResults) else open_run(other)
+        return compare_labels(
+            _name_labels(self.labels, self.samples), _name_labels(other.labels, other.samples)
+        )
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """One cluster. In a notebook it shows its faces.
+
+    images : rows of `labels`, nearest to the medoid first, with their distance (1 - cosine in the
+        base view).
+    pairs : candidate pairs inside, surest first.
+    """
+
+    label: int
+    facts: Mapping[str, Any]
+    images: pd.DataFrame
+    pairs: pd.DataFrame
+    thumbnails: Mapping[int, bytes] = field(repr=False, default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __repr__(self) -> str:
+        return (
+            f"Cluster {self.label}: {len(self)} images, {len(self.pairs)} pairs, expected "
+            f"precision {self.facts['expected_precision']:.3f}"
+        )
+
+    @cached_property
+    def graph(self) -> networkx.Graph:
+        """Images as `sample_id`, candidate pairs as edges with `score`; bridges are marked.
+
+        `graph.graph["bridges"]` lists the edges that alone hold two sides together, weakest first.
+        """
+        import networkx
+
+        from cdp.propagation import Propagation, to_networkx
+
+        ids = np.sort(self.images.sample_id.to_numpy())
+        count = len(ids)
+        propagation = Propagation(np.zeros(count, np.int64), np.zeros(count, np.float32), -1.0, 0)
+        ends = [np.searchsorted(ids, self.pairs[end].to_numpy()) for end in ("source", "target")]
+        scores = self.pairs.probability.to_numpy()
+        graph = to_networkx(np.stack(ends, axis=1), scores, propagation, 0)
+        names = dict(enumerate(ids.tolist()))
+        bridges = [(names[a], names[b], score) for a, b, score in graph.graph["bridges"]]
+        graph = networkx.relabel_nodes(graph, names)
+        graph.graph |= {"label": self.label, "bridges": bridges}
+        return graph
+
+    def _repr_html_(self) -> str:
+        faces = []
+        for row in self.images.head(SHOWN).itertuples():
+            picture = self.thumbnails.get(row.sample_id)
+            told = html.escape(f"{row.path}, confidence {row.confidence:.2f}", quote=True)
+            if picture is not None:
+                data = base64.b64encode(picture).decode()
+                faces.append(
+                    f'<img alt="{told}" title="{told}" width="64" height="64" '
+                    f'src="data:image/webp;base64,{data}">'
+                )
+        more = f" and {len(self) - SHOWN} more" if len(self) > SHOWN else ""
+        return f"<p>{html.escape(repr(self))}</p><div>{''.join(faces)}{more}</div>"
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What changed between two labellings of the same images.
+
+    merged : a cluster of the second run that holds two clusters of the first or more.
+    split : a cluster of the first run that fell into two of the second or more.
+    moved : images whose cluster in the second run is not where most of their old cluster went.
+    same : clusters with exactly the same images in both.
+    only_here, only_there : images the other run does not have.
+    """
+
+    merged: pd.DataFrame
+    split: pd.DataFrame
+    moved: pd.DataFrame
+    same: int
+    only_here: int
+    only_there: int
+
+    def __repr__(self) -> str:
+        told = (
+            f"{self.same:,} clusters are the same, {len(self.merged):,} merged, "
+            f"{len(self.split):,} split, {len(self.moved):,} images moved"
+        )
+        if self.only_here or self.only_there:
+            told += f"; {self.only_here:,} images only here, {self.only_there:,} only there"
+        return told
+
+
+def _name_labels(labels: pd.DataFrame, samples: pd.DataFrame) -> pd.DataFrame:
+    """Labels with a key that means the same image in every run."""
+    from pipelines.corrections import find_keys
+
+    known = samples[["sample_id", "sha256"]]
+    both = labels[["sample_id", "path", "pseudo_label"]].merge(known, on="sample_id")
+    return both.assign(key=find_keys(both))
+
+
+def compare_labels(here: pd.DataFrame, there: pd.DataFrame) -> Comparison:
+    """Compare two tables of key, path and pseudo_label; see `Comparison`."""
+    import pandas as pd
+
+    both = here[["key", "path", "pseudo_label"]].merge(
+        there[["key", "pseudo_label"]], on="key", suffixes=("", "_there")
+    )
+    old, new = "pseudo_label", "pseudo_label_there"
+    labelled = both[(both[old] != UNLABELLED) & (both[new] != UNLABELLED)]
+    cells = labelled.groupby([old, new]).size().rename("images").reset_index()
+    # A handful of strays is a move; a merge or split takes at least two images of both parts.
+    parts = cells[cells.images >= 2]
+
+    def gather(by: str, other: str) -> pd.DataFrame:
+        told = [
+            (label, group[other].tolist(), group.images.tolist())
+            for label, group in parts.groupby(by)
+            if len(group) > 1
+        ]
+        return pd.DataFrame(told, columns=[by, "clusters", "images"])
+
+    merged = gather(new, old).rename(columns={new: "cluster_there", "clusters": "clusters_here"})
+    split = gather(old, new).rename(columns={old: "cluster_here", "clusters": "clusters_there"})
+    main = cells.sort_values(["images", new], ascending=[False, True]).drop_duplicates(old)
+    went = dict(zip(main[old], main[new], strict=True))
+    usual = both[old].map(went).fillna(UNLABELLED).astype(np.int64)
+    gone = (both[old] != UNLABELLED) & (both[new] != usual)
+    came = (both[old] == UNLABELLED) & (both[new] != UNLABELLED)
+    moved = both[gone | came].rename(columns={old: "from", new: "to"})
+    sizes_here, sizes_there = here[old].value_counts(), there[old].value_counts()
+    whole = (cells.images == cells[old].map(sizes_here)) & (
+        cells.images == cells[new].map(sizes_there)
+    )
+    return Comparison(
+        merged,
+        split,
+        moved[["path", "from", "to"]].reset_index(drop=True),
+        int(whole.sum()),
+        len(here) - len(both),
+        len(there) - len(both),
+    )
+
+
+def list_pairs(pairs: pd.DataFrame, sample_id: np.ndarray) -> PairTable:
+    """Pairs of sample ids as rows of the ascending `sample_id`."""
+    return PairTable(
+        np.searchsorted(sample_id, pairs.source.to_numpy()),
+        np.searchsorted(sample_id, pairs.target.to_numpy()),
+    )

@@ -1,0 +1,297 @@
+"""Review: `python -m pipelines.review --run runs/x` serves a page to judge and correct clusters.
+
+The contract:
+- It listens on loopback unless told otherwise. The address carries a token; without it every
+  answer is "not found". Requests that name another host, or come from another page, are refused.
+- It opens no file on request: pages, faces and clusters are answered from memory, so there is no
+  path to leave the run by.
+- Every decision is on disk before the page hears of it. The next run honours it; see
+  `pipelines.corrections`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import getpass
+import hmac
+import ipaddress
+import json
+import secrets
+import signal
+import socket
+import sys
+from pathlib import Path
+from typing import Any
+
+from tornado.httpserver import HTTPServer
+from tornado.web import Application, HTTPError, RequestHandler
+
+from cdp.errors import CdpError, ConfigError
+from pipelines.corrections import FILE_NAME, ContradictionError
+from pipelines.pages import read_page, render
+from pipelines.results import open_run
+from pipelines.session import ReviewSession, describe_error, parse_groups
+
+ASSETS = {
+    "page.css": "text/css",
+    "review.css": "text/css",
+    "faces.js": "text/javascript",
+    "review.js": "text/javascript",
+}
+POLICY = (
+    "default-src 'none'; img-src 'self' data:; style-src 'self'; script-src 'self'; "
+    "connect-src 'self'; frame-ancestors 'none'; base-uri 'none'; form-action 'none'"
+)
+BODY_LIMIT = 4 << 20
+"""Bytes of one request; a decision names each image by a number."""
+
+
+class _Handler(RequestHandler):
+    """What every answer has in common: the token, the host, the headers."""
+
+    def initialize(self, session: ReviewSession, token: str, hosts: frozenset[str]) -> None:
+        self.session, self.token, self.hosts = session, token, hosts
+
+    def set_default_headers(self) -> None:
+        self.set_header("Content-Security-Policy", POLICY)
+        self.set_header("X-Content-Type-Options", "nosniff")
+        self.set_header("Referrer-Policy", "no-referrer")
+        self.set_header("Cross-Origin-Resource-Policy", "same-origin")
+        self.set_header("Cache-Control", "no-store")
+        self.clear_header("Server")
+
+    def prepare(self) -> None:
+        # A name that merely resolves to this machine is how foreign pages reach loopback servers.
+        host = self.request.headers.get("Host", "")
+        if host.lower() not in self.hosts:
+            raise HTTPError(403)
+        given = self.path_args[0] if self.path_args else ""
+        if not hmac.compare_digest(str(given).encode(), self.token.encode()):
+            raise HTTPError(404)
+        site = self.request.headers.get("Sec-Fetch-Site", "none")
+        if site not in ("none", "same-origin"):
+            raise HTTPError(403)
+        if self.request.method == "POST":
+            self._require_own_page(host)
+
+    def _require_own_page(self, host: str) -> None:
+        if self.request.headers.get("Origin") != f"http://{host}":
+            raise HTTPError(403)
+        kind = self.request.headers.get("Content-Type", "").partition(";")[0].strip()
+        if kind != "application/json":
+            raise HTTPError(415)
+
+    def write_error(self, status_code: int, **given: Any) -> None:
+        error = given.get("exc_info", (None, None))[1]
+        known = isinstance(error, CdpError)
+        self.set_header("Content-Type", "application/json; charset=utf-8")
+        self.finish(json.dumps(describe_error(error) if known else {"error": self._reason}))
+
+    def log_exception(self, kind: Any, value: Any, trace: Any) -> None:
+        if not isinstance(value, CdpError | HTTPError):
+            super().log_exception(kind, value, trace)
+
+    def answer(self, value: Any) -> None:
+        self.set_header("Content-Type", "application/json; charset=utf-8")
+        self.finish(json.dumps(value))
+
+    def body(self) -> dict[str, Any]:
+        try:
+            value = json.loads(self.request.body)
+        except ValueError:
+            raise HTTPError(400, reason="not JSON") from None
+        if not isinstance(value, dict):
+            raise HTTPError(400, reason="expected an object")
+        return value
+
+
+class _Index(_Handler):
+    def get(self, _token: str) -> None:
+        self.finish(render("review.html", run=self.session.run.directory.name))
+
+
+class _Asset(_Handler):
+    def get(self, _token: str, name: str) -> None:
+        if name not in ASSETS:
+            raise HTTPError(404)
+        self.set_header("Content-Type", f"{ASSETS[name]}; charset=utf-8")
+        self.finish(read_page(name))
+
+
+class _Face(_Handler):
+    def get(self, _token: str, sample: str) -> None:
+        picture = self.session.thumbnails.get(int(sample))
+        if picture is None:
+            raise HTTPError(404)
+        self.set_header("Content-Type", "image/webp")
+        self.set_header("Cache-Control", "private, max-age=3600")
+        self.finish(picture)
+
+
+class _Question(_Handler):
+    """The next question, and how far the review is."""
+
+    def get(self, _token: str) -> None:
+        session = self.session
+        session.refresh()
+        questions = session.questions
+        first = session.describe_question(questions[0]) if questions else None
+        self.answer({"question": first, "progress": session.describe_progress()})
+
+
+class _Skip(_Handler):
+    def post(self, _token: str) -> None:
+        questions = self.session.questions
+        if questions:
+            self.session.skip(questions[0])
+        self.answer({})
+
+
+class _Clusters(_Handler):
+    def get(self, _token: str) -> None:
+        self.session.refresh()
+        order = self.get_query_argument("order", "size")
+        offset = self.get_query_argument("offset", "0")
+        if order not in ("size", "doubt") or not offset.isdigit():
+            raise HTTPError(400)
+        text = self.get_query_argument("text", "")
+        self.answer(self.session.list_clusters(order=order, text=text, offset=int(offset)))
+
+
+class _Cluster(_Handler):
+    def get(self, _token: str, label: str) -> None:
+        self.session.refresh()
+        try:
+            self.answer(self.session.describe_cluster(int(label)))
+        except CdpError as error:
+            self.set_status(404)
+            self.answer(describe_error(error))
+
+
+class _Decisions(_Handler):
+    def get(self, _token: str) -> None:
+        self.session.refresh()
+        self.answer({"decisions": self.session.list_decisions()})
+
+    def post(self, _token: str) -> None:
+        value = self.body()
+        session = self.session
+        session.refresh()
+        try:
+            if value.get("action") == "undo":
+                if type(value.get("number")) is not int:
+                    raise HTTPError(400, reason="expected the number of a decision")
+                decision = session.undo(value["number"])
+            elif value.get("action") in ("accept", "merge", "split", "apart", "reject"):
+                decision = session.decide(value["action"], parse_groups(value.get("groups")))
+            else:
+                raise HTTPError(400, reason="no such action")
+        except CdpError as error:
+            self.set_status(409 if isinstance(error, ContradictionError) else 400)
+            self.answer(describe_error(error))
+            return
+        self.answer({"number": decision.number, "action": decision.action})
+
+
+def make_application(session: ReviewSession, token: str, hosts: frozenset[str]) -> Application:
+    """The routes; every one begins with the token."""
+    given = {"session": session, "token": token, "hosts": hosts}
+    start = r"/([A-Za-z0-9_-]+)"
+    return Application(
+        [
+            (rf"{start}/", _Index, given),
+            (rf"{start}/asset/([a-z.]+)", _Asset, given),
+            (rf"{start}/face/([0-9]{{1,18}})", _Face, given),
+            (rf"{start}/question", _Question, given),
+            (rf"{start}/skip", _Skip, given),
+            (rf"{start}/clusters", _Clusters, given),
+            (rf"{start}/cluster/([0-9]{{1,18}})", _Cluster, given),
+            (rf"{start}/decisions", _Decisions, given),
+        ],
+        default_handler_class=_Handler,
+        default_handler_args=given,
+        log_function=lambda handler: None,  # addresses hold the token
+    )
+
+
+# --------------------------------------------------------------------------------- command line
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The options, each with what it does."""
+    parser = argparse.ArgumentParser(
+        prog="python -m pipelines.review",
+        description="Judge and correct the clusters of a run in a browser.",
+    )
+    add = parser.add_argument
+    add("--run", type=Path, required=True, metavar="DIR", help="a finished run, e.g. runs/default")
+    add("--reviewer", metavar="NAME", help="who decides (default: the name you are logged in by)")
+    add("--port", type=int, default=0, metavar="N", help="default: any that is free")
+    add("--host", default="127.0.0.1", metavar="ADDRESS",
+        help="default: 127.0.0.1, this machine only")  # fmt: skip
+    return parser
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Serve until interrupted; return the exit code."""
+    options = build_parser().parse_args(arguments)
+    try:
+        reviewer = options.reviewer or _find_user()
+        session = ReviewSession(open_run(options.run), reviewer)
+        asyncio.run(_serve(session, options.host, options.port))
+    except CdpError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    made = len(session.decisions)
+    print(f"\n{made} decisions are kept in {options.run / FILE_NAME}. To honour them:")
+    print("    python -m pipelines.run --stage all    # with the options of this run")
+    return 0
+
+
+def _find_user() -> str:
+    try:
+        return getpass.getuser()
+    except (OSError, KeyError):
+        return "somebody"
+
+
+async def _serve(session: ReviewSession, host: str, port: int) -> None:
+    if not 0 <= port <= 65535:
+        raise ConfigError(f"--port: expected a number from 0 to 65535, got {port}")
+    try:
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        listening = socket.create_server((host, port), family=family)
+    except OSError as error:
+        raise ConfigError(
+            f"cannot listen on {host}:{port}: {error}. Choose another --port, or leave it out"
+        ) from error
+    listening.setblocking(False)
+    port = listening.getsockname()[1]
+    shown = f"[{host}]" if ":" in host else host
+    names = {shown, "127.0.0.1", "localhost", "[::1]"}
+    hosts = frozenset(f"{name}:{port}" for name in names)
+    token = secrets.token_urlsafe(24)
+    server = HTTPServer(make_application(session, token, hosts), max_body_size=BODY_LIMIT)
+    server.add_socket(listening)
+    if not _is_loopback(host):
+        print(f"warning: {host} can be reached from other machines; the address below is a key")
+    print(f"review of {session.run.directory} at\n    http://{shown}:{port}/{token}/", flush=True)
+    print("Ctrl-C ends it; decisions are kept as they are made.", flush=True)
+    stopped = asyncio.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        asyncio.get_running_loop().add_signal_handler(number, stopped.set)
+    await stopped.wait()
+    server.stop()
+    await server.close_all_connections()
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,137 @@
+"""What a person's answers are worth: the product's order of questions against a random one.
+
+    python -m tests.benchmarks.bench_review [--decisions 100] [--draws 3]
+
+The data is `lfw_features` under `CDP_DATA_ROOT` (or `../shared/data`): real faces at 24 px, five
+networks. Answers are simulated from the truth: two groups are one person when most faces of either
+are the same person's; of a cluster, all faces but those of its most frequent person are split off.
+After every decision the labels are made to honour all of them and the questions are ranked anew,
+as the review page does. Random draws are from the same open questions, without an order.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+
+from cdp.agglomeration import agglomerate
+from cdp.committee import describe_pairs, make_pairs
+from cdp.context import fit_context, score_context
+from cdp.corrections import Corrections, find_conflict, honour_corrections, settle_pairs
+from cdp.knn import build_knn_graphs
+from cdp.mediator import Mediator, correct_prior
+from cdp.metrics import score_pairwise
+from cdp.questions import Question, list_open, rank_questions
+from cdp.types import PairTable
+from tests.benchmarks.bench_pseudo_labels import K, read_release
+
+SHOWN = (0, 10, 25, 50, 75, 100)
+
+
+def judge_pairs(root: Path) -> tuple[PairTable, np.ndarray, float, np.ndarray]:
+    """Candidate pairs of the unlabelled half, their probability, the cut, and the truth."""
+    views, identity, mark = read_release(root)
+    taught, known = [view[mark] for view in views], identity[mark]
+    rest, truth = [view[~mark] for view in views], identity[~mark]
+    graphs = build_knn_graphs(taught, K, backend="exact")
+    pairs = make_pairs(graphs, candidates="all")
+    source, target = known[pairs.source], known[pairs.target]
+    features = describe_pairs(taught, graphs, pairs, variant="extended")
+    first = Mediator.fit(features, source == target, source, target, seed=0)
+    second = fit_context(taught, pairs, first.held_out, known, seed=0)
+    graphs = build_knn_graphs(rest, K, backend="exact")
+    pairs = make_pairs(graphs, candidates="all")
+    score = first.score(describe_pairs(rest, graphs, pairs, variant="extended"))
+    read = correct_prior(score, first.training_rate)
+    again = score_context(second, rest, pairs, read.probability, len(truth))
+    return pairs, again.probability, second.threshold, truth
+
+
+def answer(
+    question: Question, truth: np.ndarray, said: Corrections, checked: set[frozenset[int]]
+) -> Corrections:
+    """What a person who knows everybody would decide."""
+
+    def find_most(rows: np.ndarray) -> int:
+        return int(np.bincount(truth[rows]).argmax())
+
+    if question.kind == "cluster":
+        rest = question.one[truth[question.one] == find_most(question.one)]
+        out = np.setdiff1d(question.one, rest)
+        checked |= {frozenset(rest.tolist()), frozenset(out.tolist())}
+        if len(out):
+            return replace(said, apart=(*said.apart, (out, rest)))
+        return replace(said, same=(*said.same, rest))
+    if find_most(question.one) == find_most(question.other):
+        return replace(said, same=(*said.same, np.concatenate([question.one, question.other])))
+    return replace(said, apart=(*said.apart, (question.one, question.other)))
+
+
+def review(
+    pairs: PairTable,
+    probability: np.ndarray,
+    threshold: float,
+    truth: np.ndarray,
+    decisions: int,
+    random: np.random.Generator | None,
+) -> tuple[list[float], dict[str, int], float]:
+    """Pairwise F after every decision, what was asked, and the seconds a decision took."""
+    count = len(truth)
+    published = agglomerate(pairs, probability, count, threshold=threshold).label
+    said, checked, label, settled = Corrections(count), set(), published, probability
+    figures, asked = [score_pairwise(truth, published)[2]], dict.fromkeys(
+        ("bridge", "merge", "cluster"), 0
+    )  # fmt: skip
+    refused: set[tuple[int, ...]] = set()
+    started = time.perf_counter()
+    while len(figures) <= decisions:
+        limit = 800 if random is None else None
+        ranked = rank_questions(label, pairs, settled, limit=limit)
+        left = [
+            question
+            for question in list_open(ranked, said, checked=checked)
+            if (int(question.one[0]), *question.other[:1].tolist()) not in refused
+        ]
+        if not left:
+            break
+        question = left[0 if random is None else int(random.integers(len(left)))]
+        asked[question.kind] += 1
+        more = answer(question, truth, said, checked)
+        if find_conflict(more):  # the page refuses it; the click is spent all the same
+            refused.add((int(question.one[0]), *question.other[:1].tolist()))
+        else:
+            said = more
+        settled = settle_pairs(pairs, probability, said)
+        label = honour_corrections(published, pairs, settled, said, threshold=threshold)
+        figures.append(score_pairwise(truth, label)[2])
+    return figures, asked, (time.perf_counter() - started) / decisions
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--decisions", type=int, default=100)
+    parser.add_argument("--draws", type=int, default=3, help="random orders, averaged")
+    arguments = parser.parse_args()
+    root = Path(os.environ.get("CDP_DATA_ROOT", "../shared/data")) / "lfw_features"
+    pairs, probability, threshold, truth = judge_pairs(root)
+    steps = [step for step in SHOWN if step <= arguments.decisions]
+    print(f"{'pairwise F after':24}" + "".join(f"{step:>8}" for step in steps))
+    orders: list[tuple[str, int | None]] = [("the product's order", None)]
+    orders += [(f"random {draw}", draw) for draw in range(arguments.draws)]
+    for name, seed in orders:
+        random = None if seed is None else np.random.default_rng(seed)
+        figures, asked, seconds = review(
+            pairs, probability, threshold, truth, arguments.decisions, random
+        )
+        told = "".join(f"{100 * figures[min(step, len(figures) - 1)]:8.2f}" for step in steps)
+        kinds = ", ".join(f"{number} {kind}" for kind, number in asked.items())
+        print(f"{name:24}{told}   {kinds}; {seconds:.2f} s a decision", flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,292 @@
+"""Report and review in a real browser, driven as a person would."""
+
+import json
+import os
+import shutil
+import time
+from urllib.parse import quote
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from test_review import serve
+
+import cdp
+from pipelines.corrections import CorrectionTable
+from pipelines.run import main
+
+FLAGS = ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
+         "--disable-background-networking", "--disable-component-update", "--disable-sync",
+         "--disable-dev-shm-usage", "--force-prefers-reduced-motion",
+         "--window-size=1280,900")  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def browser(tmp_path_factory):
+    """Headless Chromium; a run with CI=true must find it."""
+    chromium, driver = shutil.which("chromium"), shutil.which("chromedriver")
+    if not chromium or not driver:
+        told = "no Chromium here: install chromium and chromium-driver (.ci/run does)"
+        if os.environ.get("CI") == "true":
+            pytest.fail(told)
+        pytest.skip(told)
+    from selenium import webdriver
+
+    options = webdriver.ChromeOptions()
+    options.binary_location = chromium
+    for flag in (*FLAGS, f"--user-data-dir={tmp_path_factory.mktemp('profile')}"):
+        options.add_argument(flag)
+    options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+    page = webdriver.Chrome(options=options, service=webdriver.ChromeService(driver))
+    page.set_script_timeout(20)
+    yield page
+    page.quit()
+
+
+def wait_for(browser, condition, *arguments, seconds=10):
+    """Until a script's answer is true; the answer."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        found = browser.execute_script(condition, *arguments)
+        if found:
+            return found
+        time.sleep(0.03)
+    raise AssertionError(f"not within {seconds} s: {condition}")
+
+
+def open_page(browser, address):
+    browser.get_log("browser")
+    browser.get(address)
+    wait_for(browser, "return document.documentElement.dataset.ready === 'true'")
+
+
+def find(browser, css):
+    from selenium.webdriver.common.by import By
+
+    return browser.find_elements(By.CSS_SELECTOR, css)
+
+
+def press(browser, *keys):
+    from selenium.webdriver import ActionChains
+
+    ActionChains(browser).send_keys(*keys).perform()
+
+
+def list_complaints(browser):
+    return [entry["message"] for entry in browser.get_log("browser") if entry["level"] == "SEVERE"]
+
+
+@pytest.fixture
+def report(browser, finished_run):
+    page = finished_run / "report" / "report.html"
+    open_page(browser, f"file://{quote(str(page.resolve()))}")
+    assert not find(browser, "main img")  # faces wait until somebody comes near
+    browser.execute_script("document.getElementById('clusters').scrollIntoView()")
+    wait_for(browser, "return document.querySelector('#clusters .sheet')")
+    return browser
+
+
+def list_shown(browser):
+    return [each.get_attribute("data-cluster") for each in find(browser, "#clusters .sheet")]
+
+
+def test_the_report_opens_from_disk_filters_and_turns_pages(report):
+    assert len(find(report, "main svg")) >= 6
+    first = list_shown(report)
+    assert 0 < len(first) <= 12
+    report.execute_script("document.querySelector('[data-view=all]').click()")
+    press(report, "/", first[-1])
+    wait_for(report, "return document.querySelectorAll('#clusters .sheet').length === 1")
+    assert list_shown(report) == [first[-1]]
+    face = find(report, "#clusters button.face")[0]
+    name = face.get_attribute("aria-label").split(",")[0]
+    face.click()
+    (dialog,) = find(report, "dialog[open]")
+    assert name in dialog.text
+    press(report, "\ue00c")  # escape
+    wait_for(report, "return !document.querySelector('dialog[open]')")
+    assert report.execute_script(
+        "return [...document.querySelectorAll('#clusters img')].every(i => i.complete"
+        " && i.naturalWidth > 0)"
+    )
+    assert list_complaints(report) == []
+
+
+def test_the_report_is_walked_by_keyboard(report):
+    report.execute_script("document.querySelector('#clusters button.face').focus()")
+    label = "return document.activeElement.getAttribute('aria-label')"
+    before = report.execute_script(label)
+    press(report, "\ue014")  # right
+    assert report.execute_script(label) != before
+    press(report, "\ue012")  # left
+    assert report.execute_script(label) == before
+    press(report, "\ue007")  # enter
+    assert find(report, "dialog[open]")
+    press(report, "\ue00c")
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+@pytest.mark.parametrize("width", [360, 1280])
+def test_the_report_fits_narrow_screens_and_the_dark(report, scheme, width):
+    size = {"width": width, "height": 800, "deviceScaleFactor": 1, "mobile": width < 500}
+    report.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", size)
+    media = {"features": [{"name": "prefers-color-scheme", "value": scheme}]}
+    report.execute_cdp_cmd("Emulation.setEmulatedMedia", media)
+    try:
+        assert report.execute_script("return document.documentElement.scrollWidth") <= width
+        colours = report.execute_script(
+            "const s = getComputedStyle(document.body);"
+            "const l = c => c.match(/\\d+/g).slice(0, 3).reduce((a, b) => a + +b, 0);"
+            "return [l(s.backgroundColor), l(s.color)]"
+        )
+        assert (colours[0] > colours[1]) == (scheme == "light")
+    finally:
+        report.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
+        report.execute_cdp_cmd("Emulation.setEmulatedMedia", {"features": []})
+
+
+def test_the_report_prints(report):
+    printed = report.execute_cdp_cmd("Page.printToPDF", {"printBackground": True})
+    assert len(printed["data"]) > 20_000
+
+
+def question(browser):
+    """The question as shown: title and the sample ids of each side."""
+    return browser.execute_script(
+        "return [document.querySelector('#ask h2').textContent,"
+        " [...document.querySelectorAll('#ask .side')].map(side =>"
+        " [...side.querySelectorAll('button.face')].map(face => +face.dataset.id))]"
+    )
+
+
+def message(browser, text):
+    return wait_for(
+        browser,
+        "const m = document.getElementById('message');"
+        "return !m.hidden && m.textContent.includes(arguments[0]) && m.textContent",
+        text,
+    )
+
+
+def open_cluster(browser, least):
+    """Open the first cluster with at least `least` faces from the second tab; its label."""
+    browser.execute_script("document.querySelector('[data-tab=browse]').click()")
+    wait_for(browser, "return document.querySelectorAll('#browse .sheet').length")
+    label = find(browser, "#browse .sheet")[0].get_attribute("data-cluster")
+    browser.execute_script("document.querySelector('#browse .sheet .acts button').click()")
+    wait_for(browser, "return !document.getElementById('ask').hidden && document.querySelectorAll("
+             "'#ask button.face').length >= arguments[0]", least)  # fmt: skip
+    return label
+
+
+def test_review_from_question_to_rerun(browser, own_run, tiny):
+    table = CorrectionTable(own_run)
+    with serve(own_run) as client:
+        address = f"http://{client.host}/{client.token}/"
+        open_page(browser, address)
+        first = question(browser)
+
+        press(browser, "s")
+        message(browser, "decision 1 is kept")
+        assert table.read()[0].action in ("accept", "merge")
+        press(browser, "u")
+        message(browser, "decision 1 is undone")
+        assert question(browser) == first
+        press(browser, "k")
+        end = time.monotonic() + 10
+        while question(browser) == first and time.monotonic() < end:
+            time.sleep(0.03)
+        assert question(browser) != first
+
+        label = open_cluster(browser, 3)
+        (members,) = question(browser)[1]
+        faces = find(browser, "#ask button.face")
+        faces[-1].click()
+        drag(browser, faces[-2], find(browser, "#ask .tray")[0])
+        wait_for(browser, "return document.querySelector('.tray').textContent.startsWith('2 ')")
+        press(browser, "x")
+        message(browser, "2 faces split off")
+
+        browser.execute_script("document.querySelector('[data-tab=browse]').click()")
+        wait_for(browser, "return document.querySelectorAll('#browse .sheet').length >= 4")
+        merged = browser.execute_script(
+            "return [...document.querySelectorAll('#browse .sheet')].slice(2, 4)"
+            ".map(sheet => +sheet.dataset.cluster)"
+        )
+        for at in (2, 3):
+            browser.execute_script(
+                "document.querySelectorAll('#browse .sheet')[arguments[0]]"
+                ".querySelectorAll('.acts button')[1].click()", at)  # fmt: skip
+            wait_for(browser, "return document.getElementById('chosen').textContent.includes("
+                     "arguments[0])", "is chosen" if at == 2 else "choose two")  # fmt: skip
+        message(browser, "Merged")
+
+        browser.execute_script("document.querySelector('[data-tab=history]').click()")
+        wait_for(browser, "return document.querySelectorAll('#history tbody tr').length === 4")
+        assert len(find(browser, "#history tr.undone")) == 2  # the first, and its undo
+        browser.refresh()
+        wait_for(browser, "return document.documentElement.dataset.ready === 'true'")
+        wait_for(browser, "return document.getElementById('progress').textContent"
+                 ".startsWith('2 decisions')")  # fmt: skip
+        assert list_complaints(browser) == []
+
+        before = cdp.open_run(own_run).labels.set_index("sample_id").pseudo_label
+        arguments = ["--config", str(tiny), "--runs-dir", str(own_run.parent)]
+        assert main([*arguments, "--until", "propagate"]) == 0
+        after = cdp.open_run(own_run).labels.set_index("sample_id").pseudo_label
+        out, rest = members[-2:], members[:-2]
+        assert before[members].unique().tolist() == [int(label)]
+        assert not set(after[out]) & (set(after[rest]) - {-1})
+        decided = [each for each in table.read() if each.action == "merge"][-1]
+        keys = cdp.open_run(own_run).samples.set_index("sha256").sample_id
+        whole = keys[[key for group in decided.groups for key in group]]
+        assert after[whole].nunique() == 1
+        assert len(merged) == 2
+
+        browser.refresh()
+        wait_for(browser, "return document.getElementById('progress').textContent"
+                 ".includes(' 0 images will move')")  # fmt: skip
+
+
+def drag(browser, face, tray):
+    from selenium.webdriver import ActionChains
+
+    ActionChains(browser).drag_and_drop(face, tray).perform()
+
+
+def test_a_contradiction_offers_to_undo_what_is_in_its_way(browser, own_run):
+    with serve(own_run) as client:
+        open_page(browser, f"http://{client.host}/{client.token}/")
+        open_cluster(browser, 3)
+        press(browser, "s")
+        message(browser, "decision 1 is kept")
+        open_cluster(browser, 3)
+        find(browser, "#ask button.face")[0].click()
+        press(browser, "x")
+        message(browser, "contradicts decision 1")
+        find(browser, "#message button")[0].click()
+        message(browser, "decision 3 is kept")
+        kept = [each.action for each in CorrectionTable(own_run).read()]
+        assert kept == ["accept", "undo", "split"]
+
+
+def test_names_of_files_never_run(browser, own_run):
+    """Names that are markup, in every place the review page shows them."""
+    hostile = "<img src=x onerror=document.title='owned'>.jpg"
+    path = (own_run / "propagate" / "labels.parquet").resolve()
+    table = pq.read_table(path)
+    names = pa.array([hostile] * len(table))
+    pq.write_table(table.set_column(table.schema.get_field_index("path"), "path", names), path)
+    with serve(own_run) as client:
+        open_page(browser, f"http://{client.host}/{client.token}/")
+        open_cluster(browser, 2)
+        press(browser, "s")
+        message(browser, "is kept")
+        browser.execute_script("document.querySelector('[data-tab=history]').click()")
+        wait_for(browser, "return document.querySelectorAll('#history tbody tr').length === 1")
+        assert browser.title == "Review of tiny"
+        assert not find(browser, "img[src='x']")
+        labels = json.dumps(
+            [each.get_attribute("title") for each in find(browser, "#history .face")]
+        )
+        assert "onerror" in labels

@@ -1,0 +1,128 @@
+"""Exports, read back as the programs they are for would."""
+
+import csv
+import json
+import xml.etree.ElementTree as ET
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from PIL import Image
+
+from pipelines.export import main
+from pipelines.export_labels import defuse_formula, write_csv
+
+
+def export(run, to, out, *options):
+    return main(["labels", "--run", str(run), "--to", to, "--out", str(out), *options])
+
+
+@pytest.fixture(scope="module")
+def labels(finished_run):
+    return pd.read_parquet(finished_run / "propagate" / "labels.parquet")
+
+
+def test_a_folder_a_cluster(finished_run, labels, tmp_path, capsys):
+    assert export(finished_run, "folder", tmp_path / "out") == 0
+    labelled = labels[labels.pseudo_label >= 0]
+    assert f"{len(labelled):,} images" in capsys.readouterr().out
+    found = Counter(int(path.parent.name.split("_")[1]) for path in tmp_path.glob("out/*/*.png"))
+    assert found == Counter(labelled.pseudo_label)
+    with Image.open(next(tmp_path.glob("out/*/*.png"))) as image:
+        assert image.size == (48, 48)
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_csv_has_every_image(finished_run, labels, tmp_path):
+    assert export(finished_run, "csv", tmp_path / "labels.csv") == 0
+    read = pd.read_csv(tmp_path / "labels.csv")
+    assert read.sample_id.tolist() == labels.sample_id.tolist()
+    assert read.pseudo_label.tolist() == labels.pseudo_label.tolist()
+    assert np.allclose(read.confidence, labels.confidence, atol=1e-6)
+
+
+def test_label_studio_reads_tasks_and_choices(finished_run, labels, tmp_path):
+    assert export(finished_run, "label-studio", tmp_path / "ls") == 0
+    tasks = json.loads((tmp_path / "ls" / "tasks.json").read_text())
+    config = ET.parse(tmp_path / "ls" / "label_config.xml").getroot()
+    choices = config.find("Choices")
+    known = {choice.get("value") for choice in choices}
+    label_of = labels.set_index("sample_id").pseudo_label
+    assert len(tasks) == (labels.pseudo_label >= 0).sum()
+    for task in tasks:
+        (prediction,) = task["predictions"]
+        (result,) = prediction["result"]
+        assert result["from_name"] == choices.get("name")
+        assert result["to_name"] == choices.get("toName") == config.find("Image").get("name")
+        (choice,) = result["value"]["choices"]
+        assert choice in known
+        assert choice == f"cluster {label_of[task['data']['sample_id']]}"
+        image = task["data"]["image"].removeprefix("/data/local-files/?d=")
+        assert (tmp_path / "ls" / image).is_file()
+
+
+def test_fiftyone_finds_an_image_for_every_label(finished_run, labels, tmp_path):
+    assert export(finished_run, "fiftyone", tmp_path / "fo") == 0
+    value = json.loads((tmp_path / "fo" / "labels.json").read_text())
+    images = {path.stem for path in (tmp_path / "fo" / "data").iterdir()}
+    assert images == set(value["labels"])
+    assert {each["label"] for each in value["labels"].values()} == set(value["classes"])
+    assert len(images) == (labels.pseudo_label >= 0).sum()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (("--min-size", "999"), "no cluster of"),
+        (("--out", "HERE"), "exists already"),
+        (("--run", "nowhere"), "no run at nowhere"),
+    ],
+)
+def test_mistakes_get_one_message_and_leave_nothing(
+    finished_run, tmp_path, capsys, arguments, told
+):
+    (tmp_path / "HERE").mkdir()
+    given = [str(tmp_path / "HERE") if each == "HERE" else each for each in arguments]
+    assert export(finished_run, "folder", tmp_path / "out", *given) == 2
+    message = capsys.readouterr().err
+    assert told in message
+    assert message.count("\n") == 1
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("name", ["=1+1", "+1", "-1", "@x", "\tx", "\r=1", '=HYPERLINK("x")'])
+def test_no_name_becomes_a_formula(name, tmp_path):
+    row = {"sample_id": [1], "path": [name], "pseudo_label": [-1], "cluster_size": [0],
+           "confidence": [0.0]}  # fmt: skip
+    write_csv(None, pd.DataFrame(row), tmp_path / "x.csv", None)
+    with (tmp_path / "x.csv").open(newline="", encoding="utf-8") as stream:
+        (_, (_, shown, *_)) = csv.reader(stream)
+    assert shown == "'" + name
+    assert defuse_formula("a=b") == "a=b"
+
+
+def test_links_point_at_the_images_and_names_stay_inside(own_run, tmp_path, monkeypatch):
+    """The same run, told that its images are files with names nobody should trust."""
+    root = tmp_path / "data"
+    (root / "pile").mkdir(parents=True)
+    labels = pd.read_parquet(own_run / "propagate" / "labels.parquet")
+    names = [f"pile/{number} ..\\; rm -rf $(x) é.jpg" for number in range(len(labels))]
+    for name in names:
+        (root / name).write_bytes(b"image")
+    labels["path"] = names
+    record = json.loads((own_run / "run.json").read_text())
+    record["data"] |= {"kind": "images", "unlabelled": {"root": "pile", "layout": "pile"}}
+    (own_run / "run.json").write_text(json.dumps(record | {"data_root": str(root)}))
+    monkeypatch.setattr("pipelines.results.RunResults.labels", labels)
+    assert export(own_run, "folder", tmp_path / "out", "--links") == 0
+    links = list((tmp_path / "out").glob("*/*"))
+    assert len(links) == (labels.pseudo_label >= 0).sum()
+    for link in links:
+        assert link.is_symlink()
+        assert link.resolve().is_relative_to(root.resolve())
+        assert set(link.name) <= set("0123456789abcdefghijklmnopqrstuvwxyz._-")
+    labels["path"] = "../../etc/passwd"
+    assert export(own_run, "folder", tmp_path / "again") == 2
+    assert not Path(tmp_path / "again").exists()

@@ -1,0 +1,191 @@
+"""The report page: whole, self-contained, harmless, and honest about what a run does not have."""
+
+import html
+import json
+import re
+from html.parser import HTMLParser
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from cdp.types import PairTable
+from pipelines.figures import draw_recognizers, draw_sizes
+from pipelines.pages import render_report
+from pipelines.sheets import FARTHEST, NEAREST, make_sheets
+
+SECTIONS = ("funnel", "labels", "recognizers", "training", "graphs", "cost", "clusters", "merges",
+            "bridges")  # fmt: skip
+
+
+class Reader(HTMLParser):
+    """What a browser would fetch, run or show."""
+
+    def __init__(self):
+        super().__init__()
+        self.ids, self.fetched, self.text = [], [], ""
+
+    def handle_starttag(self, tag, attributes):
+        found = dict(attributes)
+        self.ids.append(found.get("id"))
+        self.fetched += [
+            found[name]
+            for name in ("src", "href", "xlink:href", "srcset", "data", "action")
+            if found.get(name) and not found[name].startswith(("#", "data:"))
+        ]
+
+    def handle_data(self, data):
+        self.text += data
+
+
+def read_page(path):
+    reader = Reader()
+    reader.feed(path.read_text(encoding="utf-8"))
+    return reader
+
+
+def read_data(page):
+    return json.loads(re.search(r'id="data">(.*?)</script>', page, re.S)[1])
+
+
+@pytest.fixture(scope="module")
+def page(finished_run):
+    return finished_run / "report" / "report.html"
+
+
+def test_the_page_needs_no_network_and_no_other_file(page):
+    reader = read_page(page)
+    assert reader.fetched == []
+    assert set(SECTIONS) <= set(reader.ids)
+    named = [each for each in reader.ids if each]
+    assert len(named) == len(set(named))
+    assert "default-src 'none'" in html.unescape(page.read_text())
+    assert not re.search(r"@import|url\((?!#)", page.read_text())
+
+
+def test_the_page_shows_the_figures_of_the_tables(page, finished_run):
+    text = re.sub(r"\s+", " ", read_page(page).text)
+    metrics = pd.read_parquet(finished_run / "evaluate" / "metrics.parquet")
+    for row in metrics[metrics.subject == "labelled_pseudo"].itertuples():
+        assert f"{row.value:.3f}" in text or row.metric == "accuracy_std"
+    data = read_data(page.read_text())
+    clusters = pd.read_parquet(finished_run / "propagate" / "clusters.parquet")
+    assert sorted(each["label"] for each in data["clusters"]) == list(range(len(clusters)))
+    shown = {each["label"]: each["size"] for each in data["clusters"]}
+    assert [shown[label] for label in clusters.pseudo_label] == list(clusters["size"])
+    assert all(face[3] for face in data["faces"])
+    for cluster in data["clusters"]:
+        distance = [data["faces"][face][2] for face in cluster["faces"]]
+        assert distance == sorted(distance)
+        assert distance[0] < 0.002
+
+
+def test_every_stage_has_its_cost(page, finished_run):
+    text = read_page(page).text
+    for stage in ("ingest", "train", "mediate", "propagate", "retrain", "evaluate", "shrink"):
+        manifest = json.loads((finished_run / stage / "manifest.json").read_text())
+        assert f"{manifest['peak_memory_mib']:,} MiB" in text
+
+
+HOSTILE = '<img src=x onerror="alert(1)">&"\'</script><script>alert(2)</script>.jpg'
+
+
+def make_page(name=HOSTILE, **changes):
+    labels = pd.DataFrame(
+        {"sample_id": [3, 5, 8], "path": [name] * 3, "pseudo_label": [0, 0, -1],
+         "confidence": [0.9, 0.8, 0.0]}
+    )  # fmt: skip
+    clusters = pd.DataFrame(
+        {"pseudo_label": [0], "size": [2], "expected_precision": [0.9], "weakest_edge": [0.7],
+         "medoid_sample_id": [3]}
+    )  # fmt: skip
+    pairs = PairTable(np.array([0, 1]), np.array([1, 2]))
+    sheets = make_sheets(labels, clusters, pairs, np.array([0.9, 0.2]), None, {})
+
+    class Manifest:
+        title, kind = name, "features"
+
+    given = {
+        "name": name,
+        "dataset": Manifest,
+        "facts": {
+            "embed": {"dimensions": {"one": 4}},
+            "propagate": {"clusters": 1, "labelled": 2, "largest": 2},
+            "knn": {"recall": {name: 0.9}, "k": 3, "backend": "exact"},
+        },
+        "costs": [{"stage": "ingest", "seconds": 1.0, "memory_mib": 10}],
+        "funnel": [("images", 3, "files")],
+        "rejected": pd.DataFrame({"reason": [name, "same bytes as x", "same bytes as y"]}),
+        "figures": {},
+        "metrics": pd.DataFrame(
+            {"subject": [], "protocol": [], "metric": [], "value": [], "count": []}
+        ),
+        "recognizers": [],
+        "sheets": sheets,
+    }
+    return render_report(**{**given, **changes})
+
+
+def test_names_never_become_markup():
+    page = make_page()
+    assert page.count("<script") == 2  # the data and the code
+    assert page.count("<img") == 0
+    assert "onerror=" not in re.sub(r'id="data">.*?</script>', "", page).replace(
+        "onerror=&#34;", ""
+    )
+    data = read_data(page)
+    assert data["faces"][0][0] == HOSTILE
+    assert "same bytes as another" in page
+
+
+def test_what_a_run_does_not_have_is_said():
+    text = re.sub(r"\s+", " ", make_page("plain"))
+    for told in (
+        "the data set brings features and no images",
+        "The identities of the unlabelled images are not known",
+        "No mediator was trained",
+        "No member was trained here",
+        "This run has no images",
+    ):
+        assert told in text
+
+
+def test_intervals_are_shown_where_they_are_measured():
+    row = {"protocol": "verification 24px", "metric": "accuracy", "gap": 0.5, "count": 10,
+           "subjects": {"labelled_only": (0.9, 0.8, 0.95)}}  # fmt: skip
+    assert "0.800–0.950" in make_page("plain", recognizers=[row])
+
+
+def test_a_large_cluster_shows_its_middle_and_its_edge():
+    count = 200
+    labels = pd.DataFrame(
+        {"sample_id": np.arange(count), "path": "x", "pseudo_label": 0, "confidence": 0.5}
+    )
+    clusters = pd.DataFrame(
+        {"size": [count], "expected_precision": [0.9], "weakest_edge": [0.7],
+         "medoid_sample_id": [100]}
+    )  # fmt: skip
+    angle = np.abs(np.arange(count) - 100) / 100
+    vectors = np.stack([np.cos(angle), np.sin(angle)], axis=1).astype(np.float32)
+    pairs = PairTable(np.arange(count - 1), np.arange(1, count))
+    pictures = dict.fromkeys(range(count), b"x" * 100)
+    probability = np.full(count - 1, 0.9)
+    found = make_sheets(labels, clusters, pairs, probability, vectors, pictures)
+    shown = [found.faces[face][2] for face in found.clusters[0]["faces"]]
+    assert len(shown) == NEAREST + FARTHEST
+    assert shown == sorted(shown)
+    assert shown[0] == 0
+    assert shown[-1] == pytest.approx(1 - np.cos(1), abs=1e-3)
+    small = make_sheets(labels, clusters, pairs, probability, vectors, pictures, budget=1000)
+    assert (len(small.clusters), small.left_out) == (0, 1)
+
+
+def test_figures_are_the_same_every_time_and_follow_the_page():
+    size = np.array([2, 3, 3, 40])
+    assert draw_sizes(size) == draw_sizes(size)
+    assert "var(--c1)" in draw_sizes(size)
+    assert "#0102" not in draw_sizes(size)
+    assert "#0103" not in draw_sizes(size)
+    drawn = draw_recognizers(["<b>"], {"one": [(0.5, np.nan, np.nan)]})
+    assert "<b>" not in drawn
+    assert "&lt;b&gt;" in drawn

@@ -1,0 +1,267 @@
+"""The review server over HTTP, and a rerun that honours what was decided."""
+
+import http.client
+import json
+import re
+import signal
+import subprocess
+import sys
+from contextlib import contextmanager
+
+import pandas as pd
+import psutil
+import pytest
+
+import cdp
+from pipelines.corrections import CorrectionTable
+from pipelines.run import main
+
+
+class Client:
+    """Speaks to one review server as its own page would."""
+
+    def __init__(self, process, address):
+        self.process = process
+        self.host, self.token = re.fullmatch(r"http://([^/]+)/([^/]+)/", address).groups()
+
+    def ask(self, method, path, body=None, **headers):
+        """(status, headers, body) of one request; a header None is left out."""
+        given = {"Host": self.host}
+        if method == "POST":
+            given |= {"Origin": f"http://{self.host}", "Content-Type": "application/json"}
+        given |= {name.replace("_", "-"): value for name, value in headers.items()}
+        connection = http.client.HTTPConnection(self.host, timeout=30)
+        connection.putrequest(method, path, skip_host=True, skip_accept_encoding=True)
+        data = body if isinstance(body, bytes) else json.dumps(body).encode() if body else b""
+        for name, value in {**given, "Content-Length": str(len(data))}.items():
+            if value is not None:
+                connection.putheader(name, value)
+        connection.endheaders(data)
+        response = connection.getresponse()
+        found = response.status, dict(response.getheaders()), response.read()
+        connection.close()
+        return found
+
+    def get(self, path):
+        status, _, body = self.ask("GET", f"/{self.token}/{path}")
+        return status, json.loads(body)
+
+    def post(self, path, body):
+        status, _, told = self.ask("POST", f"/{self.token}/{path}", body)
+        return status, json.loads(told)
+
+
+@contextmanager
+def serve(run, *options):
+    command = [sys.executable, "-m", "pipelines.review", "--run", str(run), "--reviewer", "ada"]
+    with subprocess.Popen([*command, *options], stdout=subprocess.PIPE, text=True) as process:
+        try:
+            assert "review of" in process.stdout.readline()
+            yield Client(process, process.stdout.readline().strip())
+        finally:
+            process.send_signal(signal.SIGINT)
+            process.stdout.read()
+            assert process.wait(20) == 0
+
+
+@pytest.fixture(scope="module")
+def client(finished_run):
+    """A server nobody decides anything on."""
+    with serve(finished_run) as client:
+        yield client
+
+
+def test_it_listens_on_loopback_only(client):
+    listening = [
+        connection.laddr.ip
+        for connection in psutil.Process(client.process.pid).net_connections()
+        if connection.status == psutil.CONN_LISTEN
+    ]
+    assert listening == ["127.0.0.1"]
+
+
+def test_without_the_token_nothing_is_found(client):
+    right = client.token
+    for path in ("/", "/asset/page.css", "/x/", f"/{right[:-1]}/", f"/{right}x/", f"/{right}",
+                 "/x/question", "/x/face/0"):  # fmt: skip
+        status, _, body = client.ask("GET", path)
+        assert status == 404, path
+        assert right.encode() not in body
+    assert client.ask("GET", f"/{right}/")[0] == 200
+
+
+def test_other_hosts_and_other_pages_are_refused(client):
+    question = f"/{client.token}/question"
+    decisions = f"/{client.token}/decisions"
+    port = client.host.partition(":")[2]
+    for host in ("evil.example", f"evil.example:{port}", "127.0.0.1", "", f"127.0.0.1:{port}0"):
+        assert client.ask("GET", question, Host=host)[0] == 403, host
+    assert client.ask("GET", question, Host=f"localhost:{port}")[0] == 200
+    assert client.ask("GET", question, Sec_Fetch_Site="cross-site")[0] == 403
+    undo = {"action": "undo", "number": 1}
+    for origin in ("http://evil.example", "null", None, "https://127.0.0.1"):
+        assert client.ask("POST", decisions, undo, Origin=origin)[0] == 403, origin
+    assert client.ask("POST", decisions, undo, Content_Type="text/plain")[0] == 415
+    assert client.ask("POST", decisions, undo)[0] == 400
+
+
+def test_no_file_can_be_reached_by_a_path(client, finished_run):
+    for path in (
+        "asset/../../../etc/passwd",
+        "asset/%2e%2e/%2e%2e/etc/passwd",
+        "asset/__init__.py",
+        "asset/..",
+        "asset//etc/passwd",
+        "face/../run.json",
+        "face/99999999",
+        "face/-1",
+        "face/1e3",
+        "../run.json",
+        "report/report.html",
+    ):
+        status, _, body = client.ask("GET", f"/{client.token}/{path}")
+        assert status == 404, path
+        assert b"root:" not in body
+    sample = int(cdp.open_run(finished_run).labels.sample_id[0])
+    status, headers, body = client.ask("GET", f"/{client.token}/face/{sample}")
+    assert (status, headers["Content-Type"]) == (200, "image/webp")
+    assert body == cdp.open_run(finished_run).thumbnails[sample]
+
+
+def test_answers_carry_a_policy_and_tell_nothing_of_the_server(client):
+    for path in ("", "question", "asset/review.js", "nowhere"):
+        _, headers, _ = client.ask("GET", f"/{client.token}/{path}")
+        assert "default-src 'none'" in headers["Content-Security-Policy"]
+        assert headers["X-Content-Type-Options"] == "nosniff"
+        assert headers["Referrer-Policy"] == "no-referrer"
+        assert "Server" not in headers
+        assert not [name for name in headers if name.lower().startswith("access-control")]
+
+
+@pytest.mark.parametrize(
+    "body",
+    [
+        b"not json",
+        b"[]",
+        {"action": "erase", "groups": []},
+        {"action": "accept"},
+        {"action": "accept", "groups": []},
+        {"action": "accept", "groups": [["1"]]},
+        {"action": "accept", "groups": [[1.5]]},
+        {"action": "accept", "groups": [[10**9]]},
+        {"action": "accept", "groups": [[-1, True]]},
+        {"action": "merge", "groups": [[1], []]},
+        {"action": "undo", "number": "1"},
+        {"action": "undo", "number": 77},
+    ],
+    ids=str,
+)
+def test_malformed_decisions_are_refused(client, finished_run, body):
+    status, _, told = client.ask("POST", f"/{client.token}/decisions", body)
+    assert status == 400
+    assert json.loads(told)["error"]
+    assert not (finished_run / "corrections.jsonl").exists()
+
+
+def test_questions_come_in_the_order_of_their_worth(finished_run):
+    from pipelines.session import ReviewSession
+
+    session = ReviewSession(cdp.open_run(finished_run), "ada")
+    worth = [question.worth for question in session.questions]
+    assert worth == sorted(worth, reverse=True)
+    assert len(worth) > 3
+    first = session.questions[0]
+    session.skip(first)
+    assert session.questions[-1] is first
+
+
+def ids(side):
+    return [face["id"] for face in side["faces"]]
+
+
+def find_clusters(client, count):
+    status, told = client.get("clusters?order=size")
+    assert status == 200
+    labels = [cluster["label"] for cluster in told["clusters"][:count]]
+    return [ids(client.get(f"cluster/{label}")[1]["sides"][0]) for label in labels]
+
+
+def test_decisions_are_kept_shown_undone_and_honoured(own_run, tiny):
+    with serve(own_run) as client:
+        one, two, three, four = find_clusters(client, 4)
+        assert client.post("decisions", {"action": "merge", "groups": [one, two]})[0] == 200
+        split = {"action": "split", "groups": [three[:1], three[1:]]}
+        assert client.post("decisions", split)[0] == 200
+        assert client.post("decisions", {"action": "reject", "groups": [four[:1]]})[0] == 200
+        assert client.post("decisions", {"action": "accept", "groups": [four[1:]]})[0] == 200
+        assert client.post("decisions", {"action": "accept", "groups": [three]})[0] == 409
+        assert client.post("decisions", {"action": "undo", "number": 2})[0] == 200
+        assert client.post("decisions", {"action": "accept", "groups": [three]})[0] == 200
+        kept = [each.action for each in CorrectionTable(own_run).read()]
+        assert kept == ["merge", "split", "reject", "accept", "undo", "accept"]
+        told = client.get("decisions")[1]["decisions"]
+        assert [each["active"] for each in told] == [True, False, True, True, False, True]
+        assert {each["who"] for each in told} == {"ada"}
+        live = find_clusters(client, 1)[0]
+        assert set(one + two) <= set(live)
+
+    runs = own_run.parent
+    arguments = ["--config", str(tiny), "--runs-dir", str(runs), "--until", "propagate"]
+    before = cdp.open_run(own_run)
+    assert len(before.labels) <= len(before.samples)
+    assert main(arguments) == 0
+    label = cdp.open_run(own_run).labels.set_index("sample_id").pseudo_label
+    for group in (one + two, three, four[1:]):
+        assert label[group].nunique() == 1
+        assert label[group].iloc[0] >= 0
+    assert label[four[0]] == -1
+    changed = before.compare(own_run)
+    assert len(changed.merged) == 1
+    facts = cdp.open_run(own_run).manifest("propagate")["facts"]
+    assert facts["corrections"] == 4
+
+    for number in (1, 3, 4, 6):
+        CorrectionTable(own_run).append("bo", "undo", undoes=number)
+    assert main(arguments) == 0
+    pd.testing.assert_frame_equal(cdp.open_run(own_run).labels, before.labels)
+
+
+def test_only_what_depends_on_corrections_runs_again(own_run, tiny, capsys):
+    run = cdp.open_run(own_run)
+    members = run.cluster(0).images.sample_id
+    keys = run.samples.set_index("sample_id").sha256[members]
+    CorrectionTable(own_run).append("ada", "accept", [list(keys)])
+    arguments = ["--config", str(tiny), "--runs-dir", str(own_run.parent), "--dry-run"]
+    assert main(arguments) == 0
+    told = capsys.readouterr().out
+    assert "mediate   skip" in told
+    assert "shrink    skip" in told
+    assert "propagate run   the corrections changed" in told
+
+
+def test_a_running_server_sees_decisions_made_elsewhere(own_run):
+    with serve(own_run) as client:
+        before = client.get("question")[1]["progress"]
+        assert before["decisions"] == 0
+        run = cdp.open_run(own_run)
+        key = run.samples.set_index("sample_id").sha256[run.labels.sample_id[0]]
+        CorrectionTable(own_run).append("bo", "reject", [[key]])
+        assert client.get("question")[1]["progress"]["decisions"] == 1
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        (["--run", "nowhere"], "no run at nowhere"),
+        (["--run", "RUN", "--host", "203.0.113.1"], "cannot listen on 203.0.113.1"),
+        (["--run", "RUN", "--port", "99999"], "expected a number from 0 to 65535, got 99999"),
+    ],
+)
+def test_mistakes_get_one_message(finished_run, capsys, arguments, told):
+    from pipelines.review import main as review
+
+    given = [str(finished_run) if each == "RUN" else each for each in arguments]
+    assert review(given) == 2
+    message = capsys.readouterr().err
+    assert told in message
+    assert message.count("\n") == 1
