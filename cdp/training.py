@@ -46,6 +46,9 @@ OPTIMIZERS = {"sgd": ("momentum_buffer",), "adamw": ("exp_avg", "exp_avg_sq")}
 
 _LOSS_CHECK_STEPS = 16
 
+_LOOKAHEAD_IMAGES = 256
+"""Images degraded at once, for some steps ahead: twice as fast as 32 at a time."""
+
 
 @dataclass(frozen=True)
 class TrainingPlan:
@@ -272,6 +275,9 @@ class _Trainer:
                 )
         self.steps_per_epoch = math.ceil(sizes.sum() / plan.batch_size)
         self.orders = [Order(branch, plan.seed, i) for i, branch in enumerate(branches)]
+        self.lookahead = max(1, _LOOKAHEAD_IMAGES // plan.batch_size)
+        self.block = -1
+        self.shown: list[tuple[np.ndarray, Tensor | None]] = []
         self.epoch = 0
         self.history: list[dict[str, float]] = []
         self.optimizer = self._make_optimizer()
@@ -313,17 +319,39 @@ class _Trainer:
 
     def _batch(self, step: int) -> tuple[Tensor, list[_Target]]:
         """Degraded images of all branches, this process's part; what is known of all of them."""
+        block, place = divmod(step, self.lookahead)
+        if block != self.block:
+            self.block, self.shown = block, self._show_block(block)
         pictures, targets = [], []
-        first, last = self.team.part(sum(self.counts))
-        for branch, order, count in zip(self.branches, self.orders, self.counts, strict=True):
-            rows, seeds = order.take(step * count, count)
-            own = slice(max(first, 0), max(last, 0))
-            if len(rows[own]):
-                pictures.append(self._show(branch, rows[own], seeds[own]))
-            targets.append(self._describe(branch, rows))
-            first, last = first - count, last - count
+        for branch, count, (rows, faces) in zip(
+            self.branches, self.counts, self.shown, strict=True
+        ):
+            targets.append(self._describe(branch, rows[place * count : (place + 1) * count]))
+            if faces is not None:
+                pictures.append(faces[place])
         batch = torch.cat(pictures) if len(pictures) > 1 else pictures[0]
         return batch.contiguous(memory_format=torch.channels_last), targets
+
+    def _show_block(self, block: int) -> list[tuple[np.ndarray, Tensor | None]]:
+        """A few steps at once, a branch: all rows, and this process's faces (steps, b, 3, s, s).
+
+        Blocks begin at fixed steps, so that a resumed training makes the very same ones.
+        """
+        start = block * self.lookahead
+        steps = min(self.lookahead, self.plan.epochs * self.steps_per_epoch - start)
+        shown: list[tuple[np.ndarray, Tensor | None]] = []
+        first, last = self.team.part(sum(self.counts))
+        for branch, order, count in zip(self.branches, self.orders, self.counts, strict=True):
+            rows, seeds = order.take(start * count, steps * count)
+            own = np.arange(count)[max(first, 0) : max(last, 0)]
+            mine = (np.arange(steps)[:, None] * count + own).ravel()
+            faces = None
+            if len(own):
+                faces = self._show(branch, rows[mine], seeds[mine])
+                faces = faces.unflatten(0, (steps, len(own)))
+            shown.append((rows, faces))
+            first, last = first - count, last - count
+        return shown
 
     def _show(self, branch: Branch, rows: np.ndarray, drawn: np.ndarray) -> Tensor:
         """Some images of a branch, degraded and mirrored by their seeds."""
