@@ -89,18 +89,19 @@ def list_open(
     """
     atom = corrections.atoms()
     apart = corrections.list_apart(atom)
+    has_line = np.zeros(len(atom) + 1, bool)
+    has_line[apart // len(atom)] = has_line[apart % len(atom)] = True
     found = []
     for question in questions:
-        rows = np.concatenate([question.one, question.other])
-        if len(np.unique(atom[rows])) == 1:
+        one, other = atom[question.one], atom[question.other]
+        if (one == one[0]).all() and (other == one[0]).all():
             continue
-        if question.kind == "cluster":
-            if frozenset(rows.tolist()) in checked:
-                continue
-        else:
-            one, other = np.unique(atom[question.one]), np.unique(atom[question.other])
+        if question.kind == "cluster" and frozenset(question.one.tolist()) in checked:
+            continue
+        if has_line[one].any() and has_line[other].any():
             low = np.minimum(one[:, None], other)
-            if np.isin(low * len(atom) + np.maximum(one[:, None], other), apart).any():
+            keys = low * len(atom) + np.maximum(one[:, None], other)
+            if np.isin(keys, apart).any():
                 continue
         found.append(question)
     return found

@@ -6,7 +6,9 @@ The data is `lfw_features` under `CDP_DATA_ROOT` (or `../shared/data`): real fac
 networks. Answers are simulated from the truth: two groups are one person when most faces of either
 are the same person's; of a cluster, all faces but those of its most frequent person are split off.
 After every decision the labels are made to honour all of them and the questions are ranked anew,
-as the review page does. Random draws are from the same open questions, without an order.
+as the review page does. Random draws are from all questions of the first ranking (nearly all of
+them about two clusters that merely have a pair between them), or from its clusters alone, as one
+who opens clusters at random would; those with an answer already are left out.
 """
 
 from __future__ import annotations
@@ -26,7 +28,7 @@ from cdp.corrections import Corrections, find_conflict, honour_corrections, sett
 from cdp.knn import build_knn_graphs
 from cdp.mediator import Mediator, correct_prior
 from cdp.metrics import score_pairwise
-from cdp.questions import Question, list_open, rank_questions
+from cdp.questions import Kind, Question, list_open, rank_questions
 from cdp.types import PairTable
 from tests.benchmarks.bench_pseudo_labels import K, read_release
 
@@ -72,6 +74,11 @@ def answer(
     return replace(said, apart=(*said.apart, (question.one, question.other)))
 
 
+def name(question: Question) -> tuple[int, ...]:
+    """The same question, asked again, has the same name."""
+    return (int(question.one[0]), *question.other[:1].tolist())
+
+
 def review(
     pairs: PairTable,
     probability: np.ndarray,
@@ -79,6 +86,7 @@ def review(
     truth: np.ndarray,
     decisions: int,
     random: np.random.Generator | None,
+    kinds: tuple[Kind, ...] = ("bridge", "merge", "cluster"),
 ) -> tuple[list[float], dict[str, int], float]:
     """Pairwise F after every decision, what was asked, and the seconds a decision took."""
     count = len(truth)
@@ -89,21 +97,24 @@ def review(
     )  # fmt: skip
     refused: set[tuple[int, ...]] = set()
     started = time.perf_counter()
+    pool = [] if random is None else rank_questions(published, pairs, probability, kinds=kinds)
     while len(figures) <= decisions:
-        limit = 800 if random is None else None
-        ranked = rank_questions(label, pairs, settled, limit=limit)
-        left = [
-            question
-            for question in list_open(ranked, said, checked=checked)
-            if (int(question.one[0]), *question.other[:1].tolist()) not in refused
-        ]
-        if not left:
+        if random is None:
+            pool = rank_questions(label, pairs, settled, limit=800)
+            pool = list_open(pool, said, checked=checked)
+            pool = [question for question in pool if name(question) not in refused]
+            at = 0
+        else:
+            at = int(random.integers(len(pool)))
+        if not pool:
             break
-        question = left[0 if random is None else int(random.integers(len(left)))]
+        question = pool.pop(at)
+        if not list_open([question], said, checked=checked):
+            continue
         asked[question.kind] += 1
         more = answer(question, truth, said, checked)
         if find_conflict(more):  # the page refuses it; the click is spent all the same
-            refused.add((int(question.one[0]), *question.other[:1].tolist()))
+            refused.add(name(question))
         else:
             said = more
         settled = settle_pairs(pairs, probability, said)
@@ -121,12 +132,15 @@ def main() -> None:
     pairs, probability, threshold, truth = judge_pairs(root)
     steps = [step for step in SHOWN if step <= arguments.decisions]
     print(f"{'pairwise F after':24}" + "".join(f"{step:>8}" for step in steps))
-    orders: list[tuple[str, int | None]] = [("the product's order", None)]
-    orders += [(f"random {draw}", draw) for draw in range(arguments.draws)]
-    for name, seed in orders:
+    every: tuple[Kind, ...] = ("bridge", "merge", "cluster")
+    orders: list[tuple[str, int | None, tuple[Kind, ...]]] = [("the product's order", None, every)]
+    for draw in range(arguments.draws):
+        orders.append((f"random questions {draw}", draw, every))
+        orders.append((f"random clusters {draw}", draw, ("cluster",)))
+    for name, seed, kinds in orders:
         random = None if seed is None else np.random.default_rng(seed)
         figures, asked, seconds = review(
-            pairs, probability, threshold, truth, arguments.decisions, random
+            pairs, probability, threshold, truth, arguments.decisions, random, kinds
         )
         told = "".join(f"{100 * figures[min(step, len(figures) - 1)]:8.2f}" for step in steps)
         kinds = ", ".join(f"{number} {kind}" for kind, number in asked.items())
