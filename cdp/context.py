@@ -46,6 +46,7 @@ CONTEXT_SHARES = (0.0, 0.5, 0.8)
 """Shares of labelled people reduced to one image, one lesson each."""
 THRESHOLDS = (0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.45, 0.5, 0.55, 0.6, 0.7, 0.8)
 """Cuts tried on the held-out people."""
+_FLAT = 0.01
 FRIENDS = 5
 """An image is averaged with at most so many others: the surest ones."""
 _EVIDENCE_LIMIT = 12.0
@@ -281,7 +282,8 @@ def _choose_threshold(mediator: Mediator, lessons: Sequence[tuple[PairTable, np.
 
     Held-out probabilities of each lesson are treated as an unlabelled set's would be, agglomerated
     once and cut everywhere; the mean of pairwise and BCubed F, averaged over the lessons and over
-    neighbouring thresholds, decides (ties: the threshold nearest to one half).
+    neighbouring thresholds, decides. Its top is flat, so of the thresholds within `_FLAT` of the
+    best the one nearest to one half is taken: the rest is noise of the people at hand.
     """
     score = np.zeros(len(THRESHOLDS))
     at = 0
@@ -299,7 +301,7 @@ def _choose_threshold(mediator: Mediator, lessons: Sequence[tuple[PairTable, np.
             score[number] += score_pairwise(identity, label)[2] + score_bcubed(identity, label)[2]
     padded = np.pad(score, 1, mode="edge")
     smooth = (padded[:-2] + padded[1:-1] + padded[2:]) / 3
-    best = np.flatnonzero(smooth >= smooth.max() - 1e-9)
+    best = np.flatnonzero(smooth >= smooth.max() - _FLAT)
     return float(min((THRESHOLDS[i] for i in best), key=lambda value: (abs(value - 0.5), value)))
 
 
