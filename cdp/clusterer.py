@@ -16,6 +16,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any, Literal
 
 import numpy as np
@@ -23,22 +24,21 @@ from sklearn.base import BaseEstimator, ClusterMixin
 from sklearn.utils import check_random_state
 
 from cdp.agglomeration import agglomerate
-from cdp.committee import VARIANTS, describe_pairs, make_pairs, measure_affinity, vote_pairs
+from cdp.committee import VARIANTS, make_pairs, measure_affinity, vote_pairs
 from cdp.context import SecondReading, score_context
 from cdp.errors import ConfigError, DataError
-from cdp.knn import build_knn_graphs
+from cdp.knn import build_knn_graphs, make_unit
+from cdp.lessons import Crowd
 from cdp.mediator import Mediator, MediatorSettings, correct_prior
 from cdp.propagation import MAX_SIZE, propagate_labels
 from cdp.quality import estimate_quality
-from cdp.scratch import allocate
+from cdp.scoring import score_pairs
 from cdp.teaching import teach_mediator
 from cdp.types import UNLABELLED, KnnGraph, PairTable
 
 Views = np.ndarray | Sequence[np.ndarray | Callable[[], np.ndarray]]
 
 SPLITS = ("consensus", "raise_threshold")
-
-_BLOCK = 1 << 18
 
 
 class ConsensusClusterer(ClusterMixin, BaseEstimator):
@@ -53,6 +53,9 @@ class ConsensusClusterer(ClusterMixin, BaseEstimator):
         only. It also chooses the mediator's settings.
     mediator_settings : `cdp.mediator.MediatorSettings` to use instead, or None.
     candidates : "base": pairs are the edges of the base graph (paper); "all": of every graph.
+    crowd : teach the mediator amid the unlabelled rows, searched together with the labelled ones
+        for that; with labels and the variant "extended" only. False where many of the unlabelled
+        rows show labelled people.
     second_reading : judge each pair again by the pairs around it (`cdp.context`); with labels and
         the variant "extended" only.
     split : "consensus": groups merge while all evidence between them says so (ours); or
@@ -113,6 +116,7 @@ class ConsensusClusterer(ClusterMixin, BaseEstimator):
         variant: str = "extended",
         mediator_settings: MediatorSettings | None = None,
         candidates: str = "base",
+        crowd: bool = True,
         second_reading: bool = True,
         split: str = "consensus",
         threshold: float | Literal["auto"] = "auto",
@@ -129,6 +133,7 @@ class ConsensusClusterer(ClusterMixin, BaseEstimator):
         self.variant = variant
         self.mediator_settings = mediator_settings
         self.candidates = candidates
+        self.crowd = crowd
         self.second_reading = second_reading
         self.split = split
         self.threshold = threshold
@@ -274,12 +279,21 @@ class ConsensusClusterer(ClusterMixin, BaseEstimator):
                 f"labelled_ids must be {len(graphs[0])} integers, one a labelled row, got shape "
                 f"{ids.shape} of {ids.dtype}"
             )
+        ids = np.unique(ids, return_inverse=True)[1]
+        settings, crowd = self._choose_settings(), None
+        if self.crowd and settings.variant == "extended":
+            joined = [partial(_join, one, other) for one, other in zip(taught, views, strict=True)]
+            everyone = self._build_graphs(joined, seed)
+            identity = np.full(len(everyone[0]), UNLABELLED, np.int64)
+            identity[: len(ids)] = ids
+            crowd = Crowd(joined, everyone, identity)
         return teach_mediator(
             taught,
             graphs,
             ids,
-            settings=self._choose_settings(),
+            settings=settings,
             candidates=self.candidates,
+            crowd=crowd,
             second_reading=self.second_reading,
             seed=seed,
             threads=self.threads,
@@ -293,22 +307,7 @@ class ConsensusClusterer(ClusterMixin, BaseEstimator):
     def _score(
         self, mediator: Mediator, views: list[Any], graphs: list[KnnGraph], pairs: PairTable
     ) -> np.ndarray:
-        scores = np.empty(len(pairs), np.float32)
-        affinity = allocate((len(views), len(pairs)))
-        for number, view in enumerate(views):
-            measure_affinity(view, pairs, out=affinity[number], threads=self.threads)
-        for start in range(0, len(pairs), _BLOCK):
-            part = slice(start, min(start + _BLOCK, len(pairs)))
-            features = describe_pairs(
-                (),
-                graphs,
-                pairs,
-                variant=mediator.settings.variant,
-                rows=part,
-                affinity=affinity.T,
-                threads=self.threads,
-            )
-            scores[part] = mediator.score(features)
+        scores = score_pairs(mediator, views, graphs, pairs, threads=self.threads)
         if mediator.settings.correct_prior and len(scores):
             return correct_prior(scores, mediator.training_rate).probability
         return scores
@@ -348,6 +347,12 @@ def _list_views(views: Views, name: str) -> list[Any]:
             f"all {name} must show the same rows, got {[len(array) for array in arrays]} rows"
         )
     return listed
+
+
+def _join(one: Any, other: Any) -> np.ndarray:
+    """Labelled rows, then unlabelled ones, each checked by its own row numbers."""
+    parts = [make_unit(view() if callable(view) else view)[0] for view in (one, other)]
+    return np.concatenate(parts)
 
 
 def _average_inside(

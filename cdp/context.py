@@ -195,6 +195,20 @@ class _Surroundings:
 
 
 @dataclass(frozen=True)
+class CrowdReading:
+    """The pairs among labelled and unlabelled rows as the first mediator reads them.
+
+    views : over all rows. pairs : all candidates. probability : (m,) float in [0, 1], held-out
+    where an end is labelled. identity : (n,) int64, below zero and unique for an unlabelled row.
+    """
+
+    views: Sequence[View]
+    pairs: PairTable
+    probability: np.ndarray
+    identity: np.ndarray
+
+
+@dataclass(frozen=True)
 class SecondReading:
     """A second mediator, and the threshold its probabilities are agglomerated with.
 
@@ -225,6 +239,7 @@ def fit_context(
     held_out: np.ndarray,
     identity: np.ndarray,
     *,
+    crowd: CrowdReading | None = None,
     settings: MediatorSettings | None = None,
     seed: int = 0,
     threads: int | None = None,
@@ -237,6 +252,7 @@ def fit_context(
     held_out : (m,) float, what `Mediator.held_out` of the first says of these pairs. Probabilities
         of a mediator that has seen the two people would promise more than strangers keep.
     identity : (n,) int64, of the labelled rows.
+    crowd : the labelled amid the unlabelled, as one more lesson; or None.
     settings : as for `Mediator.fit`; the variant's name becomes "context".
 
     Raises
@@ -263,8 +279,13 @@ def fit_context(
             )
         )
         lessons.append((left, identity[kept]))
-    source = np.concatenate([person[left.source] for left, person in lessons])
-    target = np.concatenate([person[left.target] for left, person in lessons])
+    taught = list(lessons)
+    if crowd is not None:
+        own, described = _describe_own(crowd, threads)
+        features.append(described)
+        taught.append((own, crowd.identity))
+    source = np.concatenate([person[left.source] for left, person in taught])
+    target = np.concatenate([person[left.target] for left, person in taught])
     mediator = Mediator.fit(
         np.concatenate(features),
         source == target,
@@ -275,6 +296,26 @@ def fit_context(
         threads=threads,
     )
     return SecondReading(mediator, _choose_threshold(mediator, lessons))
+
+
+def _describe_own(crowd: CrowdReading, threads: int | None) -> tuple[PairTable, np.ndarray]:
+    """The crowd's pairs that have a labelled end, described among all of its pairs."""
+    pairs, count = crowd.pairs, len(crowd.identity)
+    value = _check_probability(pairs, crowd.probability)
+    around = _Surroundings(crowd.views, pairs, value, count, count_threads(threads))
+    labelled = crowd.identity >= 0
+    own = labelled[pairs.source] | labelled[pairs.target]
+    width = len(_PAIR_NAMES) + len(crowd.views)
+    described = np.empty((int(own.sum()), width), np.float32)
+    block = np.empty((min(_PART, len(pairs)), width), np.float32)
+    row = 0
+    for low in range(0, len(pairs), _PART):
+        part = slice(low, min(low + _PART, len(pairs)))
+        around.describe(part, block[: part.stop - part.start])
+        kept = block[: part.stop - part.start][own[part]]
+        described[row : row + len(kept)] = kept
+        row += len(kept)
+    return PairTable(pairs.source[own], pairs.target[own]), described
 
 
 def _choose_threshold(mediator: Mediator, lessons: Sequence[tuple[PairTable, np.ndarray]]) -> float:

@@ -9,7 +9,9 @@ people of ordinary size takes the latter for strangers (measured on LFW at 16 px
 - as they are;
 - with a third of the neighbours, where a person is three times as large beside k;
 - with half, and with four fifths, of the people reduced to one image: their best neighbour is
-  somebody else.
+  somebody else;
+- amid the unlabelled crowd (`Crowd`): the more strangers there are, the nearer the nearest. Who is
+  unlabelled is nobody of the labelled, so every pair of the two is known to be false.
 
 The contract:
 - Enters: the graphs of the labelled rows and their identities. Leaves: `Lesson`s, the first being
@@ -33,6 +35,23 @@ from cdp.types import UNLABELLED, KnnGraph
 
 LESSONS = ((1.0, 0.0), (1 / 3, 0.0), (1.0, 0.5), (1.0, 0.8))
 """Share of k, and share of the people reduced to one image."""
+
+
+@dataclass(frozen=True)
+class Crowd:
+    """Labelled and unlabelled rows searched together.
+
+    views : one (n, d_v) array a model over both, or a function that loads it. graphs : theirs.
+    identity : (n,) int64, -1 for an unlabelled row.
+    """
+
+    views: Sequence[np.ndarray | Callable[[], np.ndarray]]
+    graphs: Sequence[KnnGraph | Callable[[], KnnGraph]]
+    identity: np.ndarray
+
+    def name_rows(self) -> np.ndarray:
+        """(n,) int64: identities, and for each unlabelled row one of its own below zero."""
+        return np.where(self.identity < 0, -1 - np.arange(len(self.identity)), self.identity)
 
 
 @dataclass(frozen=True)

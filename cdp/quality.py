@@ -104,12 +104,12 @@ def estimate_quality(
         high = np.maximum(one, other)[~inside]
         key, place = np.unique(low * groups + high, return_inverse=True)
         first, second = key // groups, key % groups
-        heard, number = np.bincount(place, evidence[~inside]), np.bincount(place)
+        heard, listed = np.bincount(place, evidence[~inside]), np.bincount(place)
         within = np.bincount(one[inside], minlength=groups)
         density = np.where(together > 0, within / np.maximum(together, 1), 1)
         expected = size[first] * size[second] * np.minimum(density[first], density[second])
-        silent = np.maximum(expected - number, 0)
-        mean = np.minimum(heard / number, (heard - SILENCE * silent) / (number + silent))
+        silent = np.maximum(expected - listed, 0)
+        mean = np.minimum(heard / listed, (heard - SILENCE * silent) / (listed + silent))
         missed = float((size[first] * size[second] / (1 + np.exp(-mean))).sum())
     correct, claimed = float(true.sum()), float(together.sum())
     precision = correct / claimed if claimed else 1.0

@@ -4,7 +4,7 @@ The contract:
 - Enters: the views and graphs of labelled rows, and who they show. Leaves: a fitted `Mediator` and,
   with "extended" features, a fitted `SecondReading` or None.
 - "paper" and "released" learn from the labelled people as they are; "extended" from all lessons of
-  `cdp.lessons`.
+  `cdp.lessons`, amid the unlabelled crowd too where it is given.
 - The features of all labelled pairs are held at once: some 60 columns of float32 a pair.
 """
 
@@ -16,11 +16,12 @@ from functools import partial
 import numpy as np
 
 from cdp.committee import describe_pairs, make_pairs
-from cdp.context import SecondReading, fit_context
+from cdp.context import CrowdReading, SecondReading, fit_context
 from cdp.errors import ConfigError
-from cdp.lessons import LESSONS, make_lessons
-from cdp.mediator import Mediator, MediatorSettings
-from cdp.types import KnnGraph
+from cdp.lessons import LESSONS, Crowd, make_lessons
+from cdp.mediator import Mediator, MediatorSettings, correct_prior
+from cdp.scoring import score_pairs
+from cdp.types import KnnGraph, PairTable
 
 View = np.ndarray | Callable[[], np.ndarray]
 Graph = KnnGraph | Callable[[], KnnGraph]
@@ -33,6 +34,7 @@ def teach_mediator(
     *,
     settings: MediatorSettings,
     candidates: str = "base",
+    crowd: Crowd | None = None,
     second_reading: bool = True,
     seed: int = 0,
     threads: int | None = None,
@@ -46,6 +48,8 @@ def teach_mediator(
     identity : (n,) integers.
     settings : of the mediator; its variant names the features.
     candidates : "base" or "all", as for `cdp.committee.make_pairs`.
+    crowd : the same rows amid the unlabelled ones; with the variant "extended" only. Leave it out
+        where many unlabelled images show labelled people.
     second_reading : with the variant "extended" only.
 
     Raises
@@ -77,15 +81,20 @@ def teach_mediator(
         )
         for lesson, listed in zip(lessons, pairs, strict=True)
     ]
-    source, target = (
-        np.concatenate(
-            [
-                lesson.identity[getattr(listed, end)]
-                for lesson, listed in zip(lessons, pairs, strict=True)
-            ]
+    taught = [(listed, lesson.identity) for lesson, listed in zip(lessons, pairs, strict=True)]
+    everyone = person = None
+    if crowd is not None and extended:
+        everyone, person = make_pairs(crowd.graphs, candidates=candidates), crowd.name_rows()
+        own = (person[everyone.source] >= 0) | (person[everyone.target] >= 0)
+        known = PairTable(everyone.source[own], everyone.target[own])
+        taught.append((known, person))
+        features.append(
+            describe_pairs(
+                crowd.views, crowd.graphs, known, variant=settings.variant, threads=threads
+            )
         )
-        for end in ("source", "target")
-    )
+    source = np.concatenate([who[listed.source] for listed, who in taught])
+    target = np.concatenate([who[listed.target] for listed, who in taught])
     mediator = Mediator.fit(
         np.concatenate(features),
         source == target,
@@ -97,9 +106,24 @@ def teach_mediator(
     )
     if not (extended and second_reading):
         return mediator, None
-    assert mediator.held_out is not None
-    held_out = mediator.held_out[: len(pairs[0])]
-    reading = fit_context(views, pairs[0], held_out, identity, seed=seed, threads=threads)
+    held_out = mediator.held_out
+    assert held_out is not None
+    read = None
+    if crowd is not None and everyone is not None and person is not None:
+        probability = score_pairs(mediator, crowd.views, crowd.graphs, everyone, threads=threads)
+        probability[own] = held_out[len(held_out) - len(known) :]
+        if settings.correct_prior:
+            probability = correct_prior(probability, mediator.training_rate).probability
+        read = CrowdReading(crowd.views, everyone, probability, person)
+    reading = fit_context(
+        views,
+        pairs[0],
+        held_out[: len(pairs[0])],
+        identity,
+        crowd=read,
+        seed=seed,
+        threads=threads,
+    )
     return mediator, reading
 
 

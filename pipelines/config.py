@@ -33,10 +33,11 @@ class Settings(BaseModel):
 
 
 class MemberSettings(Settings):
-    """One view: a backbone trained here, an ONNX file, a checkpoint of ours, or ready features.
+    """One view: a backbone trained here, an ONNX file, a checkpoint of ours, the recognizer of
+    another run, or ready features.
 
-    ONNX files and checkpoints are named relative to the data root; `features` names a model of a
-    data set of kind `features`.
+    ONNX files and checkpoints are named relative to the data root; `recognizer` names a run under
+    the same --runs-dir; `features` names a model of a data set of kind `features`.
     """
 
     name: Name
@@ -44,13 +45,14 @@ class MemberSettings(Settings):
     width: float = Field(1.0, gt=0)
     onnx: str | None = None
     checkpoint: str | None = None
+    recognizer: Name | None = None
     features: str | None = None
 
     @model_validator(mode="after")
     def _one_origin(self) -> MemberSettings:
-        origins = [self.backbone, self.onnx, self.checkpoint, self.features]
+        origins = [self.backbone, self.onnx, self.checkpoint, self.recognizer, self.features]
         if sum(origin is not None for origin in origins) != 1:
-            raise ValueError("give exactly one of backbone, onnx, checkpoint, features")
+            raise ValueError("give exactly one of backbone, onnx, checkpoint, recognizer, features")
         return self
 
 
@@ -128,12 +130,17 @@ class EmbedSettings(Settings):
 
 
 class KnnSettings(Settings):
-    """The neighbour graphs."""
+    """The neighbour graphs.
+
+    crowd : search labelled and unlabelled images together too, so that the mediator learns amid the
+        unlabelled ones; false where many of them show labelled people.
+    """
 
     k: Positive = 20
     backend: Literal["nmslib", "faiss", "exact"] = "nmslib"
     options: dict[str, int] = Field(default_factory=dict)
     recall_sample: Positive = 1000
+    crowd: bool = True
 
 
 class VoteSettings(Settings):
@@ -249,9 +256,14 @@ class EvaluateSettings(Settings):
 
 
 class RunConfig(Settings):
-    """One run: `configs/<kind>.yaml` plus the overrides of the command line."""
+    """One run: `configs/<kind>.yaml` plus the overrides of the command line.
+
+    rounds : 2 makes a run `<name>_round1` first, up to its recognizer, which then is one more
+        member of the committee.
+    """
 
     name: Name
+    rounds: Literal[1, 2] = 1
     seed: Annotated[int, Field(ge=0, lt=2**31)] = 0
     data: str
     committee: CommitteeSettings
@@ -263,6 +275,16 @@ class RunConfig(Settings):
     propagate: PropagateSettings = PropagateSettings()
     retrain: RetrainSettings = RetrainSettings()
     evaluate: EvaluateSettings = EvaluateSettings()
+
+    def list_rounds(self) -> tuple[RunConfig, ...]:
+        """The runs to make, one after the other; the last has this one's name."""
+        if self.rounds == 1:
+            return (self,)
+        first = self.model_copy(update={"name": f"{self.name}_round1", "rounds": 1})
+        student = MemberSettings(name="round1", recognizer=first.name)
+        members = (*self.committee.members, student)
+        committee = self.committee.model_copy(update={"members": members})
+        return first, self.model_copy(update={"committee": committee, "rounds": 1})
 
     def pick(self, fields: tuple[str, ...]) -> dict[str, Any]:
         """The named top-level fields as plain JSON values: what a stage reads."""

@@ -157,6 +157,8 @@ def find_origin(work: Work, member: MemberSettings) -> Path | None:
         return work.locate("train.history").parent / f"{member.name}.safetensors"
     if member.features is not None:
         return None
+    if member.recognizer is not None:
+        return work.locate_recognizer(member.recognizer)
     return work.dataset.locate(str(member.onnx or member.checkpoint))
 
 

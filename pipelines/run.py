@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from cdp.errors import CdpError, ConfigError, DataError
-from pipelines.config import read_config
+from pipelines.config import RunConfig, read_config
 from pipelines.corrections import CorrectionTable
 from pipelines.dataset import Dataset
 from pipelines.engine import Engine
@@ -125,7 +125,16 @@ def _run(options: argparse.Namespace) -> int:
         raise ConfigError(f"--workers: expected 1 or more, got {options.workers}")
     if options.stage != "all" and options.until:
         raise ConfigError("--until goes with --stage all only")
-    config = read_config(options.config, options.overrides)
+    *earlier, config = read_config(options.config, options.overrides).list_rounds()
+    if options.stage == "all":
+        for one in earlier:
+            _carry_out(one, options, until="retrain")
+    _carry_out(config, options, until=options.until)
+    return 0
+
+
+def _carry_out(config: RunConfig, options: argparse.Namespace, *, until: str | None) -> None:
+    """Plan and make one run."""
     dataset = Dataset.open(_find_manifest(config.data, options.config), options.data_root)
     store = Store(options.runs_dir)
     digests = FileDigests(store.root / "files.json", rehash=options.verify)
@@ -135,13 +144,13 @@ def _run(options: argparse.Namespace) -> int:
     only = None if options.stage == "all" else options.stage
 
     def plan() -> list[Step]:
-        return plan_run(STAGES, runtime, only=only, until=options.until, force=options.force,
+        return plan_run(STAGES, runtime, only=only, until=until, force=options.force,
                         verify=options.verify)  # fmt: skip
 
     if options.dry_run:
         for step in plan():
             print(f"{step.stage.name:9} {step.action:5} {step.reason}")
-        return 0
+        return
     with store.lock(f"run {config.name}", wait=False), engine:
         started = time.perf_counter()
         steps = plan()
@@ -160,7 +169,6 @@ def _run(options: argparse.Namespace) -> int:
             report = store.open_run(config.name, "report")
             if report is not None:
                 log.info("\n%s", (report.directory / "summary.txt").read_text("utf-8").rstrip())
-    return 0
 
 
 def _take(step: Step, runtime: Runtime, options: argparse.Namespace, log_path: Path) -> None:

@@ -39,6 +39,9 @@ from pipelines.store import (
 
 log = logging.getLogger("cdp")
 
+RECOGNIZER = "labelled_pseudo.safetensors"
+"""What retrain calls its product."""
+
 
 @dataclass(frozen=True)
 class Stage:
@@ -49,6 +52,7 @@ class Stage:
     reads : top-level config fields.
     run : does the work and returns the facts for the manifest (plain JSON values).
     files : config -> paths below the data root whose content counts.
+    borrows : config -> names of runs whose recognizer counts.
     needs_images : skipped for a data set that brings its own features.
     corrected : reads what people decided; stale when that changes.
     """
@@ -60,6 +64,7 @@ class Stage:
     reads: tuple[str, ...]
     run: Callable[[Work], Mapping[str, Any]]
     files: Callable[[RunConfig], tuple[str, ...]] = lambda config: ()
+    borrows: Callable[[RunConfig], tuple[str, ...]] = lambda config: ()
     needs_images: bool = False
     corrected: bool = False
 
@@ -126,6 +131,10 @@ class Work:
             raise StageError(f"stage {self.stage.name} does not declare that it reads corrections")
         return self.runtime.decisions
 
+    def locate_recognizer(self, run: str) -> Path:
+        """The weights of the recognizer that another run has published."""
+        return _require_recognizer(self.runtime.store, run).directory / RECOGNIZER
+
     def input_facts(self, stage: str) -> Mapping[str, Any]:
         """The facts that an input stage wrote into its manifest."""
         return self.upstream[stage].facts
@@ -176,10 +185,27 @@ def collect_ingredients(
             path: runtime.digests.digest(_require_file(dataset, path))
             for path in stage.files(config)
         },
+        **_name_recognizers(stage, runtime),
         "inputs": {name: fingerprints[name] for name in stage.upstream if name in fingerprints},
         **({} if stage.upstream else {"data": dataset.digest(runtime.digests)}),
         **({"corrections": decided} if decided else {}),
     }
+
+
+def _name_recognizers(stage: Stage, runtime: Runtime) -> dict[str, Any]:
+    runs = stage.borrows(runtime.config)
+    found = {run: _require_recognizer(runtime.store, run).fingerprint for run in runs}
+    return {"recognizers": found} if found else {}
+
+
+def _require_recognizer(store: Store, run: str) -> Published:
+    published = store.open_run(run, "retrain")
+    if published is None or not (published.directory / RECOGNIZER).is_file():
+        raise ConfigError(
+            f"the committee names the recognizer of run {run!r}, which has none trained on "
+            f"pseudo-labels under this --runs-dir. Make it first: name={run} --until retrain"
+        )
+    return published
 
 
 def _require_file(dataset: Dataset, path: str) -> Path:
@@ -276,6 +302,8 @@ def explain_change(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
         return "the corrections changed"
     if before.get("files") != now["files"]:
         return "a model file changed"
+    if before.get("recognizers") != now.get("recognizers"):
+        return "the recognizer of another run changed"
     return "an input changed"
 
 

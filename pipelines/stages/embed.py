@@ -143,6 +143,11 @@ def list_model_files(config: RunConfig) -> tuple[str, ...]:
     )
 
 
+def list_borrowed_runs(config: RunConfig) -> tuple[str, ...]:
+    """The runs whose recognizers the committee names."""
+    return tuple(member.recognizer for member in config.committee.all if member.recognizer)
+
+
 STAGE = Stage(
     name="embed",
     version=1,
@@ -150,5 +155,6 @@ STAGE = Stage(
     outputs={"embeddings": describe_embeddings(0)},
     reads=("committee", "embed"),
     files=list_model_files,
+    borrows=list_borrowed_runs,
     run=run,
 )

@@ -5,6 +5,7 @@ The contract:
   depend on how many workers there are.
 - Each graph's recall is measured on a seeded sample against exact search and is in the manifest.
 - Neighbours are named by `sample_id`, nearest first, the sample itself left out.
+- The split `crowd` is the labelled and the unlabelled images searched together; see `cdp.lessons`.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from pipelines.stages.embed import SPLITS
 from pipelines.store import read_vectors, vector_column, write_table
 
 PART_SIZE = 4096
+CROWD = "crowd"
 
 
 def describe_neighbours(k: int) -> pa.Schema:
@@ -50,15 +52,22 @@ def run(work: Work) -> Mapping[str, Any]:
                 f"for the mediator), and knn.k={settings.k} needs at least {settings.k + 1}. Add "
                 "images, raise train.mediator_share or lower knn.k"
             )
+    parts: dict[str, tuple[str, ...]] = {split: (split,) for split in SPLITS}
+    if settings.crowd and counts["labelled"]:
+        parts[CROWD] = SPLITS
+        counts[CROWD] = sum(counts.values())
     views = [
         (split, member.name)
-        for split in SPLITS
+        for split in parts
         if counts[split]
         for member in work.config.committee.all
     ]
     places = {view: work.scratch / f"{view[0]}-{view[1]}" for view in views}
     build = [
-        (work.locate("embed.embeddings", "/".join(view)), places[view], settings, work.seed)
+        (
+            [work.locate("embed.embeddings", f"{part}/{view[1]}") for part in parts[view[0]]],
+            *(places[view], settings, work.seed),
+        )
         for view in views
     ]
     for _ in work.engine.map(build_view, build, label="knn builds indexes"):
@@ -80,12 +89,13 @@ def run(work: Work) -> Mapping[str, Any]:
         "k": settings.k,
         "backend": settings.backend,
         "graphs": len(views),
+        "crowd": CROWD in parts,
         "lowest_recall": round(min(recalls), 4),
         "recall": {"/".join(v): round(recall, 4) for v, recall in zip(views, recalls, strict=True)},
     }
 
 
-def build_view(embeddings: Path, place: Path, settings: KnnSettings, seed: int) -> None:
+def build_view(embeddings: list[Path], place: Path, settings: KnnSettings, seed: int) -> None:
     """Save the vectors of one view, for mapping, and an index over them."""
     from cdp.knn import build_index
 
@@ -94,8 +104,7 @@ def build_view(embeddings: Path, place: Path, settings: KnnSettings, seed: int) 
     draft = place.with_name(f"{place.name}.draft")
     shutil.rmtree(draft, ignore_errors=True)
     draft.mkdir()
-    vectors = read_vectors(embeddings, "embedding")
-    ids = pq.read_table(embeddings, columns=["sample_id"])["sample_id"].to_numpy()
+    ids, vectors = read_view(embeddings)
     np.save(draft / "vectors.npy", vectors)
     np.save(draft / "ids.npy", ids)
     index = build_index(
@@ -108,6 +117,18 @@ def build_view(embeddings: Path, place: Path, settings: KnnSettings, seed: int) 
     )
     index.save(draft / "index.npz")
     draft.rename(place)
+
+
+def read_view(embeddings: list[Path]) -> tuple[np.ndarray, np.ndarray]:
+    """Sample ids and vectors of one view over some splits, in the order of `sample_id`."""
+    ids = np.concatenate(
+        [pq.read_table(path, columns=["sample_id"])["sample_id"].to_numpy() for path in embeddings]
+    )
+    vectors = [read_vectors(path, "embedding") for path in embeddings]
+    if len(vectors) == 1:
+        return ids, vectors[0]
+    order = np.argsort(ids)
+    return ids[order], np.concatenate(vectors)[order]
 
 
 @lru_cache(maxsize=2)
@@ -150,7 +171,7 @@ def measure_view(place: Path, neighbours: Path, sample: int, seed: int) -> float
 
 STAGE = Stage(
     name="knn",
-    version=3,
+    version=4,
     inputs=("embed.embeddings",),
     outputs={"neighbours": describe_neighbours(0)},
     reads=("committee", "knn"),

@@ -20,12 +20,13 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from cdp.errors import DataError
 from cdp.types import KnnGraph, PairTable
 from pipelines.config import MediateSettings
 from pipelines.stage import Stage, Work
+from pipelines.stages.embed import SPLITS
+from pipelines.stages.knn import CROWD, read_view
 from pipelines.store import read_vectors, write_table
 
 PAIRS = pa.schema(
@@ -86,7 +87,7 @@ def run(work: Work) -> Mapping[str, Any]:
                 "the data set has no labelled image to train a mediator on. Without labels the "
                 "committee votes: mediate.method=vote"
             )
-        mediator, reading = _teach(work, settings, _map_split(work, "labelled"))
+        mediator, reading = _teach(work, settings)
         report = mediator.report
         facts["labelled_pairs"] = report.pairs
         facts["calibration_error"] = round(report.expected_calibration_error, 4)
@@ -97,7 +98,7 @@ def run(work: Work) -> Mapping[str, Any]:
         }
     else:
         work.write("calibration", CALIBRATION.empty_table())
-    split = _map_split(work, "unlabelled")
+    split = _map_split(work, SPLITS[1:], "unlabelled")
     parts = _list_parts(work, split, "scored")
     jobs = [(split, rows, settings, work.scratch, target) for rows, target in parts]
     for _ in work.engine.map(score_part, jobs, label="mediate scores pairs"):
@@ -141,15 +142,21 @@ def run(work: Work) -> Mapping[str, Any]:
 # ---------------------------------------------------------------------------------- the mediator
 
 
-def _teach(work: Work, settings: MediateSettings, split: Split) -> tuple[Any, Any]:
+def _teach(work: Work, settings: MediateSettings) -> tuple[Any, Any]:
     """Fit the mediator and its second reading on the labelled split; publish both."""
     from dataclasses import replace
 
     from safetensors.numpy import save_file
 
+    from cdp.lessons import Crowd
     from cdp.mediator import MediatorSettings
     from cdp.teaching import teach_mediator
 
+    split = _map_split(work, SPLITS[:1], "labelled")
+    crowd = None
+    if settings.method == "extended" and work.input_facts("knn")["crowd"]:
+        everyone = _map_split(work, SPLITS, CROWD)
+        crowd = Crowd(everyone.views, everyone.graphs, _list_identities(work, everyone))
     chosen = MediatorSettings.named(settings.method)
     if settings.dropout:
         chosen = replace(chosen, dropout=settings.dropout)
@@ -159,6 +166,7 @@ def _teach(work: Work, settings: MediateSettings, split: Split) -> tuple[Any, An
         _list_identities(work, split),
         settings=chosen,
         candidates=settings.candidates,
+        crowd=crowd,
         second_reading=settings.second_reading,
         seed=work.seed,
     )
@@ -178,7 +186,7 @@ def _collect_pairs(parts: Sequence[tuple[slice, Path]]) -> PairTable:
 
 
 def _list_identities(work: Work, split: Split) -> np.ndarray:
-    """The person of every labelled row, numbered."""
+    """The person of every row, numbered; -1 for an unlabelled one."""
     samples = work.read("ingest.samples", columns=["sample_id", "identity"]).to_pandas()
     identity = samples.set_index("sample_id").identity[split.sample_id].factorize(sort=True)[0]
     return identity.astype(np.int64)
@@ -230,32 +238,32 @@ def _find_variant(settings: MediateSettings) -> Any:
 # -------------------------------------------------------------------------------------- mapping
 
 
-def _map_split(work: Work, split: str) -> Split:
-    """Lay the graphs and views of a split out for mapping by the workers."""
+def _map_split(work: Work, splits: tuple[str, ...], name: str) -> Split:
+    """Lay the graphs `name`, and the views of the splits they span, out for mapping by workers."""
     members = tuple(member.name for member in work.config.committee.all)
-    mapped = Split(work.scratch / split, members)
+    mapped = Split(work.scratch / name, members)
     mapped.place.mkdir(exist_ok=True)
     jobs = [
         (
-            work.locate("embed.embeddings", f"{split}/{name}"),
-            work.locate("knn.neighbours", f"{split}/{name}"),
+            [work.locate("embed.embeddings", f"{split}/{member}") for split in splits],
+            work.locate("knn.neighbours", f"{name}/{member}"),
             mapped.place,
-            name,
+            member,
         )
-        for name in members
+        for member in members
     ]
-    for _ in work.engine.map(map_view, jobs, label=f"mediate maps {split} views"):
+    for _ in work.engine.map(map_view, jobs, label=f"mediate maps {name} views"):
         pass
     return mapped
 
 
-def map_view(embeddings: Path, neighbours: Path, place: Path, name: str) -> None:
+def map_view(embeddings: list[Path], neighbours: Path, place: Path, name: str) -> None:
     """One view and its graph as plain arrays, neighbours as positions in the ascending ids."""
-    sample_id = pq.read_table(embeddings, columns=["sample_id"])["sample_id"].to_numpy()
+    sample_id, vectors = read_view(embeddings)
     neighbour = np.searchsorted(sample_id, read_vectors(neighbours, "neighbour"))
     arrays = {
         "sample_id": sample_id,
-        f"{name}.view": read_vectors(embeddings, "embedding"),
+        f"{name}.view": vectors,
         f"{name}.neighbour": neighbour.astype(np.int64),
         f"{name}.similarity": read_vectors(neighbours, "similarity"),
     }
@@ -286,7 +294,7 @@ def _save(path: Path, **arrays: np.ndarray) -> None:
 
 STAGE = Stage(
     name="mediate",
-    version=2,
+    version=3,
     inputs=("ingest.samples", "embed.embeddings", "knn.neighbours"),
     outputs={"pairs": PAIRS, "calibration": CALIBRATION},
     reads=("committee", "mediate"),

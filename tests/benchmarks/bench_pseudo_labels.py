@@ -25,6 +25,7 @@ from cdp.agglomeration import agglomerate
 from cdp.committee import describe_pairs, make_pairs
 from cdp.context import score_context
 from cdp.knn import build_knn_graphs
+from cdp.lessons import Crowd
 from cdp.mediator import MediatorSettings, correct_prior
 from cdp.metrics import measure_calibration, score_bcubed, score_pairwise
 from cdp.propagation import propagate_labels
@@ -72,9 +73,16 @@ def split_many(identity: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]
 def run_ours(split: Split, seed: int) -> Iterator[Row]:
     taught, known, views, _ = split
     graphs = build_knn_graphs(taught, K, backend="exact")
-    settings = MediatorSettings()
+    joined = [np.concatenate([one, other]) for one, other in zip(taught, views, strict=True)]
+    everyone = build_knn_graphs(joined, K, backend="exact")
+    strangers = np.full(len(views[0]), -1)
+    crowd = Crowd(joined, everyone, np.concatenate([known, strangers]))
     first, second = teach_mediator(
-        taught, graphs, known, settings=settings, candidates="all", seed=seed
+        *(taught, graphs, known),
+        settings=MediatorSettings(),
+        candidates="all",
+        crowd=crowd,
+        seed=seed,
     )
     assert second is not None
     truth, count = split[3], len(views[0])
