@@ -276,6 +276,16 @@ class RunConfig(Settings):
     retrain: RetrainSettings = RetrainSettings()
     evaluate: EvaluateSettings = EvaluateSettings()
 
+    @model_validator(mode="after")
+    def _teacher_is_a_member(self) -> RunConfig:
+        names = [member.name for member in self.committee.all]
+        if self.retrain.teacher is not None and self.retrain.teacher not in names:
+            raise ValueError(
+                f"retrain.teacher: a member of the committee expected ({', '.join(names)}), got "
+                f"{self.retrain.teacher!r}"
+            )
+        return self
+
     def list_rounds(self) -> tuple[RunConfig, ...]:
         """The runs to make, one after the other; the last has this one's name."""
         if self.rounds == 1:
@@ -362,7 +372,8 @@ def _explain(error: ValidationError, kind: type[BaseModel], source: str) -> str:
             lines.append(f"{where}: missing")
         else:
             message = fault["msg"].removeprefix("Value error, ")
-            lines.append(f"{where}: {message}, got {fault['input']!r}")
+            # A fault of the whole says itself what came; the whole would only bury it.
+            lines.append(f"{where}: {message}, got {fault['input']!r}" if fault["loc"] else message)
     return f"{source}: " + "; ".join(lines)
 
 

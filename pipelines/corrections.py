@@ -75,7 +75,10 @@ class CorrectionTable:
         except FileNotFoundError:
             return ()
         except OSError as error:
-            raise StageError(f"cannot read {self.path}: {error.strerror}") from error
+            raise StageError(
+                f"cannot read {self.path}: {error.strerror}. Mend its permissions, or choose "
+                "another --runs-dir"
+            ) from error
         return self._parse(data)
 
     def append(

@@ -61,6 +61,10 @@ def test_overrides_reach_nested_fields_with_their_yaml_type(config_path):
         ("committee.base={name: base}", "exactly one of backbone, onnx, checkpoint"),
         ("committee.base={name: other, backbone: plain}", "two members share a name"),
         ("name=../escape", "name: "),
+        (
+            "retrain.teacher=nobody",
+            r"member of the committee expected \(base, other\), got 'nobody'",
+        ),
         ("propagate", "expected section.field=value"),
         ("seed.deeper=1", "seed: .*valid integer"),
     ],

@@ -55,6 +55,7 @@ def derive(name: str, embedding: np.ndarray, label: int, weight: np.ndarray, nor
         # psi falls over all of 0..pi: each quarter is a cosine turned and shifted to fit.
         quarter = math.floor(angles[label] / (math.pi / 4))
         psi = (-1) ** quarter * math.cos(4 * angles[label]) - 2 * quarter
+        psi = (2 * math.cos(angles[label]) + psi) / 3
         with_margin = [scales[i] * psi if i == label else value for i, value in enumerate(logits)]
         return cross_entropy(with_margin, label), logits
     scale = 20.0
@@ -90,8 +91,8 @@ def classes_of(head: torch.nn.Module) -> torch.Tensor:
 PARAMS = {
     "softmax": {},
     "l2softmax": {"radius": 12.0},
-    "sphereface": {"margin": 4},
-    "largemargin": {"margin": 4},
+    "sphereface": {"margin": 4, "floor": 2.0},
+    "largemargin": {"margin": 4, "floor": 2.0},
     "normface": {"scale": 20.0},
     "cosface": {"scale": 20.0, "margin": 0.3},
     "arcface": {"scale": 20.0, "margin_rad": 0.4},
@@ -151,7 +152,7 @@ def test_only_direction_and_margin_matter(name: str) -> None:
 def test_the_multiplied_angle_is_annealed(name: str) -> None:
     """SphereFace's (lambda cos + psi) / (1 + lambda), lambda = 1 / margin_share - 1."""
     embedding, label = problem(6)
-    head = build_head(name, DIM, IDENTITIES).double()
+    head = build_head(name, DIM, IDENTITIES, floor=0.0).double()
 
     def own_logit(share: float) -> torch.Tensor:
         head.margin_share = share
@@ -165,6 +166,9 @@ def test_the_multiplied_angle_is_annealed(name: str) -> None:
         expected = (strength * plain + full) / (1 + strength)
         annealed = own_logit(1 / (1 + strength))
         np.testing.assert_allclose(annealed.detach(), expected.detach(), atol=1e-6)
+        head.floor = strength
+        np.testing.assert_allclose(own_logit(1.0).detach(), expected.detach(), atol=1e-6)
+        head.floor = 0.0
 
 
 @pytest.mark.parametrize("seed", range(5))
@@ -250,6 +254,8 @@ def test_errors() -> None:
         build_head("softmax", 8, 1)
     with pytest.raises(ConfigError, match=r"whole number in 1\.\.8, got 2\.5"):
         build_head("sphereface", 8, 4, margin=2.5)
+    with pytest.raises(ConfigError, match="floor of 0 or above"):
+        build_head("largemargin", 8, 4, floor=-1.0)
     with pytest.raises(ConfigError, match="radius must be above 0"):
         build_head("l2softmax", 8, 4, radius=0.0)
     with pytest.raises(ConfigError, match="scale"):

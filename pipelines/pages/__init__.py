@@ -79,15 +79,16 @@ def render_report(
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     subjects = [
         subject
-        for subject in ("labelled_only", "labelled_pseudo", "supervised")
+        for subject in ("labelled_only", "labelled_pseudo", "distilled", "supervised")
         if any(subject in row["subjects"] for row in recognizers)
     ]
     nothing = (float("nan"),) * 3
     drawn = dict(figures)
     if recognizers:
+        rows = [row for row in recognizers if row.get("headline")] or recognizers
         drawn["recognizers"] = draw_recognizers(
-            [f"{row['protocol']} {row['metric']}" for row in recognizers],
-            {s: [row["subjects"].get(s, nothing) for row in recognizers] for s in subjects},
+            [f"{row['protocol']} {row['metric']}" for row in rows],
+            {s: [row["subjects"].get(s, nothing) for row in rows] for s in subjects},
         )
     clustering = metrics[metrics.protocol == "clustering"]
     return render(

@@ -22,7 +22,9 @@ from pipelines.stage import Stage, Work
 from pipelines.store import read_vectors, write_text
 
 SUMMARY = pa.schema([("section", pa.string()), ("name", pa.string()), ("value", pa.float64())])
-SUBJECTS = ("labelled_only", "labelled_pseudo", "supervised")
+SUBJECTS = ("labelled_only", "labelled_pseudo", "distilled", "supervised")
+HEADLINES = ("accuracy", "tar@far=0.01", "rank-1", "tpir20@fpir=0.1")
+"""Metrics of the text and the figure, where a run has them; tables have all."""
 PAGE = "report.html"
 THRESHOLDS = (
     0.02, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.98, 0.99, 0.995, 0.999,
@@ -92,12 +94,15 @@ def _tabulate(recognition: Any, gap: Any) -> list[str]:
     table = recognition.pivot_table(
         index=["protocol", "metric"], columns="subject", values="value", sort=False
     )
+    if table.index.isin(HEADLINES, level="metric").any():
+        table = table[table.index.isin(HEADLINES, level="metric")]
     subjects = [subject for subject in SUBJECTS if subject in table.columns]
-    head = f"{'Recognizer on held-out people':42}" + "".join(f"{s:>17}" for s in subjects)
+    width = 2 + max(len(" ".join(names)) for names in table.index)
+    head = f"{'Recognizer on held-out people':{width}}" + "".join(f"{s:>17}" for s in subjects)
     closed = gap.set_index(["protocol", "metric"]).value if len(gap) else None
     lines = [head + (f"{'gap closed':>12}" if closed is not None else "")]
     for (protocol, metric), row in table.iterrows():
-        line = f"{protocol + ' ' + metric:42}" + "".join(f"{row[s]:17.3f}" for s in subjects)
+        line = f"{protocol + ' ' + metric:{width}}" + "".join(f"{row[s]:17.3f}" for s in subjects)
         if closed is not None and (protocol, metric) in closed.index:
             share = closed[(protocol, metric)]
             line += f"{share:12.0%}" if share == share else f"{'no gap':>12}"
@@ -259,6 +264,7 @@ def _list_recognizers(metrics: Any) -> list[dict[str, Any]]:
             continue
         found = group.set_index("subject")
         row: dict[str, Any] = {"protocol": protocol, "metric": metric, "subjects": {}, "gap": None}
+        row["headline"] = metric in HEADLINES
         for subject, values in found.iterrows():
             if subject == "gap_closed":
                 row["gap"] = float(values.value)
@@ -288,7 +294,7 @@ def _make_sheets(
 
 STAGE = Stage(
     name="report",
-    version=2,
+    version=3,
     inputs=(
         "ingest.samples",
         "ingest.rejected",

@@ -3,9 +3,10 @@
 The contract:
 - The multiplied angle and the weights are those of pytorch-metric-learning; ours is the loss a
   sample, and the annealing.
-- The own logit moves from the plain cosine to the multiplied one as `margin_share` goes from 0 to
-  1. SphereFace anneals by `(lambda cos + psi) / (1 + lambda)` (Liu et al. 2017); this is the
-  same with `margin_share = 1 / (1 + lambda)`.
+- The own logit is `(floor cos + psi) / (floor + 1)` of the plain and the multiplied cosine: the
+  annealing of SphereFace's authors (Liu et al. 2017), who let lambda fall from 1000 to a floor of
+  5. The multiplied angle alone does not train: m = 4 asks for an angle no beginner has.
+- `margin_share` raises the multiplied part from 0 to what the floor leaves it.
 """
 
 from __future__ import annotations
@@ -27,14 +28,21 @@ class MultipliedAngleHead(Head):
 
     margin : int
         m, the factor of the angle; no unit.
+    floor : float
+        Lowest lambda, 0 or above; 0 ends with the multiplied angle alone.
     """
 
     library: ClassVar[type[LargeMarginSoftmaxLoss]]
 
-    def __init__(self, embedding_dim: int, identity_count: int, *, margin: int = 4) -> None:
+    def __init__(
+        self, embedding_dim: int, identity_count: int, *, margin: int = 4, floor: float = 5.0
+    ) -> None:
         super().__init__(embedding_dim, identity_count)
         if margin != int(margin) or not 1 <= margin <= 8:
             raise ConfigError(f"a factor of the angle is a whole number in 1..8, got {margin}")
+        if not floor >= 0:
+            raise ConfigError(f"a floor of 0 or above expected, got {floor}")
+        self.floor = floor
         with warnings.catch_warnings():
             # The library hands numpy a tensor in a way that numpy means to give up.
             warnings.simplefilter("ignore", DeprecationWarning)
@@ -47,7 +55,7 @@ class MultipliedAngleHead(Head):
         cosine = formula.get_cosine(embedding)
         own = cosine.gather(1, label[:, None]).squeeze(1)
         harder = formula.modify_cosine_of_target_classes(own.clamp(-1 + 1e-6, 1 - 1e-6))
-        annealed = torch.lerp(own, harder, self.margin_share)
+        annealed = torch.lerp(own, harder, self.margin_share / (1 + self.floor))
         with_margin = cosine.scatter(1, label[:, None], annealed[:, None])
         loss = functional.cross_entropy(
             formula.scale_logits(with_margin, embedding), label, reduction="none"
