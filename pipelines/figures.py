@@ -183,7 +183,7 @@ def draw_thresholds(curve: pd.DataFrame, cut: float | None, *, odds: bool) -> Ma
 def _place_legend(axes: Axes) -> None:
     """Above the axes, where it covers nothing."""
     axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1), ncols=4, columnspacing=1.4,
-                handlelength=1.6, borderaxespad=0.2)  # fmt: skip
+                handlelength=2.4, borderaxespad=0.2)  # fmt: skip
 
 
 def _mark_cut(axes: Axes, cut: float) -> None:

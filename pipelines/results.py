@@ -308,7 +308,8 @@ class Comparison:
 
     merged : a cluster of the second run that holds two clusters of the first or more.
     split : a cluster of the first run that fell into two of the second or more.
-    moved : images whose cluster in the second run is not where most of their old cluster went.
+    moved : images whose cluster in the second run is not where most of their old cluster went,
+        which is `others_there`. Numbers of clusters mean nothing across runs.
     same : clusters with exactly the same images in both.
     only_here, only_there : images the other run does not have.
     """
@@ -364,10 +365,10 @@ def compare_labels(here: pd.DataFrame, there: pd.DataFrame) -> Comparison:
     split = gather(old, new).rename(columns={old: "cluster_here", "clusters": "clusters_there"})
     main = cells.sort_values(["images", new], ascending=[False, True]).drop_duplicates(old)
     went = dict(zip(main[old], main[new], strict=True))
-    usual = both[old].map(went).fillna(UNLABELLED).astype(np.int64)
-    gone = (both[old] != UNLABELLED) & (both[new] != usual)
+    both["others_there"] = both[old].map(went).fillna(UNLABELLED).astype(np.int64)
+    gone = (both[old] != UNLABELLED) & (both[new] != both["others_there"])
     came = (both[old] == UNLABELLED) & (both[new] != UNLABELLED)
-    moved = both[gone | came].rename(columns={old: "from", new: "to"})
+    moved = both[gone | came].rename(columns={old: "cluster_here", new: "cluster_there"})
     sizes_here, sizes_there = here[old].value_counts(), there[old].value_counts()
     whole = (cells.images == cells[old].map(sizes_here)) & (
         cells.images == cells[new].map(sizes_there)
@@ -375,7 +376,7 @@ def compare_labels(here: pd.DataFrame, there: pd.DataFrame) -> Comparison:
     return Comparison(
         merged,
         split,
-        moved[["path", "from", "to"]].reset_index(drop=True),
+        moved[["path", "cluster_here", "cluster_there", "others_there"]].reset_index(drop=True),
         int(whole.sum()),
         len(here) - len(both),
         len(there) - len(both),

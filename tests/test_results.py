@@ -88,7 +88,8 @@ def test_compare_tells_merges_splits_and_moves_apart():
         {"cluster_here": 2, "clusters_there": [1, 2], "images": [2, 2]}
     ]
     assert found.moved.path.tolist() == ["8.jpg", "9.jpg", "11.jpg", "12.jpg"]
-    assert found.moved["to"].tolist() == [2, 2, -1, 3]
+    assert found.moved.cluster_there.tolist() == [2, 2, -1, 3]
+    assert found.moved.others_there.tolist() == [1, 1, 3, -1]
     assert found.same == 0
 
 
