@@ -13,6 +13,7 @@ import psutil
 import pytest
 
 import cdp
+from cdp.errors import StageError
 from pipelines.corrections import CorrectionTable
 from pipelines.run import main
 
@@ -247,6 +248,24 @@ def test_a_running_server_sees_decisions_made_elsewhere(own_run):
         key = run.samples.set_index("sample_id").sha256[run.labels.sample_id[0]]
         CorrectionTable(own_run).append("bo", "reject", [[key]])
         assert client.get("question")[1]["progress"]["decisions"] == 1
+
+
+def test_a_run_half_made_is_refused_and_an_open_review_goes_on(own_run, capsys):
+    from pipelines.review import main as review
+    from pipelines.session import ReviewSession
+
+    session = ReviewSession(cdp.open_run(own_run), "ada")
+    asked = len(session.questions)
+    for stage in ("mediate", "propagate"):
+        manifest = (own_run / stage / "manifest.json").resolve()
+        told = json.loads(manifest.read_text()) | {"fingerprint": "another"}
+        manifest.write_text(json.dumps(told))
+    assert review(["--run", str(own_run)]) == 2
+    assert "propagate was made from another mediate" in capsys.readouterr().err
+    for _ in range(2):
+        with pytest.raises(StageError, match="Bring the run up to date first"):
+            session.refresh()
+    assert len(session.questions) == asked
 
 
 @pytest.mark.parametrize(
