@@ -53,16 +53,16 @@ class Client:
 
 
 @contextmanager
-def serve(run, *options):
+def serve(run, stop=signal.SIGINT):
     command = [sys.executable, "-m", "pipelines.review", "--run", str(run), "--reviewer", "ada"]
-    with subprocess.Popen([*command, *options], stdout=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         try:
             assert "review of" in process.stdout.readline()
             yield Client(process, process.stdout.readline().strip())
         finally:
-            process.send_signal(signal.SIGINT)
+            process.send_signal(stop)
             process.stdout.read()
-            assert process.wait(20) == 0
+            assert process.wait(20) == (0 if stop == signal.SIGINT else -stop)
 
 
 @pytest.fixture(scope="module")
@@ -238,6 +238,18 @@ def test_only_what_depends_on_corrections_runs_again(own_run, tiny, capsys):
     assert "mediate   skip" in told
     assert "shrink    skip" in told
     assert "propagate run   the corrections changed" in told
+
+
+def test_a_decision_that_was_answered_survives_a_kill(own_run):
+    run = cdp.open_run(own_run)
+    group = [int(sample) for sample in run.cluster(0).images.sample_id]
+    with serve(own_run, stop=signal.SIGKILL) as client:
+        assert client.post("decisions", {"action": "accept", "groups": [group]})[0] == 200
+    with (own_run / "corrections.jsonl").open("a") as stream:
+        stream.write('{"number": 2, "at')  # as a kill in the middle of a write would leave it
+    with serve(own_run) as client:
+        assert client.get("question")[1]["progress"]["decisions"] == 1
+        assert client.post("decisions", {"action": "undo", "number": 1})[1]["number"] == 2
 
 
 def test_a_running_server_sees_decisions_made_elsewhere(own_run):
