@@ -47,12 +47,12 @@ def open_run(path: str | os.PathLike[str]) -> RunResults:
     """
     directory = Path(path)
     if not any((directory / stage).is_dir() for stage in ("ingest", "embed", "propagate")):
-        places = directory.absolute().parent.glob("[!.]*/ingest")
-        near = sorted(place.parent.name for place in places)
+        near = [*directory.glob("[!.]*/ingest"), *directory.parent.glob("[!.]*/ingest")]
         raise DataError(
             f"no run at {directory}: expected a directory with ingest/, propagate/ and so on. "
-            + (f"Beside it there are {', '.join(near)}" if near else "Make one with: make run")
-        )
+            + (f"There is {', '.join(sorted(str(place.parent) for place in near))}"
+               if near else "Make one with: make run")
+        )  # fmt: skip
     return RunResults(directory)
 
 
@@ -186,12 +186,12 @@ class RunResults:
         DataError
             There is no such pseudo-label.
         """
-        label = int(label)
         last = len(self.clusters) - 1
-        if not 0 <= label <= last:
+        if not isinstance(label, int | np.integer) or not 0 <= label <= last:
             raise DataError(
-                f"there is no cluster {label}: pseudo-labels go from 0 to {last}, -1 means none"
+                f"there is no cluster {label!r}: pseudo-labels go from 0 to {last}, -1 means none"
             )
+        label = int(label)
         images = self.labels[self.labels.pseudo_label == label].copy()
         medoid = int(self.clusters.medoid_sample_id[label])
         members = set(images.sample_id)
