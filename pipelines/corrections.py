@@ -72,8 +72,8 @@ class CorrectionTable:
         """All decisions, undone ones included, in the order they were made."""
         try:
             data = self.path.read_bytes()
-        except FileNotFoundError:
-            return ()
+        except (FileNotFoundError, NotADirectoryError):
+            return ()  # nobody decided anything; whether a run can be made there is not ours to say
         except OSError as error:
             raise StageError(
                 f"cannot read {self.path}: {error.strerror}. Mend its permissions, or choose "

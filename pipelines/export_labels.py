@@ -58,7 +58,8 @@ def export_labels(options: argparse.Namespace) -> str:
         raise DataError(f"no cluster of {options.run} has {options.min_size} images or more")
     with _open_draft(options.out) as draft:
         FORMATS[options.to](run, labels, draft, options)
-    return f"{options.out}: {len(labels):,} images, {labels.pseudo_label.nunique():,} labels"
+    clusters = labels.pseudo_label[labels.pseudo_label != UNLABELLED].nunique()
+    return f"{options.out}: {len(labels):,} images, {clusters:,} clusters"
 
 
 @contextmanager

@@ -99,10 +99,11 @@ def _embed(text: str, title: str) -> Markup:
 
 
 def draw_scores(together: np.ndarray, apart: np.ndarray, *, name: str, cut: float | None) -> Markup:
-    """Histogram of pair scores in [0, 1], for pairs inside clusters and between them."""
+    """Histogram of pair scores in [-1, 1], for pairs inside clusters and between them."""
     canvas = Canvas(f"Histogram of the {name} of candidate pairs", 5.2, 2.7)
     with canvas as axes:
-        bins = np.linspace(0, 1, 41)
+        low = min(0.0, *(float(score.min(initial=0)) for score in (apart, together)))
+        bins = np.linspace(low, 1, 41)
         for score, colour, label in (
             (apart, SERIES[2], "between clusters"),
             (together, SERIES[0], "inside a cluster"),
@@ -110,7 +111,7 @@ def draw_scores(together: np.ndarray, apart: np.ndarray, *, name: str, cut: floa
             axes.hist(score, bins, color=colour, alpha=0.35)
             axes.hist(score, bins, histtype="step", color=colour, linewidth=1.4, label=label)
         axes.set_yscale("symlog", linthresh=10)
-        axes.set(xlabel=name, ylabel="pairs", xlim=(0, 1))
+        axes.set(xlabel=name, ylabel="pairs", xlim=(low, 1))
         if cut is not None:
             _mark_cut(axes, cut)
         _place_legend(axes)
@@ -175,7 +176,8 @@ def draw_thresholds(curve: pd.DataFrame, cut: float | None, *, odds: bool) -> Ma
             axes.minorticks_off()
         if cut is not None:
             _mark_cut(axes, cut)
-        axes.set(xlabel="threshold", ylim=(None, 1.01))
+        lowest = curve.drop(columns="threshold").min(axis=None)
+        axes.set(xlabel="threshold", ylim=(min(0.9, lowest - 0.02), 1.01))
         _place_legend(axes)
     return canvas.svg
 
@@ -183,7 +185,7 @@ def draw_thresholds(curve: pd.DataFrame, cut: float | None, *, odds: bool) -> Ma
 def _place_legend(axes: Axes) -> None:
     """Above the axes, where it covers nothing."""
     axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1), ncols=4, columnspacing=1.4,
-                handlelength=1.6, borderaxespad=0.2)  # fmt: skip
+                handlelength=2.4, borderaxespad=0.2)  # fmt: skip
 
 
 def _mark_cut(axes: Axes, cut: float) -> None:

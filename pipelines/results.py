@@ -47,12 +47,12 @@ def open_run(path: str | os.PathLike[str]) -> RunResults:
     """
     directory = Path(path)
     if not any((directory / stage).is_dir() for stage in ("ingest", "embed", "propagate")):
-        places = directory.absolute().parent.glob("[!.]*/ingest")
-        near = sorted(place.parent.name for place in places)
+        near = [*directory.glob("[!.]*/ingest"), *directory.parent.glob("[!.]*/ingest")]
         raise DataError(
             f"no run at {directory}: expected a directory with ingest/, propagate/ and so on. "
-            + (f"Beside it there are {', '.join(near)}" if near else "Make one with: make run")
-        )
+            + (f"There is {', '.join(sorted(str(place.parent) for place in near))}"
+               if near else "Make one with: make run")
+        )  # fmt: skip
     return RunResults(directory)
 
 
@@ -186,12 +186,12 @@ class RunResults:
         DataError
             There is no such pseudo-label.
         """
-        label = int(label)
         last = len(self.clusters) - 1
-        if not 0 <= label <= last:
+        if not isinstance(label, int | np.integer) or not 0 <= label <= last:
             raise DataError(
-                f"there is no cluster {label}: pseudo-labels go from 0 to {last}, -1 means none"
+                f"there is no cluster {label!r}: pseudo-labels go from 0 to {last}, -1 means none"
             )
+        label = int(label)
         images = self.labels[self.labels.pseudo_label == label].copy()
         medoid = int(self.clusters.medoid_sample_id[label])
         members = set(images.sample_id)
@@ -308,7 +308,8 @@ class Comparison:
 
     merged : a cluster of the second run that holds two clusters of the first or more.
     split : a cluster of the first run that fell into two of the second or more.
-    moved : images whose cluster in the second run is not where most of their old cluster went.
+    moved : images whose cluster in the second run is not where most of their old cluster went,
+        which is `others_there`. Numbers of clusters mean nothing across runs.
     same : clusters with exactly the same images in both.
     only_here, only_there : images the other run does not have.
     """
@@ -364,10 +365,10 @@ def compare_labels(here: pd.DataFrame, there: pd.DataFrame) -> Comparison:
     split = gather(old, new).rename(columns={old: "cluster_here", "clusters": "clusters_there"})
     main = cells.sort_values(["images", new], ascending=[False, True]).drop_duplicates(old)
     went = dict(zip(main[old], main[new], strict=True))
-    usual = both[old].map(went).fillna(UNLABELLED).astype(np.int64)
-    gone = (both[old] != UNLABELLED) & (both[new] != usual)
+    both["others_there"] = both[old].map(went).fillna(UNLABELLED).astype(np.int64)
+    gone = (both[old] != UNLABELLED) & (both[new] != both["others_there"])
     came = (both[old] == UNLABELLED) & (both[new] != UNLABELLED)
-    moved = both[gone | came].rename(columns={old: "from", new: "to"})
+    moved = both[gone | came].rename(columns={old: "cluster_here", new: "cluster_there"})
     sizes_here, sizes_there = here[old].value_counts(), there[old].value_counts()
     whole = (cells.images == cells[old].map(sizes_here)) & (
         cells.images == cells[new].map(sizes_there)
@@ -375,7 +376,7 @@ def compare_labels(here: pd.DataFrame, there: pd.DataFrame) -> Comparison:
     return Comparison(
         merged,
         split,
-        moved[["path", "from", "to"]].reset_index(drop=True),
+        moved[["path", "cluster_here", "cluster_there", "others_there"]].reset_index(drop=True),
         int(whole.sum()),
         len(here) - len(both),
         len(there) - len(both),

@@ -48,10 +48,10 @@ class ReviewSession:
     # -- state
 
     def _load(self, run: RunResults) -> None:
-        self.run = run
         labels = run.labels
+        self._check_whole(run)  # before anything is replaced
+        self.run = run
         self.fingerprint = run.manifest("propagate")["fingerprint"]
-        self._check_whole(run)
         self.sample_id = labels.sample_id.to_numpy()
         self.names = [str(path) for path in labels.path]
         self.confidence = labels.confidence.to_numpy()

@@ -43,7 +43,7 @@ def browser(tmp_path_factory):
     page.quit()
 
 
-def wait_for(browser, condition, *arguments, seconds=10):
+def wait_for(browser, condition, *arguments, seconds=30):
     """Until a script's answer is true; the answer."""
     end = time.monotonic() + seconds
     while time.monotonic() < end:
@@ -193,7 +193,7 @@ def test_review_from_question_to_rerun(browser, own_run, tiny):
         message(browser, "decision 1 is undone")
         assert question(browser) == first
         press(browser, "k")
-        end = time.monotonic() + 10
+        end = time.monotonic() + 30
         while question(browser) == first and time.monotonic() < end:
             time.sleep(0.03)
         assert question(browser) != first

@@ -62,7 +62,7 @@ def words(draw):
     return said
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 @given(worlds(), words())
 def test_every_correction_holds(world, said):
     label, pairs, probability = world
@@ -78,7 +78,7 @@ def test_every_correction_holds(world, said):
     assert (found == number(np.where(found == UNLABELLED, 100 + np.arange(COUNT), found))).all()
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(worlds(), words(), st.randoms(use_true_random=False))
 def test_the_order_of_words_does_not_matter_and_twice_is_once(world, said, random):
     label, pairs, probability = world
@@ -90,7 +90,7 @@ def test_the_order_of_words_does_not_matter_and_twice_is_once(world, said, rando
     assert (honour_corrections(label, pairs, probability, shuffled) == found).all()
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(worlds(), words())
 def test_clusters_nobody_spoke_of_keep_their_rows(world, said):
     label, pairs, probability = world

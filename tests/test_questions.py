@@ -28,10 +28,18 @@ def test_a_weak_joint_is_shown_with_its_two_sides():
 
 def test_a_likely_merge_counts_the_pairs_it_would_win():
     label = np.array([0] * 3 + [1] * 5 + [-1])
-    pairs, probability = join([range(3), range(3, 8)], [(2, 3, 0.4), (7, 8, 0.4)])
+    between = [(i, j, 0.4) for i in range(3) for j in range(3, 8)]
+    pairs, probability = join([range(3), range(3, 8)], between + [(j, 8, 0.4) for j in range(3, 8)])
     found = rank_questions(label, pairs, probability, kinds=("merge",))
     assert [(len(q.one), len(q.other)) for q in found] == [(3, 5), (5, 1)]
     assert np.allclose([q.worth for q in found], [0.4 * 15, 0.4 * 5], atol=1e-5)
+
+
+def test_one_pair_between_two_dense_clusters_is_no_likely_merge():
+    label = np.array([0] * 3 + [1] * 5)
+    pairs, probability = join([range(3), range(3, 8)], [(2, 3, 0.4)])
+    (lonely,) = rank_questions(label, pairs, probability, kinds=("merge",))
+    assert lonely.chance < 0.05
 
 
 def test_kinds_are_on_one_scale_and_sorted():

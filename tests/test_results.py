@@ -56,14 +56,14 @@ def test_a_cluster_shows_images_pairs_and_graph(run):
     assert cluster._repr_html_().count("<img") == len(members)
 
 
-@pytest.mark.parametrize("label", [-1, 10_000])
+@pytest.mark.parametrize("label", [-1, 10_000, "17", None, 1.5])
 def test_a_cluster_that_is_not_there_is_said(run, label):
     with pytest.raises(DataError, match="pseudo-labels go from 0 to"):
         run.cluster(label)
 
 
 def test_mistakes_in_the_path_are_answered(tmp_path, finished_run):
-    with pytest.raises(DataError, match=r"no run at .*tinny.* Beside it there are tiny"):
+    with pytest.raises(DataError, match=r"no run at .*tinny.* There is .*/tiny"):
         cdp.open_run(finished_run.parent / "tinny")
     (tmp_path / "half" / "ingest").mkdir(parents=True)
     with pytest.raises(StageError, match="has published no propagate"):
@@ -88,7 +88,8 @@ def test_compare_tells_merges_splits_and_moves_apart():
         {"cluster_here": 2, "clusters_there": [1, 2], "images": [2, 2]}
     ]
     assert found.moved.path.tolist() == ["8.jpg", "9.jpg", "11.jpg", "12.jpg"]
-    assert found.moved["to"].tolist() == [2, 2, -1, 3]
+    assert found.moved.cluster_there.tolist() == [2, 2, -1, 3]
+    assert found.moved.others_there.tolist() == [1, 1, 3, -1]
     assert found.same == 0
 
 

@@ -13,6 +13,7 @@ import psutil
 import pytest
 
 import cdp
+from cdp.errors import StageError
 from pipelines.corrections import CorrectionTable
 from pipelines.run import main
 
@@ -52,16 +53,16 @@ class Client:
 
 
 @contextmanager
-def serve(run, *options):
+def serve(run, stop=signal.SIGINT):
     command = [sys.executable, "-m", "pipelines.review", "--run", str(run), "--reviewer", "ada"]
-    with subprocess.Popen([*command, *options], stdout=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         try:
             assert "review of" in process.stdout.readline()
             yield Client(process, process.stdout.readline().strip())
         finally:
-            process.send_signal(signal.SIGINT)
+            process.send_signal(stop)
             process.stdout.read()
-            assert process.wait(20) == 0
+            assert process.wait(20) == (0 if stop == signal.SIGINT else -stop)
 
 
 @pytest.fixture(scope="module")
@@ -239,6 +240,18 @@ def test_only_what_depends_on_corrections_runs_again(own_run, tiny, capsys):
     assert "propagate run   the corrections changed" in told
 
 
+def test_a_decision_that_was_answered_survives_a_kill(own_run):
+    run = cdp.open_run(own_run)
+    group = [int(sample) for sample in run.cluster(0).images.sample_id]
+    with serve(own_run, stop=signal.SIGKILL) as client:
+        assert client.post("decisions", {"action": "accept", "groups": [group]})[0] == 200
+    with (own_run / "corrections.jsonl").open("a") as stream:
+        stream.write('{"number": 2, "at')  # as a kill in the middle of a write would leave it
+    with serve(own_run) as client:
+        assert client.get("question")[1]["progress"]["decisions"] == 1
+        assert client.post("decisions", {"action": "undo", "number": 1})[1]["number"] == 2
+
+
 def test_a_running_server_sees_decisions_made_elsewhere(own_run):
     with serve(own_run) as client:
         before = client.get("question")[1]["progress"]
@@ -247,6 +260,24 @@ def test_a_running_server_sees_decisions_made_elsewhere(own_run):
         key = run.samples.set_index("sample_id").sha256[run.labels.sample_id[0]]
         CorrectionTable(own_run).append("bo", "reject", [[key]])
         assert client.get("question")[1]["progress"]["decisions"] == 1
+
+
+def test_a_run_half_made_is_refused_and_an_open_review_goes_on(own_run, capsys):
+    from pipelines.review import main as review
+    from pipelines.session import ReviewSession
+
+    session = ReviewSession(cdp.open_run(own_run), "ada")
+    asked = len(session.questions)
+    for stage in ("mediate", "propagate"):
+        manifest = (own_run / stage / "manifest.json").resolve()
+        told = json.loads(manifest.read_text()) | {"fingerprint": "another"}
+        manifest.write_text(json.dumps(told))
+    assert review(["--run", str(own_run)]) == 2
+    assert "propagate was made from another mediate" in capsys.readouterr().err
+    for _ in range(2):
+        with pytest.raises(StageError, match="Bring the run up to date first"):
+            session.refresh()
+    assert len(session.questions) == asked
 
 
 @pytest.mark.parametrize(

@@ -83,6 +83,8 @@ def render_report(
         if any(subject in row["subjects"] for row in recognizers)
     ]
     nothing = (float("nan"),) * 3
+    for row in recognizers:
+        row["has_interval"] = any(low == low for _, low, _ in row["subjects"].values())
     drawn = dict(figures)
     if recognizers:
         rows = [row for row in recognizers if row.get("headline")] or recognizers

@@ -12,7 +12,7 @@ function make(tag, attributes, ...children) {
   return element;
 }
 
-const percent = (share) => `${(100 * share).toFixed(share > 0.995 && share < 1 ? 1 : 0)} %`;
+const percent = (share) => `${(100 * share).toFixed(share > 0.995 && share < 0.9995 ? 1 : 0)} %`;
 const about = (worth) => (worth < 10 ? worth : Math.round(worth));
 const count = (number, word) => `${number.toLocaleString("en")} ${word}${number === 1 ? "" : "s"}`;
 

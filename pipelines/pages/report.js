@@ -147,6 +147,9 @@ function startExplorer(place) {
   show();
 }
 
+window.addEventListener("beforeprint", () => {
+  for (const details of document.querySelectorAll("details")) details.open = true;
+});
 for (const [id, kind] of [["merges", "merge"], ["bridges", "bridge"]]) {
   const place = document.getElementById(id);
   if (place && place.querySelector(".sheets")) {
