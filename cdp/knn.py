@@ -536,11 +536,12 @@ def _shorten(unit: np.ndarray, axes: np.ndarray, pool: ThreadPoolExecutor) -> np
 def _find_sampled(unit: np.ndarray, sample: np.ndarray, width: int) -> np.ndarray:
     """The exact neighbours of a few rows."""
     nearest = np.full((len(sample), width), UNLABELLED, np.int64)
-    similarity = np.empty((len(sample), len(unit)), np.float32)
+    best = np.full((len(sample), width), -np.inf, np.float32)
     for part in _blocks(0, len(unit), 16 * _BLOCK):
-        similarity[:, part] = unit[sample] @ unit[part].T
-    similarity[np.arange(len(sample)), sample] = -np.inf
-    _pick_best(similarity, nearest)
+        similarity = unit[sample] @ unit[part].T
+        own = np.flatnonzero((sample >= part.start) & (sample < part.stop))
+        similarity[own, sample[own] - part.start] = -np.inf
+        _keep_best(similarity, part.start, nearest, best)
     return nearest
 
 
@@ -861,6 +862,15 @@ def _pick_best(similarity: Any, out: Any) -> None:
         for j in range(similarity.shape[1]):
             if similarity[i, j] > best[-1]:
                 _insert(out[i], best, j, similarity[i, j])
+
+
+@njit(cache=True, nogil=True)
+def _keep_best(similarity: Any, first: int, nearest: Any, best: Any) -> None:
+    """Insert the columns, numbered from `first`, into each row's nearest."""
+    for i in range(len(similarity)):
+        for j in range(similarity.shape[1]):
+            if similarity[i, j] > best[i, -1]:
+                _insert(nearest[i], best[i], first + j, similarity[i, j])
 
 
 @njit(cache=True, nogil=True)

@@ -1,12 +1,13 @@
 """Pseudo-labels without a threshold against peers whose thresholds were chosen by hindsight.
 
-    python -m tests.benchmarks.bench_pseudo_labels [--seeds 1] [--views DIR]
+    python -m tests.benchmarks.bench_pseudo_labels [--seeds 1] [--views DIR | --run runs/default]
 
 The data is `lfw_features` under `CDP_DATA_ROOT` (or `../shared/data`): real faces at 24 px, five
 networks, in the layout of the authors' release. Seed 0 uses its split into labelled and unlabelled
 people; other seeds draw a fifth of the people with two images or more as labelled. Set "many" keeps
 people with eight images or more, at most 60 of each, a third of them labelled. `--views DIR` reads
-one `<name>.npy` (n, d) a network and `identity.npy` instead (faces at another resolution).
+one `<name>.npy` (n, d) a network and `identity.npy` instead (faces at another resolution); `--run`
+reads the views of a finished run with truth, and splits as it did.
 
 Peers see the base view, and get the best of a sweep against the truth; ours see no threshold.
 Leftovers count as clusters of one. The networks may have seen some of these people in training.
@@ -20,6 +21,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 
 from cdp.agglomeration import agglomerate
 from cdp.committee import describe_pairs, make_pairs
@@ -29,7 +31,7 @@ from cdp.lessons import Crowd
 from cdp.mediator import MediatorSettings, correct_prior
 from cdp.metrics import measure_calibration, score_bcubed, score_pairwise
 from cdp.propagation import propagate_labels
-from cdp.quality import estimate_quality
+from cdp.quality import choose_cut, estimate_quality
 from cdp.teaching import teach_mediator
 
 K = 20
@@ -53,6 +55,29 @@ def read_release(root: Path) -> tuple[list[np.ndarray], np.ndarray, np.ndarray]:
     views = [np.concatenate(pair) for pair in zip(*halves, strict=True)]
     identity = np.unique(np.concatenate(names), return_inverse=True)[1]
     return views, identity, np.arange(len(identity)) < len(names[0])
+
+
+def read_run(run: Path) -> tuple[list[np.ndarray], np.ndarray, np.ndarray]:
+    """The same of a finished run: its views, who is on them, and which rows the mediator knew."""
+    from pipelines.store import read_vectors
+
+    samples = pd.concat(
+        [
+            pd.read_parquet(run / "ingest" / f"{table}.parquet", columns=["sample_id", "identity"])
+            for table in ("samples", "truth")
+        ]
+    ).dropna()
+    person = samples.set_index("sample_id").identity
+    places = [run / "embed" / "embeddings" / split for split in ("labelled", "unlabelled")]
+    names = sorted((path.stem for path in places[0].iterdir()), key=lambda name: name != "base")
+    views, listed = [], []
+    for name in names:
+        tables = [place / f"{name}.parquet" for place in places]
+        views.append(np.concatenate([read_vectors(table, "embedding") for table in tables]))
+    for place in places:
+        listed.append(pd.read_parquet(place / f"{names[0]}.parquet", columns=["sample_id"]))
+    identity = person[pd.concat(listed).sample_id].factorize()[0]
+    return views, identity, np.arange(len(identity)) < len(listed[0])
 
 
 def split_wild(identity: np.ndarray, seed: int) -> np.ndarray:
@@ -105,6 +130,16 @@ def run_ours(split: Split, seed: int) -> Iterator[Row]:
             f"F {100 * estimate.f:.1f}"
         )
         yield f"ours, {name}", f"auto ({threshold:.2f})", label, note
+    found = agglomerate(pairs, again.probability, count, threshold=second.threshold)
+    for target in (0.99, 0.995):
+        level = choose_cut(
+            found.cut,
+            pairs,
+            again.probability,
+            target_precision=target,
+            loosest=second.threshold,
+        )
+        yield f"ours, target precision {target}", f"auto ({level:.2f})", found.cut(level), ""
     tried = (0.5, 0.7, 0.8, 0.9, 0.96, 0.98, 0.99, 0.995)
     cuts = [
         propagate_labels(
@@ -174,6 +209,7 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=1)
     parser.add_argument("--sets", nargs="+", default=["lfw", "many"], choices=["lfw", "many"])
     parser.add_argument("--views", type=Path, help="folder of <name>.npy and identity.npy")
+    parser.add_argument("--run", type=Path, help="a finished run with truth")
     parser.add_argument("--no-peers", action="store_true")
     arguments = parser.parse_args()
     if arguments.views:
@@ -181,6 +217,8 @@ def main() -> None:
         files = sorted(arguments.views.glob("*.npy"))
         views = [np.load(file) for file in files if file.stem != "identity"]
         given = split_wild(identity, 0)
+    elif arguments.run:
+        views, identity, given = read_run(arguments.run)
     else:
         root = Path(os.environ.get("CDP_DATA_ROOT", "../shared/data")) / "lfw_features"
         views, identity, given = read_release(root)
