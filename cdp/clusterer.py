@@ -351,8 +351,13 @@ def _list_views(views: Views, name: str) -> list[Any]:
 
 def _join(one: Any, other: Any) -> np.ndarray:
     """Labelled rows, then unlabelled ones, each checked by its own row numbers."""
-    parts = [make_unit(view() if callable(view) else view)[0] for view in (one, other)]
-    return np.concatenate(parts)
+    labelled, rest = (make_unit(view() if callable(view) else view)[0] for view in (one, other))
+    if labelled.shape[1] != rest.shape[1]:
+        raise DataError(
+            f"a view has {labelled.shape[1]} dimensions labelled and {rest.shape[1]} unlabelled: "
+            "they are not of one model"
+        )
+    return np.concatenate([labelled, rest])
 
 
 def _average_inside(

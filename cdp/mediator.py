@@ -410,7 +410,7 @@ class Mediator:
         arrays["weight_2"] = np.stack([layer[4][:, 1] - layer[4][:, 0] for layer in layers])
         arrays["bias_2"] = np.array([layer[5][1] - layer[5][0] for layer in layers], np.float32)
 
-        logits = _score_rows(features, arrays, settings.standardise)
+        logits = _score_rows(features, arrays, settings.standardise, count_threads(threads))
         heard = np.stack([hold_out(member) for member in range(settings.members)], 1)
         weight = heard.sum(1)
         judged = weight > 0
@@ -625,7 +625,8 @@ class _Network:
             torch.mm(inputs[layer // 2].T, slope, out=slopes[layer])
             torch.sum(slope, 0, out=slopes[layer + 1])
             if layer:
-                slope = (slope @ layers[layer].T).mul_(inputs[layer // 2] > 0)
+                slope = slope @ layers[layer].T
+                slope = torch.ops.aten.threshold_backward(slope, inputs[layer // 2], 0)
                 if dropout:
                     slope *= masks[layer // 2 - 1]
         self._move()
@@ -671,11 +672,12 @@ def _train_member(
     step = 0
     for epoch in range(settings.epochs):
         order = chosen[torch.randperm(len(chosen), generator=random)]
-        batches = order.split(settings.batch_size)
-        for number, batch in enumerate(batches):
-            losses.append(network.learn(inputs[batch], truth[batch]))
+        shuffled, answers = inputs[order], truth[order]
+        for start in range(0, len(order), settings.batch_size):
+            batch = slice(start, start + settings.batch_size)
+            losses.append(network.learn(shuffled[batch], answers[batch]))
             step += 1
-            if number + 1 < len(batches) and step % CHECK_STEPS:
+            if batch.stop < len(order) and step % CHECK_STEPS:
                 continue
             each = functional.binary_cross_entropy_with_logits(
                 network.weigh(held_inputs), held_truth, reduction="none"

@@ -228,6 +228,9 @@ def test_wrong_input_is_refused(faces):
     for error, message, given in wrong:
         with pytest.raises(error, match=message):
             exact.fit(**given)
+    loaders = [lambda view=view: view for view in labelled_views[::-1]]
+    with pytest.raises(DataError, match="not of one model"):
+        exact.fit(views, labelled_views=loaders, labelled_ids=labelled_ids)
     broken = views[0].copy()
     broken[7] = 0
     with pytest.raises(DataError, match="vector 7 is all zeros"):

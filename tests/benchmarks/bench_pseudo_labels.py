@@ -32,6 +32,7 @@ from cdp.mediator import MediatorSettings, correct_prior
 from cdp.metrics import measure_calibration, score_bcubed, score_pairwise
 from cdp.propagation import propagate_labels
 from cdp.quality import choose_cut, estimate_quality
+from cdp.scoring import score_pairs
 from cdp.teaching import teach_mediator
 
 K = 20
@@ -150,6 +151,29 @@ def run_ours(split: Split, seed: int) -> Iterator[Row]:
     yield pick("two readings, rising threshold", cuts, [f"{t}" for t in tried], truth)
 
 
+def run_inputs(split: Split, seed: int) -> Iterator[Row]:
+    """What the mediator is told, and of which pairs: one reading, no crowd, the rest as ours."""
+    taught, known, views, truth = split
+    graphs = [build_knn_graphs(each, K, backend="exact") for each in (taught, views)]
+    for variant in ("released", "paper", "extended"):
+        for candidates in ("base", "all"):
+            mediator, _ = teach_mediator(
+                *(taught, graphs[0], known),
+                settings=MediatorSettings(variant=variant),
+                candidates=candidates,
+                second_reading=False,
+                seed=seed,
+            )
+            pairs = make_pairs(graphs[1], candidates=candidates)
+            score = score_pairs(mediator, views, graphs[1], pairs)
+            read = correct_prior(score, mediator.training_rate)
+            label = agglomerate(pairs, read.probability, len(views[0])).label
+            error = measure_calibration(
+                read.probability, truth[pairs.source] == truth[pairs.target]
+            ).error
+            yield f"{variant} inputs, {candidates}", "auto (0.50)", label, f"ECE {error:.3f}"
+
+
 def run_peers(split: Split) -> Iterator[Row]:
     import fast_hdbscan
     from scipy.cluster.hierarchy import fcluster, linkage
@@ -210,6 +234,7 @@ def main() -> None:
     parser.add_argument("--sets", nargs="+", default=["lfw", "many"], choices=["lfw", "many"])
     parser.add_argument("--views", type=Path, help="folder of <name>.npy and identity.npy")
     parser.add_argument("--run", type=Path, help="a finished run with truth")
+    parser.add_argument("--inputs", action="store_true", help="compare the mediator's inputs")
     parser.add_argument("--no-peers", action="store_true")
     arguments = parser.parse_args()
     if arguments.views:
@@ -236,7 +261,8 @@ def main() -> None:
                 *([view[labelled] for view in views], identity[labelled]),
                 *([view[rest] for view in views], identity[rest]),
             )
-            rows = [run_ours(split, seed)]
+            rows = [run_inputs(split, seed)] if arguments.inputs else []
+            rows += [run_ours(split, seed)]
             rows += [] if arguments.no_peers else [run_peers(split)]
             for method, threshold, label, note in (row for part in rows for row in part):
                 figures = [*score_pairwise(split[3], label), *score_bcubed(split[3], label)]
