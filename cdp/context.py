@@ -46,6 +46,8 @@ CONTEXT_SHARES = (0.0, 0.5, 0.8)
 """Shares of labelled people reduced to one image, one lesson each."""
 THRESHOLDS = (0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.45, 0.5, 0.55, 0.6, 0.7, 0.8)
 """Cuts tried on the held-out people."""
+CUTS = (*THRESHOLDS, 0.85, 0.9, 0.93, 0.95, 0.97, 0.98, 0.99, 0.995, 0.998, 0.999)
+"""Cuts whose precision on the held-out people is kept, for a target precision."""
 _FLAT = 0.01
 FRIENDS = 5
 """An image is averaged with at most so many others: the surest ones."""
@@ -215,22 +217,34 @@ class SecondReading:
     threshold : in (0, 1), for `cdp.agglomeration.agglomerate`, chosen on held-out people. The mean
         log-odds between two groups is held down by pairs that repeat each other's doubts, so the
         best cut lies somewhat below one half.
+    purity : (t, 2) float64, rising thresholds and the pairwise precision that the held-out people
+        had when cut there, the mean over the lessons, never falling.
     """
 
     mediator: Mediator
     threshold: float
+    purity: np.ndarray
 
     def state(self) -> dict[str, np.ndarray]:
         """Everything needed to restore it, as arrays alone."""
-        return {**self.mediator.state(), "threshold": np.array(self.threshold)}
+        own = {"threshold": np.array(self.threshold), "purity": self.purity}
+        return {**self.mediator.state(), **own}
+
+    def find_cut(self, target_precision: float) -> float:
+        """The loosest threshold that gave held-out people this precision; the strictest if none."""
+        enough = (self.purity[:, 1] >= target_precision) & (self.purity[:, 0] >= self.threshold)
+        return float(self.purity[enough, 0].min()) if enough.any() else float(self.purity[-1, 0])
 
     @classmethod
     def from_state(cls, state: dict[str, np.ndarray]) -> SecondReading:
         """The inverse of `state`; DataError where something is missing."""
-        if "threshold" not in state:
-            raise DataError("expected the state of a second reading, but it lacks threshold")
-        rest = {name: value for name, value in state.items() if name != "threshold"}
-        return cls(Mediator.from_state(rest), float(state["threshold"]))
+        own = {name: state[name] for name in ("threshold", "purity") if name in state}
+        if len(own) < 2:
+            raise DataError(
+                "expected the state of a second reading, but it lacks threshold or purity"
+            )
+        rest = {name: value for name, value in state.items() if name not in own}
+        return cls(Mediator.from_state(rest), float(own["threshold"]), own["purity"])
 
 
 def fit_context(
@@ -295,7 +309,7 @@ def fit_context(
         seed=seed,
         threads=threads,
     )
-    return SecondReading(mediator, _choose_threshold(mediator, lessons))
+    return SecondReading(mediator, *_choose_threshold(mediator, lessons))
 
 
 def _describe_own(crowd: CrowdReading, threads: int | None) -> tuple[PairTable, np.ndarray]:
@@ -318,21 +332,23 @@ def _describe_own(crowd: CrowdReading, threads: int | None) -> tuple[PairTable, 
     return PairTable(pairs.source[own], pairs.target[own]), described
 
 
-def _choose_threshold(mediator: Mediator, lessons: Sequence[tuple[PairTable, np.ndarray]]) -> float:
-    """The cut of the agglomeration that serves the held-out people best.
+def _choose_threshold(
+    mediator: Mediator, lessons: Sequence[tuple[PairTable, np.ndarray]]
+) -> tuple[float, np.ndarray]:
+    """The cut of the agglomeration that serves the held-out people best, and its `purity`.
 
     Held-out probabilities of each lesson are treated as an unlabelled set's would be, agglomerated
     once and cut everywhere; the mean of pairwise and BCubed F, averaged over the lessons and over
     neighbouring thresholds, decides. Its top is flat, so of the thresholds within `_FLAT` of the
     best the one nearest to one half is taken: the rest is noise of the people at hand.
     """
-    score = np.zeros(len(THRESHOLDS))
+    score, precision = np.zeros(len(THRESHOLDS)), np.zeros(len(CUTS))
     at = 0
     for pairs, identity in lessons:
         held = mediator.held_out[at : at + len(pairs)] if mediator.held_out is not None else None
         at += len(pairs)
         if held is None or not np.isfinite(held).all() or len(held) == 0:
-            return 0.5
+            return 0.5, np.column_stack([CUTS, np.zeros(len(CUTS))])
         probability = held
         if mediator.settings.correct_prior:
             probability = correct_prior(held, mediator.training_rate).probability
@@ -340,10 +356,13 @@ def _choose_threshold(mediator: Mediator, lessons: Sequence[tuple[PairTable, np.
         for number, threshold in enumerate(THRESHOLDS):
             label = found.cut(threshold)
             score[number] += score_pairwise(identity, label)[2] + score_bcubed(identity, label)[2]
+        precision += [score_pairwise(identity, found.cut(cut))[0] for cut in CUTS]
     padded = np.pad(score, 1, mode="edge")
     smooth = (padded[:-2] + padded[1:-1] + padded[2:]) / 3
     best = np.flatnonzero(smooth >= smooth.max() - _FLAT)
-    return float(min((THRESHOLDS[i] for i in best), key=lambda value: (abs(value - 0.5), value)))
+    chosen = min((THRESHOLDS[i] for i in best), key=lambda value: (abs(value - 0.5), value))
+    rising = np.maximum.accumulate(precision / len(lessons))
+    return float(chosen), np.column_stack([CUTS, rising])
 
 
 def score_context(

@@ -17,7 +17,7 @@ from cdp.context import (
 from cdp.errors import DataError
 from cdp.knn import build_knn_graphs
 from cdp.mediator import Mediator, MediatorSettings, correct_prior
-from cdp.metrics import score_bcubed
+from cdp.metrics import score_bcubed, score_pairwise
 from cdp.types import PairTable
 
 
@@ -131,9 +131,22 @@ def test_the_second_reading_knows_more(readings):
     assert 0.1 < second.threshold < 0.9
 
 
+def test_purer_cuts_are_stricter_and_keep_their_word(readings):
+    second, views, pairs, before, truth = readings
+    cuts = [second.find_cut(target) for target in (0.5, 0.95, 0.99, 1.1)]
+    assert cuts == sorted(cuts)
+    assert cuts[0] == second.threshold
+    assert cuts[-1] == second.purity[-1, 0]
+    assert (np.diff(second.purity, axis=0) >= 0).all()
+    after = score_context(second, views, pairs, before, len(truth)).probability
+    label = agglomerate(pairs, after, len(truth), threshold=cuts[2]).label
+    assert score_pairwise(truth, label)[0] >= 0.97
+
+
 def test_state_survives(readings):
     second, views, pairs, before, truth = readings
     again = SecondReading.from_state(second.state())
+    np.testing.assert_array_equal(again.purity, second.purity)
     assert again.threshold == second.threshold
     one, other = (score_context(r, views, pairs, before, len(truth)) for r in (second, again))
     np.testing.assert_array_equal(one.probability, other.probability)

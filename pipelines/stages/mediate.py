@@ -122,6 +122,7 @@ def run(work: Work) -> Mapping[str, Any]:
         again = score_context(reading, split.views, pairs, probability, count)
         probability, facts["estimated_true_share"] = again.probability, round(again.rate, 4)
         facts["threshold"] = reading.threshold
+        facts["purity"] = reading.purity.round(5).tolist()
     sample_id, row = split.sample_id, 0
     for number, (_, target) in enumerate(parts):
         scored = np.load(target)
@@ -294,7 +295,7 @@ def _save(path: Path, **arrays: np.ndarray) -> None:
 
 STAGE = Stage(
     name="mediate",
-    version=3,
+    version=4,
     inputs=("ingest.samples", "embed.embeddings", "knn.neighbours"),
     outputs={"pairs": PAIRS, "calibration": CALIBRATION},
     reads=("committee", "mediate"),

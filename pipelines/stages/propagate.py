@@ -133,6 +133,13 @@ def _label(
                 "propagate.target_precision needs probabilities, and mediate.method=vote has none. "
                 "Train a mediator on labelled images, or leave the target out"
             )
+    if threshold == "auto" and target is not None and split == "consensus":
+        # What the held-out people saw is nearer to the truth than an estimate, where there is one.
+        purity = np.array(work.input_facts("mediate").get("purity", np.empty((0, 2))))
+        enough = purity[purity[:, 1] >= target] if len(purity) else purity
+        if len(enough):
+            auto = float(work.input_facts("mediate")["threshold"])
+            threshold, target = max(float(enough[0, 0]), auto), None
     if threshold == "auto":
         # Where the evidence turns, unless the held-out people were better served elsewhere.
         threshold = float(work.input_facts("mediate").get("threshold", 0.5))
