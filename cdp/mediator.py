@@ -576,7 +576,7 @@ class _Network:
 
     Parameters and gradients are each one flat tensor, of which the layers are views, and gradients
     are written out by hand: for a network this small, autograd costs more than the arithmetic
-    (measured: a third of the time a step). The test compares both.
+    (measured: half of the time). The test compares both.
     """
 
     def __init__(self, width: int, settings: MediatorSettings, random: torch.Generator) -> None:

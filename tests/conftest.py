@@ -81,6 +81,17 @@ def finished_run(tiny, tmp_path_factory):
 
 
 @pytest.fixture
+def one_thread():
+    """Small tensors: a second thread costs more than it brings."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
 def own_run(finished_run, tmp_path):
     """A copy of the finished run that a test may change."""
     passing = shutil.ignore_patterns("logs", ".*draft*")  # another test may be running there

@@ -15,13 +15,7 @@ NAMES = sorted(AUXILIARIES)
 BATCH, DIM, IDENTITIES = 8, 3, 4
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """Small tensors: a second thread costs more than it brings."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def problem(seed: int) -> tuple[torch.Tensor, torch.Tensor]:

@@ -14,14 +14,7 @@ from cdp.errors import DataError
 from cdp.images.degradation import reduce_faces
 from cdp.models import BACKBONES, build_backbone
 
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Small tensors: a second thread costs more than it brings."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def draw_faces(count: int, side: int) -> np.ndarray:

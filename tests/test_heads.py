@@ -16,13 +16,7 @@ NAMES = sorted(HEADS)
 BATCH, DIM, IDENTITIES = 7, 5, 4
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    """Small tensors: a second thread costs more than it brings."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def problem(seed: int) -> tuple[torch.Tensor, torch.Tensor]:

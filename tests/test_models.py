@@ -18,13 +18,7 @@ from cdp.models import (
 FAMILIES = sorted(BACKBONES)
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Small tensors: a second thread costs more than it brings."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def faces(count: int, side: int, seed: int = 0) -> torch.Tensor:

@@ -22,13 +22,7 @@ from cdp.training import TrainingPlan
 SMALL = {"backbone": "plain", "input_px": 16, "embedding_dim": 16, "width": 0.5}
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Small tensors: a second thread costs more than it brings."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def draw_people(people: int, each: int, seed: int) -> tuple[np.ndarray, np.ndarray]:

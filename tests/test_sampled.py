@@ -13,14 +13,7 @@ from cdp.models import build_backbone
 from cdp.models.heads import SampledHead, build_head
 from cdp.training import OPTIMIZERS
 
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Small tensors: a second thread costs more than it brings."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def wrap(whole, sample: int, **options) -> SampledHead:

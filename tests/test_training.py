@@ -24,14 +24,7 @@ from cdp.training import (
     train_model,
 )
 
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Small tensors: a second thread costs more than it brings."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def draw_people(people: int, each: int, side: int = 16, seed: int = 0):
