@@ -493,17 +493,17 @@ def _propose_nmslib(
             candidate[place, : len(others)] = others
 
     candidate = np.full((len(unit), wide), UNLABELLED, np.int32)
+    effort = int(settings["efSearch"])
+    sample = np.random.default_rng(seed).permutation(len(unit))[: 0 if effort else _SAMPLE]
     try:
         with ThreadPoolExecutor(1) as aside:
             coming = aside.submit(_propose_beside, unit, axes, wide, max(workers - 1, 1))
+            sought = aside.submit(_find_sampled, unit, sample, width)
             index = _run_in_fresh_thread(build)
-            beside = coming.result()
-        effort = int(settings["efSearch"])
+            beside, true = coming.result(), sought.result()
         if effort:
             index.setQueryTimeParams({"efSearch": max(effort, wide + 1)})
         else:
-            sample = np.random.default_rng(seed).permutation(len(unit))[:_SAMPLE]
-            true = _find_sampled(unit, sample, width)
             for effort in _WIDTHS:
                 index.setQueryTimeParams({"efSearch": max(effort, wide + 1)})
                 tried = np.full((len(sample), wide), UNLABELLED, np.int32)
