@@ -220,7 +220,7 @@ class RetrainSettings(TrainingSettings):
     backbone: str = "residual"
     width: float = Field(1.0, gt=0)
     min_cluster_size: Positive = 2
-    weigh_by_confidence: bool = True
+    weigh_by_confidence: bool = False
     targets: Literal["hard", "soft"] = "hard"
     pseudo_share: float | None = Field(None, gt=0, lt=1)
     same_person: Literal["apart", "merge"] = "apart"
