@@ -94,6 +94,8 @@ class Engine:
         from distributed import Client, LocalCluster
 
         if self.scheduler:
+            # A lost scheduler is told once, by what is raised, not by each of its connections.
+            logging.getLogger("distributed").setLevel(logging.CRITICAL)
             try:
                 self._client = Client(self.scheduler, timeout="10s")
             except (OSError, TimeoutError, ValueError) as error:

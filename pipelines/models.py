@@ -27,7 +27,7 @@ import pyarrow as pa
 from pipelines.config import MemberSettings, TrainingSettings
 from pipelines.dataset import Dataset
 from pipelines.stage import Work
-from pipelines.store import digest_json, open_atomically, write_table, write_text
+from pipelines.store import digest_json, drop_drafts, open_atomically, write_table, write_text
 
 if TYPE_CHECKING:
     from cdp.branch import SoftTargets
@@ -144,6 +144,7 @@ def train_once(work: Work, job: TrainingJob) -> Path:
             if work.fresh:
                 shutil.rmtree(draft, ignore_errors=True)
             draft.mkdir(parents=True, exist_ok=True)
+            drop_drafts(draft)
             if not (draft / WHOLE).exists():
                 _train(work, job, draft)
             draft.rename(directory)

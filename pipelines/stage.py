@@ -353,11 +353,15 @@ def execute_step(
     """Run one stage and publish it; what is published stays whole if this fails."""
     store, run, stage = runtime.store, runtime.config.name, step.stage
 
+    waited = False
+
     def tell(holder: str) -> None:
+        nonlocal waited
+        waited = True
         log.info("%-9s waiting for %s, which is making the same", stage.name, holder)
 
     with store.lock(f"{stage.name}/{step.fingerprint[:20]}", wait=True, waiting=tell):
-        if step.action == "link":
+        if step.action == "link" or (waited and not force):
             shared = store.find(stage.name, step.fingerprint)
             if shared is not None:
                 store.link(run, shared)

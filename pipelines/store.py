@@ -80,6 +80,12 @@ def open_atomically(path: Path) -> Iterator[Path]:
         draft.unlink(missing_ok=True)
 
 
+def drop_drafts(directory: Path) -> None:
+    """Remove what writers that were killed left; for the holder of the directory's lock alone."""
+    for draft in directory.rglob(".*.draft-*"):
+        draft.unlink(missing_ok=True)
+
+
 def write_text(path: Path, text: str) -> None:
     """Write a text file atomically, UTF-8."""
     with open_atomically(path) as draft:
@@ -226,6 +232,7 @@ class Store:
             raise StageError(
                 f"cannot make {directory}: {error.strerror}. Choose another place with --runs-dir"
             ) from error
+        drop_drafts(directory)
         return directory
 
     def publish(self, stage: str, work: Path, manifest: Mapping[str, Any]) -> Published:
@@ -255,10 +262,11 @@ class Store:
         """Make a publication the run's own, then drop attempts no run points at any more."""
         link = self.runs_directory / run / published.stage
         link.parent.mkdir(parents=True, exist_ok=True)
+        for left in link.parent.glob(f".{link.name}.draft-*"):
+            left.unlink()
         target = os.path.relpath(published.directory, link.parent.resolve())
         if not (link.is_symlink() and os.readlink(link) == target):
             draft = link.with_name(f".{link.name}.draft-{os.getpid()}")
-            draft.unlink(missing_ok=True)
             draft.symlink_to(target)
             draft.replace(link)
         self._drop_replaced(published)
