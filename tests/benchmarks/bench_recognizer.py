@@ -25,14 +25,16 @@ import pandas as pd
 from pipelines.run import main as run_pipeline
 
 VARIANTS = {
-    "plain": ["retrain.weigh_by_confidence=false"],
+    "plain": [],
     "weights": ["retrain.weigh_by_confidence=true"],
-    "soft": ["retrain.weigh_by_confidence=false", "retrain.targets=soft"],
+    "soft": ["retrain.targets=soft"],
     "soft and weights": ["retrain.weigh_by_confidence=true", "retrain.targets=soft"],
-    "balanced": ["retrain.weigh_by_confidence=true", "retrain.sampling=identity"],
-    "half share": ["retrain.weigh_by_confidence=true", "retrain.pseudo_share=0.5"],
-    "merged": ["retrain.weigh_by_confidence=true", "retrain.same_person=merge"],
-    "distilled": ["retrain.weigh_by_confidence=true", "retrain.teacher={teacher}"],
+    "balanced": ["retrain.sampling=identity"],
+    "half share": ["retrain.pseudo_share=0.5"],
+    "merged": ["retrain.same_person=merge"],
+    "weights and merged": ["retrain.weigh_by_confidence=true", "retrain.same_person=merge"],
+    "weights and balanced": ["retrain.weigh_by_confidence=true", "retrain.sampling=identity"],
+    "distilled": ["retrain.teacher={teacher}"],
 }
 SUBJECTS = ("labelled_only", "labelled_pseudo", "distilled", "supervised")
 
