@@ -187,6 +187,7 @@ def find_workers(pid):
     ]
 
 
+@pytest.mark.long
 def test_a_worker_that_dies_is_replaced_and_the_result_is_the_same(tiny, whole, tmp_path):
     process = start(tiny, tmp_path)
     killed = 0
