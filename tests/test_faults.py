@@ -203,6 +203,7 @@ def test_a_worker_that_dies_is_replaced_and_the_result_is_the_same(tiny, whole, 
     assert digest_run(tmp_path / "tiny") == whole
 
 
+@pytest.mark.long
 def test_a_scheduler_that_dies_is_said_and_the_run_goes_on_later(tiny, whole, tmp_path):
     address = tmp_path / "scheduler.json"
     commands = [
