@@ -30,8 +30,8 @@ import numpy as np
 import torch
 from torch.nn import functional
 
+from cdp.cosine import count_threads
 from cdp.errors import ConfigError, DataError
-from cdp.knn import count_threads
 
 VARIANTS = ("extended", "paper", "released", "context")
 LOGIT_LIMIT = 15.0
