@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from numba import njit
 
-from cdp.cosine import insert, list_blocks
+from cdp.cosine import dot_rows, insert, list_blocks
 from cdp.types import UNLABELLED
 
 
@@ -80,68 +80,37 @@ def propose_near_pivots(
 
     -1 pads a row whose favourites have fewer rows.
     """
-    count, dimension = short.shape
-    # each pivot's rows as columns, so that one row meets them all side by side
-    column = np.empty(count * dimension, np.float32)
-    candidate = np.full((count, width), UNLABELLED, np.int32)
-    largest = int(np.diff(groups.start_of).max(initial=0))
-
-    def turn(part: slice) -> None:
-        for pivot in range(part.start, part.stop):
-            low, high = groups.start_of[pivot : pivot + 2]
-            rows = short[groups.order[low:high]]
-            column[low * dimension : high * dimension] = rows.T.ravel()
+    candidate = np.full((len(short), width), UNLABELLED, np.int32)
+    beside = short[groups.order]
 
     def join(part: slice) -> None:
         _join(
-            short, column, groups.favourite, groups.order, groups.start_of, largest,
-            groups.order[part], candidate,
-        )  # fmt: skip
+            beside,
+            groups.favourite,
+            groups.order,
+            groups.start_of,
+            part.start,
+            part.stop,
+            candidate,
+        )
 
-    list(pool.map(turn, list_blocks(0, len(groups.start_of) - 1, 64)))
-    list(pool.map(join, list_blocks(0, count)))
+    list(pool.map(join, list_blocks(0, len(short))))
     return candidate
 
 
 @njit(cache=True, nogil=True)
 def _join(
-    short: Any,
-    column: Any,
-    favourite: Any,
-    order: Any,
-    start_of: Any,
-    largest: int,
-    rows: Any,
-    candidate: Any,
+    beside: Any, favourite: Any, order: Any, start_of: Any, start: int, stop: int, candidate: Any
 ) -> None:
-    dimension = short.shape[1]
-    whole = dimension - dimension % 4
-    value = np.empty(largest, np.float32)
     best = np.empty(candidate.shape[1], np.float32)
-    for row in rows:
+    for place in range(start, stop):
+        row = order[place]
         best[:] = -np.inf
         for pivot in favourite[row]:
-            low, size = start_of[pivot], start_of[pivot + 1] - start_of[pivot]
-            value[:size] = 0
-            base = low * dimension
-            for axis in range(0, whole, 4):
-                a, b = short[row, axis], short[row, axis + 1]
-                c, d = short[row, axis + 2], short[row, axis + 3]
-                at = base + axis * size
-                for j in range(size):
-                    value[j] += (
-                        a * column[at + j]
-                        + b * column[at + size + j]
-                        + c * column[at + 2 * size + j]
-                        + d * column[at + 3 * size + j]
-                    )
-            for axis in range(whole, dimension):
-                a, at = short[row, axis], base + axis * size
-                for j in range(size):
-                    value[j] += a * column[at + j]
-            for j in range(size):
-                if value[j] > best[-1] and order[low + j] != row:
-                    insert(candidate[row], best, order[low + j], value[j])
+            for other in range(start_of[pivot], start_of[pivot + 1]):
+                value = dot_rows(beside, place, other)
+                if value > best[-1] and other != place:
+                    insert(candidate[row], best, order[other], value)
 
 
 @njit(cache=True, nogil=True)
