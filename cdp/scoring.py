@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from cdp.committee import describe_pairs, measure_affinity
-from cdp.knn import count_threads
+from cdp.cosine import count_threads
 from cdp.mediator import Mediator
 from cdp.scratch import allocate
 from cdp.types import KnnGraph, PairTable

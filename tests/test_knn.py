@@ -12,15 +12,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from cdp.cosine import make_unit
 from cdp.errors import BackendError, ConfigError, DataError
+from cdp.exact import scan_all
 from cdp.knn import (
     BACKENDS,
-    _scan_all,
     build_index,
     build_knn_graph,
     build_knn_graphs,
     load_index,
-    make_unit,
     measure_recall,
     query_index,
 )
@@ -93,7 +93,7 @@ def test_exact_search_is_the_brute_search_bit_for_bit():
         unit, _ = make_unit(vectors)
         near = np.empty((len(unit), 9), np.int64)
         best = np.empty((len(unit), 9), np.float32)
-        _scan_all(unit, 0, near, best)
+        scan_all(unit, 0, near, best)
         graph = build_knn_graph(vectors, 9, backend="exact", threads=2)
         np.testing.assert_array_equal(graph.similarity, best)
         np.testing.assert_array_equal(graph.neighbour, near)
