@@ -31,6 +31,7 @@ import torch
 from torch.nn import functional
 
 from cdp.cosine import count_threads
+from cdp.discriminant import Discriminant
 from cdp.errors import ConfigError, DataError
 
 VARIANTS = ("extended", "paper", "released", "context")
@@ -302,6 +303,8 @@ class Mediator:
     held_out : (m,) float32, straight after `fit` only (None when restored): the calibrated
         probability of each labelled pair from the MLPs that saw neither person, in the order of the
         pairs; NaN for a pair held out from no MLP (with fewer members than folds).
+    discriminant : where the last input comes from, when it is one (`cdp.teaching`); it travels with
+        the weights.
     """
 
     def __init__(
@@ -312,6 +315,7 @@ class Mediator:
         held_out: np.ndarray | None = None,
     ) -> None:
         self.held_out = held_out
+        self.discriminant: Discriminant | None = None
         self.settings = settings
         self.report = report
         self._arrays = arrays
@@ -463,7 +467,8 @@ class Mediator:
         text = json.dumps(
             {"settings": asdict(self.settings), "report": self.report.to_json()}, sort_keys=True
         )
-        return {**self._arrays, "json": np.frombuffer(text.encode(), np.uint8).copy()}
+        own = {} if self.discriminant is None else self.discriminant.state()
+        return {**self._arrays, **own, "json": np.frombuffer(text.encode(), np.uint8).copy()}
 
     @classmethod
     def from_state(cls, state: dict[str, np.ndarray]) -> Mediator:
@@ -485,7 +490,11 @@ class Mediator:
         hidden = plain["settings"]["hidden"]
         plain["settings"]["hidden"] = None if hidden is None else tuple(hidden)
         report = MediatorReport.from_json(plain["report"])
-        return cls(MediatorSettings(**plain["settings"]), arrays, report)
+        own = {name: each for name, each in arrays.items() if name.startswith("discriminant_")}
+        weights = {name: each for name, each in arrays.items() if name not in own}
+        mediator = cls(MediatorSettings(**plain["settings"]), weights, report)
+        mediator.discriminant = Discriminant.from_state(own)
+        return mediator
 
 
 _ARRAY_NAMES = (

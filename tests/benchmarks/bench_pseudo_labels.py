@@ -30,7 +30,7 @@ import pandas as pd
 from tqdm import tqdm
 
 from cdp.agglomeration import agglomerate
-from cdp.committee import describe_pairs, make_pairs
+from cdp.committee import make_pairs
 from cdp.context import score_context
 from cdp.knn import build_knn_graphs
 from cdp.lessons import Crowd
@@ -152,7 +152,7 @@ def run_ours(split: Split, seed: int, candidates: str) -> Iterator[Row]:
     truth, count = split[3], len(views[0])
     graphs = build_knn_graphs(views, K, backend="exact")
     pairs = make_pairs(graphs, candidates=candidates)
-    score = first.score(describe_pairs(views, graphs, pairs, variant="extended"))
+    score = score_pairs(first, views, graphs, pairs)
     read = correct_prior(score, first.training_rate)
     again = score_context(second, views, pairs, read.probability, count)
     same = truth[pairs.source] == truth[pairs.target]
