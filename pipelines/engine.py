@@ -6,6 +6,9 @@ The contract:
 - Results come back in the order of the parts. The first failure cancels the rest and is raised
   here as itself.
 - The cluster starts with the first part and ends with the engine.
+- A worker that dies is replaced and its part is computed again. A map never waits without end: a
+  local cluster that has had no worker for a minute is made anew, as often as that brings parts
+  forward; a scheduler that is lost, or stays without workers, is an error.
 """
 
 from __future__ import annotations
@@ -13,12 +16,22 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import queue
+import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
 from cdp.errors import BackendError
 
+log = logging.getLogger("cdp")
+
 Result = TypeVar("Result")
+
+PATIENCE_S, PATIENCE_ELSEWHERE_S = 60.0, 300.0
+"""How long there may be no worker at all: of a cluster of ours, of a scheduler's."""
+LOOK_S = 5.0
+ATTEMPTS = 3
+"""Clusters made in a row of which none computes a part."""
 
 
 def count_cores() -> int:
@@ -54,43 +67,107 @@ class Engine:
         """Call `function(*part)` for every part; yield results in order, with a progress bar."""
         from tqdm import tqdm
 
-        if not parts:
-            return
-        client = self._connect()
-        from distributed import as_completed
-
-        futures = [client.submit(_run_alone, function, part, pure=False) for part in parts]
-        bar = tqdm(total=len(futures), desc=label, unit="part", leave=False, delay=1.0)
+        bar = tqdm(total=len(parts), desc=label, unit="part", leave=False, delay=1.0)
         done: dict[int, Result] = {}
-        position = {future.key: row for row, future in enumerate(futures)}
-        expected = 0
+        left = set(range(len(parts)))
+        expected = attempts = 0
         try:
-            for future in as_completed(futures):
-                done[position[future.key]] = self._collect(future, label)
-                bar.update()
-                while expected in done:
-                    yield done.pop(expected)
-                    expected += 1
+            while left:
+                before = len(left)
+                with contextlib.suppress(_NoWorkers):
+                    for position, result in self._compute(function, parts, left, label):
+                        left.remove(position)
+                        done[position] = result
+                        bar.update()
+                        while expected in done:
+                            yield done.pop(expected)
+                            expected += 1
+                if left:
+                    attempts = 1 if len(left) < before else attempts + 1
+                    self._start_anew(label, attempts)
         finally:
             bar.close()
-            with contextlib.suppress(Exception):
-                client.cancel(futures)
 
-    def _collect(self, future: Any, label: str) -> Any:
+    def _compute(
+        self,
+        function: Callable[..., Result],
+        parts: Sequence[tuple[Any, ...]],
+        wanted: set[int],
+        label: str,
+    ) -> Iterator[tuple[int, Result]]:
+        """(position, result) of the parts at `wanted`, as they are done."""
+        client = self._connect()
+        futures = {
+            client.submit(_run_alone, function, parts[position], pure=False): position
+            for position in sorted(wanted)
+        }
+        finished: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        for future in futures:
+            future.add_done_callback(finished.put)
+        watch = _Watch(client, self.scheduler)
+        try:
+            for _ in futures:
+                future = self._wait(lambda: finished.get(timeout=LOOK_S), watch)
+                yield futures[future], self._collect(future, watch, label)
+        finally:
+            with contextlib.suppress(Exception):
+                client.cancel(list(futures))
+
+    @staticmethod
+    def _wait(ask: Callable[[], Any], watch: _Watch) -> Any:
+        """What `ask` returns in the end; whenever it has nothing yet, look for the workers."""
+        while True:
+            try:
+                return ask()
+            except (queue.Empty, TimeoutError):
+                watch.look()
+
+    def _collect(self, future: Any, watch: _Watch, label: str) -> Any:
+        from distributed.client import FutureCancelledError
         from distributed.scheduler import KilledWorker
 
+        def ask() -> Any:
+            # What a part raised is its own, also a TimeoutError; what its worker held when it died
+            # is computed again, which may take as long as it takes.
+            if future.status == "error":
+                raise _PartError(future.exception())
+            return future.result(timeout=LOOK_S)
+
         try:
-            return future.result()
-        except KilledWorker as error:
+            return self._wait(ask, watch)
+        except _PartError as failed:
+            error = failed.args[0]
+        except FutureCancelledError as lost:
+            raise BackendError(
+                f"{label}: the Dask scheduler{self._place()} is lost ({lost.reason}). Start it "
+                "again, then run the same command again: finished parts are kept"
+            ) from lost
+        if isinstance(error, KilledWorker):
             raise BackendError(
                 f"{label}: one part killed its worker {error.allowed_failures + 1} times, most "
                 "likely for want of memory. Give fewer --workers, then run again: finished parts "
                 "are kept"
             ) from error
+        raise error
+
+    def _place(self) -> str:
+        return f" at {self.scheduler}" if self.scheduler else ""
+
+    def _start_anew(self, label: str, attempts: int) -> None:
+        """Drop a local cluster without workers; the next part starts another."""
+        if attempts >= ATTEMPTS:
+            raise BackendError(
+                f"{label}: {attempts} local Dask clusters in a row lost all their workers and "
+                "computed nothing. Look for what kills them (memory, a full /tmp), then run the "
+                "same command again: finished parts are kept"
+            )
+        log.info("          no worker is left; starting new ones")
+        self.close()
 
     def _connect(self) -> Any:
         if self._client is not None:
             return self._client
+        import dask
         from distributed import Client, LocalCluster
 
         if self.scheduler:
@@ -104,6 +181,8 @@ class Engine:
                     "`dask scheduler`, or leave --scheduler out for a local cluster"
                 ) from error
             return self._client
+        # Dask gives up for good on a worker that is lost twice within this time.
+        dask.config.set({"distributed.deploy.lost-worker-timeout": "1000 days"})
         self._cluster = LocalCluster(
             n_workers=self.workers,
             threads_per_worker=1,
@@ -113,6 +192,41 @@ class Engine:
         )
         self._client = Client(self._cluster)
         return self._client
+
+
+class _NoWorkers(Exception):  # noqa: N818 - a state of the cluster, not an error of a user's
+    """A local cluster has been without workers for too long."""
+
+
+class _PartError(Exception):
+    """Carries what a part raised past those who wait."""
+
+
+class _Watch:
+    """Looks whether anyone is there to compute what is being waited for."""
+
+    def __init__(self, client: Any, scheduler: str | None) -> None:
+        self._client, self._scheduler = client, scheduler
+        self._seen = time.monotonic()
+
+    def look(self) -> None:
+        """_NoWorkers or BackendError when there has been no worker for too long."""
+        try:
+            alive = self._client.sync(self._client.scheduler.ncores, callback_timeout=LOOK_S)
+        except (OSError, TimeoutError):
+            alive = {}
+        if alive:
+            self._seen = time.monotonic()
+            return
+        alone_s = time.monotonic() - self._seen
+        if self._scheduler is None and alone_s > PATIENCE_S:
+            raise _NoWorkers
+        if self._scheduler is not None and alone_s > PATIENCE_ELSEWHERE_S:
+            raise BackendError(
+                f"the Dask scheduler at {self._scheduler} has had no worker for {alone_s:.0f} s. "
+                f"Start some with `dask worker {self._scheduler}`, then run the same command "
+                "again: finished parts are kept"
+            )
 
 
 def _run_alone(function: Callable[..., Result], part: tuple[Any, ...]) -> Result:
