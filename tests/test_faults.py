@@ -3,10 +3,13 @@
 import json
 import os
 import random
+import re
 import resource
+import shutil
 import signal
 import subprocess
 import sys
+from collections import Counter
 from pathlib import Path
 
 import psutil
@@ -14,13 +17,15 @@ import pytest
 from conftest import digest_run
 
 from pipelines.run import main
+from pipelines.stages import STAGES
+from pipelines.store import Store
 
 ROOT = Path(__file__).parents[1]
 
 
-def start(tiny, runs, *arguments, before=None, module=("pipelines.run",), **options):
+def start(tiny, runs, *arguments, before=None, **options):
     """Start a run in a process group of its own, on one worker."""
-    command = [sys.executable, "-m", *module, "--config", tiny, "--runs-dir", runs]
+    command = [sys.executable, "-m", "pipelines.run", "--config", tiny, "--runs-dir", runs]
     return subprocess.Popen(
         [str(part) for part in (*command, "--workers", "1", *arguments)],
         cwd=ROOT, start_new_session=True, preexec_fn=before, text=True,
@@ -47,39 +52,109 @@ def whole(finished_run):
 
 # ---------------------------------------------------------------------------------------- kills
 
-
-def kill_until_done(tiny, runs, draw, at_most):
-    """Run, killed before the n-th change of the disk, again and again; how often it was killed."""
-    for kills in range(at_most):
-        process = start(tiny, runs, module=("faulty_run", str(draw())))
-        _, err = process.communicate(timeout=300)
-        if process.returncode == 0:
-            return kills
-        assert process.returncode == -signal.SIGKILL, err
-    return at_most
+FINISHED = ("embed/*.partial/**/part-*", "knn/*.partial/**/part-*", "*/*-[0-9]/**/*",
+            "model/" + "[0-9a-f]" * 20 + "/*.safetensors")  # fmt: skip
+"""What a killed run has finished: parts, published stages, trained models."""
 
 
-def check_end(tiny, runs, whole):
-    assert run(tiny, runs) == 0
+class Killer:
+    """Makes one run in one directory, killed again and again, and looks at what is left."""
+
+    def __init__(self, tiny, runs, whole):
+        self.tiny, self.runs, self.whole = tiny, runs, whole
+        self.kills, self.stages, self.kept = Counter(), Counter(), set()
+        runs.mkdir(exist_ok=True)
+
+    def __enter__(self):
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "faulty_run"], cwd=ROOT, text=True,
+            stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+            env={**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"},
+        )  # fmt: skip
+        return self
+
+    def __exit__(self, *_):
+        self.process.stdin.close()
+        self.process.stdout.close()
+        assert self.process.wait(60) == 0
+
+    def run(self, kind, count):
+        """One run to its end or its death; whether it came to its end."""
+        out = self.runs / "out"
+        options = ["--config", self.tiny, "--runs-dir", self.runs, "--workers", "1"]
+        order = {"kind": kind, "count": count, "out": str(out), "arguments": [*map(str, options)]}
+        self.process.stdin.write(json.dumps(order) + "\n")
+        self.process.stdin.flush()
+        code = int(self.process.stdout.readline())
+        told = out.read_text()
+        assert "Traceback" not in told, told
+        assert code in (0, -signal.SIGKILL), told
+        if code:
+            begun = re.findall(r"^(\w+) +run ", told, re.MULTILINE)
+            self.kills[kind] += 1
+            self.stages[begun[-1] if begun else "before the first stage"] += 1
+        self.look()
+        return code == 0
+
+    def look(self):
+        """Published tables are whole and the right ones; what was finished is not made again."""
+        store = Store(self.runs)
+        for stage in STAGES:
+            published = store.open_run("tiny", stage.name)
+            if published is not None:
+                assert published.find_damage(rehash=True) is None
+        found = digest_run(self.runs / "tiny")
+        assert found == {name: self.whole[name] for name in found}
+        finished = set()
+        for pattern in FINISHED:
+            for path in store.root.glob(pattern):
+                stat = path.stat()
+                if path.is_file() and path.name != "manifest.json":
+                    finished.add((path.name, stat.st_ino, stat.st_mtime_ns))
+        assert self.kept <= finished, self.kept - finished
+        self.kept = finished
+
+
+def kill_until_done(killer, dice, at_most):
+    """Kill one run at seeded moments of all kinds until it is done or was killed often enough."""
+    for _ in range(at_most):
+        kind = dice.choice(["change", "change", "step", "moment"])
+        most = {"change": 12, "step": 30, "moment": 6.0}[kind]
+        if killer.run(kind, dice.randint(1, most) if kind != "moment" else dice.uniform(0.2, most)):
+            return
+    assert killer.run("never", 0)
+
+
+def check_end(runs, whole):
     assert digest_run(runs / "tiny") == whole
     assert not list(runs.rglob("*.partial"))
     assert not list(runs.rglob(".*.draft-*"))
 
 
-def test_killed_before_seeded_changes_of_the_disk_it_ends_the_same(tiny, whole, tmp_path):
-    dice = random.Random(1)
-    assert kill_until_done(tiny, tmp_path, lambda: dice.randint(40, 80), 2)
-    check_end(tiny, tmp_path, whole)
+def test_killed_at_seeded_moments_it_ends_the_same_and_makes_nothing_twice(tiny, whole, tmp_path):
+    with Killer(tiny, tmp_path, whole) as killer:
+        for kind, count in (("change", 9), ("step", 9), ("change", 40), ("moment", 3.0)):
+            killer.run(kind, count)
+        assert killer.run("never", 0)
+    assert killer.kills.total() == 4
+    check_end(tmp_path, whole)
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("seed", range(10))
-def test_killed_before_seeded_changes_many_times_it_ends_the_same(tiny, whole, tmp_path, seed):
+@pytest.mark.parametrize("seed", range(5))
+def test_killed_forty_times_and_in_every_stage_it_ends_the_same(tiny, whole, tmp_path, seed):
     dice = random.Random(seed)
-    kills = kill_until_done(tiny, tmp_path, lambda: dice.randint(4, 14), 100)
-    print(f"killed {kills} times")
-    assert kills >= 10
-    check_end(tiny, tmp_path, whole)
+    kills, stages, runs, kept = Counter(), Counter(), 0, 0
+    while kills.total() < 40 or not {stage.name for stage in STAGES} <= set(stages):
+        place = tmp_path / str(runs)
+        with Killer(tiny, place, whole) as killer:
+            kill_until_done(killer, dice, 60)
+        check_end(place, whole)
+        kills, stages, runs = kills + killer.kills, stages + killer.stages, runs + 1
+        kept += len(killer.kept)
+        print(f"seed {seed}, run {runs}: killed {kills.total()} times: {dict(kills)}, in "
+              f"{dict(stages)}; {kept} finished files, none made twice", flush=True)  # fmt: skip
+        shutil.rmtree(place)
 
 
 # --------------------------------------------------------------------------------- damaged files
@@ -235,4 +310,5 @@ def test_a_scheduler_that_dies_is_said_and_the_run_goes_on_later(tiny, whole, tm
     assert process.returncode == 1
     assert "Traceback" not in err
     assert "scheduler" in err
-    check_end(tiny, tmp_path / "runs", whole)
+    assert run(tiny, tmp_path / "runs") == 0
+    check_end(tmp_path / "runs", whole)
