@@ -9,6 +9,9 @@ The contract:
 - A worker that dies is replaced and its part is computed again. A map never waits without end: a
   local cluster that has had no worker for a minute is made anew, as often as that brings parts
   forward; a scheduler that is lost, or stays without workers, is an error.
+- With a memory limit no process of the run gets more private memory than its share: half is the
+  run's own, the other half is the workers'. What it maps of files is the system's to take back and
+  does not count. A part that wants more is an error at once, and is not tried again.
 """
 
 from __future__ import annotations
@@ -21,7 +24,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
-from cdp.errors import BackendError
+from cdp.errors import BackendError, ConfigError
 
 log = logging.getLogger("cdp")
 
@@ -32,6 +35,18 @@ PATIENCE_S, PATIENCE_ELSEWHERE_S = 60.0, 300.0
 LOOK_S = 5.0
 ATTEMPTS = 3
 """Clusters made in a row of which none computes a part."""
+LEAST_BYTES = 640 << 20
+"""What a process needs before it computes anything: the libraries alone take 450 MiB."""
+
+
+LOCAL = {
+    # Dask gives up for good on a worker that is lost twice within this time.
+    "distributed.deploy.lost-worker-timeout": "1000 days",
+    # A worker that is paused for what a library keeps is never given a part again.
+    "distributed.worker.memory.pause": False,
+    "distributed.worker.memory.spill": False,
+    "distributed.worker.memory.target": False,
+}
 
 
 def count_cores() -> int:
@@ -42,9 +57,26 @@ def count_cores() -> int:
 class Engine:
     """A Dask client, started when first needed: a local cluster, or a scheduler by address."""
 
-    def __init__(self, *, workers: int | None = None, scheduler: str | None = None) -> None:
+    def __init__(
+        self,
+        *,
+        workers: int | None = None,
+        scheduler: str | None = None,
+        memory_limit: int | None = None,
+    ) -> None:
         self.workers = workers or count_cores()
         self.scheduler = scheduler
+        self.part_limit = self.own_limit = None
+        if memory_limit is not None:
+            self.own_limit = memory_limit // 2
+            self.part_limit = None if scheduler else memory_limit // 2 // self.workers
+            least = 2 * LEAST_BYTES * (1 if scheduler else self.workers)
+            if memory_limit < least:
+                raise ConfigError(
+                    f"--memory-limit: {self.workers} worker(s) need at least {least >> 20} MiB "
+                    f"together with the run itself, got {memory_limit >> 20} MiB. Give fewer "
+                    "--workers or a larger limit"
+                )
         self._client: Any = None
         self._cluster: Any = None
 
@@ -98,7 +130,9 @@ class Engine:
         """(position, result) of the parts at `wanted`, as they are done."""
         client = self._connect()
         futures = {
-            client.submit(_run_alone, function, parts[position], pure=False): position
+            client.submit(
+                _run_alone, function, parts[position], self.part_limit, pure=False
+            ): position
             for position in sorted(wanted)
         }
         finished: queue.SimpleQueue[Any] = queue.SimpleQueue()
@@ -181,15 +215,21 @@ class Engine:
                     "`dask scheduler`, or leave --scheduler out for a local cluster"
                 ) from error
             return self._client
-        # Dask gives up for good on a worker that is lost twice within this time.
-        dask.config.set({"distributed.deploy.lost-worker-timeout": "1000 days"})
-        self._cluster = LocalCluster(
-            n_workers=self.workers,
-            threads_per_worker=1,
-            processes=True,
-            dashboard_address="127.0.0.1:0",
-            silence_logs=logging.CRITICAL,
-        )
+        dask.config.set(LOCAL)
+        try:
+            self._cluster = LocalCluster(
+                n_workers=self.workers,
+                threads_per_worker=1,
+                processes=True,
+                memory_limit="auto" if self.part_limit is None else 0,
+                dashboard_address="127.0.0.1:0",
+                silence_logs=logging.CRITICAL,
+            )
+        except (OSError, RuntimeError, TimeoutError) as error:
+            raise BackendError(
+                f"no local Dask workers could be started ({error}). Look at memory and at the room "
+                "in the folder for temporary files, then run the same command again"
+            ) from error
         self._client = Client(self._cluster)
         return self._client
 
@@ -229,9 +269,45 @@ class _Watch:
             )
 
 
-def _run_alone(function: Callable[..., Result], part: tuple[Any, ...]) -> Result:
-    """Run one part on one thread of every native library."""
+def _run_alone(function: Callable[..., Result], part: tuple[Any, ...], limit: int | None) -> Result:
+    """Run one part on one thread of every native library, in no more memory than its share."""
     from threadpoolctl import threadpool_limits
 
-    with threadpool_limits(1):
+    with threadpool_limits(1), bound_memory(limit):
         return function(*part)
+
+
+@contextlib.contextmanager
+def bound_memory(limit: int | None) -> Iterator[None]:
+    """Let this process have `limit` bytes of private memory; say so when it wants more."""
+    import resource
+
+    before = resource.getrlimit(resource.RLIMIT_DATA)
+    if limit is not None:
+        resource.setrlimit(resource.RLIMIT_DATA, (limit, before[1]))
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if not _is_memory_short(error):
+            raise
+        told = str(error).strip().splitlines()
+        reason = f" ({told[0][:160]})" if told else ""
+        if limit is None:
+            raise BackendError(
+                f"out of memory{reason}. Give fewer --workers, or free some, then run the same "
+                "command again: finished parts are kept"
+            ) from error
+        raise BackendError(
+            f"more memory wanted than the {limit >> 20} MiB that this process has of "
+            f"--memory-limit{reason}. Raise it or give fewer --workers, then run again: finished "
+            "parts are kept"
+        ) from error
+    finally:
+        if limit is not None:
+            resource.setrlimit(resource.RLIMIT_DATA, before)
+
+
+def _is_memory_short(error: BaseException) -> bool:
+    """Also where a library tells it in words of its own: torch, ONNX Runtime, C++."""
+    words = ("allocate memory", "bad_alloc", "bad allocation", "out of memory")
+    return isinstance(error, MemoryError) or any(word in str(error).lower() for word in words)

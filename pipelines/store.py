@@ -25,7 +25,7 @@ import os
 import shutil
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -72,12 +72,29 @@ def open_atomically(path: Path) -> Iterator[Path]:
             os.fsync(stream.fileno())
         draft.replace(path)
     except OSError as error:
-        raise StageError(
-            f"cannot write {path}: {error.strerror or error}; what was published before is "
-            "untouched. Free space or mend the permissions, then run the same command again"
-        ) from error
+        raise _cannot_write(path, error) from error
     finally:
         draft.unlink(missing_ok=True)
+
+
+def reserve(path: Path, size: int) -> None:
+    """Give an existing file all of its room; StageError when the disk has not that much.
+
+    A mapped file without room ends the process that writes to it, without a word.
+    """
+    try:
+        with path.open("r+b") as stream:
+            if hasattr(os, "posix_fallocate"):
+                os.posix_fallocate(stream.fileno(), 0, size)
+    except OSError as error:
+        raise _cannot_write(path, error) from error
+
+
+def _cannot_write(path: Path, error: OSError) -> StageError:
+    return StageError(
+        f"cannot write {path}: {error.strerror or error}; what was published before is "
+        "untouched. Free space or mend the permissions, then run the same command again"
+    )
 
 
 def drop_drafts(directory: Path) -> None:
@@ -300,7 +317,7 @@ class Store:
         path = self.root / "lock" / name.replace("/", "_")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            stream = path.open("a+", encoding="utf-8")
+            stream = path.open("a+b", buffering=0)
         except OSError as error:
             raise StageError(
                 f"cannot write below {self.root}: {error.strerror}. Choose another place with "
@@ -311,7 +328,7 @@ class Store:
                 fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 stream.seek(0)
-                holder = stream.read().strip() or "another process"
+                holder = stream.read().decode().strip() or "another process"
                 if not wait:
                     raise StageError(
                         f"{name} is in use by {holder}. Wait for it to end, or choose another run "
@@ -320,10 +337,9 @@ class Store:
                 if waiting:
                     waiting(holder)
                 fcntl.flock(stream, fcntl.LOCK_EX)
-            stream.seek(0)
-            stream.truncate()
-            stream.write(f"process {os.getpid()} on {os.uname().nodename}")
-            stream.flush()
+            with suppress(OSError):  # on a full disk the lock holds without its holder's name
+                stream.truncate(0)
+                stream.write(f"process {os.getpid()} on {os.uname().nodename}".encode())
             yield
 
 
@@ -369,11 +385,19 @@ class FileDigests:
         return value
 
     def digest_tree(self, root: Path, paths: Iterable[str]) -> str:
-        """One digest over (relative path, content) of many files."""
+        """One digest over (relative path, content) of many files.
+
+        A file that cannot be read counts with the reason: it costs itself only, and once it can be
+        read the digest is another one.
+        """
         total = hashlib.sha256()
         for path in sorted(paths):
+            try:
+                content = self.digest(root / path)
+            except OSError as error:
+                content = f"unreadable: {error.errno}"
             total.update(path.encode("utf-8", "surrogateescape"))
-            total.update(b"\0" + self.digest(root / path).encode() + b"\n")
+            total.update(b"\0" + content.encode() + b"\n")
         return total.hexdigest()
 
     def save(self) -> None:

@@ -2,16 +2,20 @@
 
 import os
 import random
+import resource
 import signal
 import threading
 import time
 
+import numpy as np
 import psutil
+import pyarrow as pa
 import pytest
+import torch
 
-from cdp.errors import BackendError, DataError
+from cdp.errors import BackendError, ConfigError, DataError
 from pipelines import engine as engine_module
-from pipelines.engine import Engine
+from pipelines.engine import Engine, bound_memory
 
 
 def compute(number, seconds=0.0):
@@ -75,6 +79,7 @@ def test_a_worker_killed_in_the_middle_is_replaced(engine):
     assert done == [(number, number**2) for number in range(12)]
 
 
+@pytest.mark.long
 def test_a_part_that_kills_its_worker_each_time_is_told_once(engine):
     with pytest.raises(BackendError, match="one part killed its worker 4 times"):
         run(engine, die, [()])
@@ -90,6 +95,40 @@ def test_workers_that_do_not_come_back_are_made_anew(monkeypatch):
                 engine._cluster.scale(0)
             done.append(result)
         assert done == [(number, number**2) for number in range(40)]
+
+
+GREEDY = {
+    "numpy": lambda count: np.ones(count, np.uint8),
+    "torch": lambda count: torch.ones(count, dtype=torch.uint8),
+    "python": lambda count: bytearray(count),
+    "arrow": lambda count: pa.allocate_buffer(count),
+}
+
+
+def grab(kind, count):
+    return len(memoryview(GREEDY[kind](count))) if kind == "arrow" else len(GREEDY[kind](count))
+
+
+def tell_limit():
+    return resource.getrlimit(resource.RLIMIT_DATA)[0]
+
+
+def test_a_part_that_wants_more_than_its_share_is_told_and_the_next_goes_on():
+    before = tell_limit()
+    with Engine(workers=1, memory_limit=2 << 30) as engine:
+        for kind in GREEDY:
+            with pytest.raises(BackendError, match="1024 MiB that this process has of --memory-l"):
+                run(engine, grab, [(kind, 1 << 30)])
+            assert run(engine, grab, [(kind, 1 << 28)]) == [1 << 28]
+        assert run(engine, tell_limit, [()]) == [1 << 30]
+        with pytest.raises(BackendError, match="1024 MiB"), bound_memory(engine.own_limit):
+            np.ones(1 << 30, np.uint8)
+    assert tell_limit() == before
+
+
+def test_a_limit_below_what_the_libraries_take_is_refused():
+    with pytest.raises(ConfigError, match=r"2 worker\(s\) need at least 2560 MiB"):
+        Engine(workers=2, memory_limit=2 << 30)
 
 
 @pytest.mark.long
