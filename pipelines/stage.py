@@ -14,7 +14,8 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -22,7 +23,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from cdp.errors import CdpError, ConfigError, StageError
+from cdp.errors import ConfigError, StageError
 from pipelines.config import RunConfig
 from pipelines.corrections import Decision, digest_decisions
 from pipelines.dataset import Dataset
@@ -364,7 +365,8 @@ def execute_step(
         if step.action == "link" or (waited and not force):
             shared = store.find(stage.name, step.fingerprint)
             if shared is not None:
-                store.link(run, shared)
+                with _disk_told(stage.name):
+                    store.link(run, shared)
                 return shared
         directory = store.open_work(stage.name, step.fingerprint, fresh=force)
         upstream = {}
@@ -382,16 +384,8 @@ def execute_step(
             fresh=force,
         )
         started = time.perf_counter()
-        with _PeakMemory() as memory:
-            try:
-                facts = dict(stage.run(work))
-            except CdpError:
-                raise
-            except OSError as error:
-                raise StageError(
-                    f"stage {stage.name} could not read or write: {error}. What was published "
-                    "before is untouched"
-                ) from error
+        with _PeakMemory() as memory, _disk_told(stage.name):
+            facts = dict(stage.run(work))
         manifest = {
             "stage": stage.name,
             "fingerprint": step.fingerprint,
@@ -402,9 +396,22 @@ def execute_step(
             "peak_memory_mib": memory.peak_mib,
             "environment": environment,
         }
-        published = store.publish(stage.name, directory, manifest)
-        store.link(run, published)
+        with _disk_told(stage.name):
+            published = store.publish(stage.name, directory, manifest)
+            store.link(run, published)
         return published
+
+
+@contextmanager
+def _disk_told(stage: str) -> Iterator[None]:
+    """What the disk refuses is a StageError; the error of the system names the file."""
+    try:
+        yield
+    except OSError as error:
+        raise StageError(
+            f"stage {stage} could not read or write: {error}. What was published before is "
+            "untouched. Free space or mend the permissions, then run the same command again"
+        ) from error
 
 
 class _PeakMemory:

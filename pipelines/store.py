@@ -159,8 +159,13 @@ class Published:
         """Read the manifest; None when there is none or it is cut short."""
         try:
             manifest = json.loads((directory / MANIFEST).read_text(encoding="utf-8"))
-        except (OSError, ValueError):
+        except (FileNotFoundError, NotADirectoryError, ValueError):
             return None
+        except OSError as error:
+            raise StageError(
+                f"cannot read {directory / MANIFEST}: {error.strerror}. Mend the permissions, or "
+                f"make it again with --stage {stage} --force"
+            ) from error
         whole = isinstance(manifest, dict) and {"fingerprint", "files", "facts"} <= manifest.keys()
         return cls(stage, directory.resolve(), manifest) if whole else None
 
