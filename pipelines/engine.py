@@ -33,6 +33,7 @@ Result = TypeVar("Result")
 PATIENCE_S, PATIENCE_ELSEWHERE_S = 60.0, 300.0
 """How long there may be no worker at all: of a cluster of ours, of a scheduler's."""
 LOOK_S = 5.0
+CLOSE_S = 5.0
 ATTEMPTS = 3
 """Clusters made in a row of which none computes a part."""
 LEAST_BYTES = 640 << 20
@@ -90,7 +91,7 @@ class Engine:
         for part in (self._client, self._cluster):
             if part is not None:
                 with contextlib.suppress(Exception):
-                    part.close()
+                    part.close(timeout=CLOSE_S)
         self._client = self._cluster = None
 
     def map(

@@ -33,6 +33,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from safetensors import SafetensorError
 
 from cdp.errors import StageError
 
@@ -71,7 +72,7 @@ def open_atomically(path: Path) -> Iterator[Path]:
         with draft.open("rb") as stream:
             os.fsync(stream.fileno())
         draft.replace(path)
-    except OSError as error:
+    except (OSError, SafetensorError) as error:
         raise _cannot_write(path, error) from error
     finally:
         draft.unlink(missing_ok=True)
@@ -90,10 +91,11 @@ def reserve(path: Path, size: int) -> None:
         raise _cannot_write(path, error) from error
 
 
-def _cannot_write(path: Path, error: OSError) -> StageError:
+def _cannot_write(path: Path, error: Exception) -> StageError:
+    reason = getattr(error, "strerror", None) or error
     return StageError(
-        f"cannot write {path}: {error.strerror or error}; what was published before is "
-        "untouched. Free space or mend the permissions, then run the same command again"
+        f"cannot write {path}: {reason}; what was published before is untouched. Free "
+        "space or mend the permissions, then run the same command again"
     )
 
 

@@ -4,8 +4,12 @@ import os
 import random
 import resource
 import signal
+import subprocess
+import sys
 import threading
 import time
+from contextlib import contextmanager
+from pathlib import Path
 
 import numpy as np
 import psutil
@@ -95,6 +99,48 @@ def test_workers_that_do_not_come_back_are_made_anew(monkeypatch):
                 engine._cluster.scale(0)
             done.append(result)
         assert done == [(number, number**2) for number in range(40)]
+
+
+ELSEWHERE = """
+import sys
+from distributed import LocalCluster
+
+if __name__ == "__main__":
+    cluster = LocalCluster(n_workers=0, processes=True, dashboard_address=None)
+    print(cluster.scheduler_address, flush=True)
+    sys.stdin.read()
+"""
+
+
+@contextmanager
+def scheduler_elsewhere():
+    """(process, address) of a scheduler in another process, which nobody works for."""
+    with subprocess.Popen(
+        [sys.executable, "-c", ELSEWHERE],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([*sys.path, str(Path(__file__).parent)])},
+    ) as process:  # fmt: skip
+        try:
+            yield process, process.stdout.readline().strip()
+        finally:
+            process.kill()
+
+
+def test_a_scheduler_without_workers_or_lost_is_an_error_not_an_endless_wait(monkeypatch):
+    monkeypatch.setattr(engine_module, "LOOK_S", 0.2)
+    monkeypatch.setattr(engine_module, "PATIENCE_ELSEWHERE_S", 0.5)
+    with scheduler_elsewhere() as (process, address):
+        with (
+            Engine(scheduler=address) as engine,
+            pytest.raises(BackendError, match=f"scheduler at {address} has had no worker for"),
+        ):
+            run(engine, compute, [(1,)])
+        monkeypatch.setattr(engine_module, "PATIENCE_ELSEWHERE_S", 60)
+        with Engine(scheduler=address) as engine:
+            engine._connect()
+            threading.Timer(0.5, process.kill).start()
+            with pytest.raises(BackendError, match=f"scheduler at {address} is lost"):
+                run(engine, compute, [(1,), (2,)])
 
 
 GREEDY = {
