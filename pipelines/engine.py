@@ -205,9 +205,10 @@ class Engine:
         import dask
         from distributed import Client, LocalCluster
 
+        # What is lost is told once, by what is raised, not by each of its connections.
+        for name in ("distributed", "distributed.client"):
+            logging.getLogger(name).setLevel(logging.CRITICAL)
         if self.scheduler:
-            # A lost scheduler is told once, by what is raised, not by each of its connections.
-            logging.getLogger("distributed").setLevel(logging.CRITICAL)
             try:
                 self._client = Client(self.scheduler, timeout="10s")
             except (OSError, TimeoutError, ValueError) as error:
@@ -217,20 +218,24 @@ class Engine:
                 ) from error
             return self._client
         dask.config.set(LOCAL)
-        try:
-            self._cluster = LocalCluster(
-                n_workers=self.workers,
-                threads_per_worker=1,
-                processes=True,
-                memory_limit="auto" if self.part_limit is None else 0,
-                dashboard_address="127.0.0.1:0",
-                silence_logs=logging.CRITICAL,
-            )
-        except (OSError, RuntimeError, TimeoutError) as error:
-            raise BackendError(
-                f"no local Dask workers could be started ({error}). Look at memory and at the room "
-                "in the folder for temporary files, then run the same command again"
-            ) from error
+        for attempt in range(1, ATTEMPTS + 1):
+            try:
+                self._cluster = LocalCluster(
+                    n_workers=self.workers,
+                    threads_per_worker=1,
+                    processes=True,
+                    memory_limit="auto" if self.part_limit is None else 0,
+                    dashboard_address="127.0.0.1:0",
+                    silence_logs=logging.CRITICAL,
+                )
+                break
+            except (OSError, RuntimeError, TimeoutError) as error:
+                if attempt == ATTEMPTS:
+                    raise BackendError(
+                        f"no local Dask workers could be started ({error}). Look at memory and at "
+                        "the room in the folder for temporary files, then run the same command "
+                        "again: finished parts are kept"
+                    ) from error
         self._client = Client(self._cluster)
         return self._client
 

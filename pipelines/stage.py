@@ -253,6 +253,9 @@ def plan_run(
         fingerprint = digest_json(ingredients)
         fingerprints[stage.name] = fingerprint
         action, reason = _decide(stage, published, fingerprint, ingredients, store, verify=verify)
+        torn = store.find_torn(run, stage.name)
+        if torn is not None and action == "run":
+            reason = f"damaged: {torn} is cut short"
         if action == "run" and published is not None and not reason.startswith("damaged"):
             upstream = [name for name in stage.upstream if name in redone]
             reason = f"{', '.join(upstream)} changed" if "input" in reason and upstream else reason
@@ -334,6 +337,9 @@ def _require_upstream(
     for name in stage.upstream:
         if name in omitted:
             continue
+        torn = runtime.store.find_torn(run, name)
+        if torn is not None:
+            raise StageError(f"{torn} is cut short. Repair it with --stage {name} --force")
         published = runtime.store.open_run(run, name)
         if name not in fingerprints or published is None:
             raise StageError(

@@ -11,7 +11,8 @@
 The contract:
 - A published directory is complete: its manifest is written last, then one rename makes it appear,
   then one rename of a link makes it the run's. A reader sees the old tables or the new, whole.
-- A manifest lists every file with size and SHA-256; `Published.find_damage` holds the files to it.
+- A manifest lists every file with size and SHA-256, and ends with a digest of itself;
+  `Published.find_damage` holds the files and the manifest to it.
 - Tables carry the Arrow schema their stage declares; a table with another schema is refused.
 - Nothing here is pickled.
 """
@@ -40,6 +41,7 @@ from cdp.errors import StageError
 MANIFEST = "manifest.json"
 SCRATCH = "_scratch"
 RECORD = "run.json"
+DIGEST = "digest"
 
 
 def digest_json(value: Any) -> str:
@@ -191,6 +193,9 @@ class Published:
                 return f"{path} has {size} bytes, published with {record['bytes']}"
             if rehash and digest_file(path) != record["sha256"]:
                 return f"{path} no longer has the SHA-256 it was published with"
+        said = {name: value for name, value in self.manifest.items() if name != DIGEST}
+        if rehash and self.manifest.get(DIGEST, digest_json(said)) != digest_json(said):
+            return f"{self.directory / MANIFEST} no longer says what it was published with"
         return None
 
     def read(self, table: str, columns: list[str] | None = None) -> pa.Table:
@@ -235,6 +240,13 @@ class Store:
         """What `runs/<run>/<stage>` points at, if it is published."""
         return Published.open(stage, self.runs_directory / run / stage)
 
+    def find_torn(self, run: str, stage: str) -> Path | None:
+        """The run's manifest of a stage when it is there and cannot be understood."""
+        directory = self.runs_directory / run / stage
+        there = (directory / MANIFEST).exists()
+        torn = there and Published.open(stage, directory) is None
+        return directory.resolve() / MANIFEST if torn else None
+
     def find(self, stage: str, fingerprint: str) -> Published | None:
         """A whole publication with this fingerprint, made by any run."""
         for directory in sorted(
@@ -272,7 +284,9 @@ class Store:
                 if path.suffix == ".parquet":
                     record["rows"] = pq.ParquetFile(path).metadata.num_rows
                 files[path.relative_to(work).as_posix()] = record
-        write_text(work / MANIFEST, json.dumps({**manifest, "files": files}, indent=1) + "\n")
+        said = json.loads(json.dumps({**manifest, "files": files}))
+        text = json.dumps({**said, DIGEST: digest_json(said)}, indent=1)
+        write_text(work / MANIFEST, text + "\n")
         prefix = f"{manifest['fingerprint'][:20]}-"
         attempts = [int(d.name[len(prefix) :]) for d in work.parent.glob(f"{prefix}*")]
         final = work.parent / f"{prefix}{max(attempts, default=0) + 1}"

@@ -9,6 +9,7 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 from collections import Counter
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -22,7 +23,7 @@ from PIL import Image
 
 from pipelines.run import main
 from pipelines.stages import STAGES
-from pipelines.store import Store
+from pipelines.store import Published, Store
 
 ROOT = Path(__file__).parents[1]
 
@@ -223,10 +224,58 @@ def test_verify_repairs_what_is_damaged_and_nothing_else(own_run, tiny, whole, c
     assert digest_run(own_run) == whole
 
 
-def test_a_manifest_cut_short_is_no_publication(own_run, tiny, whole):
-    manifest = own_run / "mediate" / "manifest.json"
+def list_cuts(text):
+    """Lengths around both ends and, in steps that meet every kind of place, between them."""
+    size = len(text)
+    return sorted({*range(64), *range(size - 64, size), *range(0, size, 97)})
+
+
+def test_a_manifest_cut_anywhere_is_none_or_the_whole(finished_run, tmp_path):
+    copy, cuts = tmp_path / "manifest.json", 0
+    for manifest in finished_run.glob("*/manifest.json"):
+        text = manifest.read_bytes()
+        whole = json.loads(text)
+        for cut in list_cuts(text):
+            copy.write_bytes(text[:cut])
+            found = Published.open("any", tmp_path)
+            assert found is None or (found.manifest == whole and cut == len(text) - 1)
+            cuts += 1
+    print(f"cut {cuts} times")
+    assert cuts > 1000
+
+
+def test_a_manifest_cut_short_is_named_and_its_stage_repairs_it(own_run, tiny, whole, capsys):
+    runs = own_run.parent
+    manifest = (own_run / "mediate" / "manifest.json").resolve()
     manifest.write_bytes(manifest.read_bytes()[:40])
-    assert run(tiny, own_run.parent) == 0
+    assert run(tiny, runs, "--stage", "propagate") == 1
+    assert f"{manifest} is cut short. Repair it with --stage mediate --force" in (
+        capsys.readouterr().err
+    )
+    assert run(tiny, runs, "--until", "mediate") == 0
+    assert f"mediate   run   damaged: {manifest} is cut short" in capsys.readouterr().out
+    assert digest_run(own_run) == whole
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("stage", [stage.name for stage in STAGES])
+def test_the_manifest_of_any_stage_cut_short_is_made_again(own_run, tiny, whole, stage):
+    manifest = (own_run / stage / "manifest.json").resolve()
+    text = manifest.read_bytes()
+    for cut in (0, 1, len(text) // 2, len(text) - 3):
+        manifest = (own_run / stage / "manifest.json").resolve()
+        manifest.write_bytes(text[:cut])
+        assert run(tiny, own_run.parent) == 0
+        assert digest_run(own_run) == whole
+
+
+def test_a_manifest_that_says_something_else_is_found_by_verify(own_run, tiny, whole, capsys):
+    manifest = (own_run / "propagate" / "manifest.json").resolve()
+    told = json.loads(manifest.read_text())
+    told["facts"]["clusters"] += 1
+    manifest.write_text(json.dumps(told))
+    assert run(tiny, own_run.parent, "--verify", "--until", "propagate") == 0
+    assert f"propagate run   damaged: {manifest} no longer says" in capsys.readouterr().out
     assert digest_run(own_run) == whole
 
 
@@ -376,21 +425,51 @@ def test_an_image_that_may_not_be_read_costs_itself_only(tiny, tmp_path):
 # ------------------------------------------------------------------------------------ two at once
 
 
-def test_two_runs_of_one_name_one_refuses(tiny, whole, tmp_path):
-    one, other = (start(tiny, tmp_path) for _ in range(2))
+def check_two_of_one_name(tiny, runs, whole):
+    one, other = (start(tiny, runs) for _ in range(2))
     first, second = finish(one), finish(other)
     assert sorted(code for code, *_ in (first, second)) == [0, 1]
     refused = first if first[0] else second
     assert "in use by process" in refused[2]
-    assert digest_run(tmp_path / "tiny") == whole
+    assert digest_run(runs / "tiny") == whole
+
+
+def check_two_sharing_the_store(tiny, runs, whole):
+    one, other = start(tiny, runs), start(tiny, runs, "name=twin")
+    assert finish(one)[0] == finish(other)[0] == 0
+    assert digest_run(runs / "tiny") == digest_run(runs / "twin") == whole
+    made = [stage.name for stage in (runs / ".store").glob("*/*-*") if stage.is_dir()]
+    assert len(made) == len({name[:20] for name in made})
+
+
+def test_two_runs_of_one_name_one_refuses(tiny, whole, tmp_path):
+    check_two_of_one_name(tiny, tmp_path, whole)
 
 
 def test_two_runs_sharing_the_store_wait_for_each_other(tiny, whole, tmp_path):
+    check_two_sharing_the_store(tiny, tmp_path, whole)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("seed", range(5))
+@pytest.mark.parametrize("check", [check_two_of_one_name, check_two_sharing_the_store])
+def test_two_runs_at_once_many_times(tiny, whole, tmp_path, check, seed):
+    check(tiny, tmp_path, whole)
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("seed", range(5))
+def test_of_two_runs_sharing_the_store_one_is_killed_the_other_goes_on(tiny, whole, tmp_path, seed):
+    """The lock of the dead is taken over while somebody waits for it."""
+    dice = random.Random(seed)
     one, other = start(tiny, tmp_path), start(tiny, tmp_path, "name=twin")
-    assert finish(one)[0] == finish(other)[0] == 0
-    assert digest_run(tmp_path / "tiny") == digest_run(tmp_path / "twin") == whole
-    made = [stage.name for stage in (tmp_path / ".store").glob("*/*-*") if stage.is_dir()]
-    assert len(made) == len({name[:20] for name in made})
+    time.sleep(dice.uniform(4, 20))
+    os.killpg(one.pid, signal.SIGKILL)
+    one.communicate()
+    assert finish(other)[0] == 0
+    assert digest_run(tmp_path / "twin") == whole
+    assert run(tiny, tmp_path) == 0
+    assert digest_run(tmp_path / "tiny") == whole
 
 
 # ------------------------------------------------------------------------------------------- dask
