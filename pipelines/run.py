@@ -251,7 +251,6 @@ def _describe_environment(options: argparse.Namespace, seed: int) -> dict[str, A
         "python": platform.python_version(),
         "machine": platform.machine(),
         "packages": versions,
-        "processor": platform.processor() or platform.machine(),
         "instructions": torch.backends.cpu.get_cpu_capability(),
         "device": options.device,
         "device_used": str(device),

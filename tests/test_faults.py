@@ -142,10 +142,8 @@ def kill_until_done(killer, dice, at_most):
     """Kill one run at seeded moments of all kinds until it is done or was killed often enough."""
     for _ in range(at_most):
         kind = dice.choice(["change", "change", "step", "moment"])
-        most = {"change": 12, "step": 30, "moment": 5.0}[kind]
-        if killer.kill(
-            kind, dice.randint(1, most) if kind != "moment" else dice.uniform(0.2, most)
-        ):
+        moments = {"change": (1, 2, 3, 4, 6, 8, 12), "step": range(1, 13), "moment": (0.5, 1, 2, 4)}
+        if killer.kill(kind, dice.choice(moments[kind])):
             return
     assert killer.kill("never", 0)
 
