@@ -171,7 +171,7 @@ def test_killed_seventy_times_and_in_every_stage_it_ends_the_same(tiny, whole, t
     while kills.total() < 70 or not {stage.name for stage in STAGES} <= set(stages):
         place = tmp_path / str(runs)
         with Killer(tiny, place, whole) as killer:
-            kill_until_done(killer, dice, 60)
+            kill_until_done(killer, dice, 40)
         check_end(place, whole)
         kills, stages, runs = kills + killer.kills, stages + killer.stages, runs + 1
         kept += len(killer.kept)
