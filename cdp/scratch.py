@@ -2,12 +2,14 @@
 
 The contract: up to `HELD_BYTES` an array lies in memory; a larger one is mapped from an unnamed
 temporary file, so that the system may write it out when memory is needed. It vanishes with the last
-reference to it, also when the process is killed.
+reference to it, also when the process is killed. A disk without room for it is an OSError at once;
+writing to a mapped file without room would end the process without a word.
 """
 
 from __future__ import annotations
 
 import math
+import os
 import tempfile
 
 import numpy as np
@@ -17,7 +19,14 @@ HELD_BYTES = 1 << 28
 
 def allocate(shape: tuple[int, ...], dtype: type[np.generic] = np.float32) -> np.ndarray:
     """An array of this shape, its content undefined; the folder is that of `tempfile`."""
-    if math.prod(shape) * np.dtype(dtype).itemsize <= HELD_BYTES:
+    size = math.prod(shape) * np.dtype(dtype).itemsize
+    if size <= HELD_BYTES:
         return np.empty(shape, dtype)
     with tempfile.TemporaryFile(prefix="cdp-") as file:
+        if hasattr(os, "posix_fallocate"):
+            try:
+                os.posix_fallocate(file.fileno(), 0, size)
+            except OSError as error:
+                place = f"{tempfile.gettempdir()} ({size >> 20} MiB wanted; or set TMPDIR)"
+                raise OSError(error.errno, error.strerror, place) from error
         return np.memmap(file, dtype, "w+", shape=shape)

@@ -6,6 +6,12 @@ The contract:
 - Results come back in the order of the parts. The first failure cancels the rest and is raised
   here as itself.
 - The cluster starts with the first part and ends with the engine.
+- A worker that dies is replaced and its part is computed again. A map never waits without end: a
+  local cluster that has had no worker for a minute is made anew, as often as that brings parts
+  forward; a scheduler that is lost, or stays without workers, is an error.
+- With a memory limit no process of the run gets more private memory than its share: half is the
+  run's own, the other half is the workers'. What it maps of files is the system's to take back and
+  does not count. A part that wants more is an error at once, and is not tried again.
 """
 
 from __future__ import annotations
@@ -13,12 +19,35 @@ from __future__ import annotations
 import contextlib
 import logging
 import os
+import queue
+import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
-from cdp.errors import BackendError
+from cdp.errors import BackendError, ConfigError
+
+log = logging.getLogger("cdp")
 
 Result = TypeVar("Result")
+
+PATIENCE_S, PATIENCE_ELSEWHERE_S = 60.0, 300.0
+"""How long there may be no worker at all: of a cluster of ours, of a scheduler's."""
+LOOK_S = 5.0
+CLOSE_S = 5.0
+ATTEMPTS = 3
+"""Clusters made in a row of which none computes a part."""
+LEAST_BYTES = 640 << 20
+"""What a process needs before it computes anything: the libraries alone take 450 MiB."""
+
+
+LOCAL = {
+    # Dask gives up for good on a worker that is lost twice within this time.
+    "distributed.deploy.lost-worker-timeout": "1000 days",
+    # A worker that is paused for what a library keeps is never given a part again.
+    "distributed.worker.memory.pause": False,
+    "distributed.worker.memory.spill": False,
+    "distributed.worker.memory.target": False,
+}
 
 
 def count_cores() -> int:
@@ -29,9 +58,26 @@ def count_cores() -> int:
 class Engine:
     """A Dask client, started when first needed: a local cluster, or a scheduler by address."""
 
-    def __init__(self, *, workers: int | None = None, scheduler: str | None = None) -> None:
+    def __init__(
+        self,
+        *,
+        workers: int | None = None,
+        scheduler: str | None = None,
+        memory_limit: int | None = None,
+    ) -> None:
         self.workers = workers or count_cores()
         self.scheduler = scheduler
+        self.part_limit = self.own_limit = None
+        if memory_limit is not None:
+            self.own_limit = memory_limit // 2
+            self.part_limit = None if scheduler else memory_limit // 2 // self.workers
+            least = 2 * LEAST_BYTES * (1 if scheduler else self.workers)
+            if memory_limit < least:
+                raise ConfigError(
+                    f"--memory-limit: {self.workers} worker(s) need at least {least >> 20} MiB "
+                    f"together with the run itself, got {memory_limit >> 20} MiB. Give fewer "
+                    "--workers or a larger limit"
+                )
         self._client: Any = None
         self._cluster: Any = None
 
@@ -45,7 +91,7 @@ class Engine:
         for part in (self._client, self._cluster):
             if part is not None:
                 with contextlib.suppress(Exception):
-                    part.close()
+                    part.close(timeout=CLOSE_S)
         self._client = self._cluster = None
 
     def map(
@@ -54,48 +100,115 @@ class Engine:
         """Call `function(*part)` for every part; yield results in order, with a progress bar."""
         from tqdm import tqdm
 
-        if not parts:
-            return
-        client = self._connect()
-        from distributed import as_completed
-
-        futures = [client.submit(_run_alone, function, part, pure=False) for part in parts]
-        bar = tqdm(total=len(futures), desc=label, unit="part", leave=False, delay=1.0)
+        bar = tqdm(total=len(parts), desc=label, unit="part", leave=False, delay=1.0)
         done: dict[int, Result] = {}
-        position = {future.key: row for row, future in enumerate(futures)}
-        expected = 0
+        left = set(range(len(parts)))
+        expected = attempts = 0
         try:
-            for future in as_completed(futures):
-                done[position[future.key]] = self._collect(future, label)
-                bar.update()
-                while expected in done:
-                    yield done.pop(expected)
-                    expected += 1
+            while left:
+                before = len(left)
+                with contextlib.suppress(_NoWorkers):
+                    for position, result in self._compute(function, parts, left, label):
+                        left.remove(position)
+                        done[position] = result
+                        bar.update()
+                        while expected in done:
+                            yield done.pop(expected)
+                            expected += 1
+                if left:
+                    attempts = 1 if len(left) < before else attempts + 1
+                    self._start_anew(label, attempts)
         finally:
             bar.close()
-            with contextlib.suppress(Exception):
-                client.cancel(futures)
 
-    def _collect(self, future: Any, label: str) -> Any:
+    def _compute(
+        self,
+        function: Callable[..., Result],
+        parts: Sequence[tuple[Any, ...]],
+        wanted: set[int],
+        label: str,
+    ) -> Iterator[tuple[int, Result]]:
+        """(position, result) of the parts at `wanted`, as they are done."""
+        client = self._connect()
+        futures = {
+            client.submit(
+                _run_alone, function, parts[position], self.part_limit, pure=False
+            ): position
+            for position in sorted(wanted)
+        }
+        finished: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        for future in futures:
+            future.add_done_callback(finished.put)
+        watch = _Watch(client, self.scheduler)
+        try:
+            for _ in futures:
+                future = self._wait(lambda: finished.get(timeout=LOOK_S), watch)
+                yield futures[future], self._collect(future, watch, label)
+        finally:
+            with contextlib.suppress(Exception):
+                client.cancel(list(futures))
+
+    @staticmethod
+    def _wait(ask: Callable[[], Any], watch: _Watch) -> Any:
+        """What `ask` returns in the end; whenever it has nothing yet, look for the workers."""
+        while True:
+            try:
+                return ask()
+            except (queue.Empty, TimeoutError):
+                watch.look()
+
+    def _collect(self, future: Any, watch: _Watch, label: str) -> Any:
+        from distributed.client import FutureCancelledError
         from distributed.scheduler import KilledWorker
 
+        def ask() -> Any:
+            # What a part raised is its own, also a TimeoutError; what its worker held when it died
+            # is computed again, which may take as long as it takes.
+            if future.status == "error":
+                raise _PartError(future.exception())
+            return future.result(timeout=LOOK_S)
+
         try:
-            return future.result()
-        except KilledWorker as error:
+            return self._wait(ask, watch)
+        except _PartError as failed:
+            error = failed.args[0]
+        except FutureCancelledError as lost:
+            raise BackendError(
+                f"{label}: the Dask scheduler{self._place()} is lost ({lost.reason}). Start it "
+                "again, then run the same command again: finished parts are kept"
+            ) from lost
+        if isinstance(error, KilledWorker):
             raise BackendError(
                 f"{label}: one part killed its worker {error.allowed_failures + 1} times, most "
                 "likely for want of memory. Give fewer --workers, then run again: finished parts "
                 "are kept"
             ) from error
+        raise error
+
+    def _place(self) -> str:
+        return f" at {self.scheduler}" if self.scheduler else ""
+
+    def _start_anew(self, label: str, attempts: int) -> None:
+        """Drop a local cluster without workers; the next part starts another."""
+        if attempts >= ATTEMPTS:
+            raise BackendError(
+                f"{label}: {attempts} local Dask clusters in a row lost all their workers and "
+                "computed nothing. Look for what kills them (memory, a full /tmp), then run the "
+                "same command again: finished parts are kept"
+            )
+        log.info("          no worker is left; starting new ones")
+        self.close()
 
     def _connect(self) -> Any:
         if self._client is not None:
             return self._client
+        import dask
         from distributed import Client, LocalCluster
 
+        # What is lost is told once, by what is raised, not by each of its connections.
+        for name in ("distributed", "distributed.client"):
+            logging.getLogger(name).setLevel(logging.CRITICAL)
         if self.scheduler:
-            # A lost scheduler is told once, by what is raised, not by each of its connections.
-            logging.getLogger("distributed").setLevel(logging.CRITICAL)
             try:
                 self._client = Client(self.scheduler, timeout="10s")
             except (OSError, TimeoutError, ValueError) as error:
@@ -104,20 +217,103 @@ class Engine:
                     "`dask scheduler`, or leave --scheduler out for a local cluster"
                 ) from error
             return self._client
-        self._cluster = LocalCluster(
-            n_workers=self.workers,
-            threads_per_worker=1,
-            processes=True,
-            dashboard_address="127.0.0.1:0",
-            silence_logs=logging.CRITICAL,
-        )
+        dask.config.set(LOCAL)
+        for attempt in range(1, ATTEMPTS + 1):
+            try:
+                self._cluster = LocalCluster(
+                    n_workers=self.workers,
+                    threads_per_worker=1,
+                    processes=True,
+                    memory_limit="auto" if self.part_limit is None else 0,
+                    dashboard_address="127.0.0.1:0",
+                    silence_logs=logging.CRITICAL,
+                )
+                break
+            except (OSError, RuntimeError, TimeoutError) as error:
+                if attempt == ATTEMPTS:
+                    raise BackendError(
+                        f"no local Dask workers could be started ({error}). Look at memory and at "
+                        "the room in the folder for temporary files, then run the same command "
+                        "again: finished parts are kept"
+                    ) from error
         self._client = Client(self._cluster)
         return self._client
 
 
-def _run_alone(function: Callable[..., Result], part: tuple[Any, ...]) -> Result:
-    """Run one part on one thread of every native library."""
+class _NoWorkers(Exception):  # noqa: N818 - a state of the cluster, not an error of a user's
+    """A local cluster has been without workers for too long."""
+
+
+class _PartError(Exception):
+    """Carries what a part raised past those who wait."""
+
+
+class _Watch:
+    """Looks whether anyone is there to compute what is being waited for."""
+
+    def __init__(self, client: Any, scheduler: str | None) -> None:
+        self._client, self._scheduler = client, scheduler
+        self._seen = time.monotonic()
+
+    def look(self) -> None:
+        """_NoWorkers or BackendError when there has been no worker for too long."""
+        try:
+            alive = self._client.sync(self._client.scheduler.ncores, callback_timeout=LOOK_S)
+        except (OSError, TimeoutError):
+            alive = {}
+        if alive:
+            self._seen = time.monotonic()
+            return
+        alone_s = time.monotonic() - self._seen
+        if self._scheduler is None and alone_s > PATIENCE_S:
+            raise _NoWorkers
+        if self._scheduler is not None and alone_s > PATIENCE_ELSEWHERE_S:
+            raise BackendError(
+                f"the Dask scheduler at {self._scheduler} has had no worker for {alone_s:.0f} s. "
+                f"Start some with `dask worker {self._scheduler}`, then run the same command "
+                "again: finished parts are kept"
+            )
+
+
+def _run_alone(function: Callable[..., Result], part: tuple[Any, ...], limit: int | None) -> Result:
+    """Run one part on one thread of every native library, in no more memory than its share."""
     from threadpoolctl import threadpool_limits
 
-    with threadpool_limits(1):
+    with threadpool_limits(1), bound_memory(limit):
         return function(*part)
+
+
+@contextlib.contextmanager
+def bound_memory(limit: int | None) -> Iterator[None]:
+    """Let this process have `limit` bytes of private memory; say so when it wants more."""
+    import resource
+
+    before = resource.getrlimit(resource.RLIMIT_DATA)
+    if limit is not None:
+        resource.setrlimit(resource.RLIMIT_DATA, (limit, before[1]))
+    try:
+        yield
+    except (MemoryError, RuntimeError) as error:
+        if not _is_memory_short(error):
+            raise
+        told = str(error).strip().splitlines()
+        reason = f" ({told[0][:160]})" if told else ""
+        if limit is None:
+            raise BackendError(
+                f"out of memory{reason}. Give fewer --workers, or free some, then run the same "
+                "command again: finished parts are kept"
+            ) from error
+        raise BackendError(
+            f"more memory wanted than the {limit >> 20} MiB that this process has of "
+            f"--memory-limit{reason}. Raise it or give fewer --workers, then run again: finished "
+            "parts are kept"
+        ) from error
+    finally:
+        if limit is not None:
+            resource.setrlimit(resource.RLIMIT_DATA, before)
+
+
+def _is_memory_short(error: BaseException) -> bool:
+    """Also where a library tells it in words of its own: torch, ONNX Runtime, C++."""
+    words = ("allocate memory", "bad_alloc", "bad allocation", "out of memory")
+    return isinstance(error, MemoryError) or any(word in str(error).lower() for word in words)

@@ -27,7 +27,14 @@ import pyarrow as pa
 from pipelines.config import MemberSettings, TrainingSettings
 from pipelines.dataset import Dataset
 from pipelines.stage import Work
-from pipelines.store import digest_json, drop_drafts, open_atomically, write_table, write_text
+from pipelines.store import (
+    digest_json,
+    drop_drafts,
+    open_atomically,
+    reserve,
+    write_table,
+    write_text,
+)
 
 if TYPE_CHECKING:
     from cdp.branch import SoftTargets
@@ -333,6 +340,7 @@ def _load_faces(work: Work, each: LabelledSet, input_px: int) -> np.ndarray:
         draft = path.with_suffix(".draft")
         shape = (len(each.paths), size_px, size_px, 3)
         np.lib.format.open_memmap(draft, "w+", np.uint8, shape).flush()
+        reserve(draft, draft.stat().st_size)
         parts = [
             (work.dataset, draft, row, each.paths[row : row + PART_SIZE])
             for row in range(0, len(each.paths), PART_SIZE)

@@ -10,6 +10,7 @@ The contract:
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import logging
 import os
@@ -25,7 +26,7 @@ from cdp.errors import CdpError, ConfigError, DataError
 from pipelines.config import RunConfig, read_config
 from pipelines.corrections import CorrectionTable
 from pipelines.dataset import Dataset
-from pipelines.engine import Engine
+from pipelines.engine import Engine, bound_memory
 from pipelines.stage import Runtime, Step, execute_step, plan_run
 from pipelines.stages import STAGES, describe_facts
 from pipelines.store import RECORD, FileDigests, Store, write_text
@@ -36,6 +37,8 @@ log = logging.getLogger("cdp")
 DATA_ROOT = "CDP_DATA_ROOT"
 PACKAGES = (
     "torch", "nmslib-metabrainz", "faiss-cpu", "networkx", "numpy", "pandas", "dask", "pyarrow",
+    "scipy", "scikit-learn", "numba", "onnxruntime", "pillow", "opencv-python-headless",
+    "safetensors",
 )  # fmt: skip
 
 
@@ -70,6 +73,12 @@ def build_parser() -> argparse.ArgumentParser:
     add("--verify", action="store_true", help="rehash every input and published file first")
     add("--workers", type=int, metavar="N", help="local Dask workers (default: one a core)")
     add("--scheduler", metavar="ADDRESS", help="a running Dask scheduler, e.g. tcp://host:8786")
+    add(
+        "--memory-limit",
+        metavar="SIZE",
+        help="private memory of all processes together, e.g. 8GiB: half for the run itself, half "
+        "for its local workers (of a --scheduler, `dask worker --memory-limit` bounds them)",
+    )
     add("--device", default="auto", help="auto, cpu, cuda or cuda:N, for training and embedding")
     add(
         "overrides",
@@ -138,7 +147,11 @@ def _carry_out(config: RunConfig, options: argparse.Namespace, *, until: str | N
     dataset = Dataset.open(_find_manifest(config.data, options.config), options.data_root)
     store = Store(options.runs_dir)
     digests = FileDigests(store.root / "files.json", rehash=options.verify)
-    engine = Engine(workers=options.workers, scheduler=options.scheduler)
+    engine = Engine(
+        workers=options.workers,
+        scheduler=options.scheduler,
+        memory_limit=_read_size(options.memory_limit),
+    )
     decisions = CorrectionTable(options.runs_dir / config.name).read()
     runtime = Runtime(config, dataset, store, engine, digests, options.device, decisions)
     only = None if options.stage == "all" else options.stage
@@ -178,9 +191,13 @@ def _take(step: Step, runtime: Runtime, options: argparse.Namespace, log_path: P
     if step.action in ("skip", "omit"):
         return
     try:
-        published = execute_step(
-            step, runtime, force=options.force, environment=_describe_environment(options)
-        )
+        with bound_memory(runtime.engine.own_limit):
+            published = execute_step(
+                step,
+                runtime,
+                force=options.force,
+                environment=_describe_environment(options, runtime.config.seed),
+            )
     except Exception as error:
         log.debug("stage %s failed", name, exc_info=True)
         raise _StageFailure(name, error, log_path) from error
@@ -208,7 +225,22 @@ def _find_manifest(name: str, config_path: Path) -> Path:
     return Path(name) if Path(name).is_file() or not beside.is_file() else beside
 
 
-def _describe_environment(options: argparse.Namespace) -> dict[str, Any]:
+def _read_size(text: str | None) -> int | None:
+    from dask.utils import parse_bytes
+
+    try:
+        return None if text is None else parse_bytes(text)
+    except ValueError as error:
+        raise ConfigError(f"--memory-limit: a size such as 8GiB expected, got {text!r}") from error
+
+
+def _describe_environment(options: argparse.Namespace, seed: int) -> dict[str, Any]:
+    """What figures may depend on beyond the fingerprint; no fingerprint reads it."""
+    import torch
+
+    from cdp.training import resolve_device
+
+    device = resolve_device(options.device)
     versions: dict[str, str | None] = {}
     for package in PACKAGES:
         try:
@@ -219,7 +251,13 @@ def _describe_environment(options: argparse.Namespace) -> dict[str, Any]:
         "python": platform.python_version(),
         "machine": platform.machine(),
         "packages": versions,
+        "instructions": torch.backends.cpu.get_cpu_capability(),
         "device": options.device,
+        "device_used": str(device),
+        "device_name": torch.cuda.get_device_name(device) if device.type == "cuda" else None,
+        "threads": {"training": torch.get_num_threads(), "part": 1},
+        "seed": seed,
+        "memory_limit": options.memory_limit,
         "scheduler": options.scheduler or "local",
         "workers": options.workers,
     }
@@ -230,12 +268,26 @@ def _resume(arguments: list[str] | None) -> str:
     return shlex.join(["python", "-m", "pipelines.run", *given])
 
 
+class _LogFile(logging.FileHandler):
+    """A log that can no longer be written is told once, and stops nothing."""
+
+    told = False
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - logging's name
+        error = sys.exc_info()[1]
+        if not isinstance(error, OSError):
+            super().handleError(record)
+        elif not self.told:
+            self.told = True
+            print(f"the log {self.baseFilename} ends here: {error.strerror}", file=sys.stderr)
+
+
 def _open_logs(run_directory: Path) -> Path:
     place = run_directory / "logs"
     try:
         place.mkdir(parents=True, exist_ok=True)
         path = place / time.strftime("%Y%m%d-%H%M%S.log")
-        handler = logging.FileHandler(path, encoding="utf-8")
+        handler = _LogFile(path, encoding="utf-8")
     except OSError as error:
         raise ConfigError(
             f"cannot write the log below {place}: {error.strerror}. Choose another --runs-dir"
@@ -252,7 +304,8 @@ def _open_logs(run_directory: Path) -> Path:
 
 def _close_logs() -> None:
     for handler in log.handlers:
-        handler.close()
+        with contextlib.suppress(OSError):  # told already
+            handler.close()
     log.handlers = []
 
 

@@ -14,7 +14,8 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
@@ -22,7 +23,7 @@ from typing import Any
 
 import pyarrow as pa
 
-from cdp.errors import CdpError, ConfigError, StageError
+from cdp.errors import ConfigError, StageError
 from pipelines.config import RunConfig
 from pipelines.corrections import Decision, digest_decisions
 from pipelines.dataset import Dataset
@@ -252,6 +253,9 @@ def plan_run(
         fingerprint = digest_json(ingredients)
         fingerprints[stage.name] = fingerprint
         action, reason = _decide(stage, published, fingerprint, ingredients, store, verify=verify)
+        torn = store.find_torn(run, stage.name)
+        if torn is not None and action == "run":
+            reason = f"damaged: {torn} is cut short"
         if action == "run" and published is not None and not reason.startswith("damaged"):
             upstream = [name for name in stage.upstream if name in redone]
             reason = f"{', '.join(upstream)} changed" if "input" in reason and upstream else reason
@@ -333,6 +337,9 @@ def _require_upstream(
     for name in stage.upstream:
         if name in omitted:
             continue
+        torn = runtime.store.find_torn(run, name)
+        if torn is not None:
+            raise StageError(f"{torn} is cut short. Repair it with --stage {name} --force")
         published = runtime.store.open_run(run, name)
         if name not in fingerprints or published is None:
             raise StageError(
@@ -364,7 +371,8 @@ def execute_step(
         if step.action == "link" or (waited and not force):
             shared = store.find(stage.name, step.fingerprint)
             if shared is not None:
-                store.link(run, shared)
+                with _disk_told(stage.name):
+                    store.link(run, shared)
                 return shared
         directory = store.open_work(stage.name, step.fingerprint, fresh=force)
         upstream = {}
@@ -382,16 +390,8 @@ def execute_step(
             fresh=force,
         )
         started = time.perf_counter()
-        with _PeakMemory() as memory:
-            try:
-                facts = dict(stage.run(work))
-            except CdpError:
-                raise
-            except OSError as error:
-                raise StageError(
-                    f"stage {stage.name} could not read or write: {error}. What was published "
-                    "before is untouched"
-                ) from error
+        with _PeakMemory() as memory, _disk_told(stage.name):
+            facts = dict(stage.run(work))
         manifest = {
             "stage": stage.name,
             "fingerprint": step.fingerprint,
@@ -402,9 +402,22 @@ def execute_step(
             "peak_memory_mib": memory.peak_mib,
             "environment": environment,
         }
-        published = store.publish(stage.name, directory, manifest)
-        store.link(run, published)
+        with _disk_told(stage.name):
+            published = store.publish(stage.name, directory, manifest)
+            store.link(run, published)
         return published
+
+
+@contextmanager
+def _disk_told(stage: str) -> Iterator[None]:
+    """What the disk refuses is a StageError; the error of the system names the file."""
+    try:
+        yield
+    except OSError as error:
+        raise StageError(
+            f"stage {stage} could not read or write: {error}. What was published before is "
+            "untouched. Free space or mend the permissions, then run the same command again"
+        ) from error
 
 
 class _PeakMemory:

@@ -11,7 +11,8 @@
 The contract:
 - A published directory is complete: its manifest is written last, then one rename makes it appear,
   then one rename of a link makes it the run's. A reader sees the old tables or the new, whole.
-- A manifest lists every file with size and SHA-256; `Published.find_damage` holds the files to it.
+- A manifest lists every file with size and SHA-256, and ends with a digest of itself;
+  `Published.find_damage` holds the files and the manifest to it.
 - Tables carry the Arrow schema their stage declares; a table with another schema is refused.
 - Nothing here is pickled.
 """
@@ -25,7 +26,7 @@ import os
 import shutil
 import time
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -33,12 +34,14 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+from safetensors import SafetensorError
 
 from cdp.errors import StageError
 
 MANIFEST = "manifest.json"
 SCRATCH = "_scratch"
 RECORD = "run.json"
+DIGEST = "digest"
 
 
 def digest_json(value: Any) -> str:
@@ -71,13 +74,31 @@ def open_atomically(path: Path) -> Iterator[Path]:
         with draft.open("rb") as stream:
             os.fsync(stream.fileno())
         draft.replace(path)
-    except OSError as error:
-        raise StageError(
-            f"cannot write {path}: {error.strerror or error}; what was published before is "
-            "untouched. Free space or mend the permissions, then run the same command again"
-        ) from error
+    except (OSError, SafetensorError) as error:
+        raise _cannot_write(path, error) from error
     finally:
         draft.unlink(missing_ok=True)
+
+
+def reserve(path: Path, size: int) -> None:
+    """Give an existing file all of its room; StageError when the disk has not that much.
+
+    A mapped file without room ends the process that writes to it, without a word.
+    """
+    try:
+        with path.open("r+b") as stream:
+            if hasattr(os, "posix_fallocate"):
+                os.posix_fallocate(stream.fileno(), 0, size)
+    except OSError as error:
+        raise _cannot_write(path, error) from error
+
+
+def _cannot_write(path: Path, error: Exception) -> StageError:
+    reason = getattr(error, "strerror", None) or error
+    return StageError(
+        f"cannot write {path}: {reason}; what was published before is untouched. Free "
+        "space or mend the permissions, then run the same command again"
+    )
 
 
 def drop_drafts(directory: Path) -> None:
@@ -142,8 +163,13 @@ class Published:
         """Read the manifest; None when there is none or it is cut short."""
         try:
             manifest = json.loads((directory / MANIFEST).read_text(encoding="utf-8"))
-        except (OSError, ValueError):
+        except (FileNotFoundError, NotADirectoryError, ValueError):
             return None
+        except OSError as error:
+            raise StageError(
+                f"cannot read {directory / MANIFEST}: {error.strerror}. Mend the permissions, or "
+                f"make it again with --stage {stage} --force"
+            ) from error
         whole = isinstance(manifest, dict) and {"fingerprint", "files", "facts"} <= manifest.keys()
         return cls(stage, directory.resolve(), manifest) if whole else None
 
@@ -167,6 +193,9 @@ class Published:
                 return f"{path} has {size} bytes, published with {record['bytes']}"
             if rehash and digest_file(path) != record["sha256"]:
                 return f"{path} no longer has the SHA-256 it was published with"
+        said = {name: value for name, value in self.manifest.items() if name != DIGEST}
+        if rehash and self.manifest.get(DIGEST, digest_json(said)) != digest_json(said):
+            return f"{self.directory / MANIFEST} no longer says what it was published with"
         return None
 
     def read(self, table: str, columns: list[str] | None = None) -> pa.Table:
@@ -211,6 +240,13 @@ class Store:
         """What `runs/<run>/<stage>` points at, if it is published."""
         return Published.open(stage, self.runs_directory / run / stage)
 
+    def find_torn(self, run: str, stage: str) -> Path | None:
+        """The run's manifest of a stage when it is there and cannot be understood."""
+        directory = self.runs_directory / run / stage
+        there = (directory / MANIFEST).exists()
+        torn = there and Published.open(stage, directory) is None
+        return directory.resolve() / MANIFEST if torn else None
+
     def find(self, stage: str, fingerprint: str) -> Published | None:
         """A whole publication with this fingerprint, made by any run."""
         for directory in sorted(
@@ -248,7 +284,9 @@ class Store:
                 if path.suffix == ".parquet":
                     record["rows"] = pq.ParquetFile(path).metadata.num_rows
                 files[path.relative_to(work).as_posix()] = record
-        write_text(work / MANIFEST, json.dumps({**manifest, "files": files}, indent=1) + "\n")
+        said = json.loads(json.dumps({**manifest, "files": files}))
+        text = json.dumps({**said, DIGEST: digest_json(said)}, indent=1)
+        write_text(work / MANIFEST, text + "\n")
         prefix = f"{manifest['fingerprint'][:20]}-"
         attempts = [int(d.name[len(prefix) :]) for d in work.parent.glob(f"{prefix}*")]
         final = work.parent / f"{prefix}{max(attempts, default=0) + 1}"
@@ -300,7 +338,7 @@ class Store:
         path = self.root / "lock" / name.replace("/", "_")
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            stream = path.open("a+", encoding="utf-8")
+            stream = path.open("a+b", buffering=0)
         except OSError as error:
             raise StageError(
                 f"cannot write below {self.root}: {error.strerror}. Choose another place with "
@@ -311,7 +349,7 @@ class Store:
                 fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 stream.seek(0)
-                holder = stream.read().strip() or "another process"
+                holder = stream.read().decode().strip() or "another process"
                 if not wait:
                     raise StageError(
                         f"{name} is in use by {holder}. Wait for it to end, or choose another run "
@@ -320,10 +358,9 @@ class Store:
                 if waiting:
                     waiting(holder)
                 fcntl.flock(stream, fcntl.LOCK_EX)
-            stream.seek(0)
-            stream.truncate()
-            stream.write(f"process {os.getpid()} on {os.uname().nodename}")
-            stream.flush()
+            with suppress(OSError):  # on a full disk the lock holds without its holder's name
+                stream.truncate(0)
+                stream.write(f"process {os.getpid()} on {os.uname().nodename}".encode())
             yield
 
 
@@ -369,11 +406,19 @@ class FileDigests:
         return value
 
     def digest_tree(self, root: Path, paths: Iterable[str]) -> str:
-        """One digest over (relative path, content) of many files."""
+        """One digest over (relative path, content) of many files.
+
+        A file that cannot be read counts with the reason: it costs itself only, and once it can be
+        read the digest is another one.
+        """
         total = hashlib.sha256()
         for path in sorted(paths):
+            try:
+                content = self.digest(root / path)
+            except OSError as error:
+                content = f"unreadable: {error.errno}"
             total.update(path.encode("utf-8", "surrogateescape"))
-            total.update(b"\0" + self.digest(root / path).encode() + b"\n")
+            total.update(b"\0" + content.encode() + b"\n")
         return total.hexdigest()
 
     def save(self) -> None:

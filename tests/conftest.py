@@ -101,8 +101,18 @@ def own_run(finished_run, tmp_path):
 
 def digest_run(run: Path) -> dict[str, str]:
     """Logical digests of every table of a run: columns and values, without wall times."""
+    return {
+        f"{stage.name}/{table}": digest
+        for stage in sorted(run.iterdir())
+        if stage.is_symlink()
+        for table, digest in digest_tables(stage).items()
+    }
+
+
+def digest_tables(stage: Path) -> dict[str, str]:
+    """The same of one stage."""
     digests = {}
-    for path in sorted(run.glob("*/**/*.parquet")):
+    for path in sorted(stage.glob("**/*.parquet")):
         if path.is_dir():
             continue
         table = pq.read_table(path)
@@ -114,5 +124,5 @@ def digest_run(run: Path) -> dict[str, str]:
                 total.update(b"\0".join(table[name].to_pylist()))
                 table = table.drop_columns([name])
         total.update(table.to_pandas().to_json(double_precision=15).encode())
-        digests[path.relative_to(run).as_posix()] = total.hexdigest()
+        digests[path.relative_to(stage).as_posix()] = total.hexdigest()
     return digests

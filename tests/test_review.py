@@ -2,10 +2,13 @@
 
 import http.client
 import json
+import random
 import re
 import signal
 import subprocess
 import sys
+import threading
+import time
 from contextlib import contextmanager
 
 import pandas as pd
@@ -250,6 +253,76 @@ def test_a_decision_that_was_answered_survives_a_kill(own_run):
     with serve(own_run) as client:
         assert client.get("question")[1]["progress"]["decisions"] == 1
         assert client.post("decisions", {"action": "undo", "number": 1})[1]["number"] == 2
+
+
+def list_groups(run):
+    """The images of each cluster, in order."""
+    labels = run.labels[run.labels.pseudo_label >= 0]
+    return [[*map(int, rows.sample_id)] for _, rows in labels.groupby("pseudo_label")]
+
+
+def decide_until_gone(client, groups, answered):
+    """Accept one cluster after the other until nobody answers; the numbers of what was answered."""
+    for group in groups:
+        try:
+            status, told = client.post("decisions", {"action": "accept", "groups": [group]})
+        except (OSError, http.client.HTTPException, ValueError):
+            return
+        assert status == 200
+        answered.append(told["number"])
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("seed", range(3))
+def test_killed_at_seeded_moments_no_answered_decision_is_lost(own_run, tiny, seed):
+    """Two servers on one run, both killed while both are being asked; ten times a seed."""
+    dice = random.Random(seed)
+    groups = list_groups(cdp.open_run(own_run))
+    answered, kills = [], 0
+    for _ in range(10):
+        with serve(own_run, signal.SIGKILL) as one, serve(own_run, signal.SIGKILL) as other:
+            asking = [
+                threading.Thread(target=decide_until_gone, args=(each, groups * 50, answered))
+                for each in (one, other)
+            ]
+            for thread in asking:
+                thread.start()
+            time.sleep(dice.uniform(0.02, 1.0))
+            for each in (one, other):
+                each.process.kill()
+                kills += 1
+            for thread in asking:
+                thread.join()
+        kept = [decision.number for decision in CorrectionTable(own_run).read()]
+        assert kept == list(range(1, len(kept) + 1))
+        assert len(answered) == len(set(answered))
+        assert set(answered) <= set(kept)
+    print(f"seed {seed}: killed {kills} servers, {len(answered)} decisions answered, none lost")
+    assert len(answered) > 10
+    arguments = ["--config", str(tiny), "--runs-dir", str(own_run.parent), "--until", "propagate"]
+    assert main(arguments) == 0
+    label = cdp.open_run(own_run).labels.set_index("sample_id").pseudo_label
+    for decision in CorrectionTable(own_run).read():
+        samples = cdp.open_run(own_run).samples.set_index("sha256").sample_id
+        assert label[samples[list(decision.groups[0])]].nunique() == 1
+
+
+def test_two_reviews_at_once_keep_what_both_decide(own_run):
+    one_half, other_half = (list_groups(cdp.open_run(own_run))[start::2] for start in (0, 1))
+    answered = []
+    with serve(own_run) as one, serve(own_run) as other:
+        asking = [
+            threading.Thread(target=decide_until_gone, args=(client, groups, answered))
+            for client, groups in ((one, one_half), (other, other_half))
+        ]
+        for thread in asking:
+            thread.start()
+        for thread in asking:
+            thread.join()
+        seen = [client.get("question")[1]["progress"]["decisions"] for client in (one, other)]
+    count = len(one_half) + len(other_half)
+    assert sorted(answered) == list(range(1, count + 1))
+    assert seen == [count, count]
 
 
 def test_a_running_server_sees_decisions_made_elsewhere(own_run):

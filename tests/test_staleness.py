@@ -214,9 +214,10 @@ def test_another_data_set_makes_everything_stale(plan, tiny, tmp_path):
 
 @pytest.mark.parametrize(
     "arguments",
-    [("--workers", "7"), ("--device", "cuda"), ("--verify",), ("--scheduler", "tcp://nobody:1")],
+    [("--workers", "7"), ("--device", "cuda"), ("--verify",), ("--scheduler", "tcp://nobody:1"),
+     ("--memory-limit", "64GiB")],
     ids=lambda arguments: arguments[0],
-)
+)  # fmt: skip
 def test_where_it_runs_makes_nothing_stale(plan, arguments):
     assert find_stale(plan(*arguments)) == set()
 

@@ -94,6 +94,18 @@ def test_a_manifest_cut_short_is_no_publication(tmp_path):
     assert Published.open("toy", published.directory) is None
 
 
+def test_a_manifest_vouches_for_itself(tmp_path):
+    published = publish(Store(tmp_path))
+    manifest = published.directory / "manifest.json"
+    told = json.loads(manifest.read_text())
+    manifest.write_text(json.dumps(told))  # other blanks, the same words
+    assert Published.open("toy", published.directory).find_damage(rehash=True) is None
+    manifest.write_text(json.dumps({**told, "facts": {"rows": 3}}))
+    altered = Published.open("toy", published.directory)
+    assert altered.find_damage() is None
+    assert f"{manifest} no longer says" in altered.find_damage(rehash=True)
+
+
 def test_a_table_of_another_schema_is_refused(tmp_path):
     published = publish(Store(tmp_path))
     other = pa.schema([("sample_id", pa.string()), ("value", pa.float32())])
@@ -168,3 +180,15 @@ def test_tree_digest_knows_names_and_contents_not_the_root(tmp_path):
 
     assert grow(tmp_path / "a", ["x", "y"]) == grow(tmp_path / "b", ["y", "x"])
     assert grow(tmp_path / "c", ["x"]) != grow(tmp_path / "d", ["x", "y"])
+
+
+def test_a_file_that_cannot_be_read_counts_as_such_until_it_can(tmp_path):
+    def digest():
+        return FileDigests(tmp_path / "files.json").digest_tree(tmp_path, ["kept", "gone"])
+
+    (tmp_path / "kept").write_text("kept")
+    (tmp_path / "gone").symlink_to("nowhere")
+    first = digest()
+    assert digest() == first
+    (tmp_path / "nowhere").write_text("here")
+    assert digest() != first
