@@ -89,12 +89,13 @@ def write_csv(run: RunResults, labels: Any, draft: Path, options: argparse.Names
     """One row an image: sample_id, path, pseudo_label, cluster_size, confidence."""
     names = ["sample_id", "path", "pseudo_label", "cluster_size", "confidence"]
     with draft.open("w", newline="", encoding="utf-8") as stream:
-        writer = csv.writer(stream)
+        # Text is quoted always: a spreadsheet that parts cells at semicolons sees whole names too.
+        writer = csv.writer(stream, quoting=csv.QUOTE_NONNUMERIC)
         writer.writerow(names)
         for row in labels[names].itertuples(index=False):
             writer.writerow(
                 [row.sample_id, defuse_formula(row.path), row.pseudo_label, row.cluster_size,
-                 f"{row.confidence:.6f}"]
+                 round(float(row.confidence), 6)]
             )  # fmt: skip
 
 
