@@ -29,7 +29,7 @@ Rate = Annotated[float, Field(gt=0, lt=1)]
 Positive = Annotated[int, Field(ge=1)]
 
 YAML_BYTES = 1 << 20
-YAML_VALUES = 100_000
+YAML_VALUES = 10_000
 """Values of one file, those an alias repeats counted each time."""
 YAML_DEPTH = 50
 

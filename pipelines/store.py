@@ -413,7 +413,11 @@ class FileDigests:
         total = hashlib.sha256()
         for path in sorted(paths):
             total.update(path.encode("utf-8", "surrogateescape"))
-            total.update(b"\0" + self.digest(root / path).encode() + b"\n")
+            try:
+                content = self.digest(root / path)
+            except OSError as error:  # who reads it will say so; its coming back is a change
+                content = f"cannot be read: {error.strerror}"
+            total.update(b"\0" + content.encode() + b"\n")
         return total.hexdigest()
 
     def save(self) -> None:
