@@ -16,7 +16,7 @@ import pyarrow.parquet as pq
 import pytest
 import yaml
 from conftest import TINY_CONFIG
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, given, reject, settings
 from hypothesis import strategies as st
 from hypothesis.extra import numpy as npst
 from PIL import Image
@@ -472,7 +472,10 @@ def check_features(place: Path, data: st.DataObject) -> None:
     if kind.value_type == pa.int64():
         rows = [None if row is None else [1, 2] for row in rows]
     name = data.draw(st.sampled_from(["embedding", "other"]))
-    raw = as_parquet(pa.array(rows, kind), name)
+    try:
+        raw = as_parquet(pa.array(rows, kind), name)
+    except pa.ArrowNotImplementedError:  # older Arrow writes no null vector: nothing to read
+        reject()
     read_features(dataset, ".parquet", damage(raw, data.draw(DAMAGE)))
 
 
