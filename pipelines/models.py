@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
+from cdp.errors import DataError
 from pipelines.config import MemberSettings, TrainingSettings
 from pipelines.dataset import Dataset
 from pipelines.stage import Work
@@ -368,9 +369,12 @@ def reduce_to(faces: np.ndarray, size_px: int | None) -> np.ndarray:
 @lru_cache(maxsize=16)
 def open_embedder(path: Path, changed_ns: int, device: str) -> Any:
     """The embedder in a file, ONNX or ours; kept open by the worker until the file changes."""
-    from cdp.embedding import BackboneEmbedder, OnnxEmbedder
+    from cdp.embedding import MODEL_BYTES, BackboneEmbedder, OnnxEmbedder
     from cdp.models import load_model
 
+    size = path.stat().st_size
+    if size > MODEL_BYTES:
+        raise DataError(f"{path}: {size} bytes, a model of at most {MODEL_BYTES} expected")
     if path.suffix == ".onnx":
         return OnnxEmbedder(path.read_bytes(), name=path.name)
     return BackboneEmbedder(load_model(path)[0], device=device)

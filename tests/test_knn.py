@@ -134,6 +134,7 @@ def test_same_bits_whatever_the_threads_the_parts_and_the_process(backend, faces
     assert fewer.neighbour.shape == (50, 5)
 
 
+@pytest.mark.nmslib
 @settings(max_examples=60, deadline=None)
 @given(
     st.integers(1, 60),
@@ -223,18 +224,18 @@ def test_a_damaged_index_is_refused(faces, tmp_path):
         load_index(path, faces[:50])
 
 
-@pytest.mark.parametrize("backend", ["nmslib", "faiss"])
-def test_missing_library_says_what_to_do(backend, monkeypatch, faces):
+@pytest.mark.parametrize("missing", ["nmslib", "faiss"])
+def test_missing_library_says_what_to_do(missing, monkeypatch, faces):
     real = builtins.__import__
 
     def refuse(name, *rest, **named):
-        if name == backend:
+        if name == missing:
             raise ImportError(f"No module named {name!r}")
         return real(name, *rest, **named)
 
     monkeypatch.setattr(builtins, "__import__", refuse)
     with pytest.raises(BackendError, match=r"pip install .* or exact"):
-        build_knn_graph(faces, 3, backend=backend)
+        build_knn_graph(faces, 3, backend=missing)
 
 
 def test_unit_input_is_not_copied(faces, tmp_path):
