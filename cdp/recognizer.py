@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from cdp.branch import Branch, FaceRows, Sampling, SoftTargets
+from cdp.branch import Branch, FaceRows, Sampling, SoftTargets, SparedClasses
 from cdp.distillation import fit_target
 from cdp.embedding import BackboneEmbedder
 from cdp.errors import ConfigError, DataError
@@ -138,6 +138,7 @@ def train_recognizer(
     plan: TrainingPlan,
     confidence: np.ndarray | None = None,
     soft: SoftTargets | None = None,
+    spared: SparedClasses | None = None,
     teacher: np.ndarray | None = None,
     pseudo_teacher: np.ndarray | None = None,
     min_size: int = 2,
@@ -174,6 +175,8 @@ def train_recognizer(
     soft : SoftTargets or None
         Weighted pseudo-labels of images (rows of `pseudo_images`, numbers of `pseudo_label`) that
         have several. Images without a hard label stay left out, and so do classes that are.
+    spared : SparedClasses or None
+        Classes that images may belong to beside their own, in the same numbers.
     teacher, pseudo_teacher : (n, t) and (u, t) float, unit length, or None
         A stronger model's vectors of these images. Every image that has one is trained to point
         where the teacher does (see `cdp.distillation`), those left out above included.
@@ -213,8 +216,9 @@ def train_recognizer(
         raise ConfigError(f"share between 0 and 1 expected, got {share}")
     known = _Faces("labelled", images, label, teacher=teacher)
     guessed = _Faces(
-        "pseudo-labelled", pseudo_images, pseudo_label, confidence, soft, pseudo_teacher, min_size
-    )
+        "pseudo-labelled", pseudo_images, pseudo_label, confidence, soft, pseudo_teacher, min_size,
+        spared,
+    )  # fmt: skip
     sets = [each for each in (known, guessed) if each.images is not None]
     for each in sets:
         each.check()
@@ -244,6 +248,7 @@ def train_recognizer(
                 classes,
                 None if each.weight is None else each.weight[rows],
                 soft=None if each.soft is None else each.soft.renumber(rows, numbers),
+                spared=None if each.spared is None else each.spared.renumber(rows, numbers),
                 teacher=None if target is None else target[rows],
                 auxiliaries=_build_added(auxiliaries or {}, embedding_dim, count, seed),
                 sampling=sampling,
@@ -283,6 +288,7 @@ class _Faces:
     soft: SoftTargets | None = None
     teacher: np.ndarray | None = None
     min_size: int = 1
+    spared: SparedClasses | None = None
 
     def check(self) -> None:
         assert self.images is not None

@@ -205,6 +205,10 @@ class PropagateSettings(Settings):
 class RetrainSettings(TrainingSettings):
     """Training of the low-resolution recognizer.
 
+    leftovers : an image without a pseudo-label, or of too small a cluster, is left out ("drop") or
+        is a class of its own ("alone"); people with too few images alike, where the truth is used.
+    spare_above : probability of a pair with a leftover from which the one is not pushed away from
+        the other's class; 1 spares none.
     weigh_by_confidence : an image counts by how sure its pseudo-label is.
     targets : "hard" is one pseudo-label an image, "soft" the weighted ones of `soft_labels`.
     pseudo_share : part of batch and loss that the pseudo-labelled set has; null is its part of the
@@ -220,6 +224,8 @@ class RetrainSettings(TrainingSettings):
     backbone: str = "residual"
     width: float = Field(1.0, gt=0)
     min_cluster_size: Positive = 2
+    leftovers: Literal["drop", "alone"] = "drop"
+    spare_above: float = Field(0.02, ge=0, le=1)
     weigh_by_confidence: bool = False
     targets: Literal["hard", "soft"] = "hard"
     pseudo_share: float | None = Field(None, gt=0, lt=1)

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import cdp
-from cdp.branch import Branch, SoftTargets
+from cdp.branch import Branch, SoftTargets, SparedClasses
 from cdp.distillation import fit_target
 from cdp.errors import ConfigError, DataError
 from cdp.images.degradation import get_degradation
@@ -123,6 +123,21 @@ def test_soft_targets_of_classes_left_out_are_dropped() -> None:
     hard, _ = train(images, label, others[kept], pseudo[kept])
     np.testing.assert_array_equal(found.embed(others), expected.embed(others))
     assert not np.array_equal(found.embed(others), hard.embed(others))
+
+
+def test_spared_classes_keep_their_numbers() -> None:
+    images, label = draw_people(4, 5, seed=0)
+    others, pseudo = draw_people(6, 5, seed=1)
+    pseudo = pseudo * 10
+    pseudo[7] = -1
+    spared = SparedClasses(np.array([0, 7, 8]), np.array([20, 30, 50]))
+    found, _ = train(images, label, others, pseudo, spared=spared)
+    kept = np.flatnonzero(pseudo != -1)
+    left = SparedClasses(np.searchsorted(kept, [0, 8]), np.array([2, 5]))
+    expected, _ = train(images, label, others[kept], pseudo[kept] // 10, spared=left)
+    without, _ = train(images, label, others[kept], pseudo[kept] // 10)
+    np.testing.assert_array_equal(found.embed(others), expected.embed(others))
+    assert not np.array_equal(found.embed(others), without.embed(others))
 
 
 def test_a_teacher_reaches_every_image() -> None:

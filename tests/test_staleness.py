@@ -57,6 +57,7 @@ OTHER = {
     },
     "retrain": {
         **TRAINING, "backbone": "separable", "width": 0.75, "min_cluster_size": 3,
+        "leftovers": "alone", "spare_above": 0.1,
         "weigh_by_confidence": True, "targets": "soft", "pseudo_share": 0.5,
         "same_person": "merge", "merge_far": 0.02, "teacher": "base", "teacher_px": 12,
         "distil_weight": 1.0,

@@ -5,8 +5,9 @@ The contract:
   `labelled_pseudo`, the product: one trunk, one head for each of the two disjoint sets of people,
   losses weighted by each set's share of images. With a teacher there is a third, `distilled`: the
   product, and every image, labelled or not, follows the teacher's vectors.
-- Images without a pseudo-label, and clusters smaller than `min_cluster_size`, are left out of the
-  heads.
+- Images without a pseudo-label, and those of clusters smaller than `min_cluster_size`, are left out
+  of the heads, or with `leftovers: alone` each is a class of its own. It may yet be of a person who
+  has a class: it is not pushed away from classes it may belong to, nor they from it.
 - With `same_person: merge` the images of a cluster that looks like a labelled person move to that
   person; `matches` says which.
 - Truth about unlabelled images is never read here.
@@ -15,7 +16,7 @@ The contract:
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -35,6 +36,9 @@ from pipelines.models import (
 from pipelines.stage import Stage, Work
 from pipelines.stages.train import select_labelled
 from pipelines.teacher import embed_set, find_teacher
+
+if TYPE_CHECKING:
+    from cdp.branch import SparedClasses
 
 MATCHES = pa.schema(
     [
@@ -65,6 +69,8 @@ def run(work: Work) -> Mapping[str, Any]:
         settings.min_cluster_size,
         weigh=settings.weigh_by_confidence,
         soft=_read_soft(work) if settings.targets == "soft" else None,
+        alone=settings.leftovers == "alone",
+        pairs=_read_pairs(work),
     )
     if pseudo is not None:
         jobs["labelled_pseudo"] = describe_job(work, "labelled_pseudo", labelled, pseudo)
@@ -88,6 +94,15 @@ def run(work: Work) -> Mapping[str, Any]:
         "pseudo_labelled": len(pseudo.paths) if pseudo else 0,
         "pseudo_identities": int(pseudo.label.max()) + 1 if pseudo else 0,
     }
+
+
+def _read_pairs(work: Work) -> Any:
+    """Pairs that may well be of one person, (source, target); None where nothing is spared."""
+    settings = work.config.retrain
+    if settings.leftovers == "drop" or settings.spare_above == 1:
+        return None
+    pairs = work.read("mediate.pairs", columns=["source", "target", "probability"]).to_pandas()
+    return pairs[pairs.probability > settings.spare_above]
 
 
 def _read_soft(work: Work) -> Any:
@@ -169,6 +184,7 @@ def _describe_distilled(
         if pseudo is None or pseudo.weight is None
         else np.concatenate([pseudo.weight, np.ones(len(rest), np.float32)]),
         None if pseudo is None else pseudo.soft,
+        None if pseudo is None else pseudo.spared,
     )
     vectors = TeacherVectors(
         f"{teacher.digest} {teacher.size_px}",
@@ -202,12 +218,22 @@ def describe_job(
 
 
 def select_clusters(
-    samples: Any, column: str, min_size: int, *, weigh: bool, soft: Any = None
+    samples: Any,
+    column: str,
+    min_size: int,
+    *,
+    weigh: bool,
+    soft: Any = None,
+    alone: bool = False,
+    pairs: Any = None,
 ) -> LabelledSet | None:
     """Samples of classes with at least `min_size` images; None when there are fewer than two.
 
     soft : table of (sample_id, pseudo_label, weight) or None; what it says of classes that are left
         out is dropped.
+    alone : every other sample is kept too, as a class of its own.
+    pairs : table of (source, target), samples that may be of one person, or None. Where one of the
+        two is alone, each is spared the other's class.
     """
     from cdp.branch import SoftTargets
     from cdp.recognizer import select_classes
@@ -215,10 +241,22 @@ def select_clusters(
     classes = samples[column].to_numpy()
     if classes.dtype.kind not in "iu":
         classes = samples[column].factorize(sort=True)[0]
+    lonely = np.zeros(len(classes), bool)
+    if alone:
+        lonely[:] = True
+        lonely[select_classes(classes, min_size=min_size)[0]] = False
+        start = int(classes.max(initial=UNLABELLED)) + 1
+        classes = classes.copy()
+        classes[lonely] = start + np.arange(lonely.sum())
+        min_size = 1
     rows, label = select_classes(classes, min_size=min_size)
     numbers = np.unique(classes[rows])
     if len(numbers) < 2:
         return None
+    spared = None
+    if alone and pairs is not None:
+        spared = _spare_pairs(samples.sample_id.to_numpy(), pairs, classes, lonely)
+        spared = spared.renumber(rows, numbers)
     chosen = samples.iloc[rows]
     weight = chosen.confidence.to_numpy(np.float32) if weigh else None
     targets = None
@@ -231,18 +269,39 @@ def select_clusters(
             soft.pseudo_label.to_numpy()[known],
             soft.weight.to_numpy(np.float64)[known],
         ).renumber(rows, numbers)
-    return LabelledSet(tuple(chosen.path), tuple(chosen.sha256), label, weight, targets)
+    return LabelledSet(tuple(chosen.path), tuple(chosen.sha256), label, weight, targets, spared)
+
+
+def _spare_pairs(
+    sample_id: np.ndarray, pairs: Any, classes: np.ndarray, lonely: np.ndarray
+) -> SparedClasses:
+    """Each end of a pair with a lonely one, and the class of the other.
+
+    sample_id, classes, lonely : (n,), ascending; of every sample.
+    """
+    from cdp.branch import SparedClasses
+
+    ends = [pairs[end].to_numpy() for end in ("source", "target")]
+    known = np.isin(ends[0], sample_id) & np.isin(ends[1], sample_id)
+    source, target = (np.searchsorted(sample_id, end[known]) for end in ends)
+    told = (lonely[source] | lonely[target]) & (classes[source] != classes[target])
+    source, target = source[told], target[told]
+    found = np.unique(
+        np.stack([np.r_[source, target], classes[np.r_[target, source]]], axis=1), axis=0
+    )
+    return SparedClasses(found[:, 0], found[:, 1])
 
 
 STAGE = Stage(
     name="retrain",
-    version=2,
+    version=3,
     inputs=(
         "ingest.samples",
         "train.history",
         "train.people",
         "propagate.labels",
         "propagate.soft_labels",
+        "mediate.pairs",
     ),
     outputs={"history": HISTORY, "matches": MATCHES},
     reads=("committee", "retrain"),
