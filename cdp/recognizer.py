@@ -141,6 +141,8 @@ def train_recognizer(
     spared: SparedClasses | None = None,
     teacher: np.ndarray | None = None,
     pseudo_teacher: np.ndarray | None = None,
+    more_images: np.ndarray | None = None,
+    more_teacher: np.ndarray | None = None,
     min_size: int = 2,
     share: float | None = None,
     sampling: Sampling = "image",
@@ -180,6 +182,8 @@ def train_recognizer(
     teacher, pseudo_teacher : (n, t) and (u, t) float, unit length, or None
         A stronger model's vectors of these images. Every image that has one is trained to point
         where the teacher does (see `cdp.distillation`), those left out above included.
+    more_images, more_teacher : (m, s, s, 3) uint8 and (m, t) float, unit length, or None
+        Further images that nothing is known of but the teacher's vectors.
     min_size : int
         Smallest pseudo-class that is learned.
     share : float or None
@@ -219,7 +223,8 @@ def train_recognizer(
         "pseudo-labelled", pseudo_images, pseudo_label, confidence, soft, pseudo_teacher, min_size,
         spared,
     )  # fmt: skip
-    sets = [each for each in (known, guessed) if each.images is not None]
+    more = _Faces("further", more_images, None, teacher=more_teacher)
+    sets = [each for each in (known, guessed, more) if each.images is not None]
     for each in sets:
         each.check()
     targets = _fit_targets(sets, embedding_dim, plan.seed)
@@ -319,7 +324,7 @@ def _fit_targets(sets: Sequence[_Faces], embedding_dim: int, seed: int) -> list[
     if not taught:
         return [None] * len(sets)
     if len({vectors.shape[1:] for vectors in taught}) > 1:
-        raise DataError("teacher and pseudo_teacher are of different lengths; use one model")
+        raise DataError("the vectors of the teacher are of different lengths; use one model")
     target = fit_target(np.concatenate(taught), embedding_dim, seed=seed)
     parts = iter(np.split(target, np.cumsum([len(vectors) for vectors in taught])[:-1]))
     return [None if each.teacher is None else next(parts) for each in sets]

@@ -218,6 +218,8 @@ class RetrainSettings(TrainingSettings):
     merge_far : share of labelled people that may look so much like another one.
     teacher : a committee member whose vectors every image is also trained to follow, as a further
         subject `distilled`; null trains none.
+    student : settings of training, backbone and width in which `distilled` differs from the others.
+    blends : faces blended of two, which only the teacher has something to say of, for `distilled`.
     teacher_px : side the teacher's faces are reduced to; null shows them as they came.
     """
 
@@ -234,6 +236,26 @@ class RetrainSettings(TrainingSettings):
     teacher: Name | None = None
     teacher_px: int | None = Field(None, ge=4)
     distil_weight: float = Field(3.0, ge=0)
+    student: dict[str, Any] = Field(default_factory=dict)
+    blends: int = Field(0, ge=0)
+
+    @model_validator(mode="after")
+    def _student_can_be_trained(self) -> RetrainSettings:
+        known = {*TrainingSettings.model_fields, "backbone", "width"}
+        unknown = sorted(set(self.student) - known)
+        if unknown:
+            raise ValueError(
+                f"student: no such setting {', '.join(unknown)}; known here: "
+                f"{', '.join(sorted(known))}"
+            )
+        if self.student:
+            self.describe_student()
+        return self
+
+    def describe_student(self) -> RetrainSettings:
+        """These settings as the student is trained by them."""
+        own = {**self.model_dump(mode="json"), **self.student, "student": {}}
+        return RetrainSettings.model_validate_json(json.dumps(own))
 
 
 class EvaluateSettings(Settings):

@@ -110,12 +110,16 @@ class TrainingJob:
 
 @dataclass(frozen=True)
 class TeacherVectors:
-    """What a teacher says of the images of a job; `digest` stands for all of it in the key."""
+    """What a teacher says of the images of a job; `digest` stands for all of it in the key.
+
+    more : faces (m, s, s, 3) uint8 that only the teacher knows, and its vectors of them, or None.
+    """
 
     digest: str
     labelled: np.ndarray | None
     pseudo: np.ndarray | None
     weight: float
+    more: tuple[np.ndarray, np.ndarray] | None = None
 
 
 def train_once(work: Work, job: TrainingJob) -> Path:
@@ -266,6 +270,8 @@ def _collect_arrays(work: Work, job: TrainingJob) -> dict[str, np.ndarray]:
             arrays |= {"spared_row": spared.row, "spared_label": spared.label}
     if job.teacher is not None:
         arrays |= {"teacher": job.teacher.labelled, "pseudo_teacher": job.teacher.pseudo}
+        if job.teacher.more is not None:
+            arrays |= dict(zip(("more_images", "more_teacher"), job.teacher.more, strict=True))
     return {name: values for name, values in arrays.items() if values is not None}
 
 
@@ -314,6 +320,8 @@ def train_arrays(
         spared=spared,
         teacher=arrays.get("teacher"),
         pseudo_teacher=arrays.get("pseudo_teacher"),
+        more_images=arrays.get("more_images"),
+        more_teacher=arrays.get("more_teacher"),
         share=request.pseudo_share,
         plan=plan,
         min_size=1,

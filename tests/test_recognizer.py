@@ -169,6 +169,14 @@ def test_a_teacher_reaches_every_image() -> None:
     )
     without_labels, _ = train(None, None, others, None, pseudo_teacher=taught[20:])
     assert np.isfinite(without_labels.embed(others)).all()
+    more = np.random.default_rng(1).normal(size=(20, 24))
+    more /= np.linalg.norm(more, axis=1, keepdims=True)
+    faces, _ = draw_people(5, 4, seed=2)
+    further, _ = train(None, None, others, None, pseudo_teacher=taught[20:], more_images=faces,
+                       more_teacher=more)  # fmt: skip
+    aim = fit_target(np.concatenate([taught[20:], more]), 16)[30:]
+    reached, before = ((each.embed(faces) * aim).sum(1) for each in (further, without_labels))
+    assert reached.mean() > before.mean() + 0.05
     with pytest.raises(DataError, match="one teacher vector an image"):
         train(images, label, teacher=taught)
     with pytest.raises(DataError, match="different lengths"):

@@ -4,7 +4,8 @@ The contract:
 - Two subjects with the same settings and seed: `labelled_only`, the yardstick to beat, and
   `labelled_pseudo`, the product: one trunk, one head for each of the two disjoint sets of people,
   losses weighted by each set's share of images. With a teacher there is a third, `distilled`: the
-  product, and every image, labelled or not, follows the teacher's vectors.
+  product, and every image, labelled or not, follows the teacher's vectors; so do `blends` of two
+  images. `student` says in what else it differs.
 - Images without a pseudo-label, and those of clusters smaller than `min_cluster_size`, are left out
   of the heads, or with `leftovers: alone` each is a class of its own. It may yet be of a person who
   has a class: it is not pushed away from classes it may belong to, nor they from it.
@@ -23,6 +24,7 @@ import pyarrow as pa
 
 from cdp.errors import DataError
 from cdp.types import UNLABELLED
+from pipelines.config import RetrainSettings
 from pipelines.models import (
     HISTORY,
     LabelledSet,
@@ -35,7 +37,7 @@ from pipelines.models import (
 )
 from pipelines.stage import Stage, Work
 from pipelines.stages.train import select_labelled
-from pipelines.teacher import embed_set, find_teacher
+from pipelines.teacher import embed_blends, embed_set, find_teacher
 
 if TYPE_CHECKING:
     from cdp.branch import SparedClasses
@@ -170,7 +172,7 @@ def _describe_distilled(
     work: Work, labelled: LabelledSet | None, unlabelled: Any, pseudo: LabelledSet | None
 ) -> TrainingJob:
     """The product and its teacher: pseudo-labels where there are some, vectors everywhere."""
-    settings = work.config.retrain
+    settings = work.config.retrain.describe_student()
     teacher = find_teacher(work, str(settings.teacher), settings.teacher_px)
     known = set(pseudo.sha256) if pseudo else set()
     rest = unlabelled[~unlabelled.sha256.isin(known)]
@@ -186,13 +188,26 @@ def _describe_distilled(
         None if pseudo is None else pseudo.soft,
         None if pseudo is None else pseudo.spared,
     )
+    blended = None
+    if settings.blends:
+        whole = join_sets(labelled, everyone)
+        blended = embed_blends(work, teacher, whole, settings.blends, 2 * settings.input_px)
     vectors = TeacherVectors(
-        f"{teacher.digest} {teacher.size_px}",
+        f"{teacher.digest} {teacher.size_px} {settings.blends}",
         None if labelled is None else embed_set(work, teacher, labelled),
         embed_set(work, teacher, everyone),
         settings.distil_weight,
+        blended,
     )
-    return describe_job(work, "distilled", labelled, everyone, vectors)
+    return describe_job(work, "distilled", labelled, everyone, vectors, settings)
+
+
+def join_sets(labelled: LabelledSet | None, others: LabelledSet) -> LabelledSet:
+    """The images of both; their classes are no matter."""
+    if labelled is None:
+        return others
+    paths, digests = labelled.paths + others.paths, labelled.sha256 + others.sha256
+    return LabelledSet(paths, digests, np.full(len(paths), UNLABELLED))
 
 
 def describe_job(
@@ -201,9 +216,10 @@ def describe_job(
     labelled: LabelledSet | None,
     pseudo: LabelledSet | None,
     teacher: TeacherVectors | None = None,
+    settings: RetrainSettings | None = None,
 ) -> TrainingJob:
-    """The recognizer trained on these sets, with the settings every subject shares."""
-    settings = work.config.retrain
+    """The recognizer trained on these sets, with the settings every subject shares, or its own."""
+    settings = settings or work.config.retrain
     return TrainingJob(
         subject,
         settings.backbone,
