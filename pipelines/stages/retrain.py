@@ -90,11 +90,14 @@ def run(work: Work) -> Mapping[str, Any]:
         copy_curves(work, directory, subject)
         histories.append(read_history(directory, subject))
     work.write("history", pa.concat_tables(histories))
+    size = np.bincount(pseudo.label) if pseudo else np.empty(0, np.int64)
+    alone = int((size == 1).sum()) if settings.leftovers == "alone" else 0
     return {
         "subjects": list(jobs),
         "labelled": len(labelled.paths) if labelled else 0,
-        "pseudo_labelled": len(pseudo.paths) if pseudo else 0,
-        "pseudo_identities": int(pseudo.label.max()) + 1 if pseudo else 0,
+        "pseudo_labelled": int(size.sum()) - alone,
+        "pseudo_identities": len(size) - alone,
+        "leftovers": alone,
     }
 
 
