@@ -213,6 +213,10 @@ class PropagateSettings(Settings):
 class RetrainSettings(TrainingSettings):
     """Training of the low-resolution recognizer.
 
+    leftovers : an image without a pseudo-label, or of too small a cluster, is left out ("drop") or
+        is a class of its own ("alone"); people with too few images alike, where the truth is used.
+    spare_above : probability of a pair with a leftover from which the one is not pushed away from
+        the other's class; 1 spares none.
     weigh_by_confidence : an image counts by how sure its pseudo-label is.
     targets : "hard" is one pseudo-label an image, "soft" the weighted ones of `soft_labels`.
     pseudo_share : part of batch and loss that the pseudo-labelled set has; null is its part of the
@@ -222,12 +226,16 @@ class RetrainSettings(TrainingSettings):
     merge_far : share of labelled people that may look so much like another one.
     teacher : a committee member whose vectors every image is also trained to follow, as a further
         subject `distilled`; null trains none.
+    student : settings of training, backbone and width in which `distilled` differs from the others.
+    blends : faces blended of two, which only the teacher has something to say of, for `distilled`.
     teacher_px : side the teacher's faces are reduced to; null shows them as they came.
     """
 
     backbone: str = "residual"
     width: float = Field(1.0, gt=0)
     min_cluster_size: Positive = 2
+    leftovers: Literal["drop", "alone"] = "drop"
+    spare_above: float = Field(0.02, ge=0, le=1)
     weigh_by_confidence: bool = False
     targets: Literal["hard", "soft"] = "hard"
     pseudo_share: float | None = Field(None, gt=0, lt=1)
@@ -236,6 +244,26 @@ class RetrainSettings(TrainingSettings):
     teacher: Name | None = None
     teacher_px: int | None = Field(None, ge=4)
     distil_weight: float = Field(3.0, ge=0)
+    student: dict[str, Any] = Field(default_factory=dict)
+    blends: int = Field(0, ge=0)
+
+    @model_validator(mode="after")
+    def _student_can_be_trained(self) -> RetrainSettings:
+        known = {*TrainingSettings.model_fields, "backbone", "width"}
+        unknown = sorted(set(self.student) - known)
+        if unknown:
+            raise ValueError(
+                f"student: no such setting {', '.join(unknown)}; known here: "
+                f"{', '.join(sorted(known))}"
+            )
+        if self.student:
+            self.describe_student()
+        return self
+
+    def describe_student(self) -> RetrainSettings:
+        """These settings as the student is trained by them."""
+        own = {**self.model_dump(mode="json"), **self.student, "student": {}}
+        return RetrainSettings.model_validate_json(json.dumps(own))
 
 
 class EvaluateSettings(Settings):
