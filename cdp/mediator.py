@@ -20,7 +20,7 @@ import json
 import math
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from itertools import pairwise
 from typing import Any
@@ -342,7 +342,8 @@ class Mediator:
     ) -> Mediator:
         """Train on labelled pairs.
 
-        A CPU thread for each MLP, two where there are threads enough; its sums stay in one order.
+        Whole tensors, a CPU thread for each MLP: one this small gains nothing from more, and its
+        sums stay in one order.
 
         Parameters
         ----------
@@ -390,20 +391,14 @@ class Mediator:
                         f"identities and {int(same.sum())} true pairs: label more people, "
                         "or lower mediator.folds and mediator.members"
                     )
-        workers = count_threads(threads)
-        with _one_thread(), ThreadPoolExecutor(workers) as pool, ExitStack() as helpers:
+        with _one_thread(), ThreadPoolExecutor(count_threads(threads)) as pool:
             own = features if features.flags.writeable else features.copy()
             inputs = _standardise(torch.from_numpy(own), mean, inverse, settings.standardise)
             truth = torch.from_numpy(same.astype(np.float32))
 
             def train(member: int) -> tuple[list[np.ndarray], list[dict[str, float]]]:
                 torch.set_num_threads(1)  # counts for the thread it is said in
-                helper = None
-                if workers >= 2 * settings.members:
-                    helper = helpers.enter_context(ThreadPoolExecutor(1))
-                return _train_member(
-                    inputs, truth, hold_out(member), settings, seed, member, helper
-                )
+                return _train_member(inputs, truth, hold_out(member), settings, seed, member)
 
             trained = list(pool.map(train, range(settings.members)))
         layers = [layer for layer, _ in trained]
@@ -600,9 +595,8 @@ class _Network:
     """The MLP while it learns: two hidden layers, ReLU, and the log-odds of a two-way softmax.
 
     Parameters and gradients are each one flat tensor, of which the layers are views, and gradients
-    are written out by hand, row by row in compiled code that keeps one row and all weights in the
-    nearest cache: for a network this small, autograd and matrix products over a batch spend most of
-    their time elsewhere. The test compares both.
+    are written out by hand: for a network this small, autograd costs more than the arithmetic
+    (measured: half of the time). The test compares both.
     """
 
     def __init__(self, width: int, settings: MediatorSettings, random: torch.Generator) -> None:
@@ -610,17 +604,12 @@ class _Network:
         shapes = [(width, first), (first,), (first, second), (second,), (second, 2), (2,)]
         sizes = [math.prod(shape) for shape in shapes]
         self.settings, self.random, self.steps = settings, random, 0
-        self.helper: ThreadPoolExecutor | None = None
         self.value, self.gradient = torch.zeros(sum(sizes)), torch.zeros(sum(sizes))
-        self._halves = torch.zeros(2, sum(sizes))
         self.momentum, self.square = torch.zeros(sum(sizes)), torch.zeros(sum(sizes))
-        self.layers, *slopes = (
+        self.layers, self._slopes = (
             [part.view(shape) for part, shape in zip(flat.split(sizes), shapes, strict=True)]
-            for flat in (self.value, *self._halves)
+            for flat in (self.value, self.gradient)
         )
-        # the same memory, as the compiled step reads and fills it
-        self._weights = [layer.numpy() for layer in self.layers]
-        self._slopes = [[slope.numpy() for slope in half] for half in slopes]
         for weight in self.layers[::2]:
             torch.nn.init.xavier_uniform_(weight, generator=random)
 
@@ -636,39 +625,30 @@ class _Network:
         logits = torch.addmm(self.layers[5], rows, self.layers[4])
         return logits[:, 1] - logits[:, 0]
 
-    def learn(self, rows: torch.Tensor, truth: torch.Tensor) -> float:
+    def learn(self, rows: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
         """One step on a batch; `truth` is float, 0 or 1. Returns the mean cross-entropy before."""
-        dropout = self.settings.dropout
-        masks = [_NO_MASK, _NO_MASK]
-        if dropout:
-            masks = [
-                ((torch.rand(len(rows), width, generator=self.random) >= dropout) / (1 - dropout))
-                .float()
-                .numpy()
-                for width in (len(self.layers[1]), len(self.layers[3]))
-            ]
-        self._halves.zero_()
-        half = len(rows) // 2
-
-        def run(number: int) -> float:
-            part = slice(half, None) if number else slice(0, half)
-            own = [mask[part] if len(mask) else mask for mask in masks]
-            return _add_slopes(  # type: ignore[call-arg]
-                rows.numpy()[part],
-                truth.numpy()[part],
-                *own,
-                *self._weights,
-                *self._slopes[number],
-                len(rows),
-            )
-
-        # always two halves, each summed by itself, so that a second thread changes nothing
-        if self.helper is None:
-            loss = run(0) + run(1)
-        else:
-            later = self.helper.submit(run, 1)
-            loss = run(0) + later.result()
-        torch.add(self._halves[0], self._halves[1], out=self.gradient)
+        layers, slopes, dropout = self.layers, self._slopes, self.settings.dropout
+        inputs, masks = [rows], []
+        for layer in (0, 2):
+            rows = torch.addmm(layers[layer + 1], rows, layers[layer]).relu_()
+            if dropout:
+                keep = torch.rand(rows.shape, generator=self.random) >= dropout
+                masks.append(keep / (1 - dropout))
+                rows = rows * masks[-1]
+            inputs.append(rows)
+        logits = torch.addmm(layers[5], rows, layers[4])
+        odds = logits[:, 1] - logits[:, 0]
+        loss = functional.binary_cross_entropy_with_logits(odds, truth)
+        error = (torch.sigmoid(odds) - truth).div_(len(truth))
+        slope = torch.stack([-error, error], 1)
+        for layer in (4, 2, 0):
+            torch.mm(inputs[layer // 2].T, slope, out=slopes[layer])
+            torch.sum(slope, 0, out=slopes[layer + 1])
+            if layer:
+                slope = slope @ layers[layer].T
+                slope = torch.ops.aten.threshold_backward(slope, inputs[layer // 2], 0)
+                if dropout:
+                    slope *= masks[layer // 2 - 1]
         self._move()
         return loss
 
@@ -688,87 +668,6 @@ class _Network:
         self.value.addcdiv_(self.momentum, spread, value=-rate / (1 - 0.9**self.steps))
 
 
-_NO_MASK = np.empty((0, 0), np.float32)
-
-
-@numba.njit(nogil=True, cache=True, fastmath={"reassoc", "contract", "nsz"})
-def _add_slopes(  # type: ignore[no-untyped-def]  # pragma: no cover
-    rows, truth, mask_0, mask_1,
-    weight_0, bias_0, weight_1, bias_1, weight_2, bias_2,
-    slope_0, shift_0, slope_1, shift_1, slope_2, shift_2, count,
-):  # fmt: skip
-    """Add a batch's gradients to the slopes of weights and the shifts of biases; its part of
-    the mean loss over the `count` rows of the whole batch."""
-    width, first = weight_0.shape
-    second = weight_1.shape[1]
-    a, b = np.empty(first, np.float32), np.empty(second, np.float32)
-    back_a, back_b = np.empty(first, np.float32), np.empty(second, np.float32)
-    difference = weight_2[:, 1] - weight_2[:, 0]
-    share = np.float32(1 / count)
-    loss = 0.0
-    for row in range(len(rows)):
-        for j in range(first):
-            a[j] = bias_0[j]
-        for i in range(width):
-            value = rows[row, i]
-            for j in range(first):
-                a[j] += value * weight_0[i, j]
-        for j in range(first):
-            a[j] = max(a[j], np.float32(0))
-        if len(mask_0):
-            for j in range(first):
-                a[j] *= mask_0[row, j]
-        for j in range(second):
-            b[j] = bias_1[j]
-        for i in range(first):
-            value = a[i]
-            if value > 0:
-                for j in range(second):
-                    b[j] += value * weight_1[i, j]
-        for j in range(second):
-            b[j] = max(b[j], np.float32(0))
-        if len(mask_1):
-            for j in range(second):
-                b[j] *= mask_1[row, j]
-        odds = bias_2[1] - bias_2[0]
-        for j in range(second):
-            odds += b[j] * difference[j]
-        small = np.exp(-abs(odds))
-        loss += max(odds, np.float32(0)) - odds * truth[row] + np.log1p(small)
-        chance = 1 / (1 + small) if odds >= 0 else small / (1 + small)
-        error = np.float32(chance - truth[row]) * share
-        shift_2[0] -= error
-        shift_2[1] += error
-        for j in range(second):
-            slope_2[j, 0] -= b[j] * error
-            slope_2[j, 1] += b[j] * error
-            back_b[j] = error * difference[j] if b[j] > 0 else np.float32(0)
-        if len(mask_1):
-            for j in range(second):
-                back_b[j] *= mask_1[row, j]
-        for j in range(second):
-            shift_1[j] += back_b[j]
-        for i in range(first):
-            value = a[i]
-            back = np.float32(0)
-            if value > 0:
-                for j in range(second):
-                    slope_1[i, j] += value * back_b[j]
-                for j in range(second):
-                    back += weight_1[i, j] * back_b[j]
-            back_a[i] = back
-        if len(mask_0):
-            for j in range(first):
-                back_a[j] *= mask_0[row, j]
-        for j in range(first):
-            shift_0[j] += back_a[j]
-        for i in range(width):
-            value = rows[row, i]
-            for j in range(first):
-                slope_0[i, j] += value * back_a[j]
-    return loss * share
-
-
 def _train_member(
     inputs: torch.Tensor,
     truth: torch.Tensor,
@@ -776,7 +675,6 @@ def _train_member(
     settings: MediatorSettings,
     seed: int,
     member: int,
-    helper: ThreadPoolExecutor | None = None,
 ) -> tuple[list[np.ndarray], list[dict[str, float]]]:
     """One MLP's weights and biases, layer after layer, and a row for each check.
 
@@ -784,18 +682,17 @@ def _train_member(
     """
     random = torch.Generator().manual_seed(seed * 1_000_003 + member)
     network = _Network(inputs.shape[1], settings, random)
-    network.helper = helper
     held_rows = torch.from_numpy(np.flatnonzero(held > 0))
     held_inputs, held_truth = inputs[held_rows], truth[held_rows]
     held_weight = torch.from_numpy(held)[held_rows]
     chosen = torch.from_numpy(np.flatnonzero(held == 0))
     history: list[dict[str, float]] = []
     best, best_loss, stale = network.value.clone(), math.inf, 0
-    losses: list[float] = []
+    losses: list[torch.Tensor] = []
     step = 0
     for epoch in range(settings.epochs):
         order = chosen[torch.randperm(len(chosen), generator=random)]
-        shuffled, answers = inputs[order], truth[order]
+        shuffled, answers = inputs.index_select(0, order), truth.index_select(0, order)
         for start in range(0, len(order), settings.batch_size):
             batch = slice(start, start + settings.batch_size)
             losses.append(network.learn(shuffled[batch], answers[batch]))
@@ -810,7 +707,7 @@ def _train_member(
                 {
                     "member": member,
                     "epoch": epoch,
-                    "training_loss": float(np.mean(losses)),
+                    "training_loss": float(torch.stack(losses).mean()),
                     "validation_loss": validation,
                 }
             )
@@ -873,7 +770,7 @@ def _judge(
     history: list[dict[str, float]],
 ) -> MediatorReport:
     reliability = measure_reliability(probability, same, weight=weight)
-    order = np.argsort(-probability, kind="stable")
+    order = np.argsort(-probability)
     # ties share one point of the curve, so that their order does not matter
     last = np.flatnonzero(np.append(np.diff(probability[order]) != 0, True))
     hits = np.cumsum((same * weight)[order])[last]

@@ -123,7 +123,7 @@ def run_step(step: str, plain: bool, folder: Path, backend: str) -> dict[str, An
     same = identity[pairs.source] == identity[pairs.target]
     extra: dict[str, Any] = {}
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    factor, threads = 1, os.cpu_count() or 1
+    factor = 1
     result: Any = None
     with watch_memory() as own:
         start, cpu = time.perf_counter(), time.process_time()
