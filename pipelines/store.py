@@ -309,6 +309,14 @@ class Store:
             draft.replace(link)
         self._drop_replaced(published)
 
+    def drop_left(self, run: str) -> None:
+        """Remove the drafts of killed writers beside the stages; for the holder of the run."""
+        for draft in (self.runs_directory / run).glob(".*.draft-*"):
+            draft.unlink(missing_ok=True)
+        for draft in self.root.glob(".*.draft-*"):  # other runs may be writing theirs
+            if not _is_alive(draft.name.rpartition("-")[2]):
+                draft.unlink(missing_ok=True)
+
     def _drop_replaced(self, published: Published) -> None:
         kept = {
             link.resolve()
@@ -362,6 +370,16 @@ class Store:
                 stream.truncate(0)
                 stream.write(f"process {os.getpid()} on {os.uname().nodename}".encode())
             yield
+
+
+def _is_alive(pid: str) -> bool:
+    try:
+        os.kill(int(pid), 0)
+    except (ProcessLookupError, ValueError):
+        return False
+    except OSError:
+        return True
+    return True
 
 
 def _sync_directory(directory: Path) -> None:
