@@ -80,15 +80,16 @@ def open_atomically(path: Path) -> Iterator[Path]:
         draft.unlink(missing_ok=True)
 
 
-def reserve(path: Path, size: int) -> None:
-    """Give an existing file all of its room; StageError when the disk has not that much.
+def reserve_array(path: Path, dtype: type[np.generic], shape: tuple[int, ...]) -> None:
+    """Make a .npy file to be mapped and give it all of its room; StageError when there is none.
 
     A mapped file without room ends the process that writes to it, without a word.
     """
     try:
+        np.lib.format.open_memmap(path, "w+", dtype, shape).flush()
         with path.open("r+b") as stream:
             if hasattr(os, "posix_fallocate"):
-                os.posix_fallocate(stream.fileno(), 0, size)
+                os.posix_fallocate(stream.fileno(), 0, path.stat().st_size)
     except OSError as error:
         raise _cannot_write(path, error) from error
 
