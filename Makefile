@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: setup run test test-long check bench lfw
+.PHONY: setup run test test-long check audit versions bench lfw
 
 setup: $(READY)
 
@@ -30,6 +30,13 @@ check: $(READY)        # style and types
 	$(BIN)/python -m ruff check .
 	$(BIN)/python -m ruff format --check .
 	$(BIN)/python -m mypy
+
+audit: $(READY)        # known vulnerabilities and licences of the dependencies
+	test -x .venv/audit/bin/pip-audit || { $(PYTHON) -m venv .venv/audit && .venv/audit/bin/python -m pip install --quiet pip-audit; }
+	$(BIN)/python .ci/audit.py .venv/audit/bin/python
+
+versions:              # the lowest dependencies, and every Python from 3.11 on that is found
+	.ci/versions
 
 bench: $(READY)        # the clustering core against the published steps; see tests/benchmarks for the others
 	$(BIN)/python -m tests.benchmarks.bench_clustering

@@ -96,6 +96,41 @@ class SoftTargets:
 
 
 @dataclass(frozen=True)
+class SparedClasses:
+    """Classes an image may belong to beside its own, as a sparse table.
+
+    row : (e,) int64, ascending: the image's row in its branch.
+    label : (e,) int64, a class that is not its own.
+    """
+
+    row: np.ndarray
+    label: np.ndarray
+
+    def __post_init__(self) -> None:
+        if len(self.row) != len(self.label):
+            raise DataError(
+                f"spared classes: row and label of one length expected, got {len(self.row)} and "
+                f"{len(self.label)}"
+            )
+        if len(self.row) and (np.diff(self.row) < 0).any():
+            raise DataError("spared classes: rows in ascending order expected; sort by row")
+
+    def renumber(self, rows: np.ndarray, classes: np.ndarray) -> SparedClasses:
+        """What concerns the kept images and classes; parameters as `SoftTargets.renumber`."""
+        kept = np.isin(self.row, rows) & np.isin(self.label, classes)
+        place = np.searchsorted(rows, self.row[kept])
+        return SparedClasses(place, np.searchsorted(classes, self.label[kept]))
+
+    def take(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Place in `rows` and class, a line a spared class."""
+        first, last = np.searchsorted(self.row, rows), np.searchsorted(self.row, rows, "right")
+        count = last - first
+        place = np.repeat(np.arange(len(rows)), count)
+        entry = np.arange(len(place)) - np.repeat(np.cumsum(count) - count, count) + first[place]
+        return place, self.label[entry]
+
+
+@dataclass(frozen=True)
 class Branch:
     """Images with labels and the head that learns them.
 
@@ -111,6 +146,8 @@ class Branch:
     soft : SoftTargets or None
         What an image is instead of its one label: the loss is the weighted mean of the head's
         losses for each of its classes.
+    spared : SparedClasses or None
+        Classes an image is not pushed away from.
     teacher : (n, embedding_dim) float32, unit length, or None
         What the embedding should point at: see `cdp.distillation`.
     auxiliaries : tuple of (weight, Auxiliary)
@@ -129,6 +166,7 @@ class Branch:
     weight: np.ndarray | None = None
     share: float | None = None
     soft: SoftTargets | None = None
+    spared: SparedClasses | None = None
     teacher: np.ndarray | None = None
     auxiliaries: tuple[tuple[float, Auxiliary], ...] = ()
     sampling: Sampling = "image"
@@ -144,7 +182,8 @@ class Branch:
                 f"{self.images.dtype}"
             )
         if self.head is None:
-            if self.teacher is None or self.label is not None or self.soft is not None:
+            given = (self.label, self.soft, self.spared)
+            if self.teacher is None or any(each is not None for each in given):
                 raise DataError(
                     "a branch without a head learns from a teacher alone: give teacher, no labels"
                 )
@@ -171,13 +210,16 @@ class Branch:
             got = "none" if self.label is None else f"an array of {self.label.shape}"
             raise DataError(f"{count} labels expected, got {got}")
         low, high = int(self.label.min()), int(self.label.max())
-        if self.soft is not None and len(self.soft.row):
-            low, high = min(low, int(self.soft.label.min())), max(high, int(self.soft.label.max()))
-            if self.soft.row[0] < 0 or self.soft.row[-1] >= count:
+        for title, table in (("soft targets", self.soft), ("spared classes", self.spared)):
+            if table is None or not len(table.row):
+                continue
+            low, high = min(low, int(table.label.min())), max(high, int(table.label.max()))
+            if table.row[0] < 0 or table.row[-1] >= count:
                 raise DataError(
-                    f"soft targets of rows 0..{count - 1} expected, got {self.soft.row[0]}.."
-                    f"{self.soft.row[-1]}"
+                    f"{title} of rows 0..{count - 1} expected, got {table.row[0]}..{table.row[-1]}"
                 )
+        if self.spared is not None and (self.label[self.spared.row] == self.spared.label).any():
+            raise DataError("an image is spared its own class, which it could not learn then")
         if low < 0 or high >= identities:
             raise DataError(
                 f"labels in 0..{identities - 1} expected, got {low}..{high}; "

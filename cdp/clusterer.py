@@ -26,8 +26,9 @@ from sklearn.utils import check_random_state
 from cdp.agglomeration import agglomerate
 from cdp.committee import VARIANTS, make_pairs, measure_affinity, vote_pairs
 from cdp.context import SecondReading, score_context
+from cdp.cosine import make_unit
 from cdp.errors import ConfigError, DataError
-from cdp.knn import build_knn_graphs, make_unit
+from cdp.knn import build_knn_graphs
 from cdp.lessons import Crowd
 from cdp.mediator import Mediator, MediatorSettings, correct_prior
 from cdp.propagation import MAX_SIZE, propagate_labels

@@ -22,8 +22,8 @@ from typing import Any
 import numpy as np
 from numba import njit
 
+from cdp.cosine import count_threads, dot_rows, make_unit
 from cdp.errors import ConfigError, DataError
-from cdp.knn import count_threads, dot_rows, make_unit
 from cdp.types import KnnGraph, PairTable
 
 VARIANTS = ("paper", "released", "extended")

@@ -32,8 +32,8 @@ import numpy as np
 from numba import njit
 
 from cdp.agglomeration import agglomerate
+from cdp.cosine import count_threads, make_unit
 from cdp.errors import DataError
-from cdp.knn import count_threads, make_unit
 from cdp.lessons import thin_identities
 from cdp.mediator import Mediator, MediatorSettings, PriorCorrection, correct_prior
 from cdp.metrics import score_bcubed, score_pairwise

@@ -7,11 +7,16 @@ The contract:
 - A vector depends on its own image alone (up to the last bits, where a batch is smaller), so that
   parts can be embedded anywhere in any order.
 - NaN, infinity or a zero vector is a `DataError` that names the row, never a row of the output.
+- An ONNX model is data from anywhere: one file of at most `MODEL_BYTES`, no weights in other files,
+  no operators but onnxruntime's own, sides and vectors of at most `LONGEST`, and at most
+  `ARENA_BYTES` for what it computes. How long it computes is not bounded.
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
+from functools import cache
 from typing import Any, Protocol
 
 import numpy as np
@@ -21,6 +26,11 @@ from cdp.errors import DataError
 from cdp.images.degradation import DEGRADATIONS, degrade, reduce_faces
 from cdp.models import Backbone
 from cdp.training import resolve_device
+
+MODEL_BYTES = 1 << 30
+ARENA_BYTES = 4 << 30
+LONGEST = 8192
+"""Coordinates of a vector, and images of a fixed batch, at most; sides are an eighth of it."""
 
 
 class Embedder(Protocol):
@@ -125,6 +135,7 @@ class OnnxEmbedder:
             or shape[1] != 3
             or not isinstance(shape[2], int)
             or shape[2] != shape[3]
+            or not 1 <= shape[2] <= LONGEST // 8
             or inputs[0].type != "tensor(float)"
         ):
             found = "; ".join(f"{i.name} {i.type} {i.shape}" for i in inputs)
@@ -138,13 +149,18 @@ class OnnxEmbedder:
         self.input_px = int(shape[2])
         self._input = inputs[0].name
         fixed = shape[0] if isinstance(shape[0], int) else None
+        if fixed is not None and not 1 <= fixed <= LONGEST:
+            raise DataError(f"{name}: a batch of 1 to {LONGEST} images expected, found {fixed}")
         self._batch_limit = fixed
         declared = outputs[0].shape[1]
-        if isinstance(declared, int):
-            self.embedding_dim = declared
-        else:
+        self.embedding_dim = declared if isinstance(declared, int) else 0
+        if not isinstance(declared, int):
             blank = np.zeros((fixed or 1, 3, self.input_px, self.input_px), dtype=np.float32)
             self.embedding_dim = int(self._run(blank).shape[1])
+        if not 1 <= self.embedding_dim <= LONGEST:
+            raise DataError(
+                f"{name}: vectors of 1 to {LONGEST} numbers expected, found {self.embedding_dim}"
+            )
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Travel to another process as the model's bytes: a session cannot."""
@@ -187,7 +203,20 @@ class OnnxEmbedder:
         if self._batch_limit is not None and count < self._batch_limit:
             filling = np.zeros((self._batch_limit - count, *faces.shape[1:]), dtype=faces.dtype)
             faces = np.concatenate([faces, filling])
-        output: np.ndarray = self._session.run(None, {self._input: faces})[0]
+        try:
+            output = np.asarray(self._session.run(None, {self._input: faces})[0])
+        except Exception as error:  # onnxruntime's own exceptions share no public base
+            reason = str(error).splitlines()[0][:200]
+            raise DataError(
+                f"{self.name}: the model fails on {len(faces)} images of {self.input_px} px; "
+                f"onnxruntime says: {reason}"
+            ) from error
+        wide = self.embedding_dim or (output.shape[1] if output.ndim == 2 else 0)
+        if output.shape != (len(faces), wide) or output.dtype != np.float32:
+            raise DataError(
+                f"{self.name}: an output ({len(faces)}, {wide or 'd'}) float32 expected, the model "
+                f"gave {output.shape} {output.dtype}"
+            )
         return output[:count]
 
 
@@ -195,9 +224,23 @@ def _rebuild(model: bytes, reduce_px: int | None, threads: int, name: str) -> On
     return OnnxEmbedder(model, reduce_px, threads=threads, name=name)
 
 
+@cache
+def _bound_memory() -> None:
+    """Register, once a process, the arena that all sessions share."""
+    import onnxruntime
+
+    kind = onnxruntime.OrtAllocatorType.ORT_ARENA_ALLOCATOR
+    place = onnxruntime.OrtMemoryInfo("Cpu", kind, 0, onnxruntime.OrtMemType.DEFAULT)
+    bounds = onnxruntime.OrtArenaCfg({"max_mem": ARENA_BYTES})
+    onnxruntime.create_and_register_allocator(place, bounds)
+
+
 def _open_session(model: bytes, threads: int, name: str) -> Any:
     import onnxruntime
 
+    if len(model) > MODEL_BYTES:
+        raise DataError(f"{name}: {len(model)} bytes, at most {MODEL_BYTES} expected")
+    _bound_memory()
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
@@ -205,6 +248,11 @@ def _open_session(model: bytes, threads: int, name: str) -> Any:
     options.log_severity_level = 3
     # A waiting thread that spins takes the core from the process beside it.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+    options.add_session_config_entry("session.use_env_allocators", "1")
+    # Weights in other files would be looked for here, where nothing can be.
+    options.add_session_config_entry(
+        "session.model_external_initializers_file_folder_path", f"{os.devnull}/nothing"
+    )
     try:
         return onnxruntime.InferenceSession(
             model, sess_options=options, providers=["CPUExecutionProvider"]

@@ -8,12 +8,27 @@
 
 The contract:
 - A message says what was expected, what came, where, and what to do next.
+- A message can be shown anywhere: what a terminal would obey (control characters of a hostile
+  file name) and what no encoding takes stand in it as escapes.
 - Library code raises; it never logs a failure and goes on.
 """
 
 
+def make_printable(text: str) -> str:
+    """Control characters other than newline, and lone surrogates, as backslash escapes."""
+    return "".join(
+        character
+        if character == "\n" or character.isprintable()
+        else character.encode("unicode_escape", "surrogatepass").decode()
+        for character in text
+    )
+
+
 class CdpError(Exception):
     """Anything that goes wrong for a reason the user can act on."""
+
+    def __str__(self) -> str:
+        return make_printable(super().__str__())
 
 
 class ConfigError(CdpError):

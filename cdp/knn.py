@@ -20,14 +20,11 @@ to use the other cores (`build_knn_graphs`).
 
 How nmslib is kept fast: its index holds the rows projected on the principal axes that carry all
 but `_LOST_ENERGY` of them, and proposes a few more than k; cosines that decide are taken in full.
+A twentieth of the rows is inserted at random, the others beside their like (`cdp.pivots`), and all
+are searched in that order, so that they find in the cache what the row before them read.
 How wide it must search differs from set to set, so efSearch is the least of `_WIDTHS` with which a
 seeded sample of rows finds `_TARGET_RECALL` of its true neighbours before they are refined.
-
-How the exact search is fast: cos(x, y) <= <x', y'> + |x - x'| |y - y'|, where x' is x projected
-on the strongest principal axes. A small matrix product over few axes, the residual lengths as one
-axis more, bounds all pairs; only pairs whose bound reaches a row's k-th best are compared in full.
-Neighbours found among rows near the same pivots give that k-th best a high start. (Ours; the bound
-is Cauchy-Schwarz. Where it would not pay, all axes are taken and it is a plain blocked search.)
+The exact search has a room of its own, `cdp.exact`.
 """
 
 from __future__ import annotations
@@ -35,18 +32,19 @@ from __future__ import annotations
 import json
 import os
 import threading
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 from zipfile import BadZipFile
 
 import numpy as np
 from numba import njit
-from threadpoolctl import threadpool_limits
 
+from cdp.cosine import BLOCK, count_threads, dot_rows, insert, limit_blas, list_blocks, make_unit
 from cdp.errors import BackendError, ConfigError, DataError
+from cdp.exact import prepare_exact, scan_all, search_exact
+from cdp.pivots import PivotGroups, find_axes, group_rows, project_rows, propose_near_pivots
 from cdp.types import UNLABELLED, KnnGraph
 
 BACKENDS = ("nmslib", "faiss", "exact")
@@ -67,18 +65,14 @@ _DEFAULTS: dict[str, dict[str, Any]] = {
     "faiss": {"exact_limit": EXACT_LIMIT, "nlist": 0, "nprobe": 32},
     "exact": {},
 }
-_BLOCK = 1024
 _LOST_ENERGY = 0.03
 _SPARE = 5
-_WIDTHS = (30, 40, 50, 60, 70, 85, 100, 120, 140, 170, 200, 300, 450)
-_TARGET_RECALL = 0.986
+_WIDTHS = (25, 30, 35, 40, 50, 60, 70, 85, 100, 120, 140, 170, 200, 300, 450)
+_TARGET_RECALL = 0.984
 _SAMPLE = 512
-_FAVOURITES, _LISTS = 8, 96
-_UNIT_SLACK = 2e-6
-_BOUND_SLACK = 1e-5
+_FAVOURITES = 32
+_FIRST_SHARE = 20
 _FEW_ROWS = 2048
-_GEMM_SECONDS = 2 / 70e9
-_COMPARE_SECONDS = 0.3e-9
 
 
 @dataclass(frozen=True)
@@ -92,6 +86,7 @@ class KnnIndex:
     candidate : (n, c) int32, proposed neighbours, -1 padding; in an exact index they only tell a
         query how near the k-th neighbour is at least.
     axes : (d, p) float32, the principal axes an exact query bounds with; (d, 0) in other indexes.
+    order : (n,) int32, the rows in an order that is kind to the cache; empty in an exact index.
     settings : what it was built with.
     """
 
@@ -102,6 +97,7 @@ class KnnIndex:
     unit: bool
     candidate: np.ndarray
     axes: np.ndarray
+    order: np.ndarray
     settings: Mapping[str, Any] = field(default_factory=dict)
 
     def save(self, path: str | os.PathLike[str]) -> None:
@@ -115,7 +111,9 @@ class KnnIndex:
         }
         text = np.frombuffer(json.dumps(header, sort_keys=True).encode(), dtype=np.uint8)
         with open(path, "wb") as stream:
-            np.savez(stream, header=text, candidate=self.candidate, axes=self.axes)
+            np.savez(
+                stream, header=text, candidate=self.candidate, axes=self.axes, order=self.order
+            )
 
 
 def load_index(path: str | os.PathLike[str], vectors: np.ndarray) -> KnnIndex:
@@ -129,7 +127,7 @@ def load_index(path: str | os.PathLike[str], vectors: np.ndarray) -> KnnIndex:
     try:
         with open(path, "rb") as stream, np.load(stream, allow_pickle=False) as stored:
             header = json.loads(stored["header"].tobytes().decode())
-            candidate, axes = stored["candidate"], stored["axes"]
+            candidate, axes, order = (stored[name] for name in ("candidate", "axes", "order"))
         index = KnnIndex(
             backend=header["backend"],
             count=len(candidate),
@@ -138,6 +136,7 @@ def load_index(path: str | os.PathLike[str], vectors: np.ndarray) -> KnnIndex:
             unit=header["unit"],
             candidate=candidate,
             axes=axes,
+            order=order,
             settings=header["settings"],
         )
     except (OSError, ValueError, KeyError, EOFError, BadZipFile) as error:
@@ -281,11 +280,11 @@ def measure_recall(
     generator = np.random.default_rng(seed)
     chosen = np.sort(generator.choice(len(unit), min(sample, len(unit)), replace=False))
     found = 0
-    for start in range(0, len(chosen), _BLOCK):
-        part = chosen[start : start + _BLOCK]
+    for start in range(0, len(chosen), BLOCK):
+        part = chosen[start : start + BLOCK]
         similarity = np.empty((len(part), len(unit)), np.float32)
-        for low in range(0, len(unit), 16 * _BLOCK):
-            similarity[:, low : low + 16 * _BLOCK] = unit[part] @ unit[low : low + 16 * _BLOCK].T
+        for low in range(0, len(unit), 16 * BLOCK):
+            similarity[:, low : low + 16 * BLOCK] = unit[part] @ unit[low : low + 16 * BLOCK].T
         similarity[np.arange(len(part)), part] = -np.inf
         kth = np.partition(similarity, len(unit) - wanted, axis=1)[:, len(unit) - wanted]
         held = graph.neighbour[part, :wanted]
@@ -294,80 +293,12 @@ def measure_recall(
     return found / (len(chosen) * wanted)
 
 
-# --- checks --------------------------------------------------------------------------------------
-
-
-def count_threads(threads: int | None) -> int:
-    if threads is None:
-        return (
-            len(os.sched_getaffinity(0))
-            if hasattr(os, "sched_getaffinity")
-            else (os.cpu_count() or 1)
-        )
-    if threads < 1:
-        raise ConfigError(f"threads must be at least 1, got {threads}")
-    return threads
-
-
-_BLAS: dict[str, Any] = {"users": 0, "limits": None}
-_BLAS_LOCK = threading.Lock()
-
-
-@contextmanager
-def _one_blas_thread() -> Iterator[None]:
-    """Keep BLAS to one thread: its sums then have one order, and the blocks have the cores.
-
-    The limit is the process's, so the last of several concurrent searches lifts it, not the first.
-    """
-    with _BLAS_LOCK:
-        if _BLAS["users"] == 0:
-            _BLAS["limits"] = threadpool_limits(1)
-        _BLAS["users"] += 1
-    try:
-        yield
-    finally:
-        with _BLAS_LOCK:
-            _BLAS["users"] -= 1
-            if _BLAS["users"] == 0:
-                _BLAS["limits"].restore_original_limits()
-
-
 def _check_shape(index: KnnIndex, vectors: np.ndarray) -> None:
     if np.shape(vectors) != (index.count, index.dimension):
         raise DataError(
             f"the kNN index was built on vectors of shape {(index.count, index.dimension)}, got "
             f"{np.shape(vectors)}; build it again"
         )
-
-
-def make_unit(vectors: np.ndarray) -> tuple[np.ndarray, bool]:
-    """Check the vectors; give them as unit float32 rows, and whether they were so already."""
-    array = np.asarray(vectors)
-    if array.ndim != 2 or array.dtype.kind not in "fiu" or (len(array) and not array.shape[1]):
-        raise DataError(
-            f"expected vectors as an (n, d) array of numbers, got shape {array.shape} of "
-            f"{array.dtype}"
-        )
-    is_unit = array.dtype == np.float32 and array.flags.c_contiguous
-    norm = np.empty(len(array))
-    for start in range(0, len(array), _BLOCK):
-        part = array[start : start + _BLOCK].astype(np.float64)
-        norm[start : start + _BLOCK] = np.sqrt(np.einsum("ij,ij->i", part, part))
-    bad = ~(np.isfinite(norm) & (norm > 0))
-    if bad.any():
-        row = int(np.flatnonzero(bad)[0])
-        kind = "is all zeros" if norm[row] == 0 else "holds NaN, inf or overflows"
-        raise DataError(
-            f"vector {row} {kind} ({int(bad.sum())} such of {len(array)}); a cosine needs finite "
-            "vectors that are not zero: embed these images again or leave them out"
-        )
-    if is_unit and (np.abs(norm - 1) <= _UNIT_SLACK).all():
-        return array, True
-    unit = np.empty(array.shape, np.float32)
-    for start in range(0, len(array), _BLOCK):
-        stop = start + _BLOCK
-        unit[start:stop] = array[start:stop].astype(np.float64) / norm[start:stop, None]
-    return unit, False
 
 
 def _read_settings(backend: str, k: int, settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -384,9 +315,6 @@ def _read_settings(backend: str, k: int, settings: Mapping[str, Any]) -> dict[st
     return {**_DEFAULTS[backend], **settings}
 
 
-# --- building ------------------------------------------------------------------------------------
-
-
 def _build(
     vectors: np.ndarray,
     backend: str,
@@ -401,24 +329,28 @@ def _build(
     unit, as_is = make_unit(vectors)
     count, dimension = unit.shape
     width = min(k, count - 1)
-    axes = np.empty((dimension, 0), np.float32)
+    axes, order = np.empty((dimension, 0), np.float32), np.empty(0, np.int32)
     if width < 1 or count <= _FEW_ROWS:
         candidate = np.empty((count, 0), np.int32)
     elif backend == "exact" or count <= chosen["exact_limit"]:
-        candidate, axes = _prepare_exact(unit, width, workers)
+        candidate, axes = prepare_exact(unit, width, workers)
     else:
         wide = min(width + _SPARE, count - 1)
-        with _one_blas_thread():
-            principal = _find_axes(unit)
+        with limit_blas(), ThreadPoolExecutor(workers) as pool:
+            principal = find_axes(unit)
+            near = project_rows(unit, principal[:, :64], pool)
+            groups = group_rows(near, _FAVOURITES, pool)
+            order = groups.order
             if backend == "nmslib":
                 candidate, beside = _propose_nmslib(
-                    library, unit, principal, wide, width, chosen, seed, workers
+                    library, unit, near, principal, groups, wide, width, chosen, seed, workers
                 )
             else:
                 candidate = _propose_faiss(library, unit, wide, chosen, seed, workers)
-                beside = _propose_beside(unit, principal, wide, workers)
-        _exchange(unit, candidate, beside, np.arange(count), workers)
-    return KnnIndex(backend, count, dimension, int(k), as_is, candidate, axes, chosen), unit
+                beside = propose_near_pivots(groups, near, wide, pool)
+            _exchange(unit, candidate, beside, order, order, pool)
+    index = KnnIndex(backend, count, dimension, int(k), as_is, candidate, axes, order, chosen)
+    return index, unit
 
 
 def _import_library(backend: str) -> Any:
@@ -461,7 +393,9 @@ def _run_in_fresh_thread(work: Callable[[], Any]) -> Any:
 def _propose_nmslib(
     nmslib: Any,
     unit: np.ndarray,
+    near: np.ndarray,
     axes: np.ndarray,
+    groups: PivotGroups,
     wide: int,
     width: int,
     settings: Mapping[str, Any],
@@ -469,13 +403,20 @@ def _propose_nmslib(
     workers: int,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Candidates of the index, and those near the same pivots, found while it is built."""
+    count = len(unit)
     with ThreadPoolExecutor(workers) as pool:
         short = _shorten(unit, axes, pool)
+    shuffled = np.random.default_rng(seed).permutation(count).astype(np.int32)
+    first = shuffled[: count // _FIRST_SHARE]
+    late = np.ones(count, bool)
+    late[first] = False
 
     def build() -> Any:
         # On unit vectors the negative dot product orders as the cosine does, and costs less.
         index = nmslib.init(method="hnsw", space="negdotprod")
-        index.addDataPointBatch(short)
+        for rows in (first, groups.order[late[groups.order]]):
+            for part in list_blocks(0, len(rows), 16 * BLOCK):
+                index.addDataPointBatch(short[rows[part]], rows[part])
         index.createIndex(
             {
                 "M": int(settings["M"]),
@@ -486,18 +427,23 @@ def _propose_nmslib(
         )
         return index
 
-    def search(rows: np.ndarray, candidate: np.ndarray) -> None:
+    def search(rows: np.ndarray, places: np.ndarray, candidate: np.ndarray) -> None:
         answers = index.knnQueryBatch(short[rows], k=wide + 1, num_threads=workers)
-        for place, (near, _) in enumerate(answers):
-            others = near[near != rows[place]][:wide]
-            candidate[place, : len(others)] = others
+        found = np.full((len(rows), wide + 1), UNLABELLED, np.int32)
+        if all(len(answer) == wide + 1 for answer, _ in answers):
+            found[:] = [answer for answer, _ in answers]
+        else:
+            for place, (answer, _) in enumerate(answers):
+                found[place, : len(answer)] = answer
+        _drop_self(found, rows, places, candidate)
 
-    candidate = np.full((len(unit), wide), UNLABELLED, np.int32)
+    candidate = np.full((count, wide), UNLABELLED, np.int32)
     effort = int(settings["efSearch"])
-    sample = np.random.default_rng(seed).permutation(len(unit))[: 0 if effort else _SAMPLE]
+    sample = shuffled[count - (0 if effort else min(_SAMPLE, count)) :]
+    places = np.arange(len(sample), dtype=np.int32)
     try:
-        with ThreadPoolExecutor(1) as aside:
-            coming = aside.submit(_propose_beside, unit, axes, wide, max(workers - 1, 1))
+        with ThreadPoolExecutor(1) as aside, ThreadPoolExecutor(max(workers - 1, 1)) as pool:
+            coming = aside.submit(propose_near_pivots, groups, near, wide, pool)
             sought = aside.submit(_find_sampled, unit, sample, width)
             index = _run_in_fresh_thread(build)
             beside, true = coming.result(), sought.result()
@@ -507,13 +453,14 @@ def _propose_nmslib(
             for effort in _WIDTHS:
                 index.setQueryTimeParams({"efSearch": max(effort, wide + 1)})
                 tried = np.full((len(sample), wide), UNLABELLED, np.int32)
-                search(sample, tried)
-                _exchange(unit, tried, beside, sample, workers)
+                search(sample, places, tried)
+                with ThreadPoolExecutor(workers) as pool:
+                    _exchange(unit, tried, beside, sample, places, pool)
                 found = (tried[:, :, None] == true[:, None, :]).any(axis=1).mean()
                 if found >= _TARGET_RECALL:
                     break
-        for part in _blocks(0, len(unit), 16 * _BLOCK):
-            search(np.arange(part.start, part.stop), candidate[part])
+        for part in list_blocks(0, count, 16 * BLOCK):
+            search(groups.order[part], groups.order[part], candidate)
     except Exception as error:
         raise BackendError(
             f"nmslib failed on {unit.shape[0]} vectors of {unit.shape[1]} dimensions with "
@@ -530,14 +477,14 @@ def _shorten(unit: np.ndarray, axes: np.ndarray, pool: ThreadPoolExecutor) -> np
     needed = -(-needed // 16) * 16
     if needed >= unit.shape[1]:
         return unit
-    return np.ascontiguousarray(_project(unit, axes[:, :needed], pool)[:, :-1])
+    return project_rows(unit, axes[:, :needed], pool)
 
 
 def _find_sampled(unit: np.ndarray, sample: np.ndarray, width: int) -> np.ndarray:
     """The exact neighbours of a few rows."""
     nearest = np.full((len(sample), width), UNLABELLED, np.int64)
     best = np.full((len(sample), width), -np.inf, np.float32)
-    for part in _blocks(0, len(unit), 16 * _BLOCK):
+    for part in list_blocks(0, len(unit), 16 * BLOCK):
         similarity = unit[sample] @ unit[part].T
         own = np.flatnonzero((sample >= part.start) & (sample < part.stop))
         similarity[own, sample[own] - part.start] = -np.inf
@@ -550,7 +497,7 @@ def _propose_faiss(
 ) -> np.ndarray:
     count, dimension = unit.shape
     try:
-        with _one_blas_thread():
+        with limit_blas():
             faiss.omp_set_num_threads(1)
             lists = min(int(settings["nlist"]) or int(4 * np.sqrt(count)), count)
             quantizer = faiss.IndexFlatIP(dimension)
@@ -567,21 +514,19 @@ def _propose_faiss(
 
             def search(start: int) -> None:
                 faiss.omp_set_num_threads(1)
-                stop = min(start + _BLOCK, count)
+                stop = min(start + BLOCK, count)
                 _, near = index.search(unit[start:stop], width + 1)
-                _drop_self(near, start, candidate[start:stop])
+                rows = np.arange(start, stop, dtype=np.int32)
+                _drop_self(near, rows, rows, candidate)
 
             with ThreadPoolExecutor(workers) as pool:
-                list(pool.map(search, range(0, count, _BLOCK)))
+                list(pool.map(search, range(0, count, BLOCK)))
     except Exception as error:
         raise BackendError(
             f"faiss failed on {count} vectors of {dimension} dimensions with {dict(settings)}: "
             f"{error}; backends nmslib and exact do the same"
         ) from error
     return candidate
-
-
-# --- querying ------------------------------------------------------------------------------------
 
 
 def _query(index: KnnIndex, unit: np.ndarray, rows: slice, k: int, threads: int | None) -> KnnGraph:
@@ -594,199 +539,45 @@ def _query(index: KnnIndex, unit: np.ndarray, rows: slice, k: int, threads: int 
     width = min(k, index.count - 1)
     if size == 0 or width < 1:
         return KnnGraph(neighbour, similarity)
-    with _one_blas_thread(), ThreadPoolExecutor(workers) as pool:
+    with limit_blas(), ThreadPoolExecutor(workers) as pool:
         if index.axes.shape[1]:
-            _search_exact(index, unit, rows, width, neighbour, similarity, pool)
+            search_exact(
+                unit, index.candidate, index.axes, rows, width, neighbour, similarity, pool
+            )
+            return KnnGraph(neighbour, similarity)
+        near, best = neighbour[:, :width], similarity[:, :width]
+        if not index.candidate.shape[1]:
+
+            def scan(part: slice) -> None:
+                own = slice(part.start - rows.start, part.stop - rows.start)
+                scan_all(unit, part.start, near[own], best[own])
+
+            list(pool.map(scan, list_blocks(rows.start, rows.stop)))
             return KnnGraph(neighbour, similarity)
         start_of, member = _transpose(index.candidate)
+        order = index.order[(index.order >= rows.start) & (index.order < rows.stop)]
 
-        def work(start: int) -> None:
-            stop = min(start + _BLOCK, rows.stop)
-            part = slice(start - rows.start, stop - rows.start)
-            near, best = neighbour[part, :width], similarity[part, :width]
-            if index.candidate.shape[1]:
-                _refine(unit, index.candidate, start_of, member, start, near, best)
-            else:
-                _scan_all(unit, start, near, best)
+        def refine(part: slice) -> None:
+            _refine(unit, index.candidate, start_of, member, order[part], rows.start, near, best)
 
-        list(pool.map(work, range(rows.start, rows.stop, _BLOCK)))
+        list(pool.map(refine, list_blocks(0, size, 4 * BLOCK)))
     return KnnGraph(neighbour, similarity)
 
 
-# --- exact search --------------------------------------------------------------------------------
-
-
-def _prepare_exact(unit: np.ndarray, width: int, workers: int) -> tuple[np.ndarray, np.ndarray]:
-    """Candidates that are mostly right, and the principal axes worth bounding with."""
-    count, dimension = unit.shape
-    with _one_blas_thread(), ThreadPoolExecutor(workers) as pool:
-        axes = _find_axes(unit)
-        short = _project(unit, axes[:, : min(64, dimension)], pool)[:, :-1]
-        candidate = _propose_near_pivots(short, width, 4, 12, pool)
-        floor = np.empty(count, np.float32)
-
-        def begin(part: slice) -> None:
-            _find_floor(unit, candidate, part.start, floor[part])
-
-        list(pool.map(begin, _blocks(0, count)))
-    chosen = np.arange(0, count, max(count // 2048, 1))
-    rows, columns = chosen[::4], chosen
-    least = np.minimum(floor[rows][:, None], floor[columns][None]) - _BOUND_SLACK
-    best_cost, best = np.inf, dimension
-    for size in sorted({16, 32, 48, 64, 96, 128, 192, 256, 384, dimension}):
-        if size > dimension:
-            break
-        one, other = (_bound(unit[part], axes[:, :size]) for part in (rows, columns))
-        share = float((one @ other.T >= least).mean())
-        cost = size * _GEMM_SECONDS + share * dimension * _COMPARE_SECONDS
-        if cost < best_cost:
-            best_cost, best = cost, size
-    return candidate, np.ascontiguousarray(axes[:, :best])
-
-
-def _find_axes(unit: np.ndarray) -> np.ndarray:
-    """All (d, d) principal axes of a sample about the origin, strongest first."""
-    sample = unit[:: max(len(unit) // 16384, 1)]
-    moment = (sample.T @ sample).astype(np.float64)
-    return np.ascontiguousarray(np.linalg.eigh(moment)[1][:, ::-1], np.float32)
-
-
-def _propose_beside(unit: np.ndarray, axes: np.ndarray, wide: int, workers: int) -> np.ndarray:
-    """Candidates among rows near the same pivots.
-
-    A graph search stays within the groups it enters; rows that share a pivot are found whatever
-    lies between them, so that the two miss different neighbours.
-    """
-    with ThreadPoolExecutor(workers) as pool:
-        short = _project(unit, axes[:, :64], pool)[:, :-1]
-        return _propose_near_pivots(short, wide, _FAVOURITES, _LISTS, pool)
-
-
 def _exchange(
-    unit: np.ndarray, candidate: np.ndarray, other: np.ndarray, rows: np.ndarray, workers: int
-) -> None:
-    """Exchange the candidates of `rows` for nearer ones among `other`, in place."""
-
-    def unite(part: slice) -> None:
-        _unite(unit, other, rows[part], candidate[part])
-
-    with ThreadPoolExecutor(workers) as pool:
-        list(pool.map(unite, _blocks(0, len(rows))))
-
-
-def _bound(unit: np.ndarray, axes: np.ndarray) -> np.ndarray:
-    """Project, and append each row's residual length: products of these bound the cosines."""
-    near = unit @ axes
-    length = np.einsum("ij,ij->i", near, near)
-    residual = np.sqrt(np.maximum(1 - length, 0) + 1e-6)
-    return np.column_stack([near, residual.astype(np.float32)])
-
-
-def _project(unit: np.ndarray, axes: np.ndarray, pool: ThreadPoolExecutor) -> np.ndarray:
-    out = np.empty((len(unit), axes.shape[1] + 1), np.float32)
-
-    def work(part: slice) -> None:
-        out[part] = _bound(unit[part], axes)
-
-    list(pool.map(work, _blocks(0, len(unit))))
-    return out
-
-
-def _blocks(start: int, stop: int, size: int = _BLOCK) -> list[slice]:
-    return [slice(low, min(low + size, stop)) for low in range(start, stop, size)]
-
-
-def _propose_near_pivots(
-    short: np.ndarray, width: int, favourites: int, lists: int, pool: ThreadPoolExecutor
-) -> np.ndarray:
-    """Compare each row with those whose nearest pivot is among its group's favourites.
-
-    A row favours `favourites` pivots; the `lists` most favoured by a group are looked through.
-    """
-    count = len(short)
-    pivots = np.ascontiguousarray(short[:: max(int(np.sqrt(count) / 2), 1)])
-    pivots = pivots / np.maximum(np.linalg.norm(pivots, axis=1, keepdims=True), 1e-12)
-    favourite = np.empty((count, min(favourites, len(pivots))), np.int32)
-
-    def choose(part: slice) -> None:
-        _pick_best(short[part] @ pivots.T, favourite[part])
-
-    list(pool.map(choose, _blocks(0, count)))
-    order = np.argsort(favourite[:, 0], kind="stable")
-    start_of = np.searchsorted(favourite[order, 0], np.arange(len(pivots) + 1))
-    candidate = np.full((count, width), UNLABELLED, np.int32)
-
-    def join(pivot: int) -> None:
-        group = order[start_of[pivot] : start_of[pivot + 1]]
-        if not len(group):
-            return
-        wanted = np.bincount(favourite[group].ravel(), minlength=len(pivots))
-        chosen = np.argsort(-wanted, kind="stable")[:lists]
-        others = np.concatenate(
-            [order[start_of[one] : start_of[one + 1]] for one in chosen if wanted[one]]
-        )
-        for low in range(0, len(group), _BLOCK):
-            rows = group[low : low + _BLOCK]
-            others = others[: 16 * _BLOCK]
-            _keep_near(short[rows] @ short[others].T, rows, others, candidate)
-
-    list(pool.map(join, range(len(pivots))))
-    return candidate
-
-
-def _search_exact(
-    index: KnnIndex,
     unit: np.ndarray,
-    rows: slice,
-    width: int,
-    neighbour: np.ndarray,
-    similarity: np.ndarray,
+    candidate: np.ndarray,
+    other: np.ndarray,
+    rows: np.ndarray,
+    places: np.ndarray,
     pool: ThreadPoolExecutor,
 ) -> None:
-    """Exact neighbours of `rows`; where they are all rows, each block pair is looked at once."""
-    count = index.count
-    bound = _project(unit, index.axes, pool)
-    whole = rows.start == 0 and rows.stop == count
-    near = np.full((rows.stop - rows.start, width), UNLABELLED, np.int64)
-    best = np.full(near.shape, -np.inf, np.float32)
-    floor = np.full(len(near), -np.inf, np.float32)
-    starts = _blocks(rows.start, rows.stop)
+    """Exchange the candidates of `rows`, at `places`, for nearer ones among `other`, in place."""
 
-    def begin(part: slice) -> None:
-        local = slice(part.start - rows.start, part.stop - rows.start)
-        _find_floor(unit, index.candidate[:, :width], part.start, floor[local])
+    def unite(part: slice) -> None:
+        _unite(unit, other, rows[part], places[part], candidate)
 
-    list(pool.map(begin, starts))
-    if whole:
-        locks = [threading.Lock() for _ in starts]
-        pairs = [
-            (one, one + apart) for apart in range(len(starts)) for one in range(len(starts) - apart)
-        ]
-
-        def compare(pair: tuple[int, int]) -> None:
-            one, other = pair
-            left, right = starts[one], starts[other]
-            ceiling = bound[left] @ bound[right].T
-            with locks[one]:
-                if one == other:
-                    _compare(ceiling, unit, left.start, right.start, 0, near, best, floor, True)
-                else:
-                    with locks[other]:
-                        _compare(ceiling, unit, left.start, right.start, 0, near, best, floor, True)
-
-        list(pool.map(compare, pairs))
-    else:
-
-        def search(part: slice) -> None:
-            for other in _blocks(0, count):
-                ceiling = bound[part] @ bound[other].T
-                _compare(
-                    ceiling, unit, part.start, other.start, rows.start, near, best, floor, False
-                )
-
-        list(pool.map(search, starts))
-    neighbour[:, :width] = near
-    similarity[:, :width] = best
+    list(pool.map(unite, list_blocks(0, len(rows))))
 
 
 @njit(cache=True, nogil=True)
@@ -811,57 +602,13 @@ def _transpose(candidate: Any) -> Any:
 
 
 @njit(cache=True, nogil=True)
-def _drop_self(near: Any, start: int, out: Any) -> None:
-    for i in range(len(out)):
+def _drop_self(near: Any, rows: Any, places: Any, out: Any) -> None:
+    for i in range(len(rows)):
         kept = 0
         for j in range(near.shape[1]):
-            if near[i, j] >= 0 and near[i, j] != start + i and kept < out.shape[1]:
-                out[i, kept] = near[i, j]
+            if near[i, j] >= 0 and near[i, j] != rows[i] and kept < out.shape[1]:
+                out[places[i], kept] = near[i, j]
                 kept += 1
-
-
-@njit(cache=True, nogil=True, fastmath={"reassoc", "contract", "nsz"})
-def dot_rows(vectors: Any, one: int, other: int) -> Any:
-    total = np.float32(0)
-    for axis in range(vectors.shape[1]):
-        total += vectors[one, axis] * vectors[other, axis]
-    return min(max(total, np.float32(-1)), np.float32(1))
-
-
-@njit(cache=True, nogil=True)
-def _insert(nearest: Any, best: Any, candidate: int, value: Any) -> None:
-    """Insert by descending similarity, ties by smaller index; whatever the order of calls."""
-    place = len(best) - 1
-    if value < best[place] or (value == best[place] and candidate > nearest[place]):
-        return
-    while place > 0 and (
-        best[place - 1] < value or (best[place - 1] == value and nearest[place - 1] > candidate)
-    ):
-        best[place] = best[place - 1]
-        nearest[place] = nearest[place - 1]
-        place -= 1
-    best[place] = value
-    nearest[place] = candidate
-
-
-@njit(cache=True, nogil=True)
-def _scan_all(vectors: Any, start: int, nearest: Any, best: Any) -> None:
-    best[:] = -np.inf
-    for i in range(len(nearest)):
-        for other in range(len(vectors)):
-            if other != start + i:
-                _insert(nearest[i], best[i], other, dot_rows(vectors, start + i, other))
-
-
-@njit(cache=True, nogil=True)
-def _pick_best(similarity: Any, out: Any) -> None:
-    """Positions of the largest values of each row, descending."""
-    best = np.empty(out.shape[1], np.float32)
-    for i in range(len(similarity)):
-        best[:] = -np.inf
-        for j in range(similarity.shape[1]):
-            if similarity[i, j] > best[-1]:
-                _insert(out[i], best, j, similarity[i, j])
 
 
 @njit(cache=True, nogil=True)
@@ -870,108 +617,32 @@ def _keep_best(similarity: Any, first: int, nearest: Any, best: Any) -> None:
     for i in range(len(similarity)):
         for j in range(similarity.shape[1]):
             if similarity[i, j] > best[i, -1]:
-                _insert(nearest[i], best[i], first + j, similarity[i, j])
+                insert(nearest[i], best[i], first + j, similarity[i, j])
 
 
 @njit(cache=True, nogil=True)
-def _keep_near(similarity: Any, rows: Any, others: Any, candidate: Any) -> None:
-    best = np.empty(candidate.shape[1], np.float32)
-    for i in range(len(rows)):
-        best[:] = -np.inf
-        for j in range(len(others)):
-            if similarity[i, j] > best[-1] and others[j] != rows[i]:
-                _insert(candidate[rows[i]], best, others[j], similarity[i, j])
-
-
-@njit(cache=True, nogil=True)
-def _find_floor(vectors: Any, candidate: Any, start: int, floor: Any) -> None:
-    """Least similarity among each row's candidates: its k-th neighbour is no further."""
-    for i in range(len(floor)):
-        least = np.float32(np.inf)
-        for other in candidate[start + i]:
-            if other < 0:
-                least = np.float32(-np.inf)
-            else:
-                least = min(least, dot_rows(vectors, start + i, other))
-        floor[i] = least
-
-
-@njit(cache=True, nogil=True)
-def _unite(vectors: Any, other: Any, rows: Any, candidate: Any) -> None:
+def _unite(vectors: Any, other: Any, rows: Any, places: Any, candidate: Any) -> None:
     """Keep the nearest of each row's candidates and `other` ones, each once."""
     width = candidate.shape[1]
     nearest = np.empty(width, np.int32)
     best = np.empty(width, np.float32)
-    for i in range(len(candidate)):
+    for i in range(len(rows)):
+        place = places[i]
         nearest[:] = -1
         best[:] = -np.inf
         for position in range(2 * width):
-            row = candidate[i, position] if position < width else other[rows[i], position - width]
+            if position < width:
+                row = candidate[place, position]
+            else:
+                row = other[rows[i], position - width]
             if row < 0:
                 continue
-            value = dot_rows(vectors, rows[i], row)
             known = False
             for earlier in range(width):
                 known |= nearest[earlier] == row
             if not known:
-                _insert(nearest, best, row, value)
-        candidate[i] = nearest
-
-
-@njit(cache=True, nogil=True, fastmath=True)
-def _reaches(ceiling: Any, level: Any, low: int, high: int, own: Any) -> Any:
-    reach = np.float32(-4)
-    for j in range(low, high):
-        reach = max(reach, ceiling[j] - min(level[j], own))
-    return reach >= 0
-
-
-@njit(cache=True, nogil=True)
-def _compare(
-    ceiling: Any,
-    vectors: Any,
-    first: int,
-    second: int,
-    offset: int,
-    nearest: Any,
-    best: Any,
-    floor: Any,
-    both: bool,
-) -> None:
-    """Compare in full the pairs of two blocks whose bound reaches either row's k-th best.
-
-    Row numbers start at `first` and `second`; results of row r lie at r - offset. With `both`
-    each pair serves its two rows, and the diagonal block is read above the diagonal.
-    """
-    slack = np.float32(_BOUND_SLACK)
-    height, span = ceiling.shape
-    level = np.full(span, np.float32(4))
-    if both:
-        for j in range(span):
-            at = second + j - offset
-            level[j] = max(floor[at], best[at, -1]) - slack
-    for i in range(height):
-        row = first + i
-        at = row - offset
-        own = max(floor[at], best[at, -1]) - slack
-        if own < -3:
-            own = np.float32(-3)
-        begin = i + 1 if both and first == second else 0
-        for low in range(begin, span, 64):
-            high = min(low + 64, span)
-            if not _reaches(ceiling[i], level, low, high, own):
-                continue
-            for j in range(low, high):
-                if ceiling[i, j] < min(level[j], own) or second + j == row:
-                    continue
-                value = dot_rows(vectors, row, second + j)
-                if value >= own:
-                    _insert(nearest[at], best[at], second + j, value)
-                    own = max(floor[at], best[at, -1]) - slack
-                if both and value >= level[j]:
-                    other = second + j - offset
-                    _insert(nearest[other], best[other], row, value)
-                    level[j] = max(floor[other], best[other, -1]) - slack
+                insert(nearest, best, row, dot_rows(vectors, rows[i], row))
+        candidate[place] = nearest
 
 
 @njit(cache=True, nogil=True)
@@ -980,6 +651,7 @@ def _refine(
     candidate: Any,
     start_of: Any,
     member: Any,
+    rows: Any,
     start: int,
     nearest: Any,
     best: Any,
@@ -988,9 +660,9 @@ def _refine(
     count, proposed = candidate.shape
     seen = np.full(count, -1, np.int32)
     listed = np.empty(count, np.int32)
-    best[:] = -np.inf
-    for i in range(len(nearest)):
-        row = start + i
+    for row in rows:
+        at = row - start
+        best[at] = -np.inf
         seen[row] = row
         found = 0
         for position in range(-1, proposed):
@@ -1009,11 +681,11 @@ def _refine(
                 seen[other] = row
                 listed[found] = other
                 found += 1
-        if found < nearest.shape[1]:
+        if found < best.shape[1]:
             for other in range(count):
                 if seen[other] != row:
                     listed[found] = other
                     found += 1
         for position in range(found):
             other = listed[position]
-            _insert(nearest[i], best[i], other, dot_rows(vectors, row, other))
+            insert(nearest[at], best[at], other, dot_rows(vectors, row, other))

@@ -20,7 +20,7 @@ import json
 import math
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from itertools import pairwise
 from typing import Any
@@ -30,8 +30,9 @@ import numpy as np
 import torch
 from torch.nn import functional
 
+from cdp.cosine import count_threads
+from cdp.discriminant import Discriminant
 from cdp.errors import ConfigError, DataError
-from cdp.knn import count_threads
 
 VARIANTS = ("extended", "paper", "released", "context")
 LOGIT_LIMIT = 15.0
@@ -302,6 +303,8 @@ class Mediator:
     held_out : (m,) float32, straight after `fit` only (None when restored): the calibrated
         probability of each labelled pair from the MLPs that saw neither person, in the order of the
         pairs; NaN for a pair held out from no MLP (with fewer members than folds).
+    discriminant : where the last input comes from, when it is one (`cdp.teaching`); it travels with
+        the weights.
     """
 
     def __init__(
@@ -312,6 +315,7 @@ class Mediator:
         held_out: np.ndarray | None = None,
     ) -> None:
         self.held_out = held_out
+        self.discriminant: Discriminant | None = None
         self.settings = settings
         self.report = report
         self._arrays = arrays
@@ -338,8 +342,7 @@ class Mediator:
     ) -> Mediator:
         """Train on labelled pairs.
 
-        Whole tensors, a CPU thread for each MLP: one this small gains nothing from more, and its
-        sums stay in one order.
+        A CPU thread for each MLP, two where there are threads enough; its sums stay in one order.
 
         Parameters
         ----------
@@ -361,11 +364,8 @@ class Mediator:
         same, source_identity, target_identity = _check_labels(
             len(features), same, source_identity, target_identity
         )
-        identity, position = np.unique(
-            np.concatenate([source_identity, target_identity]), return_inverse=True
-        )
-        source, target = position[: len(same)], position[len(same) :]
-        fold = _deal_folds(len(identity), source[same], settings.folds, seed)
+        people, source, target = _number_people(source_identity, target_identity)
+        fold = _deal_folds(people, source[same], settings.folds, seed)
         source_fold, target_fold = fold[source], fold[target]
 
         count, width = features.shape
@@ -386,18 +386,24 @@ class Mediator:
                     raise DataError(
                         f"mediator: fold {member + 1} of {settings.folds} leaves {rows.sum()} "
                         f"{kind} pairs, {int(same[rows].sum())} of them true; both true and "
-                        f"false ones are needed. There are {len(identity)} labelled "
+                        f"false ones are needed. There are {people} labelled "
                         f"identities and {int(same.sum())} true pairs: label more people, "
                         "or lower mediator.folds and mediator.members"
                     )
-        with _one_thread(), ThreadPoolExecutor(count_threads(threads)) as pool:
+        workers = count_threads(threads)
+        with _one_thread(), ThreadPoolExecutor(workers) as pool, ExitStack() as helpers:
             own = features if features.flags.writeable else features.copy()
             inputs = _standardise(torch.from_numpy(own), mean, inverse, settings.standardise)
             truth = torch.from_numpy(same.astype(np.float32))
 
             def train(member: int) -> tuple[list[np.ndarray], list[dict[str, float]]]:
                 torch.set_num_threads(1)  # counts for the thread it is said in
-                return _train_member(inputs, truth, hold_out(member), settings, seed, member)
+                helper = None
+                if workers >= 2 * settings.members:
+                    helper = helpers.enter_context(ThreadPoolExecutor(1))
+                return _train_member(
+                    inputs, truth, hold_out(member), settings, seed, member, helper
+                )
 
             trained = list(pool.map(train, range(settings.members)))
         layers = [layer for layer, _ in trained]
@@ -461,7 +467,8 @@ class Mediator:
         text = json.dumps(
             {"settings": asdict(self.settings), "report": self.report.to_json()}, sort_keys=True
         )
-        return {**self._arrays, "json": np.frombuffer(text.encode(), np.uint8).copy()}
+        own = {} if self.discriminant is None else self.discriminant.state()
+        return {**self._arrays, **own, "json": np.frombuffer(text.encode(), np.uint8).copy()}
 
     @classmethod
     def from_state(cls, state: dict[str, np.ndarray]) -> Mediator:
@@ -483,7 +490,11 @@ class Mediator:
         hidden = plain["settings"]["hidden"]
         plain["settings"]["hidden"] = None if hidden is None else tuple(hidden)
         report = MediatorReport.from_json(plain["report"])
-        return cls(MediatorSettings(**plain["settings"]), arrays, report)
+        own = {name: each for name, each in arrays.items() if name.startswith("discriminant_")}
+        weights = {name: each for name, each in arrays.items() if name not in own}
+        mediator = cls(MediatorSettings(**plain["settings"]), weights, report)
+        mediator.discriminant = Discriminant.from_state(own)
+        return mediator
 
 
 _ARRAY_NAMES = (
@@ -538,6 +549,20 @@ def _check_labels(
     return same, source_identity, target_identity
 
 
+def _number_people(source: np.ndarray, target: np.ndarray) -> tuple[int, np.ndarray, np.ndarray]:
+    """Count the people; the pairs' ends as their places among the sorted identities."""
+    low = min(int(source.min()), int(target.min()))
+    span = max(int(source.max()), int(target.max())) - low + 1
+    if span > 4 * len(source):
+        identity, place = np.unique(np.concatenate([source, target]), return_inverse=True)
+        return len(identity), place[: len(source)], place[len(source) :]
+    known = np.zeros(span, bool)
+    known[source - low] = True
+    known[target - low] = True
+    place = np.cumsum(known) - 1
+    return int(known.sum()), place[source - low], place[target - low]
+
+
 def _deal_folds(count: int, positive: np.ndarray, folds: int, seed: int) -> np.ndarray:
     """A fold for each identity; every fold gets its share of the pair-rich people.
 
@@ -575,8 +600,9 @@ class _Network:
     """The MLP while it learns: two hidden layers, ReLU, and the log-odds of a two-way softmax.
 
     Parameters and gradients are each one flat tensor, of which the layers are views, and gradients
-    are written out by hand: for a network this small, autograd costs more than the arithmetic
-    (measured: half of the time). The test compares both.
+    are written out by hand, row by row in compiled code that keeps one row and all weights in the
+    nearest cache: for a network this small, autograd and matrix products over a batch spend most of
+    their time elsewhere. The test compares both.
     """
 
     def __init__(self, width: int, settings: MediatorSettings, random: torch.Generator) -> None:
@@ -584,12 +610,17 @@ class _Network:
         shapes = [(width, first), (first,), (first, second), (second,), (second, 2), (2,)]
         sizes = [math.prod(shape) for shape in shapes]
         self.settings, self.random, self.steps = settings, random, 0
+        self.helper: ThreadPoolExecutor | None = None
         self.value, self.gradient = torch.zeros(sum(sizes)), torch.zeros(sum(sizes))
+        self._halves = torch.zeros(2, sum(sizes))
         self.momentum, self.square = torch.zeros(sum(sizes)), torch.zeros(sum(sizes))
-        self.layers, self._slopes = (
+        self.layers, *slopes = (
             [part.view(shape) for part, shape in zip(flat.split(sizes), shapes, strict=True)]
-            for flat in (self.value, self.gradient)
+            for flat in (self.value, *self._halves)
         )
+        # the same memory, as the compiled step reads and fills it
+        self._weights = [layer.numpy() for layer in self.layers]
+        self._slopes = [[slope.numpy() for slope in half] for half in slopes]
         for weight in self.layers[::2]:
             torch.nn.init.xavier_uniform_(weight, generator=random)
 
@@ -605,30 +636,39 @@ class _Network:
         logits = torch.addmm(self.layers[5], rows, self.layers[4])
         return logits[:, 1] - logits[:, 0]
 
-    def learn(self, rows: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
+    def learn(self, rows: torch.Tensor, truth: torch.Tensor) -> float:
         """One step on a batch; `truth` is float, 0 or 1. Returns the mean cross-entropy before."""
-        layers, slopes, dropout = self.layers, self._slopes, self.settings.dropout
-        inputs, masks = [rows], []
-        for layer in (0, 2):
-            rows = torch.addmm(layers[layer + 1], rows, layers[layer]).relu_()
-            if dropout:
-                keep = torch.rand(rows.shape, generator=self.random) >= dropout
-                masks.append(keep / (1 - dropout))
-                rows = rows * masks[-1]
-            inputs.append(rows)
-        logits = torch.addmm(layers[5], rows, layers[4])
-        odds = logits[:, 1] - logits[:, 0]
-        loss = functional.binary_cross_entropy_with_logits(odds, truth)
-        error = (torch.sigmoid(odds) - truth).div_(len(truth))
-        slope = torch.stack([-error, error], 1)
-        for layer in (4, 2, 0):
-            torch.mm(inputs[layer // 2].T, slope, out=slopes[layer])
-            torch.sum(slope, 0, out=slopes[layer + 1])
-            if layer:
-                slope = slope @ layers[layer].T
-                slope = torch.ops.aten.threshold_backward(slope, inputs[layer // 2], 0)
-                if dropout:
-                    slope *= masks[layer // 2 - 1]
+        dropout = self.settings.dropout
+        masks = [_NO_MASK, _NO_MASK]
+        if dropout:
+            masks = [
+                ((torch.rand(len(rows), width, generator=self.random) >= dropout) / (1 - dropout))
+                .float()
+                .numpy()
+                for width in (len(self.layers[1]), len(self.layers[3]))
+            ]
+        self._halves.zero_()
+        half = len(rows) // 2
+
+        def run(number: int) -> float:
+            part = slice(half, None) if number else slice(0, half)
+            own = [mask[part] if len(mask) else mask for mask in masks]
+            return _add_slopes(  # type: ignore[call-arg]
+                rows.numpy()[part],
+                truth.numpy()[part],
+                *own,
+                *self._weights,
+                *self._slopes[number],
+                len(rows),
+            )
+
+        # always two halves, each summed by itself, so that a second thread changes nothing
+        if self.helper is None:
+            loss = run(0) + run(1)
+        else:
+            later = self.helper.submit(run, 1)
+            loss = run(0) + later.result()
+        torch.add(self._halves[0], self._halves[1], out=self.gradient)
         self._move()
         return loss
 
@@ -648,6 +688,87 @@ class _Network:
         self.value.addcdiv_(self.momentum, spread, value=-rate / (1 - 0.9**self.steps))
 
 
+_NO_MASK = np.empty((0, 0), np.float32)
+
+
+@numba.njit(nogil=True, cache=True, fastmath={"reassoc", "contract", "nsz"})
+def _add_slopes(  # type: ignore[no-untyped-def]  # pragma: no cover
+    rows, truth, mask_0, mask_1,
+    weight_0, bias_0, weight_1, bias_1, weight_2, bias_2,
+    slope_0, shift_0, slope_1, shift_1, slope_2, shift_2, count,
+):  # fmt: skip
+    """Add a batch's gradients to the slopes of weights and the shifts of biases; its part of
+    the mean loss over the `count` rows of the whole batch."""
+    width, first = weight_0.shape
+    second = weight_1.shape[1]
+    a, b = np.empty(first, np.float32), np.empty(second, np.float32)
+    back_a, back_b = np.empty(first, np.float32), np.empty(second, np.float32)
+    difference = weight_2[:, 1] - weight_2[:, 0]
+    share = np.float32(1 / count)
+    loss = 0.0
+    for row in range(len(rows)):
+        for j in range(first):
+            a[j] = bias_0[j]
+        for i in range(width):
+            value = rows[row, i]
+            for j in range(first):
+                a[j] += value * weight_0[i, j]
+        for j in range(first):
+            a[j] = max(a[j], np.float32(0))
+        if len(mask_0):
+            for j in range(first):
+                a[j] *= mask_0[row, j]
+        for j in range(second):
+            b[j] = bias_1[j]
+        for i in range(first):
+            value = a[i]
+            if value > 0:
+                for j in range(second):
+                    b[j] += value * weight_1[i, j]
+        for j in range(second):
+            b[j] = max(b[j], np.float32(0))
+        if len(mask_1):
+            for j in range(second):
+                b[j] *= mask_1[row, j]
+        odds = bias_2[1] - bias_2[0]
+        for j in range(second):
+            odds += b[j] * difference[j]
+        small = np.exp(-abs(odds))
+        loss += max(odds, np.float32(0)) - odds * truth[row] + np.log1p(small)
+        chance = 1 / (1 + small) if odds >= 0 else small / (1 + small)
+        error = np.float32(chance - truth[row]) * share
+        shift_2[0] -= error
+        shift_2[1] += error
+        for j in range(second):
+            slope_2[j, 0] -= b[j] * error
+            slope_2[j, 1] += b[j] * error
+            back_b[j] = error * difference[j] if b[j] > 0 else np.float32(0)
+        if len(mask_1):
+            for j in range(second):
+                back_b[j] *= mask_1[row, j]
+        for j in range(second):
+            shift_1[j] += back_b[j]
+        for i in range(first):
+            value = a[i]
+            back = np.float32(0)
+            if value > 0:
+                for j in range(second):
+                    slope_1[i, j] += value * back_b[j]
+                for j in range(second):
+                    back += weight_1[i, j] * back_b[j]
+            back_a[i] = back
+        if len(mask_0):
+            for j in range(first):
+                back_a[j] *= mask_0[row, j]
+        for j in range(first):
+            shift_0[j] += back_a[j]
+        for i in range(width):
+            value = rows[row, i]
+            for j in range(first):
+                slope_0[i, j] += value * back_a[j]
+    return loss * share
+
+
 def _train_member(
     inputs: torch.Tensor,
     truth: torch.Tensor,
@@ -655,6 +776,7 @@ def _train_member(
     settings: MediatorSettings,
     seed: int,
     member: int,
+    helper: ThreadPoolExecutor | None = None,
 ) -> tuple[list[np.ndarray], list[dict[str, float]]]:
     """One MLP's weights and biases, layer after layer, and a row for each check.
 
@@ -662,13 +784,14 @@ def _train_member(
     """
     random = torch.Generator().manual_seed(seed * 1_000_003 + member)
     network = _Network(inputs.shape[1], settings, random)
+    network.helper = helper
     held_rows = torch.from_numpy(np.flatnonzero(held > 0))
     held_inputs, held_truth = inputs[held_rows], truth[held_rows]
     held_weight = torch.from_numpy(held)[held_rows]
     chosen = torch.from_numpy(np.flatnonzero(held == 0))
     history: list[dict[str, float]] = []
     best, best_loss, stale = network.value.clone(), math.inf, 0
-    losses: list[torch.Tensor] = []
+    losses: list[float] = []
     step = 0
     for epoch in range(settings.epochs):
         order = chosen[torch.randperm(len(chosen), generator=random)]
@@ -687,7 +810,7 @@ def _train_member(
                 {
                     "member": member,
                     "epoch": epoch,
-                    "training_loss": float(torch.stack(losses).mean()),
+                    "training_loss": float(np.mean(losses)),
                     "validation_loss": validation,
                 }
             )

@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from cdp.branch import Branch, FaceRows, Sampling, SoftTargets
+from cdp.branch import Branch, FaceRows, Sampling, SoftTargets, SparedClasses
 from cdp.distillation import fit_target
 from cdp.embedding import BackboneEmbedder
 from cdp.errors import ConfigError, DataError
@@ -138,8 +138,11 @@ def train_recognizer(
     plan: TrainingPlan,
     confidence: np.ndarray | None = None,
     soft: SoftTargets | None = None,
+    spared: SparedClasses | None = None,
     teacher: np.ndarray | None = None,
     pseudo_teacher: np.ndarray | None = None,
+    more_images: np.ndarray | None = None,
+    more_teacher: np.ndarray | None = None,
     min_size: int = 2,
     share: float | None = None,
     sampling: Sampling = "image",
@@ -174,9 +177,13 @@ def train_recognizer(
     soft : SoftTargets or None
         Weighted pseudo-labels of images (rows of `pseudo_images`, numbers of `pseudo_label`) that
         have several. Images without a hard label stay left out, and so do classes that are.
+    spared : SparedClasses or None
+        Classes that images may belong to beside their own, in the same numbers.
     teacher, pseudo_teacher : (n, t) and (u, t) float, unit length, or None
         A stronger model's vectors of these images. Every image that has one is trained to point
         where the teacher does (see `cdp.distillation`), those left out above included.
+    more_images, more_teacher : (m, s, s, 3) uint8 and (m, t) float, unit length, or None
+        Further images that nothing is known of but the teacher's vectors.
     min_size : int
         Smallest pseudo-class that is learned.
     share : float or None
@@ -213,9 +220,11 @@ def train_recognizer(
         raise ConfigError(f"share between 0 and 1 expected, got {share}")
     known = _Faces("labelled", images, label, teacher=teacher)
     guessed = _Faces(
-        "pseudo-labelled", pseudo_images, pseudo_label, confidence, soft, pseudo_teacher, min_size
-    )
-    sets = [each for each in (known, guessed) if each.images is not None]
+        "pseudo-labelled", pseudo_images, pseudo_label, confidence, soft, pseudo_teacher, min_size,
+        spared,
+    )  # fmt: skip
+    more = _Faces("further", more_images, None, teacher=more_teacher)
+    sets = [each for each in (known, guessed, more) if each.images is not None]
     for each in sets:
         each.check()
     targets = _fit_targets(sets, embedding_dim, plan.seed)
@@ -244,6 +253,7 @@ def train_recognizer(
                 classes,
                 None if each.weight is None else each.weight[rows],
                 soft=None if each.soft is None else each.soft.renumber(rows, numbers),
+                spared=None if each.spared is None else each.spared.renumber(rows, numbers),
                 teacher=None if target is None else target[rows],
                 auxiliaries=_build_added(auxiliaries or {}, embedding_dim, count, seed),
                 sampling=sampling,
@@ -283,6 +293,7 @@ class _Faces:
     soft: SoftTargets | None = None
     teacher: np.ndarray | None = None
     min_size: int = 1
+    spared: SparedClasses | None = None
 
     def check(self) -> None:
         assert self.images is not None
@@ -313,7 +324,7 @@ def _fit_targets(sets: Sequence[_Faces], embedding_dim: int, seed: int) -> list[
     if not taught:
         return [None] * len(sets)
     if len({vectors.shape[1:] for vectors in taught}) > 1:
-        raise DataError("teacher and pseudo_teacher are of different lengths; use one model")
+        raise DataError("the vectors of the teacher are of different lengths; use one model")
     target = fit_target(np.concatenate(taught), embedding_dim, seed=seed)
     parts = iter(np.split(target, np.cumsum([len(vectors) for vectors in taught])[:-1]))
     return [None if each.teacher is None else next(parts) for each in sets]

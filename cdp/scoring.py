@@ -12,7 +12,8 @@ from collections.abc import Callable, Sequence
 import numpy as np
 
 from cdp.committee import describe_pairs, measure_affinity
-from cdp.knn import count_threads
+from cdp.cosine import count_threads
+from cdp.discriminant import measure_cosines
 from cdp.mediator import Mediator
 from cdp.scratch import allocate
 from cdp.types import KnnGraph, PairTable
@@ -49,6 +50,11 @@ def score_pairs(
     affinity = allocate((len(views), len(pairs)))
     for number, view in enumerate(views):
         measure_affinity(view, pairs, out=affinity[number], threads=threads)
+    found = mediator.discriminant
+    if found is not None:
+        rows = found.even_out(found.project(views, threads=threads), threads=threads)
+        even = measure_cosines(rows, pairs)
+        del rows
     scores = np.empty(len(pairs), np.float32)
     for start in range(0, len(pairs), BLOCK):
         part = slice(start, min(start + BLOCK, len(pairs)))
@@ -61,5 +67,7 @@ def score_pairs(
             affinity=affinity.T,
             threads=threads,
         )
+        if found is not None:
+            features = np.column_stack([features, even[part]])
         scores[part] = mediator.score(features, threads=workers)
     return scores

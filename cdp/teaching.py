@@ -4,7 +4,8 @@ The contract:
 - Enters: the views and graphs of labelled rows, and who they show. Leaves: a fitted `Mediator` and,
   with "extended" features, a fitted `SecondReading` or None.
 - "paper" and "released" learn from the labelled people as they are; "extended" from all lessons of
-  `cdp.lessons`, amid the unlabelled crowd too where it is given.
+  `cdp.lessons`, amid the unlabelled crowd too where it is given, with the cosine of
+  `cdp.discriminant` as one more input.
 - The features of all labelled pairs are held at once: some 60 columns of float32 a pair.
 """
 
@@ -17,6 +18,7 @@ import numpy as np
 
 from cdp.committee import describe_pairs, make_pairs
 from cdp.context import CrowdReading, SecondReading, fit_context
+from cdp.discriminant import fit_discriminant
 from cdp.errors import ConfigError
 from cdp.lessons import LESSONS, Crowd, make_lessons
 from cdp.mediator import Mediator, MediatorSettings, correct_prior
@@ -81,6 +83,18 @@ def teach_mediator(
         )
         for lesson, listed in zip(lessons, pairs, strict=True)
     ]
+    discriminant = None
+    if extended:
+        discriminant, fold = fit_discriminant(
+            views, identity, around=None if crowd is None else crowd.views, seed=seed,
+            threads=threads,
+        )  # fmt: skip
+        coordinates = discriminant.project(views, threads=threads)
+        for number, (lesson, listed) in enumerate(zip(lessons, pairs, strict=True)):
+            even = discriminant.measure(
+                coordinates[lesson.rows], listed, fold[lesson.rows], threads=threads
+            )
+            features[number] = np.column_stack([features[number], even])
     taught = [(listed, lesson.identity) for lesson, listed in zip(lessons, pairs, strict=True)]
     everyone = person = None
     if crowd is not None and extended:
@@ -88,11 +102,17 @@ def teach_mediator(
         own = (person[everyone.source] >= 0) | (person[everyone.target] >= 0)
         known = PairTable(everyone.source[own], everyone.target[own])
         taught.append((known, person))
-        features.append(
-            describe_pairs(
-                crowd.views, crowd.graphs, known, variant=settings.variant, threads=threads
-            )
+        assert discriminant is not None
+        even = discriminant.measure(
+            discriminant.project(crowd.views, threads=threads),
+            known,
+            _deal_crowd(crowd.identity, identity, fold),
+            threads=threads,
         )
+        described = describe_pairs(
+            crowd.views, crowd.graphs, known, variant=settings.variant, threads=threads
+        )
+        features.append(np.column_stack([described, even]))
     source = np.concatenate([who[listed.source] for listed, who in taught])
     target = np.concatenate([who[listed.target] for listed, who in taught])
     mediator = Mediator.fit(
@@ -104,6 +124,7 @@ def teach_mediator(
         seed=seed,
         threads=threads,
     )
+    mediator.discriminant = discriminant
     if not (extended and second_reading):
         return mediator, None
     held_out = mediator.held_out
@@ -125,6 +146,13 @@ def teach_mediator(
         threads=threads,
     )
     return mediator, reading
+
+
+def _deal_crowd(crowd: np.ndarray, identity: np.ndarray, fold: np.ndarray) -> np.ndarray:
+    """The fold of each row of the crowd; -1 for an unlabelled one."""
+    people, first = np.unique(identity, return_index=True)
+    place = np.minimum(np.searchsorted(people, crowd), len(people) - 1)
+    return np.where(crowd < 0, -1, fold[first][place])
 
 
 def _take_rows(view: View, rows: np.ndarray) -> np.ndarray:

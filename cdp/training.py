@@ -219,12 +219,14 @@ class _Target(NamedTuple):
     label : (b,) int64 or None, where there are no classes
     weight : (b,) float32 or None, where all weigh 1
     soft : (place (e,) int64, class (e,) int64, share (e,) float32) or None
+    spared : (e, 2) int64 or None, a line of what the head is shown and a class
     teacher : (b, d) float32 or None
     """
 
     label: Tensor | None
     weight: Tensor | None
     soft: tuple[Tensor, Tensor, Tensor] | None
+    spared: Tensor | None
     teacher: Tensor | None
 
 
@@ -368,14 +370,21 @@ class _Trainer:
             return torch.from_numpy(np.ascontiguousarray(values, dtype=kind)).to(self.device)
 
         label = None if branch.label is None else branch.label[rows]
-        soft = None
+        soft = spared = None
+        lines, own = np.arange(len(rows)), label
         if branch.soft is not None and label is not None:
-            place, classes, shares = branch.soft.take(rows, label)
-            soft = send(place, np.int64), send(classes, np.int64), send(shares, np.float32)
+            lines, own, shares = branch.soft.take(rows, label)
+            soft = send(lines, np.int64), send(own, np.int64), send(shares, np.float32)
+        if branch.spared is not None and own is not None:
+            # An image with several classes is shown once for each, and spared the others.
+            place, classes = branch.spared.take(rows[lines])
+            foreign = classes != own[place]
+            spared = send(np.stack([place, classes], 1)[foreign], np.int64)
         return _Target(
             None if label is None else send(label, np.int64),
             None if branch.weight is None else send(branch.weight[rows], np.float32),
             soft,
+            spared,
             None if branch.teacher is None else send(branch.teacher[rows], np.float32),
         )
 
@@ -547,10 +556,10 @@ def _judge(head: Head, embedding: Tensor, target: _Target) -> tuple[Tensor, Tens
     """The head's loss an image (b,), and how many it tells right."""
     assert target.label is not None
     if target.soft is None:
-        loss, logits = head(embedding, target.label)
+        loss, logits = head(embedding, target.label, target.spared)
     else:
         place, classes, share = target.soft
-        losses, logits = head(embedding[place], classes)
+        losses, logits = head(embedding[place], classes, target.spared)
         loss = torch.zeros_like(losses[: len(embedding)]).index_add(0, place, share * losses)
         # The logits carry no margin, so those of any of an image's classes will do: its first.
         logits = logits[torch.searchsorted(place, torch.arange(len(loss), device=place.device))]

@@ -5,12 +5,15 @@ The contract:
   expected, what came, and the file it stands in.
 - A config is frozen once read. It holds no path of this machine: `--data-root`, `--runs-dir`,
   workers and device come from the command line and are never part of a fingerprint.
+- YAML is loaded safely and within bounds: a mebibyte, and so many values once every alias is
+  written out; a key given twice is an error, and so is a number that is NaN or infinite.
 - Names with a unit end in it: `_px` pixels, `_rad` radians.
 """
 
 from __future__ import annotations
 
 import json
+from collections import Counter
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
@@ -25,11 +28,16 @@ Share = Annotated[float, Field(ge=0, le=1)]
 Rate = Annotated[float, Field(gt=0, lt=1)]
 Positive = Annotated[int, Field(ge=1)]
 
+YAML_BYTES = 1 << 20
+YAML_VALUES = 10_000
+"""Values of one file, those an alias repeats counted each time."""
+YAML_DEPTH = 50
+
 
 class Settings(BaseModel):
     """Strict, frozen, and closed to unknown keys."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
 class MemberSettings(Settings):
@@ -108,7 +116,7 @@ class IngestSettings(Settings):
     """Which images are set aside."""
 
     min_px: Positive = 8
-    max_pixels: Positive = 50_000_000
+    max_pixels: Annotated[int, Field(ge=1, le=100_000_000)] = 50_000_000
 
 
 class TrainSettings(TrainingSettings):
@@ -205,6 +213,10 @@ class PropagateSettings(Settings):
 class RetrainSettings(TrainingSettings):
     """Training of the low-resolution recognizer.
 
+    leftovers : an image without a pseudo-label, or of too small a cluster, is left out ("drop") or
+        is a class of its own ("alone"); people with too few images alike, where the truth is used.
+    spare_above : probability of a pair with a leftover from which the one is not pushed away from
+        the other's class; 1 spares none.
     weigh_by_confidence : an image counts by how sure its pseudo-label is.
     targets : "hard" is one pseudo-label an image, "soft" the weighted ones of `soft_labels`.
     pseudo_share : part of batch and loss that the pseudo-labelled set has; null is its part of the
@@ -214,12 +226,16 @@ class RetrainSettings(TrainingSettings):
     merge_far : share of labelled people that may look so much like another one.
     teacher : a committee member whose vectors every image is also trained to follow, as a further
         subject `distilled`; null trains none.
+    student : settings of training, backbone and width in which `distilled` differs from the others.
+    blends : faces blended of two, which only the teacher has something to say of, for `distilled`.
     teacher_px : side the teacher's faces are reduced to; null shows them as they came.
     """
 
     backbone: str = "residual"
     width: float = Field(1.0, gt=0)
     min_cluster_size: Positive = 2
+    leftovers: Literal["drop", "alone"] = "drop"
+    spare_above: float = Field(0.02, ge=0, le=1)
     weigh_by_confidence: bool = False
     targets: Literal["hard", "soft"] = "hard"
     pseudo_share: float | None = Field(None, gt=0, lt=1)
@@ -228,6 +244,26 @@ class RetrainSettings(TrainingSettings):
     teacher: Name | None = None
     teacher_px: int | None = Field(None, ge=4)
     distil_weight: float = Field(3.0, ge=0)
+    student: dict[str, Any] = Field(default_factory=dict)
+    blends: int = Field(0, ge=0)
+
+    @model_validator(mode="after")
+    def _student_can_be_trained(self) -> RetrainSettings:
+        known = {*TrainingSettings.model_fields, "backbone", "width"}
+        unknown = sorted(set(self.student) - known)
+        if unknown:
+            raise ValueError(
+                f"student: no such setting {', '.join(unknown)}; known here: "
+                f"{', '.join(sorted(known))}"
+            )
+        if self.student:
+            self.describe_student()
+        return self
+
+    def describe_student(self) -> RetrainSettings:
+        """These settings as the student is trained by them."""
+        own = {**self.model_dump(mode="json"), **self.student, "student": {}}
+        return RetrainSettings.model_validate_json(json.dumps(own))
 
 
 class EvaluateSettings(Settings):
@@ -302,21 +338,75 @@ class RunConfig(Settings):
         return {field: whole[field] for field in fields}
 
 
+class _OneOfEachKey(yaml.SafeLoader):
+    """Safe, and a key given twice is an error: YAML itself would drop the first in silence."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        given = Counter(key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode))
+        twice = [key for key, count in given.items() if count > 1 and key != "<<"]
+        if twice:
+            raise yaml.constructor.ConstructorError(
+                None, None, f"{twice[0]!r} is given twice", node.start_mark
+            )
+        return super().construct_mapping(node, deep)
+
+
+def parse_yaml(text: str, source: str) -> Any:
+    """The value of a YAML text from anywhere, loaded safely; ConfigError where that fails."""
+    try:
+        _check_bounds(text)
+        return _OneOfEachKey(text).get_single_data()
+    except yaml.YAMLError as error:
+        place = getattr(error, "problem_mark", None)
+        where = f", line {place.line + 1}" if place else ""
+        problem = getattr(error, "problem", None) or getattr(error, "reason", None) or "not YAML"
+        raise ConfigError(f"{source}{where}: {problem}") from error
+    except Exception as error:  # a date, number or tag that is none can raise anything at all
+        reason = str(error).splitlines()[0][:120] if str(error) else type(error).__name__
+        raise ConfigError(f"{source}: not YAML that can be read: {reason}") from error
+
+
+def _check_bounds(text: str) -> None:
+    """YAMLError for a text whose value would be too large or too deep, aliases written out."""
+    size: dict[str, int] = {}
+    opened: list[tuple[str | None, int]] = []  # of each open collection: its anchor, count before
+    count = 0
+    for event in yaml.parse(text, yaml.SafeLoader):
+        if isinstance(event, yaml.AliasEvent):
+            if event.anchor in (anchor for anchor, _ in opened):
+                raise yaml.MarkedYAMLError(None, None, "holds itself", event.start_mark)
+            count += size.get(event.anchor, 1)
+        elif isinstance(event, yaml.ScalarEvent):
+            count += 1
+            if event.anchor:
+                size[event.anchor] = 1
+        elif isinstance(event, yaml.CollectionStartEvent):
+            opened.append((event.anchor, count))
+            count += 1
+        elif isinstance(event, yaml.CollectionEndEvent):
+            anchor, before = opened.pop()
+            if anchor:
+                size[anchor] = count - before
+        if count > YAML_VALUES or len(opened) > YAML_DEPTH:
+            limits = f"at most {YAML_VALUES} values, nested {YAML_DEPTH} deep, are expected"
+            raise yaml.MarkedYAMLError(None, None, f"too much: {limits}", event.start_mark)
+
+
 def read_yaml(path: Path) -> dict[str, Any]:
     """A YAML mapping, loaded safely; ConfigError for anything else."""
     try:
-        value = yaml.safe_load(path.read_text(encoding="utf-8"))
+        with path.open("rb") as stream:
+            data = stream.read(YAML_BYTES + 1)
+        if len(data) > YAML_BYTES:
+            raise ConfigError(f"{path}: at most {YAML_BYTES} bytes of settings are expected")
+        text = data.decode("utf-8-sig")
     except FileNotFoundError:
         near = sorted(p.name for p in path.parent.glob("*.yaml")) if path.parent.is_dir() else []
         hint = f"; there are {', '.join(near)}" if near else ""
         raise ConfigError(f"no such file: {path}{hint}") from None
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"cannot read {path}: {error}") from error
-    except yaml.YAMLError as error:
-        place = getattr(error, "problem_mark", None)
-        where = f", line {place.line + 1}" if place else ""
-        problem = getattr(error, "problem", None) or "not YAML"
-        raise ConfigError(f"{path}{where}: {problem}") from error
+    value = parse_yaml(text, str(path))
     if not isinstance(value, dict):
         raise ConfigError(f"{path}: expected a mapping of settings, got {type(value).__name__}")
     return value
@@ -355,10 +445,7 @@ def _lay_over(value: dict[str, Any], override: str) -> None:
         if not isinstance(inner, dict):
             raise ConfigError(f"override {override!r}: {section} is not a section")
         place = inner
-    try:
-        place[field] = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"override {override!r}: the value is not YAML") from error
+    place[field] = parse_yaml(text, f"override {override!r}")
 
 
 def _explain(error: ValidationError, kind: type[BaseModel], source: str) -> str:
@@ -373,7 +460,9 @@ def _explain(error: ValidationError, kind: type[BaseModel], source: str) -> str:
         else:
             message = fault["msg"].removeprefix("Value error, ")
             # A fault of the whole says itself what came; the whole would only bury it.
-            lines.append(f"{where}: {message}, got {fault['input']!r}" if fault["loc"] else message)
+            got = repr(fault["input"])
+            got = got if len(got) <= 200 else f"{got[:200]}..."
+            lines.append(f"{where}: {message}, got {got}" if fault["loc"] else message)
     return f"{source}: " + "; ".join(lines)
 
 

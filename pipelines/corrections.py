@@ -147,7 +147,7 @@ class CorrectionTable:
         for number, line in enumerate(lines, 1):
             try:
                 decisions.append(_read_decision(json.loads(line)))
-            except (ValueError, TypeError, KeyError) as error:
+            except (ValueError, TypeError, KeyError, OverflowError, RecursionError) as error:
                 raise DataError(
                     f"{self.path}, line {number}: not a decision ({error}). Restore the file from "
                     "a copy, or delete that line to go on without it"

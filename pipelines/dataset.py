@@ -5,20 +5,25 @@ The contract:
   `features` (ready embeddings, in the layout of the authors' release, `.npy` or Parquet).
 - A split is labelled, unlabelled or evaluation. No person of the labelled or evaluation split is
   in another split, as far as identities are known.
-- A path in a manifest stays inside the data root, links included.
+- A path in a manifest stays inside the data root, links included. A link below a folder may point
+  at a file in the root; what points out of it, is a folder, a pipe or a device is never opened, and
+  comes back as an entry with its `fault`. So does a name that is not UTF-8.
+- Ready features are checked against their list before a number of them is read or a byte allocated.
 - What identifies the content is `Dataset.digest`: manifest settings and file contents, no path.
 """
 
 from __future__ import annotations
 
+import json
 import math
 import os
+import stat
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import numpy as np
 from pydantic import Field, model_validator
@@ -28,6 +33,11 @@ from pipelines.config import Positive, Settings, Share, read_yaml, validate_sett
 from pipelines.store import FileDigests, digest_json
 
 SPLITS = ("labelled", "unlabelled", "evaluation")
+LARGEST_PX = 512
+"""Side of the faces that training and embedding hold by the thousand."""
+LARGEST_FILE = 256 << 20
+"""Bytes of one image file, and of one list of names."""
+LONGEST_VECTOR = 1 << 16
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".gif"}
 
 
@@ -75,7 +85,7 @@ class DataManifest(Settings):
     licence: str = ""
     source: str = ""
     notes: str = ""
-    size_px: Positive = 112
+    size_px: Annotated[int, Field(ge=1, le=LARGEST_PX)] = 112
     people: PeopleSettings | None = None
     labelled: FolderSettings | None = None
     unlabelled: FolderSettings | None = None
@@ -99,11 +109,15 @@ class DataManifest(Settings):
 
 @dataclass(frozen=True)
 class Entry:
-    """One image before it is read. `identity` is None when nobody knows it."""
+    """One image before it is read. `identity` is None when nobody knows it.
+
+    fault : why it must not be read; empty for most.
+    """
 
     path: str
     split: str
     identity: str | None
+    fault: str = ""
 
 
 @dataclass(frozen=True)
@@ -200,14 +214,19 @@ class Dataset:
         )
         files = ""
         if self.root is not None:
-            paths = [
-                os.path.join(folder.root, path)
+            found = [
+                (os.path.join(folder.root, path), fault)
                 for folder in self._folders.values()
-                for path in _walk(self.locate(folder.root), any_suffix=self.kind == "features")
+                for path, fault in _walk(self, folder.root, any_suffix=self.kind == "features")
             ]
+            paths = [path for path, fault in found if not fault]
+            faults = sorted([path, fault] for path, fault in found if fault)
             if self._pairs is not None:
                 paths.append(self._pairs.file)
             files = digests.digest_tree(self.root, paths)
+            if faults:
+                said = json.dumps(faults)  # ASCII: a name need not be UTF-8
+                files = digest_json([files, said])
         return digest_json({"settings": settings, "files": files})
 
     @property
@@ -229,7 +248,11 @@ class Dataset:
     def read_bytes(self, path: str) -> bytes:
         """One image file as it lies on disk; DataError when it cannot be read."""
         try:
-            return self.locate(path).read_bytes()
+            place = self.locate(path)
+            fault = _find_fault(self, path) or _find_excess(place)
+            if fault:
+                raise DataError(fault)
+            return place.read_bytes()
         except OSError as error:
             raise DataError(f"cannot be read: {error.strerror}") from error
 
@@ -244,7 +267,8 @@ class Dataset:
         images = np.empty((len(paths), size_px, size_px, 3), np.uint8)
         for image, path in zip(images, paths, strict=True):
             try:
-                image[:] = fit_square(decode_image(self.read_bytes(path)), size_px)
+                # What is too small or too large for this run was set aside at ingest.
+                image[:] = fit_square(decode_image(self.read_bytes(path), min_px=1), size_px)
             except DataError as error:
                 raise DataError(
                     f"{path}: {error}; it was whole at ingest. Run --stage ingest again"
@@ -253,39 +277,74 @@ class Dataset:
 
     def read_features(self, split: str, model: str) -> np.ndarray:
         """Ready embeddings of one split -> (n, d) in the order of its list, mapped if possible."""
-        folder = self.locate(getattr(self.manifest, split).root)
-        count = len(_read_lines(folder / "list.txt"))
+        folder = getattr(self.manifest, split).root
+        count = len(_read_lines(self.locate(f"{folder}/list.txt")))
         for suffix in (".bin", ".npy", ".parquet"):
-            path = folder / "features" / f"{model}{suffix}"
+            path = self.locate(f"{folder}/features/{model}{suffix}")
             if path.is_file():
                 return _open_features(path, count)
         raise DataError(
-            f"no features of {model!r} below {folder / 'features'}: expected {model}.bin, "
-            f"{model}.npy or {model}.parquet"
+            f"no features of {model!r} below {self.locate(folder) / 'features'}: expected "
+            f"{model}.bin, {model}.npy or {model}.parquet"
         )
 
 
 # ------------------------------------------------------------------------------------- listing
 
 
-def _walk(root: Path, *, any_suffix: bool = False) -> list[str]:
-    """Files below `root` in a stable order, relative, POSIX; links out of `root` are left out."""
-    found = []
-    for directory, folders, files in os.walk(root):
+def _walk(dataset: Dataset, root: str, *, any_suffix: bool = False) -> list[tuple[str, str]]:
+    """Files below `root` in a stable order, relative, each with its fault or an empty one."""
+    place = dataset.locate(root)
+    found: list[tuple[str, str]] = []
+
+    def tell(error: OSError) -> None:
+        folder = os.path.relpath(error.filename, place)
+        found.append((folder, f"a folder that cannot be listed: {error.strerror}"))
+
+    for directory, folders, files in os.walk(place, onerror=tell):
         folders.sort()
+        for name in folders:
+            if os.path.islink(os.path.join(directory, name)):
+                path = os.path.relpath(os.path.join(directory, name), place)
+                found.append((path, "a link to a folder; links are followed to files only"))
         for name in sorted(files):
             if any_suffix or os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES:
-                found.append(os.path.relpath(os.path.join(directory, name), root))
+                path = os.path.relpath(os.path.join(directory, name), place)
+                found.append((path, _find_fault(dataset, os.path.join(root, path))))
     return found
 
 
+def _find_fault(dataset: Dataset, path: str) -> str:
+    """Why a path below the root must not be opened; empty where it may be."""
+    try:
+        path.encode()
+        mode = os.lstat(os.path.join(dataset.root or "", path)).st_mode
+        if stat.S_ISLNK(mode):
+            mode = dataset.locate(path).stat().st_mode
+    except UnicodeEncodeError:
+        return "its name is not UTF-8; rename it"
+    except (OSError, RuntimeError) as error:  # RuntimeError: links in a circle
+        return f"cannot be read: {getattr(error, 'strerror', None) or 'links in a circle'}"
+    except DataError as error:
+        return str(error)
+    return "" if stat.S_ISREG(mode) else "a folder, pipe or device, no file"
+
+
+def _find_excess(place: Path) -> str:
+    size = place.stat().st_size
+    return f"too large: {size} bytes, at most {LARGEST_FILE}" if size > LARGEST_FILE else ""
+
+
 def _list_folder(dataset: Dataset, split: str, folder: FolderSettings) -> list[Entry]:
-    paths = _walk(dataset.locate(folder.root))
-    if not paths:
+    found = _walk(dataset, folder.root)
+    if not found:
         raise DataError(f"the {split} folder {folder.root!r} holds no image")
     entries = []
-    for path in paths:
+    for path, fault in found:
         person = os.path.dirname(path) if folder.layout == "people" else None
+        if fault:
+            entries.append(Entry(os.path.join(folder.root, path), split, None, fault))
+            continue
         if person == "":
             raise DataError(
                 f"{folder.root}/{path}: layout people expects <person>/<image>; use layout pile "
@@ -298,7 +357,11 @@ def _list_folder(dataset: Dataset, split: str, folder: FolderSettings) -> list[E
 def _split_people(dataset: Dataset, people: PeopleSettings) -> list[Entry]:
     entries = _list_folder(dataset, "unlabelled", FolderSettings(root=people.root))
     held_out = _list_held_out(dataset, people)
-    counts = Counter(entry.identity for entry in entries if entry.identity not in held_out)
+    counts = Counter(
+        entry.identity
+        for entry in entries
+        if entry.identity is not None and entry.identity not in held_out
+    )
     names = sorted(str(name) for name, count in counts.items() if count >= people.min_images)
     order = np.random.default_rng(people.seed).permutation(len(names))
     labelled = math.floor(people.labelled * len(names))
@@ -309,8 +372,7 @@ def _split_people(dataset: Dataset, people: PeopleSettings) -> list[Entry]:
     split_of |= {names[i]: "evaluation" for i in order[labelled : labelled + evaluation]}
     split_of |= dict.fromkeys(held_out, "evaluation")
     return [
-        Entry(entry.path, split_of.get(str(entry.identity), "unlabelled"), entry.identity)
-        for entry in entries
+        replace(entry, split=split_of.get(str(entry.identity), "unlabelled")) for entry in entries
     ]
 
 
@@ -337,6 +399,8 @@ def _read_pairs(path: Path, root: str) -> list[ListedPair]:
     pairs = []
     try:
         folds, each = (int(word) for word in lines[0].split())
+        if folds < 1 or each < 1:
+            raise ValueError(f"{folds} folds of {each} pairs")
         for number, line in enumerate(lines[1 : 1 + 2 * folds * each]):
             words = line.split("\t")
             first, i, second, j = words if len(words) == 4 else (words[0], words[1], *words[::2])
@@ -411,10 +475,17 @@ def _list_synthetic(dataset: Dataset) -> list[Entry]:
 
 
 def _read_lines(path: Path) -> list[str]:
+    """The lines of a list; a line ends at a newline and nowhere else that Unicode knows of."""
     try:
-        return path.read_text(encoding="utf-8").splitlines()
+        if not path.is_file():
+            raise DataError(f"cannot read {path}: no such file. It lists one image name a row")
+        excess = _find_excess(path)
+        if excess:
+            raise DataError(f"cannot read {path}: {excess}")
+        lines = path.read_text(encoding="utf-8-sig").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"cannot read {path}: {error}. It lists one image name a row") from error
+    return lines if lines[-1] else lines[:-1]
 
 
 def _list_features(dataset: Dataset) -> list[Entry]:
@@ -423,9 +494,8 @@ def _list_features(dataset: Dataset) -> list[Entry]:
         folder = getattr(dataset.manifest, split)
         if folder is None:
             continue
-        root = dataset.locate(folder.root)
-        names = _read_lines(root / "list.txt")
-        meta = root / "meta.txt"
+        names = _read_lines(dataset.locate(f"{folder.root}/list.txt"))
+        meta = dataset.locate(f"{folder.root}/meta.txt")
         identities = _read_lines(meta) if meta.is_file() else None
         if identities is not None and len(identities) != len(names):
             raise DataError(
@@ -433,9 +503,14 @@ def _list_features(dataset: Dataset) -> list[Entry]:
                 "identity a row"
             )
         for row, name in enumerate(names):
+            person = "" if identities is None else identities[row].strip()
+            if split == "labelled" and identities is not None and not person:
+                raise DataError(
+                    f"{meta}, row {row + 1}: the identity of {name!r} expected, the row is blank. "
+                    "Name the person, or take the image out of list, meta and features"
+                )
             # The two sets number their people independently.
-            identity = None if identities is None else f"{split}/{identities[row]}"
-            entries.append(Entry(name, split, identity))
+            entries.append(Entry(name, split, f"{split}/{person}" if person else None))
     return entries
 
 
@@ -447,19 +522,26 @@ def _open_features(path: Path, count: int) -> np.ndarray:
                 f"{path} has {path.stat().st_size} bytes, which is no whole number of float32 "
                 f"vectors for the {count} rows of list.txt"
             )
-        return np.memmap(path, np.float32, "r", shape=(count, size))
-    if path.suffix == ".npy":
+        vectors: np.ndarray = np.memmap(path, np.float32, "r", shape=(count, size))
+    elif path.suffix == ".npy":
         try:
             vectors = np.load(path, mmap_mode="r", allow_pickle=False)
-        except ValueError as error:
-            raise DataError(f"{path} is not a .npy array of numbers: {error}") from error
+        except Exception as error:  # a broken header can make its reader raise anything at all
+            reason = str(error).splitlines()[0][:120] if str(error) else type(error).__name__
+            raise DataError(f"{path} is not a .npy array of numbers: {reason}") from error
     else:
-        from pipelines.store import read_vectors
+        from pipelines.store import open_vectors
 
-        vectors = read_vectors(path, "embedding")
-    if vectors.ndim != 2 or len(vectors) != count or vectors.dtype.kind != "f":
+        vectors = open_vectors(path, "embedding", count, LONGEST_VECTOR)
+    if not isinstance(vectors, np.ndarray) or (
+        vectors.ndim != 2 or len(vectors) != count or vectors.dtype.kind != "f"
+    ):
+        found = f"{vectors.dtype} {vectors.shape}" if isinstance(vectors, np.ndarray) else "others"
         raise DataError(
-            f"{path} holds {vectors.dtype} {vectors.shape}, expected floats ({count}, d) for the "
-            f"{count} rows of list.txt"
+            f"{path} holds {found}, expected floats ({count}, d) for the {count} rows of list.txt"
+        )
+    if not 1 <= vectors.shape[1] <= LONGEST_VECTOR:
+        raise DataError(
+            f"{path}: vectors of 1 to {LONGEST_VECTOR} numbers expected, found {vectors.shape[1]}"
         )
     return vectors

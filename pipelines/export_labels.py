@@ -3,7 +3,8 @@
 The contract:
 - Images are named by `sample_id` and a cleaned file name, so no name in a data set can leave the
   output directory, hide a file or overwrite another.
-- Text that a spreadsheet would take for a formula is defused by a leading apostrophe.
+- Text that a spreadsheet would take for a formula is defused by an apostrophe before it, also
+  behind the semicolons and tabs that some part cells at.
 - Images without a pseudo-label are left out of folders and of both tools; CSV has every image.
 """
 
@@ -26,7 +27,8 @@ from cdp.types import UNLABELLED
 from pipelines.dataset import Dataset
 from pipelines.results import RunResults, open_run
 
-FORMULA = ("=", "+", "-", "@", "\t", "\r", "\n")
+FORMULA = re.compile(r"(^|[;|\t\r\n])(?=[\t\r\n]|\s*[=+\-@＝＋－＠])")
+"""Where a cell may begin, whatever parts the cells, with what a spreadsheet would compute."""
 BLOCK = 500
 """Synthetic faces drawn at once."""
 LOCAL_FILES = "/data/local-files/?d="
@@ -100,7 +102,7 @@ def write_csv(run: RunResults, labels: Any, draft: Path, options: argparse.Names
 
 def defuse_formula(text: str) -> str:
     """Text a spreadsheet shows and does not run."""
-    return f"'{text}" if text.startswith(FORMULA) else text
+    return FORMULA.sub(r"\1'", text)
 
 
 def write_folder(run: RunResults, labels: Any, draft: Path, options: argparse.Namespace) -> None:

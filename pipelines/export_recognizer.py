@@ -92,7 +92,9 @@ def compose_card(
     """The model card, Markdown."""
     px, dim = recognizer.input_px, recognizer.embedding_dim
     spec = recognizer.backbone.spec
-    settings = retrain.manifest["ingredients"]["config"]["retrain"]
+    settings = dict(retrain.manifest["ingredients"]["config"]["retrain"])
+    own = settings.pop("student", {})
+    settings |= own if subject == "distilled" else {}
     parameters = sum(p.numel() for p in recognizer.backbone.parameters())
     sections = [
         f"# Low-resolution face recognizer `{subject}`",
@@ -136,7 +138,8 @@ def _tell_data(run: Path, retrain: Published) -> str:
     facts = retrain.facts
     lines = [
         f"{facts['labelled']:,} labelled images; {facts['pseudo_labelled']:,} images with one of "
-        f"{facts['pseudo_identities']:,} pseudo-labels (not used by `labelled_only`)."
+        f"{facts['pseudo_identities']:,} pseudo-labels, and {facts.get('leftovers', 0):,} images "
+        "as classes of their own (not used by `labelled_only`)."
     ]
     record = run / "run.json"
     if record.is_file():

@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
+from cdp.errors import DataError
 from pipelines.config import MemberSettings, TrainingSettings
 from pipelines.dataset import Dataset
 from pipelines.stage import Work
@@ -37,7 +38,7 @@ from pipelines.store import (
 )
 
 if TYPE_CHECKING:
-    from cdp.branch import SoftTargets
+    from cdp.branch import SoftTargets, SparedClasses
 
 log = logging.getLogger("cdp")
 
@@ -68,6 +69,7 @@ class LabelledSet:
         of.
     weight : (n,) float32 per image, or None for all equal.
     soft : SoftTargets or None, the weighted classes of some rows.
+    spared : SparedClasses or None, the classes some rows may belong to beside their own.
     """
 
     paths: tuple[str, ...]
@@ -75,6 +77,7 @@ class LabelledSet:
     label: np.ndarray
     weight: np.ndarray | None = None
     soft: SoftTargets | None = None
+    spared: SparedClasses | None = None
 
     def digest(self) -> str:
         """Over content, labels and weights, in order."""
@@ -86,6 +89,10 @@ class LabelledSet:
             for values in (self.soft.row, self.soft.label):
                 total.update(np.ascontiguousarray(values, np.int64).tobytes())
             total.update(np.ascontiguousarray(self.soft.weight, np.float64).tobytes())
+        if self.spared is not None:
+            total.update(b"spared")
+            for values in (self.spared.row, self.spared.label):
+                total.update(np.ascontiguousarray(values, np.int64).tobytes())
         return total.hexdigest()
 
 
@@ -111,12 +118,16 @@ class TrainingJob:
 
 @dataclass(frozen=True)
 class TeacherVectors:
-    """What a teacher says of the images of a job; `digest` stands for all of it in the key."""
+    """What a teacher says of the images of a job; `digest` stands for all of it in the key.
+
+    more : faces (m, s, s, 3) uint8 that only the teacher knows, and its vectors of them, or None.
+    """
 
     digest: str
     labelled: np.ndarray | None
     pseudo: np.ndarray | None
     weight: float
+    more: tuple[np.ndarray, np.ndarray] | None = None
 
 
 def train_once(work: Work, job: TrainingJob) -> Path:
@@ -262,8 +273,13 @@ def _collect_arrays(work: Work, job: TrainingJob) -> dict[str, np.ndarray]:
         if job.pseudo.soft is not None:
             soft = job.pseudo.soft
             arrays |= {"soft_row": soft.row, "soft_label": soft.label, "soft_weight": soft.weight}
+        if job.pseudo.spared is not None:
+            spared = job.pseudo.spared
+            arrays |= {"spared_row": spared.row, "spared_label": spared.label}
     if job.teacher is not None:
         arrays |= {"teacher": job.teacher.labelled, "pseudo_teacher": job.teacher.pseudo}
+        if job.teacher.more is not None:
+            arrays |= dict(zip(("more_images", "more_teacher"), job.teacher.more, strict=True))
     return {name: values for name, values in arrays.items() if values is not None}
 
 
@@ -276,7 +292,7 @@ def train_arrays(
     """Train what was requested on these arrays; result as `train_recognizer`."""
     from safetensors.torch import load_file
 
-    from cdp.branch import SoftTargets
+    from cdp.branch import SoftTargets, SparedClasses
     from cdp.images.degradation import get_degradation
     from cdp.recognizer import train_recognizer
     from cdp.training import TrainingPlan
@@ -299,6 +315,9 @@ def train_arrays(
     soft = None
     if "soft_row" in arrays:
         soft = SoftTargets(arrays["soft_row"], arrays["soft_label"], arrays["soft_weight"])
+    spared = None
+    if "spared_row" in arrays:
+        spared = SparedClasses(arrays["spared_row"], arrays["spared_label"])
     return train_recognizer(
         arrays.get("images"),
         arrays.get("label"),
@@ -306,8 +325,11 @@ def train_arrays(
         arrays.get("pseudo_label"),
         confidence=arrays.get("confidence"),
         soft=soft,
+        spared=spared,
         teacher=arrays.get("teacher"),
         pseudo_teacher=arrays.get("pseudo_teacher"),
+        more_images=arrays.get("more_images"),
+        more_teacher=arrays.get("more_teacher"),
         share=request.pseudo_share,
         plan=plan,
         min_size=1,
@@ -367,9 +389,12 @@ def reduce_to(faces: np.ndarray, size_px: int | None) -> np.ndarray:
 @lru_cache(maxsize=16)
 def open_embedder(path: Path, changed_ns: int, device: str) -> Any:
     """The embedder in a file, ONNX or ours; kept open by the worker until the file changes."""
-    from cdp.embedding import BackboneEmbedder, OnnxEmbedder
+    from cdp.embedding import MODEL_BYTES, BackboneEmbedder, OnnxEmbedder
     from cdp.models import load_model
 
+    size = path.stat().st_size
+    if size > MODEL_BYTES:
+        raise DataError(f"{path}: {size} bytes, a model of at most {MODEL_BYTES} expected")
     if path.suffix == ".onnx":
         return OnnxEmbedder(path.read_bytes(), name=path.name)
     return BackboneEmbedder(load_model(path)[0], device=device)

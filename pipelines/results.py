@@ -163,7 +163,7 @@ class RunResults:
         try:
             record = json.loads(path.read_text(encoding="utf-8"))
             manifest, root = record["data"], record["data_root"]
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             raise StageError(
                 f"cannot read {path}, which says what data the run is made from. It is written "
                 "again by: python -m pipelines.run --stage all, with the options of this run"

@@ -99,7 +99,7 @@ class _Handler(RequestHandler):
     def body(self) -> dict[str, Any]:
         try:
             value = json.loads(self.request.body)
-        except ValueError:
+        except (ValueError, RecursionError):
             raise HTTPError(400, reason="not JSON") from None
         if not isinstance(value, dict):
             raise HTTPError(400, reason="expected an object")

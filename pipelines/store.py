@@ -36,7 +36,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from safetensors import SafetensorError
 
-from cdp.errors import StageError
+from cdp.errors import DataError, StageError
 
 MANIFEST = "manifest.json"
 SCRATCH = "_scratch"
@@ -148,6 +148,46 @@ def read_vectors(path: Path, column: str) -> np.ndarray:
     return result
 
 
+def open_vectors(path: Path, column: str, count: int, longest: int) -> np.ndarray:
+    """Vectors of a Parquet file from anywhere -> (n, d) array, or a DataError.
+
+    What its footer declares is held to what is expected before anything is read: a column of
+    `count` fixed-size lists of at most `longest` floats, in one file. The rows are then held to the
+    footer; none may be missing or null.
+    """
+    wanted = f"a column {column!r} of {count} fixed-size lists of 1 to {longest} floats"
+    try:
+        reader = pq.ParquetFile(path)
+        schema, rows = reader.schema_arrow, reader.metadata.num_rows
+        kind = schema.field(column).type if schema.get_field_index(column) >= 0 else None
+        if kind is None or not pa.types.is_fixed_size_list(kind):
+            raise DataError(f"{path}: {wanted} expected, found {describe_schema(schema)}")
+        if (
+            not pa.types.is_floating(kind.value_type)
+            or not 1 <= kind.list_size <= longest
+            or rows != count
+        ):
+            raise DataError(f"{path}: {wanted} expected, found {rows} of {kind}")
+        result = np.empty((count, kind.list_size), kind.value_type.to_pandas_dtype())
+        row = 0
+        at_once = max(1, (1 << 22) // kind.list_size)
+        for batch in reader.iter_batches(batch_size=at_once, columns=[column]):
+            values = batch.column(0)
+            if values.null_count or values.flatten().null_count or row + len(batch) > count:
+                raise DataError(f"{path}: {wanted} expected, found nulls or more rows")
+            block = values.flatten().to_numpy(zero_copy_only=False)
+            result[row : row + len(batch)] = block.reshape(len(batch), -1)
+            row += len(batch)
+    except DataError:
+        raise
+    except Exception as error:  # a broken file can make the reader raise anything at all
+        reason = str(error).splitlines()[0][:160] if str(error) else type(error).__name__
+        raise DataError(f"{path}: {wanted} expected; it cannot be read: {reason}") from error
+    if row != count:
+        raise DataError(f"{path}: {wanted} expected, found {row}")
+    return result
+
+
 # ------------------------------------------------------------------------------------ manifests
 
 
@@ -164,7 +204,7 @@ class Published:
         """Read the manifest; None when there is none or it is cut short."""
         try:
             manifest = json.loads((directory / MANIFEST).read_text(encoding="utf-8"))
-        except (FileNotFoundError, NotADirectoryError, ValueError):
+        except (FileNotFoundError, NotADirectoryError, ValueError, RecursionError):
             return None
         except OSError as error:
             raise StageError(
@@ -408,7 +448,7 @@ class FileDigests:
         if not rehash:
             try:
                 self._known = json.loads(path.read_text(encoding="utf-8"))
-            except (OSError, ValueError):
+            except (OSError, ValueError, RecursionError):
                 self._known = {}
 
     def digest(self, path: Path) -> str:

@@ -78,6 +78,59 @@ def embed_set(work: Work, teacher: Teacher, each: LabelledSet) -> np.ndarray:
     return vectors
 
 
+def embed_blends(
+    work: Work, teacher: Teacher, each: LabelledSet, count: int, side_px: int
+) -> tuple[np.ndarray, np.ndarray]:
+    """Blends of two images of a set, and the teacher's vectors of them; mapped from their files.
+
+    side_px : side the blends are reduced to once the teacher has seen them.
+
+    Returns (count, side_px, side_px, 3) uint8 and (count, d) float32 of unit length. They follow
+    from the set and the run's seed.
+    """
+    side_px = min(side_px, work.dataset.manifest.size_px)
+    key = digest_json(
+        {"blends": count, "seed": work.seed, "side_px": side_px, "teacher": teacher.digest,
+         "size_px": teacher.size_px, "images": list(each.sha256),
+         "source_px": work.dataset.manifest.size_px}
+    )  # fmt: skip
+    place = work.runtime.store.model_directory(key)
+    with work.runtime.store.lock(f"model/{key[:20]}", wait=True):
+        if not (place / "vectors.npy").exists():
+            rng = np.random.default_rng([work.seed, count])
+            pair = rng.integers(0, len(each.paths), (count, 2))
+            seeds = rng.integers(0, 2**63 - 1, count)
+            parts = [
+                (work.dataset,
+                 [tuple(each.paths[row] for row in pair[first : first + PART_SIZE, end])
+                  for end in (0, 1)],
+                 seeds[first : first + PART_SIZE], teacher, side_px, work.runtime.device)
+                for first in range(0, count, PART_SIZE)
+            ]  # fmt: skip
+            label = f"{work.stage.name} asks {teacher.name} about blends"
+            found = list(work.engine.map(embed_blends_part, parts, label=label))
+            place.mkdir(parents=True, exist_ok=True)
+            for name, values in zip(("faces", "vectors"), zip(*found, strict=True), strict=True):
+                draft = place / f"{name}.draft"
+                with draft.open("wb") as stream:
+                    np.save(stream, np.concatenate(values))
+                draft.rename(place / f"{name}.npy")
+    faces = np.load(place / "faces.npy", mmap_mode="r")
+    return faces, np.load(place / "vectors.npy", mmap_mode="r")
+
+
+def embed_blends_part(
+    dataset: Dataset, paths: Any, seeds: np.ndarray, teacher: Teacher, side_px: int, device: str
+) -> tuple[np.ndarray, np.ndarray]:
+    """Some blends, reduced, and their vectors; paths : of the first and of the second faces."""
+    from cdp.images.blending import blend_faces
+
+    first, second = (dataset.read_faces(each) for each in paths)
+    blends = blend_faces(first, second, seeds)
+    embedder = open_embedder(teacher.origin, teacher.origin.stat().st_mtime_ns, device)
+    return reduce_to(blends, side_px), embedder.embed(reduce_to(blends, teacher.size_px))[0]
+
+
 def embed_part(dataset: Dataset, paths: tuple[str, ...], teacher: Teacher, device: str) -> Any:
     """Some images as the teacher sees them, (n, d) float32."""
     embedder = open_embedder(teacher.origin, teacher.origin.stat().st_mtime_ns, device)

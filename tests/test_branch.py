@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cdp.branch import Branch, FaceRows, Order, SoftTargets, apportion
+from cdp.branch import Branch, FaceRows, Order, SoftTargets, SparedClasses, apportion
 from cdp.errors import ConfigError, DataError
 from cdp.models.heads import build_head
 
@@ -82,6 +82,15 @@ def test_soft_targets_are_renumbered() -> None:
     assert kept.weight.tolist() == [3, 4]
 
 
+def test_spared_classes_are_found_and_renumbered() -> None:
+    spared = SparedClasses(np.array([0, 0, 3]), np.array([5, 6, 7]))
+    place, classes = spared.take(np.array([3, 1, 0, 3]))
+    assert place.tolist() == [0, 2, 2, 3]
+    assert classes.tolist() == [7, 5, 6, 7]
+    kept = spared.renumber(np.array([0, 2, 3]), np.array([4, 5, 7]))
+    assert (kept.row.tolist(), kept.label.tolist()) == ([0, 2], [1, 2])
+
+
 def test_face_rows_stand_for_an_array() -> None:
     images = np.random.default_rng(0).integers(0, 256, (6, 4, 4, 3)).astype(np.uint8)
     rows = FaceRows(images, np.array([5, 1, 2]))
@@ -121,3 +130,9 @@ def test_errors() -> None:
         SoftTargets(one, one, np.zeros(1))
     with pytest.raises(DataError, match="one length"):
         SoftTargets(one, one, np.ones(2))
+    with pytest.raises(DataError, match="its own class"):
+        dataclasses.replace(branch, spared=SparedClasses(one, branch.label[:1]))
+    with pytest.raises(DataError, match="ascending"):
+        SparedClasses(np.array([1, 0]), np.array([0, 0]))
+    with pytest.raises(DataError, match="one length"):
+        SparedClasses(one, np.array([0, 1]))

@@ -114,6 +114,7 @@ def check_attributes(clusterer, count):
     np.testing.assert_array_equal(again.label, labels)
 
 
+@pytest.mark.nmslib
 def test_same_bits_whatever_the_threads_and_the_storage(faces, tmp_path):
     views, _, labelled_views, labelled_ids = faces
     options = {"k": 8, "mediator_settings": MediatorSettings(epochs=2, members=2, folds=2)}

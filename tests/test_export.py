@@ -10,6 +10,7 @@ import numpy as np
 import pandas as pd
 import pytest
 from PIL import Image
+from test_hostile import NAMES
 
 from pipelines.export import main
 from pipelines.export_labels import defuse_formula, write_csv
@@ -92,7 +93,7 @@ def test_mistakes_get_one_message_and_leave_nothing(
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("name", ["=1+1", "+1", "-1", "@x", "\tx", "\r=1", '=HYPERLINK("x")'])
+@pytest.mark.parametrize("name", ["=1+1", "+1", "-1", "@x", "\tx", " =1", '=HYPERLINK("x")'])
 def test_no_name_becomes_a_formula(name, tmp_path):
     row = {"sample_id": [1], "path": [name], "pseudo_label": [-1], "cluster_size": [0],
            "confidence": [0.0]}  # fmt: skip
@@ -100,7 +101,8 @@ def test_no_name_becomes_a_formula(name, tmp_path):
     with (tmp_path / "x.csv").open(newline="", encoding="utf-8") as stream:
         (_, (_, shown, *_)) = csv.reader(stream)
     assert shown == "'" + name
-    assert defuse_formula("a=b") == "a=b"
+    assert defuse_formula("a=b-c") == "a=b-c"
+    assert defuse_formula("a;=b\t+c\r\n-d") == "a;'=b\t'+c\r'\n'-d"
 
 
 def test_links_point_at_the_images_and_names_stay_inside(own_run, tmp_path, monkeypatch):
@@ -126,3 +128,30 @@ def test_links_point_at_the_images_and_names_stay_inside(own_run, tmp_path, monk
     labels["path"] = "../../etc/passwd"
     assert export(own_run, "folder", tmp_path / "again") == 2
     assert not Path(tmp_path / "again").exists()
+
+
+def test_no_name_becomes_markup_or_a_path_in_exports(own_run, tmp_path, monkeypatch):
+    """Folders, Label Studio and FiftyOne of a run whose images have these names."""
+    root = tmp_path / "data"
+    (root / "pile").mkdir(parents=True)
+    labels = pd.read_parquet(own_run / "propagate" / "labels.parquet")
+    names = [f"pile/{n} {NAMES[n % len(NAMES)].replace('/', '_')}" for n in range(len(labels))]
+    names = [name.replace("\x00", "") for name in names]
+    for name in names:
+        (root / name).write_bytes(b"image")
+    labels["path"] = names
+    record = json.loads((own_run / "run.json").read_text())
+    record["data"] |= {"kind": "images", "unlabelled": {"root": "pile", "layout": "pile"}}
+    (own_run / "run.json").write_text(json.dumps(record | {"data_root": str(root)}))
+    monkeypatch.setattr("pipelines.results.RunResults.labels", labels)
+    safe = set("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._-")
+    for kind in ("folder", "label-studio", "fiftyone"):
+        out = tmp_path / kind
+        assert export(own_run, kind, out) == 0
+        for path in out.rglob("*"):
+            assert set(path.name) <= safe
+            assert path.resolve().is_relative_to(out)
+            if path.is_file() and path.suffix not in (".json", ".xml"):
+                assert path.name[0].isdigit()  # no name that a system keeps for itself
+    assert "<script" not in (tmp_path / "label-studio" / "tasks.json").read_text()
+    assert "<script" not in (tmp_path / "label-studio" / "label_config.xml").read_text()

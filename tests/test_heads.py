@@ -195,6 +195,24 @@ def test_eval_does_not_depend_on_the_batch(name: str) -> None:
     assert all(torch.equal(v, before[k]) for k, v in head.state_dict().items())
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_a_spared_class_is_as_if_it_were_not_there(name: str) -> None:
+    """By hand: the loss over the other classes alone, and no pull on the spared class."""
+    embedding, label = problem(5)
+    head = build_head(name, DIM, IDENTITIES, **PARAMS[name]).double()
+    weight = classes_of(head).numpy()
+    norms = [math.sqrt(sum(e**2)) for e in embedding.numpy()]
+    row = torch.tensor([0, 0, 3])
+    others = (label[row] + torch.tensor([1, 2, 3])) % IDENTITIES
+    loss, _ = head.score(embedding, label, torch.stack([row, others], dim=1))
+    for i in range(BATCH):
+        kept = [c for c in range(IDENTITIES) if c not in others[row == i].tolist()]
+        own = kept.index(int(label[i]))
+        # A head's logits are a class's own affair: without a class the others' stay the same.
+        expected, _ = derive(name, embedding[i].numpy(), own, weight[kept], norms)
+        assert loss[i].item() == pytest.approx(expected, abs=1e-6)
+
+
 def test_adaface_moments_run() -> None:
     head = build_head("adaface", DIM, IDENTITIES, momentum=0.25)
     label = torch.zeros(2, dtype=torch.int64)

@@ -12,15 +12,15 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from cdp.cosine import make_unit
 from cdp.errors import BackendError, ConfigError, DataError
+from cdp.exact import scan_all
 from cdp.knn import (
     BACKENDS,
-    _scan_all,
     build_index,
     build_knn_graph,
     build_knn_graphs,
     load_index,
-    make_unit,
     measure_recall,
     query_index,
 )
@@ -93,7 +93,7 @@ def test_exact_search_is_the_brute_search_bit_for_bit():
         unit, _ = make_unit(vectors)
         near = np.empty((len(unit), 9), np.int64)
         best = np.empty((len(unit), 9), np.float32)
-        _scan_all(unit, 0, near, best)
+        scan_all(unit, 0, near, best)
         graph = build_knn_graph(vectors, 9, backend="exact", threads=2)
         np.testing.assert_array_equal(graph.similarity, best)
         np.testing.assert_array_equal(graph.neighbour, near)
@@ -134,6 +134,7 @@ def test_same_bits_whatever_the_threads_the_parts_and_the_process(backend, faces
     assert fewer.neighbour.shape == (50, 5)
 
 
+@pytest.mark.nmslib
 @settings(max_examples=60, deadline=None)
 @given(
     st.integers(1, 60),
@@ -223,18 +224,18 @@ def test_a_damaged_index_is_refused(faces, tmp_path):
         load_index(path, faces[:50])
 
 
-@pytest.mark.parametrize("backend", ["nmslib", "faiss"])
-def test_missing_library_says_what_to_do(backend, monkeypatch, faces):
+@pytest.mark.parametrize("missing", ["nmslib", "faiss"])
+def test_missing_library_says_what_to_do(missing, monkeypatch, faces):
     real = builtins.__import__
 
     def refuse(name, *rest, **named):
-        if name == backend:
+        if name == missing:
             raise ImportError(f"No module named {name!r}")
         return real(name, *rest, **named)
 
     monkeypatch.setattr(builtins, "__import__", refuse)
     with pytest.raises(BackendError, match=r"pip install .* or exact"):
-        build_knn_graph(faces, 3, backend=backend)
+        build_knn_graph(faces, 3, backend=missing)
 
 
 def test_unit_input_is_not_copied(faces, tmp_path):

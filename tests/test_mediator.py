@@ -281,7 +281,7 @@ def test_steps_are_those_of_autograd(optimizer):
         theirs.zero_grad()
         loss.backward()
         theirs.step()
-        assert float(ours.learn(rows, truth)) == pytest.approx(loss.item(), abs=1e-5)
+        assert ours.learn(rows, truth) == pytest.approx(loss.item(), abs=1e-5)
     for one, other in zip(ours.layers, layers, strict=True):
         torch.testing.assert_close(one, other.detach(), atol=2e-5, rtol=1e-4)
 

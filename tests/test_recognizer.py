@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import cdp
-from cdp.branch import Branch, SoftTargets
+from cdp.branch import Branch, SoftTargets, SparedClasses
 from cdp.distillation import fit_target
 from cdp.errors import ConfigError, DataError
 from cdp.images.degradation import get_degradation
@@ -125,6 +125,21 @@ def test_soft_targets_of_classes_left_out_are_dropped() -> None:
     assert not np.array_equal(found.embed(others), hard.embed(others))
 
 
+def test_spared_classes_keep_their_numbers() -> None:
+    images, label = draw_people(4, 5, seed=0)
+    others, pseudo = draw_people(6, 5, seed=1)
+    pseudo = pseudo * 10
+    pseudo[7] = -1
+    spared = SparedClasses(np.array([0, 7, 8]), np.array([20, 30, 50]))
+    found, _ = train(images, label, others, pseudo, spared=spared)
+    kept = np.flatnonzero(pseudo != -1)
+    left = SparedClasses(np.searchsorted(kept, [0, 8]), np.array([2, 5]))
+    expected, _ = train(images, label, others[kept], pseudo[kept] // 10, spared=left)
+    without, _ = train(images, label, others[kept], pseudo[kept] // 10)
+    np.testing.assert_array_equal(found.embed(others), expected.embed(others))
+    assert not np.array_equal(found.embed(others), without.embed(others))
+
+
 def test_a_teacher_reaches_every_image() -> None:
     """Two sets with heads, and what neither has a class for in a branch without one."""
     from cdp.models.heads import build_head
@@ -154,6 +169,14 @@ def test_a_teacher_reaches_every_image() -> None:
     )
     without_labels, _ = train(None, None, others, None, pseudo_teacher=taught[20:])
     assert np.isfinite(without_labels.embed(others)).all()
+    more = np.random.default_rng(1).normal(size=(20, 24))
+    more /= np.linalg.norm(more, axis=1, keepdims=True)
+    faces, _ = draw_people(5, 4, seed=2)
+    further, _ = train(None, None, others, None, pseudo_teacher=taught[20:], more_images=faces,
+                       more_teacher=more)  # fmt: skip
+    aim = fit_target(np.concatenate([taught[20:], more]), 16)[30:]
+    reached, before = ((each.embed(faces) * aim).sum(1) for each in (further, without_labels))
+    assert reached.mean() > before.mean() + 0.05
     with pytest.raises(DataError, match="one teacher vector an image"):
         train(images, label, teacher=taught)
     with pytest.raises(DataError, match="different lengths"):

@@ -34,6 +34,33 @@ def test_classes_and_images_left_out_take_their_soft_labels_along() -> None:
     assert chosen.soft.weight.tolist() == [0.5, 0.25, 0.75]
 
 
+PAIRS = pd.DataFrame({"source": [10, 12, 14, 13, 10], "target": [15, 15, 15, 14, 12]})
+"""Images 14 and 15 are alone; 10 and 12 have clusters."""
+
+
+def test_leftovers_are_classes_of_their_own_and_spared_where_in_doubt() -> None:
+    chosen = select_clusters(SAMPLES, "pseudo_label", 2, weigh=False, alone=True, pairs=PAIRS)
+    assert chosen.paths == tuple("abcdef")
+    assert chosen.label.tolist() == [0, 0, 1, 1, 2, 3]
+    told = set(zip(chosen.spared.row.tolist(), chosen.spared.label.tolist(), strict=True))
+    # Both ends of a pair with a lonely one; 10 and 12 are no matter of sparing.
+    assert told == {(0, 3), (5, 0), (2, 3), (5, 1), (4, 3), (5, 2), (3, 2), (4, 1)}
+    without = select_clusters(SAMPLES, "pseudo_label", 2, weigh=False, alone=True)
+    assert without.spared is None
+    assert without.digest() != chosen.digest()
+
+
+def test_people_with_one_image_are_treated_alike_where_the_truth_is_used() -> None:
+    known = SAMPLES.assign(identity=["p", "p", "q", "r", "r", "s"])
+    dropped = select_clusters(known, "identity", 2, weigh=False)
+    kept = select_clusters(known, "identity", 2, weigh=False, alone=True)
+    assert dropped.paths == ("a", "b", "d", "e")
+    assert kept.paths == tuple("abcdef")
+    people = pd.Series(kept.label).groupby(known.identity.to_numpy()).nunique()
+    assert (people == 1).all()
+    assert len(set(kept.label.tolist())) == known.identity.nunique()
+
+
 def test_soft_labels_are_part_of_what_determines_a_model() -> None:
     hard = select_clusters(SAMPLES, "pseudo_label", 2, weigh=False)
     soft = select_clusters(SAMPLES, "pseudo_label", 2, weigh=False, soft=SOFT)

@@ -90,6 +90,22 @@ def test_loss_and_gradient_are_those_of_the_sample_alone() -> None:
     assert torch.equal(head.inner.weight.grad, few.weight.grad)
 
 
+def test_spared_classes_are_found_in_the_sample() -> None:
+    head = build_head("arcface", 5, 40, sampled_classes=12).double()
+    rng = np.random.default_rng(0)
+    embedding = torch.from_numpy(rng.normal(size=(6, 5)))
+    label = torch.from_numpy(rng.integers(0, 20, 6))
+    head.begin_step(label, 0, {})
+    head.inner.weight.data.normal_()
+    others = [(row, c) for row in range(6) for c in (7, 11, 21, 39) if c != label[row]]
+    found = head.score(embedding, label, torch.tensor(others)).loss
+    place = {int(c): i for i, c in enumerate(head.active)}
+    seen = torch.tensor([(row, place[c]) for row, c in others if c in place])
+    assert 0 < len(seen) < len(others)
+    expected = head.inner.score(embedding, head.place(label), seen).loss
+    assert torch.equal(found, expected)
+
+
 def test_classes_outside_the_sample_stay_as_they_are() -> None:
     images, label = draw_people(6, 4)
     head = build_head("adaface", 16, 500, sampled_classes=20)

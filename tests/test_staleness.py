@@ -57,9 +57,10 @@ OTHER = {
     },
     "retrain": {
         **TRAINING, "backbone": "separable", "width": 0.75, "min_cluster_size": 3,
+        "leftovers": "alone", "spare_above": 0.1,
         "weigh_by_confidence": True, "targets": "soft", "pseudo_share": 0.5,
         "same_person": "merge", "merge_far": 0.02, "teacher": "base", "teacher_px": 12,
-        "distil_weight": 1.0,
+        "distil_weight": 1.0, "student": {"epochs": 4}, "blends": 10,
     },
     "evaluate": {
         "probe_px": [12], "degradations": ["none"], "gallery": "probe", "folds": 3,
@@ -76,11 +77,20 @@ MEMBER = {"name": "third", "backbone": "dense", "width": 0.25}
 """Another value for every field of a member trained here; its other origins are files."""
 
 
+FREE = ("head_options", "auxiliary", "options", "student")
+"""Settings that are mappings of any keys: each is one value."""
+
+
 def flatten(values, path=""):
-    """Dotted path -> value; the free-form mappings of losses and libraries are one value."""
+    """Dotted path -> value."""
     for key, value in values.items():
         place = f"{path}{key}"
-        if isinstance(value, dict) and key not in ("head_options", "auxiliary", "options"):
+        if isinstance(value, dict) and key not in (
+            "head_options",
+            "auxiliary",
+            "options",
+            "student",
+        ):
             yield from flatten(value, f"{place}.")
         else:
             yield place, value

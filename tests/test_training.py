@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load, save
 
-from cdp.branch import Branch, SoftTargets
+from cdp.branch import Branch, SoftTargets, SparedClasses
 from cdp.distillation import fit_target
 from cdp.errors import BackendError, ConfigError, DataError, StageError
 from cdp.images.degradation import DEGRADATIONS, degrade
@@ -225,6 +225,35 @@ def test_soft_targets_that_say_what_the_labels_say_change_nothing() -> None:
         history = train(backbone, [branch])
         results.append((history[-1]["loss"], history[-1]["accuracy"]))
     assert results[0] == pytest.approx(results[1], rel=1e-5)
+
+
+@pytest.mark.parametrize("soft", [False, True])
+def test_spared_classes_reach_the_head(soft: bool) -> None:
+    """Image by image, from the head's own losses without the class; hard labels and soft ones."""
+    backbone, (branch,) = make(each=2)
+    count = len(branch.images)
+    rows = np.arange(count)
+    spared = SparedClasses(rows, (branch.label + 1 + rows % 5) % 6)
+    if soft:  # some images have the class they are spared for a second one
+        targets = SoftTargets(rows.repeat(2), np.c_[branch.label, spared.label].ravel(),
+                              np.tile([0.75, 0.25], count))  # fmt: skip
+        branch = dataclasses.replace(branch, soft=targets)
+    trainer = _Trainer(backbone, [dataclasses.replace(branch, spared=spared)], PLAN,
+                       torch.device("cpu"))  # fmt: skip
+    images, told = trainer._batch(0)
+    found = loss_of(trainer, images, told)
+    shown, _ = trainer.orders[0].take(0, PLAN.batch_size)
+    embedding = backbone(images)
+    expected = 0.0
+    for place, row in enumerate(shown):
+        part, own = embedding[place : place + 1], int(branch.label[row])
+        without = torch.tensor([[0, int(spared.label[row])]])
+        loss = branch.head(part, torch.tensor([own]), without).loss.item()
+        if soft:
+            second = branch.head(part, torch.tensor([int(spared.label[row])])).loss.item()
+            loss = 0.75 * loss + 0.25 * second
+        expected += loss / len(shown)
+    assert found == pytest.approx(expected, rel=1e-4)
 
 
 def test_auxiliary_losses_are_added_by_their_weight() -> None:

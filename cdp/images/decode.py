@@ -5,6 +5,8 @@ The contract:
   `DataError` whose message is short enough to be a cell of the `rejected` table.
 - The size is checked on the header, before a pixel is decoded, so a decompression bomb costs
   nothing.
+- Only the formats below are tried: others of Pillow's would run a program (EPS: Ghostscript) or
+  are no photographs.
 - No setting of Pillow, OpenCV or the warnings module is left changed.
 """
 
@@ -19,6 +21,8 @@ import numpy as np
 from PIL import Image
 
 from cdp.errors import DataError
+
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
 
 _ORIENTATION = 0x0112
 _TRANSPOSE = {
@@ -42,7 +46,7 @@ def decode_image(data: bytes, *, max_pixels: int = 100_000_000, min_px: int = 16
     Parameters
     ----------
     data : bytes
-        The whole file: JPEG, PNG, WebP, GIF, BMP, TIFF or what else Pillow reads.
+        The whole file, in one of `FORMATS`, whatever its name.
     max_pixels : int
         Largest width x height, in pixels, that is decoded.
     min_px : int
@@ -65,7 +69,7 @@ def decode_image(data: bytes, *, max_pixels: int = 100_000_000, min_px: int = 16
     with _silence, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
-            with Image.open(io.BytesIO(data)) as image:
+            with Image.open(io.BytesIO(data), formats=FORMATS) as image:
                 width, height = image.size
                 if width * height > max_pixels:
                     raise DataError(f"too large: {width} x {height} px, at most {max_pixels} px")
@@ -78,7 +82,7 @@ def decode_image(data: bytes, *, max_pixels: int = 100_000_000, min_px: int = 16
         except Image.DecompressionBombError as error:
             raise DataError(f"too large: at most {max_pixels} px are decoded") from error
         except Image.UnidentifiedImageError as error:
-            raise DataError("not an image: format not recognised") from error
+            raise DataError(f"not an image: expected one of {', '.join(FORMATS)}") from error
         except Exception as error:  # a broken file can make a codec raise anything at all
             reason = str(error).splitlines()[0][:80] if str(error) else type(error).__name__
             raise DataError(f"corrupt image: {reason}") from error

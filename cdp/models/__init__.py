@@ -144,12 +144,17 @@ def unpack_model(
             "this is not a model of ours: an ONNX file is opened by OnnxEmbedder"
         )
     try:
-        backbone = build_backbone(**json.loads(metadata[_SPEC_KEY]))
+        recipe = json.loads(metadata[_SPEC_KEY])
+        with torch.device("meta"):  # shapes without memory: the header may ask for any size
+            shapes = {k: v.shape for k, v in build_backbone(**recipe).state_dict().items()}
+        if shapes != {key: value.shape for key, value in tensors.items()}:
+            raise ValueError("they are others, or of other shapes")
+        backbone = build_backbone(**recipe)
         backbone.load_state_dict(dict(tensors))
         meta = {key: json.loads(value) for key, value in metadata.items() if key != _SPEC_KEY}
-    except (RuntimeError, ValueError, TypeError, ConfigError) as error:
+    except (ArithmeticError, RuntimeError, ValueError, TypeError, ConfigError) as error:
         raise DataError(
-            f"weights that fit the backbone {metadata[_SPEC_KEY]} expected: {error}"
+            f"weights that fit the backbone {metadata[_SPEC_KEY][:200]} expected: {error}"
         ) from error
     return backbone.eval(), meta
 

@@ -85,7 +85,13 @@ def _train_supervised(work: Work, samples: Any, truth: Any) -> Path:
     """The upper bound: the same recognizer with the true identity of every unlabelled image."""
     settings = work.config.retrain
     known = samples.drop(columns="identity").merge(truth, on="sample_id")
-    supervised = select_clusters(known, "identity", settings.min_cluster_size, weigh=False)
+    supervised = select_clusters(
+        known,
+        "identity",
+        settings.min_cluster_size,
+        weigh=False,
+        alone=settings.leftovers == "alone",
+    )
     labelled = select_labelled(work) if (samples.split == "labelled").any() else None
     job = describe_job(work, "supervised", labelled, supervised)
     return copy_model(work, train_once(work, job), "supervised")

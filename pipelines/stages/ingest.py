@@ -2,7 +2,8 @@
 
 The contract:
 - Every image is opened once, here. What cannot be decoded, is too small, or repeats the bytes of
-  an earlier image goes to `rejected` with the reason, and the run goes on.
+  an earlier image goes to `rejected` with the reason, and the run goes on. Bytes
+  of a name that are no UTF-8 stand escaped in `rejected`, and nowhere else.
 - `sample_id` counts accepted images from 0, ordered by split (labelled, unlabelled, evaluation)
   then path.
 - The identity of an unlabelled image, where a benchmark knows it, is in `truth` alone.
@@ -48,8 +49,8 @@ def run(work: Work) -> Mapping[str, Any]:
     else:
         settings = work.config.ingest
         parts = [
-            (work.dataset, [e.path for e in entries[row : row + PART_SIZE]], settings.min_px,
-             settings.max_pixels)
+            (work.dataset, [(e.path, e.fault) for e in entries[row : row + PART_SIZE]],
+             settings.min_px, settings.max_pixels)
             for row in range(0, len(entries), PART_SIZE)
         ]  # fmt: skip
         found = [
@@ -78,7 +79,7 @@ def run(work: Work) -> Mapping[str, Any]:
         "rejected",
         {
             "dataset": [name] * len(rejected),
-            "path": [entries[row].path for row in rejected],
+            "path": [_make_utf8(entries[row].path) for row in rejected],
             "reason": [reasons[row] for row in rejected],
         },
     )
@@ -105,19 +106,22 @@ def run(work: Work) -> Mapping[str, Any]:
 
 
 def inspect_part(
-    dataset: Dataset, paths: list[str], min_px: int, max_pixels: int
+    dataset: Dataset, entries: list[tuple[str, str]], min_px: int, max_pixels: int
 ) -> list[tuple[int, int, str, str]]:
-    """(width, height, sha256, reason) of each image; reason is empty when it can be used."""
+    """(width, height, sha256, reason) of each image (path, fault); reason is empty when it can be
+    used. What has a fault is not opened."""
     from cdp.images.decode import decode_image
 
     if dataset.kind == "synthetic":
-        faces = dataset.read_faces(paths)
+        faces = dataset.read_faces([path for path, _ in entries])
         size = faces.shape[1]
         return [(size, size, hashlib.sha256(face.tobytes()).hexdigest(), "") for face in faces]
     found = []
-    for path in paths:
+    for path, fault in entries:
         digest = ""
         try:
+            if fault:
+                raise DataError(fault)
             data = dataset.read_bytes(path)
             digest = hashlib.sha256(data).hexdigest()
             image = decode_image(data, min_px=min_px, max_pixels=max_pixels)
@@ -125,6 +129,10 @@ def inspect_part(
         except DataError as error:
             found.append((0, 0, digest, str(error)))
     return found
+
+
+def _make_utf8(path: str) -> str:
+    return path.encode("utf-8", "backslashreplace").decode()
 
 
 def _reject_repeats(entries: list[Entry], found: list[tuple[int, int, str, str]]) -> list[str]:

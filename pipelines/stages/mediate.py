@@ -69,6 +69,11 @@ class Split:
     def views(self) -> list[Any]:
         return [partial(self._load, f"{name}.view") for name in self.members]
 
+    @property
+    def even(self) -> np.ndarray:
+        """What the mediator's discriminant makes of the views; see `cdp.discriminant`."""
+        return self._load("even")
+
     def _load(self, name: str) -> np.ndarray:
         array: np.ndarray = np.load(self.place / f"{name}.npy", mmap_mode="r")
         return array
@@ -99,6 +104,9 @@ def run(work: Work) -> Mapping[str, Any]:
     else:
         work.write("calibration", CALIBRATION.empty_table())
     split = _map_split(work, SPLITS[1:], "unlabelled")
+    if mediator is not None and mediator.discriminant is not None:
+        found = mediator.discriminant
+        _save_array(split.place / "even.npy", found.even_out(found.project(split.views)))
     parts = _list_parts(work, split, "scored")
     jobs = [(split, rows, settings, work.scratch, target) for rows, target in parts]
     for _ in work.engine.map(score_part, jobs, label="mediate scores pairs"):
@@ -198,6 +206,7 @@ def score_part(
 ) -> None:
     """The candidate pairs whose source lies in `rows`, with votes and raw probabilities."""
     from cdp.committee import describe_pairs, make_pairs, measure_affinity, vote_pairs
+    from cdp.discriminant import measure_cosines
 
     if target.exists():
         return
@@ -212,6 +221,8 @@ def score_part(
         features = describe_pairs(
             split.views, split.graphs, pairs, variant=_find_variant(settings), threads=1
         )
+        if mediator.discriminant is not None:
+            features = np.column_stack([features, measure_cosines(split.even, pairs)])
         probability = mediator.score(features)
     _save(
         target,
@@ -269,10 +280,7 @@ def map_view(embeddings: list[Path], neighbours: Path, place: Path, name: str) -
         f"{name}.similarity": read_vectors(neighbours, "similarity"),
     }
     for part, array in arrays.items():
-        draft = place / f"{part}.{name}.draft"
-        with draft.open("wb") as stream:
-            np.save(stream, array)
-        draft.replace(place / f"{part}.npy")
+        _save_array(place / f"{part}.npy", array, f"{part}.{name}")
 
 
 def _list_parts(work: Work, split: Split, name: str) -> Sequence[tuple[slice, Path]]:
@@ -286,6 +294,13 @@ def _list_parts(work: Work, split: Split, name: str) -> Sequence[tuple[slice, Pa
     ]
 
 
+def _save_array(path: Path, array: np.ndarray, draft: str = "even") -> None:
+    place = path.with_name(f"{draft}.draft")
+    with place.open("wb") as stream:
+        np.save(stream, array)
+    place.replace(path)
+
+
 def _save(path: Path, **arrays: np.ndarray) -> None:
     draft = path.with_suffix(".draft")
     with draft.open("wb") as stream:
@@ -295,7 +310,7 @@ def _save(path: Path, **arrays: np.ndarray) -> None:
 
 STAGE = Stage(
     name="mediate",
-    version=4,
+    version=5,
     inputs=("ingest.samples", "embed.embeddings", "knn.neighbours"),
     outputs={"pairs": PAIRS, "calibration": CALIBRATION},
     reads=("committee", "mediate"),

@@ -4,9 +4,11 @@ The contract:
 - Two subjects with the same settings and seed: `labelled_only`, the yardstick to beat, and
   `labelled_pseudo`, the product: one trunk, one head for each of the two disjoint sets of people,
   losses weighted by each set's share of images. With a teacher there is a third, `distilled`: the
-  product, and every image, labelled or not, follows the teacher's vectors.
-- Images without a pseudo-label, and clusters smaller than `min_cluster_size`, are left out of the
-  heads.
+  product, and every image, labelled or not, follows the teacher's vectors; so do `blends` of two
+  images. `student` says in what else it differs.
+- Images without a pseudo-label, and those of clusters smaller than `min_cluster_size`, are left out
+  of the heads, or with `leftovers: alone` each is a class of its own. It may yet be of a person who
+  has a class: it is not pushed away from classes it may belong to, nor they from it.
 - With `same_person: merge` the images of a cluster that looks like a labelled person move to that
   person; `matches` says which.
 - Truth about unlabelled images is never read here.
@@ -15,13 +17,14 @@ The contract:
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
 
 from cdp.errors import DataError
 from cdp.types import UNLABELLED
+from pipelines.config import RetrainSettings
 from pipelines.models import (
     HISTORY,
     LabelledSet,
@@ -34,7 +37,10 @@ from pipelines.models import (
 )
 from pipelines.stage import Stage, Work
 from pipelines.stages.train import select_labelled
-from pipelines.teacher import embed_set, find_teacher
+from pipelines.teacher import embed_blends, embed_set, find_teacher
+
+if TYPE_CHECKING:
+    from cdp.branch import SparedClasses
 
 MATCHES = pa.schema(
     [
@@ -65,6 +71,8 @@ def run(work: Work) -> Mapping[str, Any]:
         settings.min_cluster_size,
         weigh=settings.weigh_by_confidence,
         soft=_read_soft(work) if settings.targets == "soft" else None,
+        alone=settings.leftovers == "alone",
+        pairs=_read_pairs(work),
     )
     if pseudo is not None:
         jobs["labelled_pseudo"] = describe_job(work, "labelled_pseudo", labelled, pseudo)
@@ -82,12 +90,24 @@ def run(work: Work) -> Mapping[str, Any]:
         copy_curves(work, directory, subject)
         histories.append(read_history(directory, subject))
     work.write("history", pa.concat_tables(histories))
+    size = np.bincount(pseudo.label) if pseudo else np.empty(0, np.int64)
+    alone = int((size == 1).sum()) if settings.leftovers == "alone" else 0
     return {
         "subjects": list(jobs),
         "labelled": len(labelled.paths) if labelled else 0,
-        "pseudo_labelled": len(pseudo.paths) if pseudo else 0,
-        "pseudo_identities": int(pseudo.label.max()) + 1 if pseudo else 0,
+        "pseudo_labelled": int(size.sum()) - alone,
+        "pseudo_identities": len(size) - alone,
+        "leftovers": alone,
     }
+
+
+def _read_pairs(work: Work) -> Any:
+    """Pairs that may well be of one person, (source, target); None where nothing is spared."""
+    settings = work.config.retrain
+    if settings.leftovers == "drop" or settings.spare_above == 1:
+        return None
+    pairs = work.read("mediate.pairs", columns=["source", "target", "probability"]).to_pandas()
+    return pairs[pairs.probability > settings.spare_above]
 
 
 def _read_soft(work: Work) -> Any:
@@ -155,7 +175,7 @@ def _describe_distilled(
     work: Work, labelled: LabelledSet | None, unlabelled: Any, pseudo: LabelledSet | None
 ) -> TrainingJob:
     """The product and its teacher: pseudo-labels where there are some, vectors everywhere."""
-    settings = work.config.retrain
+    settings = work.config.retrain.describe_student()
     teacher = find_teacher(work, str(settings.teacher), settings.teacher_px)
     known = set(pseudo.sha256) if pseudo else set()
     rest = unlabelled[~unlabelled.sha256.isin(known)]
@@ -169,14 +189,28 @@ def _describe_distilled(
         if pseudo is None or pseudo.weight is None
         else np.concatenate([pseudo.weight, np.ones(len(rest), np.float32)]),
         None if pseudo is None else pseudo.soft,
+        None if pseudo is None else pseudo.spared,
     )
+    blended = None
+    if settings.blends:
+        whole = join_sets(labelled, everyone)
+        blended = embed_blends(work, teacher, whole, settings.blends, 2 * settings.input_px)
     vectors = TeacherVectors(
-        f"{teacher.digest} {teacher.size_px}",
+        f"{teacher.digest} {teacher.size_px} {settings.blends}",
         None if labelled is None else embed_set(work, teacher, labelled),
         embed_set(work, teacher, everyone),
         settings.distil_weight,
+        blended,
     )
-    return describe_job(work, "distilled", labelled, everyone, vectors)
+    return describe_job(work, "distilled", labelled, everyone, vectors, settings)
+
+
+def join_sets(labelled: LabelledSet | None, others: LabelledSet) -> LabelledSet:
+    """The images of both; their classes are no matter."""
+    if labelled is None:
+        return others
+    paths, digests = labelled.paths + others.paths, labelled.sha256 + others.sha256
+    return LabelledSet(paths, digests, np.full(len(paths), UNLABELLED))
 
 
 def describe_job(
@@ -185,9 +219,10 @@ def describe_job(
     labelled: LabelledSet | None,
     pseudo: LabelledSet | None,
     teacher: TeacherVectors | None = None,
+    settings: RetrainSettings | None = None,
 ) -> TrainingJob:
-    """The recognizer trained on these sets, with the settings every subject shares."""
-    settings = work.config.retrain
+    """The recognizer trained on these sets, with the settings every subject shares, or its own."""
+    settings = settings or work.config.retrain
     return TrainingJob(
         subject,
         settings.backbone,
@@ -202,12 +237,22 @@ def describe_job(
 
 
 def select_clusters(
-    samples: Any, column: str, min_size: int, *, weigh: bool, soft: Any = None
+    samples: Any,
+    column: str,
+    min_size: int,
+    *,
+    weigh: bool,
+    soft: Any = None,
+    alone: bool = False,
+    pairs: Any = None,
 ) -> LabelledSet | None:
     """Samples of classes with at least `min_size` images; None when there are fewer than two.
 
     soft : table of (sample_id, pseudo_label, weight) or None; what it says of classes that are left
         out is dropped.
+    alone : every other sample is kept too, as a class of its own.
+    pairs : table of (source, target), samples that may be of one person, or None. Where one of the
+        two is alone, each is spared the other's class.
     """
     from cdp.branch import SoftTargets
     from cdp.recognizer import select_classes
@@ -215,10 +260,22 @@ def select_clusters(
     classes = samples[column].to_numpy()
     if classes.dtype.kind not in "iu":
         classes = samples[column].factorize(sort=True)[0]
+    lonely = np.zeros(len(classes), bool)
+    if alone:
+        lonely[:] = True
+        lonely[select_classes(classes, min_size=min_size)[0]] = False
+        start = int(classes.max(initial=UNLABELLED)) + 1
+        classes = classes.copy()
+        classes[lonely] = start + np.arange(lonely.sum())
+        min_size = 1
     rows, label = select_classes(classes, min_size=min_size)
     numbers = np.unique(classes[rows])
     if len(numbers) < 2:
         return None
+    spared = None
+    if alone and pairs is not None:
+        spared = _spare_pairs(samples.sample_id.to_numpy(), pairs, classes, lonely)
+        spared = spared.renumber(rows, numbers)
     chosen = samples.iloc[rows]
     weight = chosen.confidence.to_numpy(np.float32) if weigh else None
     targets = None
@@ -231,18 +288,39 @@ def select_clusters(
             soft.pseudo_label.to_numpy()[known],
             soft.weight.to_numpy(np.float64)[known],
         ).renumber(rows, numbers)
-    return LabelledSet(tuple(chosen.path), tuple(chosen.sha256), label, weight, targets)
+    return LabelledSet(tuple(chosen.path), tuple(chosen.sha256), label, weight, targets, spared)
+
+
+def _spare_pairs(
+    sample_id: np.ndarray, pairs: Any, classes: np.ndarray, lonely: np.ndarray
+) -> SparedClasses:
+    """Each end of a pair with a lonely one, and the class of the other.
+
+    sample_id, classes, lonely : (n,), ascending; of every sample.
+    """
+    from cdp.branch import SparedClasses
+
+    ends = [pairs[end].to_numpy() for end in ("source", "target")]
+    known = np.isin(ends[0], sample_id) & np.isin(ends[1], sample_id)
+    source, target = (np.searchsorted(sample_id, end[known]) for end in ends)
+    told = (lonely[source] | lonely[target]) & (classes[source] != classes[target])
+    source, target = source[told], target[told]
+    found = np.unique(
+        np.stack([np.r_[source, target], classes[np.r_[target, source]]], axis=1), axis=0
+    )
+    return SparedClasses(found[:, 0], found[:, 1])
 
 
 STAGE = Stage(
     name="retrain",
-    version=2,
+    version=3,
     inputs=(
         "ingest.samples",
         "train.history",
         "train.people",
         "propagate.labels",
         "propagate.soft_labels",
+        "mediate.pairs",
     ),
     outputs={"history": HISTORY, "matches": MATCHES},
     reads=("committee", "retrain"),

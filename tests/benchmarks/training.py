@@ -1,7 +1,7 @@
 """Images per second of the trainer, of its data side and of embedding.
 
     python -m tests.benchmarks.training [--threads 2] [--source-px 48] [--input-px 24]
-        [--recipe surveillance] [--backbones plain,residual]
+        [--recipe surveillance] [--backbones plain,residual] [--batch 64]
 
 Wall time of the best of several rounds, so that a busy machine disturbs least. The data side is all
 a training step does before the network: rows of a mapped file, degradation, mirror image. It must
@@ -44,6 +44,7 @@ def main() -> None:
     parser.add_argument("--source-px", type=int, default=48)
     parser.add_argument("--input-px", type=int, default=24)
     parser.add_argument("--recipe", default="surveillance", choices=sorted(DEGRADATIONS))
+    parser.add_argument("--batch", type=int, default=64, help="images a step")
     parser.add_argument("--backbones", default=",".join(BACKBONES))
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as place:
@@ -63,7 +64,9 @@ def measure(options: argparse.Namespace, place: Path) -> None:
     for name, recipe in DEGRADATIONS.items():
         speed = measure_rate(64, partial(degrade, batch, seeds, recipe, options.input_px), 30)
         print(f"degrade {name:14} {speed:8.0f} images/s")
-    plan = TrainingPlan(epochs=1, degradation=DEGRADATIONS[options.recipe])
+    plan = TrainingPlan(
+        epochs=1, batch_size=options.batch, degradation=DEGRADATIONS[options.recipe]
+    )
 
     def make(name: str) -> _Trainer:
         backbone = build_backbone(name, input_px=options.input_px)

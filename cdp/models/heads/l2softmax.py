@@ -5,10 +5,9 @@ from __future__ import annotations
 import math
 
 from torch import Tensor, nn
-from torch.nn import functional
 
 from cdp.errors import ConfigError
-from cdp.models.heads.head import Head, HeadOutput
+from cdp.models.heads.head import Head, HeadOutput, judge_logits
 
 
 class L2SoftmaxHead(Head):
@@ -31,7 +30,7 @@ class L2SoftmaxHead(Head):
         nn.init.normal_(self.linear.weight, std=embedding_dim**-0.5)
         nn.init.zeros_(self.linear.bias)
 
-    def score(self, embedding: Tensor, label: Tensor) -> HeadOutput:
+    def score(self, embedding: Tensor, label: Tensor, spared: Tensor | None = None) -> HeadOutput:
         norm = embedding.norm(dim=1, keepdim=True).clamp(min=1e-6)
         logits = self.linear(self.radius * embedding / norm)
-        return HeadOutput(functional.cross_entropy(logits, label, reduction="none"), logits)
+        return HeadOutput(judge_logits(logits, label, spared), logits)

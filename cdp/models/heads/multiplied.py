@@ -17,10 +17,9 @@ from typing import ClassVar
 import torch
 from pytorch_metric_learning.losses import LargeMarginSoftmaxLoss
 from torch import Tensor, nn
-from torch.nn import functional
 
 from cdp.errors import ConfigError
-from cdp.models.heads.head import Head, HeadOutput
+from cdp.models.heads.head import Head, HeadOutput, judge_logits
 
 
 class MultipliedAngleHead(Head):
@@ -49,7 +48,7 @@ class MultipliedAngleHead(Head):
             self.formula = self.library(identity_count, embedding_dim, margin=int(margin))
         nn.init.normal_(self.formula.W, std=embedding_dim**-0.5)
 
-    def score(self, embedding: Tensor, label: Tensor) -> HeadOutput:
+    def score(self, embedding: Tensor, label: Tensor, spared: Tensor | None = None) -> HeadOutput:
         formula = self.formula
         formula.cast_types(embedding.dtype, embedding.device)
         cosine = formula.get_cosine(embedding)
@@ -57,7 +56,5 @@ class MultipliedAngleHead(Head):
         harder = formula.modify_cosine_of_target_classes(own.clamp(-1 + 1e-6, 1 - 1e-6))
         annealed = torch.lerp(own, harder, self.margin_share / (1 + self.floor))
         with_margin = cosine.scatter(1, label[:, None], annealed[:, None])
-        loss = functional.cross_entropy(
-            formula.scale_logits(with_margin, embedding), label, reduction="none"
-        )
+        loss = judge_logits(formula.scale_logits(with_margin, embedding), label, spared)
         return HeadOutput(loss, formula.scale_logits(cosine, embedding))

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from torch import Tensor, nn
-from torch.nn import functional
 
-from cdp.models.heads.head import Head, HeadOutput
+from cdp.models.heads.head import Head, HeadOutput, judge_logits
 
 
 class SoftmaxHead(Head):
@@ -17,6 +16,6 @@ class SoftmaxHead(Head):
         nn.init.normal_(self.linear.weight, std=0.1 * embedding_dim**-0.5)
         nn.init.zeros_(self.linear.bias)
 
-    def score(self, embedding: Tensor, label: Tensor) -> HeadOutput:
+    def score(self, embedding: Tensor, label: Tensor, spared: Tensor | None = None) -> HeadOutput:
         logits = self.linear(embedding)
-        return HeadOutput(functional.cross_entropy(logits, label, reduction="none"), logits)
+        return HeadOutput(judge_logits(logits, label, spared), logits)
