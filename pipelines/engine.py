@@ -290,6 +290,10 @@ def bound_memory(limit: int | None) -> Iterator[None]:
 
     before = resource.getrlimit(resource.RLIMIT_DATA)
     if limit is not None:
+        import pyarrow as pa
+
+        pa.set_cpu_count(1)  # a thread that cannot be had any more would be waited for
+        pa.set_io_thread_count(1)
         resource.setrlimit(resource.RLIMIT_DATA, (limit, before[1]))
     try:
         yield

@@ -32,7 +32,7 @@ from pipelines.store import (
     digest_json,
     drop_drafts,
     open_atomically,
-    reserve,
+    reserve_array,
     write_table,
     write_text,
 )
@@ -361,8 +361,7 @@ def _load_faces(work: Work, each: LabelledSet, input_px: int) -> np.ndarray:
     if not path.exists():
         draft = path.with_suffix(".draft")
         shape = (len(each.paths), size_px, size_px, 3)
-        np.lib.format.open_memmap(draft, "w+", np.uint8, shape).flush()
-        reserve(draft, draft.stat().st_size)
+        reserve_array(draft, np.uint8, shape)
         parts = [
             (work.dataset, draft, row, each.paths[row : row + PART_SIZE])
             for row in range(0, len(each.paths), PART_SIZE)

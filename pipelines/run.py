@@ -166,6 +166,7 @@ def _carry_out(config: RunConfig, options: argparse.Namespace, *, until: str | N
         return
     with store.lock(f"run {config.name}", wait=False), engine:
         started = time.perf_counter()
+        store.drop_left(config.name)
         steps = plan()
         digests.save()
         log_path = _open_logs(options.runs_dir / config.name)

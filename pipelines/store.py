@@ -80,15 +80,16 @@ def open_atomically(path: Path) -> Iterator[Path]:
         draft.unlink(missing_ok=True)
 
 
-def reserve(path: Path, size: int) -> None:
-    """Give an existing file all of its room; StageError when the disk has not that much.
+def reserve_array(path: Path, dtype: type[np.generic], shape: tuple[int, ...]) -> None:
+    """Make a .npy file to be mapped and give it all of its room; StageError when there is none.
 
     A mapped file without room ends the process that writes to it, without a word.
     """
     try:
+        np.lib.format.open_memmap(path, "w+", dtype, shape).flush()
         with path.open("r+b") as stream:
             if hasattr(os, "posix_fallocate"):
-                os.posix_fallocate(stream.fileno(), 0, size)
+                os.posix_fallocate(stream.fileno(), 0, path.stat().st_size)
     except OSError as error:
         raise _cannot_write(path, error) from error
 
@@ -349,6 +350,14 @@ class Store:
             draft.replace(link)
         self._drop_replaced(published)
 
+    def drop_left(self, run: str) -> None:
+        """Remove the drafts of killed writers beside the stages; for the holder of the run."""
+        for draft in (self.runs_directory / run).glob(".*.draft-*"):
+            draft.unlink(missing_ok=True)
+        for draft in self.root.glob(".*.draft-*"):  # other runs may be writing theirs
+            if not _is_alive(draft.name.rpartition("-")[2]):
+                draft.unlink(missing_ok=True)
+
     def _drop_replaced(self, published: Published) -> None:
         kept = {
             link.resolve()
@@ -402,6 +411,16 @@ class Store:
                 stream.truncate(0)
                 stream.write(f"process {os.getpid()} on {os.uname().nodename}".encode())
             yield
+
+
+def _is_alive(pid: str) -> bool:
+    try:
+        os.kill(int(pid), 0)
+    except (ProcessLookupError, ValueError):
+        return False
+    except OSError:
+        return True
+    return True
 
 
 def _sync_directory(directory: Path) -> None:

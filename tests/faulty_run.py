@@ -8,6 +8,7 @@ two hundred of them take minutes; the answer is its exit code, negative for a si
 - never: nothing happens to it;
 - change: SIGKILL to the whole group, workers included, before the count-th rename or link, which is
   what others can see of a disk;
+- publish: the same before the count-th stage is published;
 - step: the same before the count-th step of an optimizer;
 - moment: the same `count` seconds after the start;
 - limit: no file may grow beyond `count` bytes;
@@ -56,6 +57,10 @@ def arm(kind: str, count: float) -> None:
     if kind == "change":
         for name in ("replace", "rename", "symlink", "link"):
             kill_before(os, name, left)
+    elif kind == "publish":
+        from pipelines.store import Store
+
+        kill_before(Store, "publish", left)
     elif kind == "step":
         from torch.optim import Optimizer
 

@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import psutil
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 
@@ -170,6 +171,24 @@ def test_a_part_that_wants_more_than_its_share_is_told_and_the_next_goes_on():
         with pytest.raises(BackendError, match="1024 MiB"), bound_memory(engine.own_limit):
             np.ones(1 << 30, np.uint8)
     assert tell_limit() == before
+
+
+def tell_reserved(path):
+    before = read_status("VmData")
+    pq.read_table(path)
+    return read_status("VmData") - before
+
+
+def read_status(name):
+    """A figure of this process in bytes."""
+    text = Path("/proc/self/status").read_text()
+    return int(text.partition(f"{name}:")[2].split()[0]) << 10
+
+
+def test_reading_a_small_table_takes_no_gibibyte_of_the_limit(tmp_path):
+    pq.write_table(pa.table({"a": [1, 2]}), tmp_path / "table.parquet")
+    with Engine(workers=1, memory_limit=2 << 30) as engine:
+        assert run(engine, tell_reserved, [(tmp_path / "table.parquet",)])[0] < 1 << 28
 
 
 def test_a_limit_below_what_the_libraries_take_is_refused():

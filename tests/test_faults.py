@@ -168,9 +168,11 @@ def test_killed_at_seeded_moments_it_ends_the_same_and_makes_nothing_twice(tiny,
 def test_killed_seventy_times_and_in_every_stage_it_ends_the_same(tiny, whole, tmp_path, seed):
     dice = random.Random(seed)
     kills, stages, runs, kept = Counter(), Counter(), 0, 0
-    while kills.total() < 70 or not {stage.name for stage in STAGES} <= set(stages):
+    while kills.total() < 70:
         place = tmp_path / str(runs)
         with Killer(tiny, place, whole) as killer:
+            for count in (1, *[2] * (len(STAGES) - 1)) if not runs else ():
+                killer.kill("publish", count)  # each meets the next stage
             kill_until_done(killer, dice, 40)
         check_end(place, whole)
         kills, stages, runs = kills + killer.kills, stages + killer.stages, runs + 1
@@ -178,6 +180,7 @@ def test_killed_seventy_times_and_in_every_stage_it_ends_the_same(tiny, whole, t
         print(f"seed {seed}, run {runs}: killed {kills.total()} times: {dict(kills)}, in "
               f"{dict(stages)}; {kept} finished files, none made twice", flush=True)  # fmt: skip
         shutil.rmtree(place)
+    assert {stage.name for stage in STAGES} <= set(stages)
 
 
 # --------------------------------------------------------------------------------- damaged files
@@ -285,7 +288,7 @@ CHANGED = ("ingest.min_px=9", "train.epochs=1", "--until", "embed")
 def check_refusal(code, told, *words):
     """One message, without a traceback, that says what could not be written and what to do."""
     assert code == 1, told
-    assert told.count("error:") == 1
+    assert len(re.findall("^error: ", told, re.MULTILINE)) == 1, told
     for word in words:
         assert word in told, told
 
@@ -487,35 +490,41 @@ def find_workers(pid):
 def test_workers_killed_in_every_stage_are_replaced_and_it_ends_the_same(
     tiny, whole, tmp_path, seed
 ):
-    """A stage's first kill comes as it begins, others while it runs."""
-    dice = random.Random(seed)
-    process = start(tiny, tmp_path, errors=subprocess.STDOUT)
-    killed, ended = 0, threading.Event()
+    """A stage's first kill comes as it begins, others while it runs.
 
-    def kill():
+    A part that meets four of them is given up with one message; the next run goes on.
+    """
+    dice = random.Random(seed)
+    killed, told, codes = 0, [], []
+
+    def kill(pid):
         nonlocal killed
-        for worker in find_workers(process.pid):
+        for worker in find_workers(pid):
             with suppress(psutil.NoSuchProcess):
                 worker.kill()
                 killed += 1
 
-    def kill_again():
+    def kill_again(pid, ended):
         while not ended.wait(dice.uniform(2, 12)):
             with suppress(psutil.NoSuchProcess):
-                kill()
+                kill(pid)
 
-    killer = threading.Thread(target=kill_again)
-    killer.start()
-    told = []
-    for line in process.stdout:
-        told.append(line)
-        if re.match(r"(embed|knn|mediate|retrain|evaluate|shrink) +run", line):
-            kill()
-    ended.set()
-    killer.join()
-    assert process.wait() == 0, told
+    while 0 not in codes and len(codes) < 5:
+        process, ended = start(tiny, tmp_path, errors=subprocess.STDOUT), threading.Event()
+        killer = threading.Thread(target=kill_again, args=(process.pid, ended))
+        killer.start()
+        with process:
+            for line in process.stdout:
+                told.append(line)
+                if re.match(r"(embed|knn|mediate|retrain|evaluate|shrink) +run", line):
+                    kill(process.pid)
+        ended.set()
+        killer.join()
+        codes.append(process.returncode)
+        assert process.returncode == 0 or "killed its worker 4 times" in "".join(told[-6:])
+    assert codes[-1] == 0
     assert not [line for line in told if "Traceback" in line]
-    print(f"seed {seed}: killed {killed} workers")
+    print(f"seed {seed}: killed {killed} workers, {len(codes) - 1} runs refused to go on")
     assert killed >= 2
     assert digest_run(tmp_path / "tiny") == whole
 
@@ -542,11 +551,12 @@ def test_a_scheduler_that_dies_is_said_and_the_run_goes_on_later(tiny, whole, tm
             assert parts[0].poll() is None
         place = json.loads(address.read_text())["address"]
         process = start(tiny, tmp_path / "runs", "--scheduler", place, errors=subprocess.STDOUT)
-        for line in process.stdout:
-            told.append(line)
-            if line.startswith(f"{stage} ") and " run " in line:
-                os.killpg(parts[0].pid, signal.SIGKILL)
-        assert process.wait(timeout=300) == 1
+        with process:
+            for line in process.stdout:
+                told.append(line)
+                if line.startswith(f"{stage} ") and " run " in line:
+                    os.killpg(parts[0].pid, signal.SIGKILL)
+        assert process.returncode == 1
     finally:
         for part in parts:
             if part.poll() is None:

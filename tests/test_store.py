@@ -192,3 +192,19 @@ def test_a_file_that_cannot_be_read_counts_as_such_until_it_can(tmp_path):
     assert digest() == first
     (tmp_path / "nowhere").write_text("here")
     assert digest() != first
+
+
+def test_drafts_of_dead_writers_are_dropped_and_those_of_the_living_kept(tmp_path):
+    store = Store(tmp_path)
+    store.link("mine", publish(store))
+    dead = multiprocessing.get_context("spawn").Process(target=os.getpid)
+    dead.start()
+    dead.join()
+    for place in (tmp_path / "mine" / f".run.json.draft-{dead.pid}",
+                  store.root / f".files.json.draft-{dead.pid}",
+                  store.root / f".files.json.draft-{os.getpid()}"):  # fmt: skip
+        place.write_text("half")
+    store.drop_left("mine")
+    assert [path.name for path in tmp_path.rglob(".*.draft-*")] == [
+        f".files.json.draft-{os.getpid()}"
+    ]
