@@ -132,9 +132,17 @@ def score_all_pairs(
     DataError : no pair of one person, or none of two.
     """
     person = resamples.person[rows]
-    genuine, owner, top, first, second, impostors = _compare_all(
-        embedding[rows], person, 1.5 * max(rates)
-    )
+    size = np.bincount(person, minlength=resamples.weight.shape[1])
+    images = resamples.weight * size
+    allowed = (images.sum(1) ** 2 - (images**2).sum(1)) / 2
+    share = 1.5 * max(rates)
+    while True:
+        genuine, owner, top, first, second, impostors = _compare_all(embedding[rows], person, share)
+        # A resample of few people may go further down the list than all of them together.
+        reach = [(weight[first] * weight[second]).sum() for weight in resamples.weight]
+        if len(top) == impostors or np.all(reach > max(rates) * allowed * (1 + 1e-12)):
+            break
+        share *= 2
     if not len(genuine) or not impostors:
         raise DataError(
             f"pairs of one person and of two expected, got {len(genuine)} and {impostors}; keep "
@@ -143,15 +151,12 @@ def score_all_pairs(
     measurable = [rate for rate in rates if rate * impostors >= 1]
     order = np.argsort(-genuine, kind="stable")
     genuine, owner = genuine[order], owner[order]
-    size = np.bincount(person, minlength=resamples.weight.shape[1])
     draws = np.empty((len(measurable), len(resamples.weight)))
     for number, weight in enumerate(resamples.weight):
-        images = weight * size
-        allowed = (images.sum() ** 2 - (images**2).sum()) / 2
         passed = np.cumsum(weight[first] * weight[second])
         accepted = np.concatenate([[0.0], np.cumsum(weight[owner])])
         for line, rate in enumerate(measurable):
-            place = np.searchsorted(passed, rate * allowed * (1 + 1e-12), side="right")
+            place = np.searchsorted(passed, rate * allowed[number] * (1 + 1e-12), side="right")
             threshold = top[min(place, len(top) - 1)]
             above = np.searchsorted(-genuine, -threshold, side="left")
             draws[line, number] = accepted[above] / accepted[-1] if accepted[-1] else np.nan
