@@ -310,7 +310,7 @@ def _pick_facts(rows: list[Row]) -> dict[str, Any]:
 
 STAGE = Stage(
     name="evaluate",
-    version=2,
+    version=3,
     inputs=("ingest.samples", "ingest.truth", "propagate.labels", "retrain.history"),
     outputs={"metrics": METRICS},
     reads=("retrain", "evaluate"),
