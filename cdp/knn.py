@@ -66,9 +66,9 @@ _DEFAULTS: dict[str, dict[str, Any]] = {
     "exact": {},
 }
 _LOST_ENERGY = 0.03
-_SPARE = 5
+_SPARE = 12
 _WIDTHS = (25, 30, 35, 40, 50, 60, 70, 85, 100, 120, 140, 170, 200, 300, 450)
-_TARGET_RECALL = 0.984
+_TARGET_RECALL = 0.986
 _SAMPLE = 512
 _FAVOURITES = 32
 _FIRST_SHARE = 20

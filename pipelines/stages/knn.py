@@ -171,7 +171,7 @@ def measure_view(place: Path, neighbours: Path, sample: int, seed: int) -> float
 
 STAGE = Stage(
     name="knn",
-    version=5,
+    version=6,
     inputs=("embed.embeddings",),
     outputs={"neighbours": describe_neighbours(0)},
     reads=("committee", "knn"),
