@@ -18,9 +18,8 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import ExitStack
 from dataclasses import asdict, dataclass, field, replace
 from itertools import pairwise
 from typing import Any
@@ -28,11 +27,11 @@ from typing import Any
 import numba
 import numpy as np
 import torch
-from torch.nn import functional
 
-from cdp.cosine import count_threads
+from cdp.cosine import count_threads, limit_blas
 from cdp.discriminant import Discriminant
 from cdp.errors import ConfigError, DataError
+from cdp.perceptron import Perceptron, Rows
 
 VARIANTS = ("extended", "paper", "released", "context")
 LOGIT_LIMIT = 15.0
@@ -342,8 +341,7 @@ class Mediator:
     ) -> Mediator:
         """Train on labelled pairs.
 
-        Whole tensors, a CPU thread for each MLP: one this small gains nothing from more, and its
-        sums stay in one order.
+        A CPU thread for each MLP, two where there are threads enough; its sums stay in one order.
 
         Parameters
         ----------
@@ -391,14 +389,16 @@ class Mediator:
                         f"identities and {int(same.sum())} true pairs: label more people, "
                         "or lower mediator.folds and mediator.members"
                     )
-        with _one_thread(), ThreadPoolExecutor(count_threads(threads)) as pool:
-            own = features if features.flags.writeable else features.copy()
-            inputs = _standardise(torch.from_numpy(own), mean, inverse, settings.standardise)
-            truth = torch.from_numpy(same.astype(np.float32))
+        workers = count_threads(threads)
+        limit = STANDARD_LIMIT if settings.standardise else np.inf
+        read = Rows(features, same.astype(np.float32), mean, inverse, limit)
+        with limit_blas(), ThreadPoolExecutor(workers) as pool, ExitStack() as helpers:
 
             def train(member: int) -> tuple[list[np.ndarray], list[dict[str, float]]]:
-                torch.set_num_threads(1)  # counts for the thread it is said in
-                return _train_member(inputs, truth, hold_out(member), settings, seed, member)
+                helper = None
+                if workers >= 2 * settings.members:
+                    helper = helpers.enter_context(ThreadPoolExecutor(1))
+                return _train_member(read, hold_out(member), settings, seed, member, helper)
 
             trained = list(pool.map(train, range(settings.members)))
         layers = [layer for layer, _ in trained]
@@ -411,8 +411,8 @@ class Mediator:
         arrays["weight_2"] = np.stack([layer[4][:, 1] - layer[4][:, 0] for layer in layers])
         arrays["bias_2"] = np.array([layer[5][1] - layer[5][0] for layer in layers], np.float32)
 
-        logits = _score_rows(features, arrays, settings.standardise, count_threads(threads))
         heard = np.stack([hold_out(member) for member in range(settings.members)], 1)
+        logits = _score_rows(features, arrays, settings.standardise, workers, heard > 0)
         weight = heard.sum(1)
         judged = weight > 0
         held_logit = (logits * heard).sum(1)[judged] / weight[judged]
@@ -574,140 +574,53 @@ def _deal_folds(count: int, positive: np.ndarray, folds: int, seed: int) -> np.n
     return fold
 
 
-@contextmanager
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
-
-
-def _standardise(
-    features: torch.Tensor, mean: np.ndarray, inverse: np.ndarray, clip: bool
-) -> torch.Tensor:
-    out = (features - torch.from_numpy(mean)) * torch.from_numpy(inverse)
-    return out.clamp_(-STANDARD_LIMIT, STANDARD_LIMIT) if clip else out
-
-
-class _Network:
-    """The MLP while it learns: two hidden layers, ReLU, and the log-odds of a two-way softmax.
-
-    Parameters and gradients are each one flat tensor, of which the layers are views, and gradients
-    are written out by hand: for a network this small, autograd costs more than the arithmetic
-    (measured: half of the time). The test compares both.
-    """
-
-    def __init__(self, width: int, settings: MediatorSettings, random: torch.Generator) -> None:
-        first, second = settings.hidden or (3 * width, 3 * width)
-        shapes = [(width, first), (first,), (first, second), (second,), (second, 2), (2,)]
-        sizes = [math.prod(shape) for shape in shapes]
-        self.settings, self.random, self.steps = settings, random, 0
-        self.value, self.gradient = torch.zeros(sum(sizes)), torch.zeros(sum(sizes))
-        self.momentum, self.square = torch.zeros(sum(sizes)), torch.zeros(sum(sizes))
-        self.layers, self._slopes = (
-            [part.view(shape) for part, shape in zip(flat.split(sizes), shapes, strict=True)]
-            for flat in (self.value, self.gradient)
-        )
-        for weight in self.layers[::2]:
-            torch.nn.init.xavier_uniform_(weight, generator=random)
-
-    def export(self, value: torch.Tensor) -> list[np.ndarray]:
-        """Weights and biases, layer after layer, of these parameters."""
-        self.value.copy_(value)
-        return [layer.numpy() for layer in self.layers]
-
-    def weigh(self, rows: torch.Tensor) -> torch.Tensor:
-        """Log-odds of each row, without dropout."""
-        for layer in (0, 2):
-            rows = torch.addmm(self.layers[layer + 1], rows, self.layers[layer]).relu_()
-        logits = torch.addmm(self.layers[5], rows, self.layers[4])
-        return logits[:, 1] - logits[:, 0]
-
-    def learn(self, rows: torch.Tensor, truth: torch.Tensor) -> torch.Tensor:
-        """One step on a batch; `truth` is float, 0 or 1. Returns the mean cross-entropy before."""
-        layers, slopes, dropout = self.layers, self._slopes, self.settings.dropout
-        inputs, masks = [rows], []
-        for layer in (0, 2):
-            rows = torch.addmm(layers[layer + 1], rows, layers[layer]).relu_()
-            if dropout:
-                keep = torch.rand(rows.shape, generator=self.random) >= dropout
-                masks.append(keep / (1 - dropout))
-                rows = rows * masks[-1]
-            inputs.append(rows)
-        logits = torch.addmm(layers[5], rows, layers[4])
-        odds = logits[:, 1] - logits[:, 0]
-        loss = functional.binary_cross_entropy_with_logits(odds, truth)
-        error = (torch.sigmoid(odds) - truth).div_(len(truth))
-        slope = torch.stack([-error, error], 1)
-        for layer in (4, 2, 0):
-            torch.mm(inputs[layer // 2].T, slope, out=slopes[layer])
-            torch.sum(slope, 0, out=slopes[layer + 1])
-            if layer:
-                slope = slope @ layers[layer].T
-                slope = torch.ops.aten.threshold_backward(slope, inputs[layer // 2], 0)
-                if dropout:
-                    slope *= masks[layer // 2 - 1]
-        self._move()
-        return loss
-
-    def _move(self) -> None:
-        """One step of AdamW (Loshchilov & Hutter 2019), or of SGD with momentum .9."""
-        rate, decay = self.settings.learning_rate, self.settings.weight_decay
-        self.steps += 1
-        if self.settings.optimizer == "sgd":
-            self.gradient.add_(self.value, alpha=decay)
-            self.momentum.mul_(0.9).add_(self.gradient)
-            self.value.add_(self.momentum, alpha=-rate)
-            return
-        self.value.mul_(1 - rate * decay)
-        self.momentum.lerp_(self.gradient, 0.1)
-        self.square.mul_(0.999).addcmul_(self.gradient, self.gradient, value=0.001)
-        spread = (self.square / (1 - 0.999**self.steps)).sqrt_().add_(1e-8)
-        self.value.addcdiv_(self.momentum, spread, value=-rate / (1 - 0.9**self.steps))
-
-
 def _train_member(
-    inputs: torch.Tensor,
-    truth: torch.Tensor,
+    rows: Rows,
     held: np.ndarray,
     settings: MediatorSettings,
     seed: int,
     member: int,
+    helper: ThreadPoolExecutor | None,
 ) -> tuple[list[np.ndarray], list[dict[str, float]]]:
     """One MLP's weights and biases, layer after layer, and a row for each check.
 
     held : (m,) float32, the weight of each pair in validation; pairs of weight 0 are trained on.
     """
     random = torch.Generator().manual_seed(seed * 1_000_003 + member)
-    network = _Network(inputs.shape[1], settings, random)
-    held_rows = torch.from_numpy(np.flatnonzero(held > 0))
-    held_inputs, held_truth = inputs[held_rows], truth[held_rows]
-    held_weight = torch.from_numpy(held)[held_rows]
-    chosen = torch.from_numpy(np.flatnonzero(held == 0))
+    width = rows.features.shape[1]
+    network = Perceptron(
+        width,
+        settings.hidden or (3 * width, 3 * width),
+        random,
+        optimizer=settings.optimizer,
+        learning_rate=settings.learning_rate,
+        weight_decay=settings.weight_decay,
+        dropout=settings.dropout,
+        helper=helper,
+    )
+    held_rows = np.flatnonzero(held > 0)
+    held_truth, held_weight = rows.truth[held_rows], held[held_rows]
+    chosen = np.flatnonzero(held == 0)
     history: list[dict[str, float]] = []
-    best, best_loss, stale = network.value.clone(), math.inf, 0
-    losses: list[torch.Tensor] = []
+    best, best_loss, stale = network.value.copy(), math.inf, 0
+    losses: list[float] = []
     step = 0
     for epoch in range(settings.epochs):
-        order = chosen[torch.randperm(len(chosen), generator=random)]
-        shuffled, answers = inputs.index_select(0, order), truth.index_select(0, order)
+        order = chosen[torch.randperm(len(chosen), generator=random).numpy()]
         for start in range(0, len(order), settings.batch_size):
-            batch = slice(start, start + settings.batch_size)
-            losses.append(network.learn(shuffled[batch], answers[batch]))
+            stop = start + settings.batch_size
+            losses.append(network.learn(rows, order[start:stop]))
             step += 1
-            if batch.stop < len(order) and step % CHECK_STEPS:
+            if stop < len(order) and step % CHECK_STEPS:
                 continue
-            each = functional.binary_cross_entropy_with_logits(
-                network.weigh(held_inputs), held_truth, reduction="none"
-            )
-            validation = float((each * held_weight).sum() / held_weight.sum())
+            odds = network.weigh(rows, held_rows).astype(np.float64)
+            each = np.logaddexp(0, odds) - odds * held_truth
+            validation = float(np.average(each, weights=held_weight))
             history.append(
                 {
                     "member": member,
                     "epoch": epoch,
-                    "training_loss": float(torch.stack(losses).mean()),
+                    "training_loss": float(np.mean(losses)),
                     "validation_loss": validation,
                 }
             )
@@ -718,7 +631,7 @@ def _train_member(
                     f"mediator.learning_rate (now {settings.learning_rate}) or standardise"
                 )
             if settings.patience is None or validation < best_loss:
-                best.copy_(network.value)
+                best[:] = network.value
                 best_loss, stale = validation, 0
             else:
                 stale += 1
@@ -792,15 +705,24 @@ def _judge(
 
 
 def _score_rows(
-    features: np.ndarray, arrays: dict[str, np.ndarray], clip: bool, threads: int = 1
+    features: np.ndarray,
+    arrays: dict[str, np.ndarray],
+    clip: bool,
+    threads: int = 1,
+    wanted: np.ndarray | None = None,
 ) -> np.ndarray:
-    """Raw logits of each pair by each MLP, (m, members) float64."""
-    out = np.empty((len(features), len(arrays["bias_2"])), np.float64)
+    """Raw logits of each pair by each MLP, (m, members) float64; 0 where one is not wanted."""
+    out = np.zeros((len(features), len(arrays["bias_2"])), np.float64)
     weights = [arrays[name] for name in _ARRAY_NAMES if name != "calibration"]
     limit = np.float32(STANDARD_LIMIT if clip else np.inf)
+    # mapped or not, asked for or not: compiled code is made for one kind only
+    features = features.view()
+    features.setflags(write=False)
+    if wanted is None:
+        wanted = np.ones(out.shape, bool)
 
     def run(rows: slice) -> None:
-        _score_block(features[rows], *weights, limit, out[rows])  # type: ignore[call-arg]
+        _score_block(features[rows], wanted[rows], *weights, limit, out[rows])  # type: ignore[call-arg]
 
     if threads <= 1:
         run(slice(None))
@@ -813,8 +735,9 @@ def _score_rows(
 
 @numba.njit(nogil=True, cache=True)
 def _score_block(  # type: ignore[no-untyped-def]  # pragma: no cover
-    features, mean, inverse, weight_0, bias_0, weight_1, bias_1, weight_2, bias_2, limit, out
-):
+    features, wanted, mean, inverse,
+    weight_0, bias_0, weight_1, bias_1, weight_2, bias_2, limit, out,
+):  # fmt: skip
     """Row by row, every sum in index order: BLAS would round by the shape of the block."""
     members, width, first = weight_0.shape
     second = weight_1.shape[2]
@@ -826,6 +749,8 @@ def _score_block(  # type: ignore[no-untyped-def]  # pragma: no cover
             value = (features[row, i] - mean[i]) * inverse[i]
             x[i] = min(max(value, -limit), limit)
         for m in range(members):
+            if not wanted[row, m]:
+                continue
             for j in range(first):
                 a[j] = bias_0[m, j]
             for i in range(width):

@@ -16,7 +16,6 @@ from cdp.errors import ConfigError, DataError
 from cdp.mediator import (
     Mediator,
     MediatorSettings,
-    _Network,
     correct_prior,
     measure_reliability,
 )
@@ -259,47 +258,3 @@ def test_bad_input_is_one_clear_message(labelled, fitted):
 def test_settings_are_checked(change):
     with pytest.raises(ConfigError, match=next(iter(change))):
         dataclasses.replace(MediatorSettings(), **change)
-
-
-@pytest.mark.parametrize("optimizer", ["adam", "sgd"])
-def test_steps_are_those_of_autograd(optimizer):
-    settings = MediatorSettings(optimizer=optimizer, learning_rate=0.01, weight_decay=0.01)
-    ours = _Network(7, settings, torch.Generator().manual_seed(0))
-    layers = [layer.clone().requires_grad_() for layer in ours.layers]
-    theirs = (
-        torch.optim.AdamW(layers, lr=0.01, weight_decay=0.01)
-        if optimizer == "adam"
-        else torch.optim.SGD(layers, lr=0.01, momentum=0.9, weight_decay=0.01)
-    )
-    random = torch.Generator().manual_seed(1)
-    for _ in range(20):
-        rows = torch.randn(64, 7, generator=random)
-        truth = (torch.rand(64, generator=random) < 0.4).float()
-        hidden = torch.relu(torch.relu(rows @ layers[0] + layers[1]) @ layers[2] + layers[3])
-        logits = hidden @ layers[4] + layers[5]
-        loss = torch.nn.functional.cross_entropy(logits, truth.long())
-        theirs.zero_grad()
-        loss.backward()
-        theirs.step()
-        assert float(ours.learn(rows, truth)) == pytest.approx(loss.item(), abs=1e-5)
-    for one, other in zip(ours.layers, layers, strict=True):
-        torch.testing.assert_close(one, other.detach(), atol=2e-5, rtol=1e-4)
-
-
-def test_dropout_slopes_are_those_of_the_loss():
-    settings = MediatorSettings(
-        dropout=0.5, optimizer="sgd", learning_rate=1.0, weight_decay=0.0, hidden=(6, 6)
-    )
-    rows = torch.randn(40, 5, generator=torch.Generator().manual_seed(2))
-    truth = (rows[:, 0] > 0).float()
-
-    def measure(shift, place):
-        network = _Network(5, settings, torch.Generator().manual_seed(3))
-        network.value[place] += shift
-        loss = network.learn(rows, truth)
-        return float(loss), network.gradient.clone()
-
-    slopes = measure(0.0, 0)[1]
-    for place in (0, 10, 40, 70, 80):
-        numeric = (measure(5e-3, place)[0] - measure(-5e-3, place)[0]) / 1e-2
-        assert float(slopes[place]) == pytest.approx(numeric, abs=2e-3)
