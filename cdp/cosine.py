@@ -50,7 +50,7 @@ def limit_blas() -> Iterator[None]:
     """
     with _BLAS_LOCK:
         if _BLAS["users"] == 0:
-            _BLAS["limits"] = threadpool_limits(1)
+            _BLAS["limits"] = threadpool_limits(1, user_api="blas")
         _BLAS["users"] += 1
     try:
         yield
