@@ -161,8 +161,8 @@ class VoteSettings(Settings):
 class MediateSettings(Settings):
     """Which pairs are judged, and how.
 
-    candidates : pairs are the edges of the base graph, or of all graphs; the latter finds more
-        where every member is good, and drowns in noise where one is poor.
+    candidates : pairs are the edges of the base graph, or of all graphs, which are twice as many and
+        more; see the README for what either brought.
     second_reading : with "extended", judge each pair again by what is known of the pairs around it.
     """
 
