@@ -161,8 +161,8 @@ class VoteSettings(Settings):
 class MediateSettings(Settings):
     """Which pairs are judged, and how.
 
-    candidates : pairs are the edges of the base graph, or of all graphs, which are twice as many and
-        more; see the README for what either brought.
+    candidates : pairs are the edges of the base graph, or of all graphs, which are more than twice
+        as many; the README says what either brought.
     second_reading : with "extended", judge each pair again by what is known of the pairs around it.
     """
 
