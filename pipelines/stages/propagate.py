@@ -134,12 +134,12 @@ def _label(
                 "Train a mediator on labelled images, or leave the target out"
             )
     if threshold == "auto" and target is not None and split == "consensus":
-        # What the held-out people saw is nearer to the truth than an estimate, where there is one.
+        # Both must say so: the held-out people, where there were some, and then the estimate.
         purity = np.array(work.input_facts("mediate").get("purity", np.empty((0, 2))))
         enough = purity[purity[:, 1] >= target] if len(purity) else purity
         if len(enough):
             auto = float(work.input_facts("mediate")["threshold"])
-            threshold, target = max(float(enough[0, 0]), auto), None
+            threshold = max(float(enough[0, 0]), auto)
     if threshold == "auto":
         # Where the evidence turns, unless the held-out people were better served elsewhere.
         threshold = float(work.input_facts("mediate").get("threshold", 0.5))
@@ -197,7 +197,7 @@ def _describe_clusters(
 
 STAGE = Stage(
     name="propagate",
-    version=2,
+    version=3,
     inputs=("ingest.samples", "mediate.pairs"),
     outputs={"labels": LABELS, "clusters": CLUSTERS, "soft_labels": SOFT_LABELS},
     reads=("propagate",),

@@ -37,7 +37,7 @@ from cdp.lessons import Crowd
 from cdp.mediator import MediatorSettings, correct_prior
 from cdp.metrics import measure_calibration, score_bcubed, score_pairwise
 from cdp.propagation import propagate_labels
-from cdp.quality import estimate_quality
+from cdp.quality import choose_cut, estimate_quality
 from cdp.scoring import score_pairs
 from cdp.teaching import teach_mediator
 
@@ -171,7 +171,13 @@ def run_ours(split: Split, seed: int, candidates: str) -> Iterator[Row]:
         yield f"ours, {name}", f"auto ({threshold:.2f})", label, note
     found = agglomerate(pairs, again.probability, count, threshold=second.threshold)
     for target in (0.99, 0.995):
-        level = second.find_cut(target)
+        level = choose_cut(
+            found.cut,
+            pairs,
+            again.probability,
+            target_precision=target,
+            loosest=second.find_cut(target),
+        )
         yield f"ours, target precision {target}", f"auto ({level:.2f})", found.cut(level), ""
     tried = (0.5, 0.7, 0.8, 0.9, 0.96, 0.98, 0.99, 0.995)
     cuts = [
