@@ -18,7 +18,7 @@ from typing import Any
 
 import numpy as np
 from numba import njit
-from threadpoolctl import threadpool_limits
+from threadpoolctl import ThreadpoolController
 
 from cdp.errors import ConfigError, DataError
 
@@ -50,7 +50,12 @@ def limit_blas() -> Iterator[None]:
     """
     with _BLAS_LOCK:
         if _BLAS["users"] == 0:
-            _BLAS["limits"] = threadpool_limits(1, user_api="blas")
+            found = ThreadpoolController()
+            # a BLAS of OpenMP takes its host's threads along: those are put back as they were
+            _BLAS["limits"] = [
+                found.select(user_api=kind).limit(limits=limit)
+                for kind, limit in (("openmp", None), ("blas", 1))
+            ]
         _BLAS["users"] += 1
     try:
         yield
@@ -58,7 +63,8 @@ def limit_blas() -> Iterator[None]:
         with _BLAS_LOCK:
             _BLAS["users"] -= 1
             if _BLAS["users"] == 0:
-                _BLAS["limits"].restore_original_limits()
+                for limits in reversed(_BLAS["limits"]):
+                    limits.restore_original_limits()
 
 
 def list_blocks(start: int, stop: int, size: int = BLOCK) -> list[slice]:
