@@ -21,6 +21,7 @@ import numpy as np
 from numba import njit
 
 from cdp.cosine import dot_rows, insert, list_blocks
+from cdp.scratch import allocate
 from cdp.types import UNLABELLED
 
 
@@ -46,8 +47,8 @@ def find_axes(unit: np.ndarray) -> np.ndarray:
 
 
 def project_rows(unit: np.ndarray, axes: np.ndarray, pool: ThreadPoolExecutor) -> np.ndarray:
-    """The (n, p) coordinates of the rows on the (d, p) axes."""
-    out = np.empty((len(unit), axes.shape[1]), np.float32)
+    """The (n, p) coordinates of the rows on the (d, p) axes; on disk where they are many."""
+    out = allocate((len(unit), axes.shape[1]))
     chosen = np.ascontiguousarray(axes)
 
     def work(part: slice) -> None:
