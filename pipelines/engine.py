@@ -206,7 +206,7 @@ class Engine:
         from distributed import Client, LocalCluster
 
         # What is lost is told once, by what is raised, not by each of its connections.
-        for name in ("distributed", "distributed.client"):
+        for name in ("asyncio", "distributed", "distributed.client"):
             logging.getLogger(name).setLevel(logging.CRITICAL)
         if self.scheduler:
             try:
