@@ -31,7 +31,7 @@ import torch
 from cdp.cosine import count_threads, limit_blas
 from cdp.discriminant import Discriminant
 from cdp.errors import ConfigError, DataError
-from cdp.perceptron import Perceptron, Rows
+from cdp.perceptron import Perceptron, Rows, lock
 
 VARIANTS = ("extended", "paper", "released", "context")
 LOGIT_LIMIT = 15.0
@@ -715,9 +715,7 @@ def _score_rows(
     out = np.zeros((len(features), len(arrays["bias_2"])), np.float64)
     weights = [arrays[name] for name in _ARRAY_NAMES if name != "calibration"]
     limit = np.float32(STANDARD_LIMIT if clip else np.inf)
-    # mapped or not, asked for or not: compiled code is made for one kind only
-    features = features.view()
-    features.setflags(write=False)
+    features = lock(features)
     if wanted is None:
         wanted = np.ones(out.shape, bool)
 

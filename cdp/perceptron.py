@@ -23,6 +23,13 @@ CHUNK = 256
 _NO_MASK = np.empty((0, 0), np.float32)
 
 
+def lock(array: np.ndarray) -> np.ndarray:
+    """The same memory, read-only, mapped or not: compiled code is made for one kind alone."""
+    locked = array.view()
+    locked.setflags(write=False)
+    return locked
+
+
 class Rows:
     """The rows that an MLP reads: features as they are, standardised where they are read.
 
@@ -38,9 +45,7 @@ class Rows:
         inverse: np.ndarray,
         limit: float = np.inf,
     ) -> None:
-        # mapped or not, compiled code is then made for one kind only
-        self.features, self.truth = features.view(), truth
-        self.features.setflags(write=False)
+        self.features, self.truth = lock(features), truth
         self.how = (mean, inverse, np.float32(limit))
 
 
@@ -77,12 +82,8 @@ class Perceptron:
             ]
 
         self.random, self.dropout, self.helper = random, dropout, helper
-        self.adam, self.rate, self.decay, self.steps = (
-            optimizer == "adam",
-            learning_rate,
-            weight_decay,
-            0,
-        )
+        self.adam, self.rate, self.decay = optimizer == "adam", learning_rate, weight_decay
+        self.steps = 0
         self.value = np.zeros(edges[-1], np.float32)
         self.halves = np.zeros((2, edges[-1]), np.float32)
         self._memory = np.zeros((2, edges[-1]), np.float32)
@@ -161,6 +162,27 @@ def _forward(x, weight, bias, mask, out):  # type: ignore[no-untyped-def]  # pra
 
 
 @_compile
+def _measure_odds(row, bias, difference):  # type: ignore[no-untyped-def]  # pragma: no cover
+    odds = bias[1] - bias[0]
+    for j in range(len(difference)):
+        odds += row[j] * difference[j]
+    return odds
+
+
+@_compile
+def _return(back, active, mask, shift):  # type: ignore[no-untyped-def]  # pragma: no cover
+    """Take slopes back through a layer's ReLU and dropout, and add them to those of its biases."""
+    for m in range(len(back)):
+        for j in range(len(shift)):
+            back[m, j] = back[m, j] if active[m, j] > 0 else np.float32(0)
+        if len(mask):
+            for j in range(len(shift)):
+                back[m, j] *= mask[m, j]
+        for j in range(len(shift)):
+            shift[j] += back[m, j]
+
+
+@_compile
 def _weigh(  # type: ignore[no-untyped-def]  # pragma: no cover
     features, rows, mean, inverse, limit,
     weight_0, bias_0, weight_1, bias_1, weight_2, bias_2, out,
@@ -177,10 +199,7 @@ def _weigh(  # type: ignore[no-untyped-def]  # pragma: no cover
         _forward(x[:n], weight_0, bias_0, none, a[:n])
         _forward(a[:n], weight_1, bias_1, none, b[:n])
         for m in range(n):
-            odds = bias_2[1] - bias_2[0]
-            for j in range(len(difference)):
-                odds += b[m, j] * difference[j]
-            out[low + m] = odds
+            out[low + m] = _measure_odds(b[m], bias_2, difference)
 
 
 @_compile
@@ -211,9 +230,7 @@ def _add_slopes(  # type: ignore[no-untyped-def]  # pragma: no cover
         _forward(x[:n], weight_0, bias_0, drop_0, a[:n])
         _forward(a[:n], weight_1, bias_1, drop_1, b[:n])
         for m in range(n):
-            odds = bias_2[1] - bias_2[0]
-            for j in range(second):
-                odds += b[m, j] * difference[j]
+            odds = _measure_odds(b[m], bias_2, difference)
             answer = truth[part[m]]
             small = np.exp(-abs(odds))
             loss += max(odds, np.float32(0)) - odds * answer + np.log1p(small)
@@ -222,22 +239,11 @@ def _add_slopes(  # type: ignore[no-untyped-def]  # pragma: no cover
             shift_2[1] += error
             for j in range(second):
                 output[j] += b[m, j] * error
-                back_b[m, j] = error * difference[j] if b[m, j] > 0 else np.float32(0)
-            if len(drop_1):
-                for j in range(second):
-                    back_b[m, j] *= drop_1[m, j]
-            for j in range(second):
-                shift_1[j] += back_b[m, j]
+                back_b[m, j] = error * difference[j]
+        _return(back_b[:n], b[:n], drop_1, shift_1)
         np.dot(a[:n].T, back_b[:n], part_1)
         np.dot(back_b[:n], weight_1.T, back_a[:n])
-        for m in range(n):
-            for j in range(first):
-                back_a[m, j] = back_a[m, j] if a[m, j] > 0 else np.float32(0)
-            if len(drop_0):
-                for j in range(first):
-                    back_a[m, j] *= drop_0[m, j]
-            for j in range(first):
-                shift_0[j] += back_a[m, j]
+        _return(back_a[:n], a[:n], drop_0, shift_0)
         np.dot(x[:n].T, back_a[:n], part_0)
         slope_0 += part_0
         slope_1 += part_1
