@@ -186,8 +186,8 @@ class PropagateSettings(Settings):
 
     max_size : largest cluster; null leaves the consensus split without a limit and the rising
         threshold with its own.
-    target_precision : with the threshold `auto`, the loosest cut whose pairs promise this share of
-        true ones, at the price of recall; null takes the cut that serves both.
+    target_precision : with the threshold `auto`, the loosest cut for which held-out people and the
+        estimate promise this share of true pairs, at the price of recall; null serves both.
     """
 
     threshold: float | Literal["auto"] = "auto"
