@@ -10,6 +10,8 @@ The contract:
   with both ends in the fold would keep a fifth of the true pairs and a twenty-fifth of the false).
 - With as many MLPs as folds, each pair has a score from MLPs that never saw either person; the
   calibration and every figure of the report rest on those scores alone.
+- Nobody speaks for everybody: in training, calibration and report a person with many pairs is
+  heard with `MOST_SHARE` of the true ones at most.
 - A pair's score depends on its own features only: any partition into blocks, any number of
   threads gives the same bits. The same seed gives the same mediator.
 """
@@ -36,6 +38,10 @@ from cdp.perceptron import Perceptron, Rows, lock
 VARIANTS = ("extended", "paper", "released", "context")
 LOGIT_LIMIT = 15.0
 """No pair is surer than 1 - 3e-7: beyond this float32 rounds a probability to 1."""
+MOST_SHARE = 0.1
+"""Of the true pairs that are heard, one person's at most. On LFW at 16 px, seed 1, one labelled
+person owns 64 % of them; with this limit the calibration error of strangers fell from .036 to .009.
+"""
 STANDARD_LIMIT = 8.0
 """A standardised input further out than this is clipped: no labelled pair taught that region."""
 
@@ -188,7 +194,8 @@ def measure_reliability(
 class MediatorReport:
     """What is known about a fitted mediator from identities its MLPs never saw.
 
-    pairs : held-out pairs judged. pair_rate : share of true pairs among all labelled pairs.
+    pairs : held-out pairs judged. pair_rate : share of true pairs among all labelled pairs,
+        as they are heard.
     expected_calibration_error : of the calibrated probabilities; the calibration of each fold is
         fitted on the other folds, so that it is not judged on what it was fitted to.
     auc, average_precision, log_loss : of the held-out probabilities.
@@ -365,6 +372,8 @@ class Mediator:
         )
         people, source, target = _number_people(source_identity, target_identity)
         fold = _deal_folds(people, source[same], settings.folds, seed)
+        voice = _limit_people(people, source, target, same)
+        taught = np.random.default_rng([seed, 0x766F6963]).random(len(same)) < voice
         source_fold, target_fold = fold[source], fold[target]
 
         count, width = features.shape
@@ -398,7 +407,9 @@ class Mediator:
                 helper = None
                 if workers >= 2 * settings.members:
                     helper = helpers.enter_context(ThreadPoolExecutor(1))
-                return _train_member(read, hold_out(member), settings, seed, member, helper)
+                held = hold_out(member)
+                chosen = np.flatnonzero((held == 0) & taught)
+                return _train_member(read, chosen, held * voice, settings, seed, member, helper)
 
             trained = list(pool.map(train, range(settings.members)))
         layers = [layer for layer, _ in trained]
@@ -416,7 +427,7 @@ class Mediator:
         weight = heard.sum(1)
         judged = weight > 0
         held_logit = (logits * heard).sum(1)[judged] / weight[judged]
-        held_same, held_weight = same[judged], weight[judged]
+        held_same, held_weight = same[judged], (weight * voice)[judged]
 
         arrays["calibration"] = np.array([1.0, 0.0])
         held_probability = _sigmoid(held_logit)
@@ -429,7 +440,8 @@ class Mediator:
                 if here.any() and rest[1].any() and not rest[1].all():
                     scale, shift = _fit_calibration(*rest)
                     held_probability[here] = _sigmoid(scale * held_logit[here] + shift)
-        report = _judge(held_probability, held_same, held_weight, float(same.mean()), history)
+        rate = float(np.average(same, weights=voice))
+        report = _judge(held_probability, held_same, held_weight, rate, history)
         scale, shift = arrays["calibration"]
         held_out = np.full(count, np.nan, np.float32)
         held_out[judged] = _sigmoid(scale * held_logit + shift)
@@ -574,8 +586,23 @@ def _deal_folds(count: int, positive: np.ndarray, folds: int, seed: int) -> np.n
     return fold
 
 
+def _limit_people(
+    people: int, source: np.ndarray, target: np.ndarray, same: np.ndarray
+) -> np.ndarray:
+    """How much each pair counts, (m,) float32 in (0, 1]: as the less heard of its two people."""
+    owned = np.bincount(source[same], minlength=people)
+    # Few people cannot each stay below the share; where all own alike nobody is limited.
+    share = max(MOST_SHARE, 2 / max(int(np.count_nonzero(owned)), 1))
+    most = float(owned.max())
+    for _ in range(50):
+        most = min(most, max(share * float(np.minimum(owned, most).sum()), 1.0))
+    voice = np.minimum(most / np.maximum(owned, 1), 1).astype(np.float32)
+    return np.minimum(voice[source], voice[target])
+
+
 def _train_member(
     rows: Rows,
+    chosen: np.ndarray,
     held: np.ndarray,
     settings: MediatorSettings,
     seed: int,
@@ -584,7 +611,7 @@ def _train_member(
 ) -> tuple[list[np.ndarray], list[dict[str, float]]]:
     """One MLP's weights and biases, layer after layer, and a row for each check.
 
-    held : (m,) float32, the weight of each pair in validation; pairs of weight 0 are trained on.
+    chosen : rows that are trained on. held : (m,) float32, the weight of each pair in validation.
     """
     random = torch.Generator().manual_seed(seed * 1_000_003 + member)
     width = rows.features.shape[1]
@@ -600,7 +627,6 @@ def _train_member(
     )
     held_rows = np.flatnonzero(held > 0)
     held_truth, held_weight = rows.truth[held_rows], held[held_rows]
-    chosen = np.flatnonzero(held == 0)
     history: list[dict[str, float]] = []
     best, best_loss, stale = network.value.copy(), math.inf, 0
     losses: list[float] = []

@@ -21,7 +21,7 @@ from scipy.sparse.csgraph import connected_components
 
 from cdp.agglomeration import agglomerate
 from cdp.corrections import Corrections
-from cdp.quality import SILENCE, estimate_quality
+from cdp.quality import compare_groups, estimate_quality
 from cdp.types import UNLABELLED, PairTable
 
 Kind = Literal["bridge", "merge", "cluster"]
@@ -148,34 +148,17 @@ def _list_merges(
     lone = label == UNLABELLED
     group = label.copy()
     group[lone] = label.max(initial=UNLABELLED) + 1 + np.arange(int(lone.sum()))
-    one, other = group[pairs.source], group[pairs.target]
-    across = one != other
-    if not across.any():
-        return []
-    groups = int(group.max()) + 1
-    size = np.bincount(group, minlength=groups)
-    low, high = np.minimum(one, other)[across], np.maximum(one, other)[across]
-    clipped = np.clip(value, 1e-6, 1 - 1e-6)
-    odds = np.log(clipped) - np.log1p(-clipped)
-    key, place, number = np.unique(low * groups + high, return_inverse=True, return_counts=True)
-    first, second = key // groups, key % groups
-    # Pairs that one person's images would form and these do not speak against it, as in quality.
-    within = np.bincount(one[~across], minlength=groups)
-    density = np.where(size > 1, within / np.maximum(size * (size - 1) / 2, 1), 1)
-    expected = size[first] * size[second] * np.minimum(density[first], density[second])
-    silent = np.maximum(expected - number, 0)
-    heard = np.bincount(place, odds[across])
-    mean = np.minimum(heard / number, (heard - SILENCE * silent) / (number + silent))
-    chance = 1 / (1 + np.exp(-mean))
-    worth = chance * size[first] * size[second]
+    apart = compare_groups(group, pairs, value)
+    size = np.bincount(group)
+    worth = apart.chance * size[apart.first] * size[apart.second]
     best = np.argsort(-worth, kind="stable")[:limit]
     rows_of = _group_rows(group)
     return [
         Question(
             "merge",
-            rows_of[int(first[i])],
-            rows_of[int(second[i])],
-            float(chance[i]),
+            rows_of[int(apart.first[i])],
+            rows_of[int(apart.second[i])],
+            float(apart.chance[i]),
             float(worth[i]),
         )
         for i in best

@@ -208,6 +208,25 @@ def test_prior_correction_stands_where_em_stands():
     assert correct_prior(probability, 0.3).rate == pytest.approx(rate, abs=1e-6)
 
 
+def test_one_person_with_most_pairs_does_not_speak_for_all(labelled):
+    """Person 0 owns three true pairs of four, and they look neither true nor false."""
+    features, same, source, target, _ = labelled
+    random = np.random.default_rng(7)
+    odd = random.normal(size=(3 * int(same.sum()), WIDTH))
+    nobody = np.zeros(len(odd), np.int64)
+    mediator = Mediator.fit(
+        np.concatenate([features, odd.astype(np.float32)]),
+        np.concatenate([same, nobody == 0]),
+        np.concatenate([source, nobody]),
+        np.concatenate([target, nobody]),
+        seed=3,
+    )
+    strangers, truth, *_ = draw_pairs(20_000, 0.4, 2)
+    read = correct_prior(mediator.score(strangers), mediator.training_rate).probability
+    # .60 where all of them are heard
+    assert measure_reliability(read, truth).expected_calibration_error < 0.05
+
+
 def test_prior_correction_at_the_edges():
     assert correct_prior(np.zeros(0), 0.3).rate == 0.3
     none = correct_prior(np.full(100, 0.01), 0.3)

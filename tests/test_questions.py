@@ -39,7 +39,7 @@ def test_one_pair_between_two_dense_clusters_is_no_likely_merge():
     label = np.array([0] * 3 + [1] * 5)
     pairs, probability = join([range(3), range(3, 8)], [(2, 3, 0.4)])
     (lonely,) = rank_questions(label, pairs, probability, kinds=("merge",))
-    assert lonely.chance < 0.05
+    assert lonely.chance < 0.2
 
 
 def test_kinds_are_on_one_scale_and_sorted():

@@ -7,6 +7,7 @@ The contract:
   `labelled_pseudo` and, with truth, `supervised`, which is trained here because no earlier stage
   may read the truth. `gap_closed` is the share of supervised - labelled_only that
   labelled_pseudo reaches, NaN where there is no gap.
+- A recognizer is judged as it is handed out: a face and its mirror image make one vector.
 - Protocols, each of a probe (a face reduced to some pixels, and seen through a degradation where it
   names one): `verification` (accuracy over k folds of drawn pairs, TAR@FAR over all pairs),
   `listed pairs` (accuracy over the folds of the data set's own list, LFW's for instance),
@@ -191,7 +192,7 @@ def embed_held_out_part(
         seen = _see(faces, seeds, probe)
         for subject, path in models.items():
             embedder = open_embedder(path, path.stat().st_mtime_ns, device)
-            views[subject, probe] = embedder.embed(seen)[0]
+            views[subject, probe] = embedder.embed(seen, flip=True)[0]
     return views
 
 
@@ -310,7 +311,7 @@ def _pick_facts(rows: list[Row]) -> dict[str, Any]:
 
 STAGE = Stage(
     name="evaluate",
-    version=3,
+    version=4,
     inputs=("ingest.samples", "ingest.truth", "propagate.labels", "retrain.history"),
     outputs={"metrics": METRICS},
     reads=("retrain", "evaluate"),

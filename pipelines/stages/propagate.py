@@ -197,7 +197,7 @@ def _describe_clusters(
 
 STAGE = Stage(
     name="propagate",
-    version=3,
+    version=4,
     inputs=("ingest.samples", "mediate.pairs"),
     outputs={"labels": LABELS, "clusters": CLUSTERS, "soft_labels": SOFT_LABELS},
     reads=("propagate",),
