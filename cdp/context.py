@@ -220,7 +220,8 @@ class SecondReading:
         log-odds between two groups is held down by pairs that repeat each other's doubts, so the
         best cut lies somewhat below one half.
     purity : (t, 2) float64, rising thresholds and the pairwise precision that the held-out people
-        had when cut there, the mean over the lessons, never falling.
+        had when cut there, the mean over the lessons, never falling. No row where not every
+        labelled pair was held out.
     """
 
     mediator: Mediator
@@ -231,11 +232,6 @@ class SecondReading:
         """Everything needed to restore it, as arrays alone."""
         own = {"threshold": np.array(self.threshold), "purity": self.purity}
         return {**self.mediator.state(), **own}
-
-    def find_cut(self, target_precision: float) -> float:
-        """The loosest threshold that gave held-out people this precision; the strictest if none."""
-        enough = (self.purity[:, 1] >= target_precision) & (self.purity[:, 0] >= self.threshold)
-        return float(self.purity[enough, 0].min()) if enough.any() else float(self.purity[-1, 0])
 
     @classmethod
     def from_state(cls, state: dict[str, np.ndarray]) -> SecondReading:
@@ -350,7 +346,7 @@ def _choose_threshold(
         held = mediator.held_out[at : at + len(pairs)] if mediator.held_out is not None else None
         at += len(pairs)
         if held is None or not np.isfinite(held).all() or len(held) == 0:
-            return 0.5, np.column_stack([CUTS, np.zeros(len(CUTS))])
+            return 0.5, np.empty((0, 2))
         probability = held
         if mediator.settings.correct_prior:
             probability = correct_prior(held, mediator.training_rate).probability

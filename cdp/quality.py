@@ -167,19 +167,23 @@ def choose_cut(
     *,
     target_precision: float,
     loosest: float = 0.5,
+    purity: np.ndarray | None = None,
 ) -> float:
-    """The loosest threshold whose labels promise a pairwise precision.
+    """The loosest threshold of which estimate and held-out people promise a pairwise precision.
 
     Parameters
     ----------
     cut : threshold -> labels, such as `Agglomeration.cut` of an agglomeration at `loosest`.
     target_precision : in (0, 1). Recall is what it costs.
     loosest : the threshold that serves precision and recall alike; no looser one is tried.
+    purity : (t, 2), rising thresholds and the precision that held-out people had there, as
+        `cdp.context.SecondReading` keeps it; None or no row leaves the word to the estimate. Where
+        none was pure enough the strictest is the loosest that is tried.
 
     Returns
     -------
     float
-        `loosest`, or one of `CUTS`; the strictest where none promises enough.
+        `loosest`, one of `CUTS`, or one of `purity`; the strictest where none promises enough.
 
     Raises
     ------
@@ -190,8 +194,11 @@ def choose_cut(
         raise ConfigError(
             f"propagate.target_precision: expected a number between 0 and 1, got {target_precision}"
         )
+    if purity is not None and len(purity):
+        enough = purity[purity[:, 1] >= target_precision, 0]
+        loosest = max(loosest, float(enough.min() if len(enough) else purity[-1, 0]))
     for threshold in (loosest, *(level for level in CUTS if level > loosest)):
         found = estimate_quality(cut(threshold), pairs, probability)
         if found.precision >= target_precision:
             return threshold
-    return CUTS[-1]
+    return max(CUTS[-1], loosest)

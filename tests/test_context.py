@@ -18,6 +18,7 @@ from cdp.errors import DataError
 from cdp.knn import build_knn_graphs
 from cdp.mediator import Mediator, MediatorSettings, correct_prior
 from cdp.metrics import score_bcubed, score_pairwise
+from cdp.quality import choose_cut
 from cdp.types import PairTable
 
 
@@ -133,14 +134,18 @@ def test_the_second_reading_knows_more(readings):
 
 def test_purer_cuts_are_stricter_and_keep_their_word(readings):
     second, views, pairs, before, truth = readings
-    cuts = [second.find_cut(target) for target in (0.5, 0.95, 0.99, 1.1)]
+    assert (np.diff(second.purity, axis=0) >= 0).all()
+    after = score_context(second, views, pairs, before, len(truth)).probability
+    found = agglomerate(pairs, after, len(truth), threshold=second.threshold)
+    options = {"loosest": second.threshold, "purity": second.purity}
+    cuts = [
+        choose_cut(found.cut, pairs, after, target_precision=target, **options)
+        for target in (0.5, 0.95, 0.99, 1 - 1e-9)
+    ]
     assert cuts == sorted(cuts)
     assert cuts[0] == second.threshold
     assert cuts[-1] == second.purity[-1, 0]
-    assert (np.diff(second.purity, axis=0) >= 0).all()
-    after = score_context(second, views, pairs, before, len(truth)).probability
-    label = agglomerate(pairs, after, len(truth), threshold=cuts[2]).label
-    assert score_pairwise(truth, label)[0] >= 0.97
+    assert score_pairwise(truth, found.cut(cuts[2]))[0] >= 0.97
 
 
 def test_state_survives(readings):

@@ -133,13 +133,10 @@ def _label(
                 "propagate.target_precision needs probabilities, and mediate.method=vote has none. "
                 "Train a mediator on labelled images, or leave the target out"
             )
-    if threshold == "auto" and target is not None and split == "consensus":
-        # Both must say so: the held-out people, where there were some, and then the estimate.
-        purity = np.array(work.input_facts("mediate").get("purity", np.empty((0, 2))))
-        enough = purity[purity[:, 1] >= target] if len(purity) else purity
-        if len(enough):
-            auto = float(work.input_facts("mediate")["threshold"])
-            threshold = max(float(enough[0, 0]), auto)
+    purity = None
+    if threshold == "auto" and split == "consensus":
+        # Held-out people were cut this way; of a threshold of one's own they say nothing.
+        purity = np.array(work.input_facts("mediate").get("purity", []))
     if threshold == "auto":
         # Where the evidence turns, unless the held-out people were better served elsewhere.
         threshold = float(work.input_facts("mediate").get("threshold", 0.5))
@@ -153,7 +150,9 @@ def _label(
     def choose(cut: Callable[[float], np.ndarray]) -> float:
         if target is None:
             return threshold
-        return choose_cut(cut, pairs, probability, target_precision=target, loosest=threshold)
+        return choose_cut(
+            cut, pairs, probability, target_precision=target, loosest=threshold, purity=purity
+        )
 
     if split == "raise_threshold":
         threshold = choose(lambda level: raise_threshold(level).label)

@@ -176,7 +176,8 @@ def run_ours(split: Split, seed: int, candidates: str) -> Iterator[Row]:
             pairs,
             again.probability,
             target_precision=target,
-            loosest=second.find_cut(target),
+            loosest=second.threshold,
+            purity=second.purity,
         )
         yield f"ours, target precision {target}", f"auto ({level:.2f})", found.cut(level), ""
     tried = (0.5, 0.7, 0.8, 0.9, 0.96, 0.98, 0.99, 0.995)
