@@ -1,7 +1,7 @@
 """What helps a recognizer learn from noisy pseudo-labels: one change at a time, several seeds.
 
     python -m tests.benchmarks.bench_recognizer [--seeds 3] [--config FILE] [--data-root DIR]
-        [--only plain,soft] [--teacher NAME] [--runs-dir DIR] [section.field=value ...]
+        [--only plain,soft] [--teacher NAME] [--runs-dir DIR] [--workers N] [section.field=value ...]
 
 Every variant is a whole run that shares all it can with the others: what is the same up to the
 pseudo-labels is made once a seed, and so are the labelled-only and supervised yardsticks where the
@@ -49,6 +49,8 @@ def run_variant(name: str, seed: int, options: argparse.Namespace) -> pd.DataFra
         "--config", str(options.config), "--runs-dir", str(options.runs_dir),
         "--until", "evaluate", f"name={run}", f"seed={seed}", *settings, *options.overrides,
     ]  # fmt: skip
+    if options.workers:
+        arguments += ["--workers", str(options.workers)]
     if options.data_root:
         arguments += ["--data-root", str(options.data_root)]
     told = io.StringIO()
@@ -97,6 +99,7 @@ def main() -> None:
     parser.add_argument("--only", help="variants, between commas")
     parser.add_argument("--teacher", default="base", help="the member that `distilled` follows")
     parser.add_argument("--runs-dir", type=Path, help="kept when given")
+    parser.add_argument("--workers", type=int, help="of every run; by default one a core")
     parser.add_argument("--metrics", default="accuracy,tar@far=0.01,rank-1,tpir20@fpir=0.1")
     parser.add_argument("overrides", nargs="*", metavar="section.field=value")
     options = parser.parse_args()
