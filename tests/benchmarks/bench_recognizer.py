@@ -1,7 +1,8 @@
 """What helps a recognizer learn from noisy pseudo-labels: one change at a time, several seeds.
 
     python -m tests.benchmarks.bench_recognizer [--seeds 3] [--config FILE] [--data-root DIR]
-        [--only plain,soft] [--teacher NAME] [--runs-dir DIR] [--workers N] [section.field=value ...]
+        [--only plain,soft] [--teacher NAME] [--runs-dir DIR] [--workers N]
+        [section.field=value ...]
 
 Every variant is a whole run that shares all it can with the others: what is the same up to the
 pseudo-labels is made once a seed, and so are the labelled-only and supervised yardsticks where the
