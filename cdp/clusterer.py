@@ -53,7 +53,8 @@ class ConsensusClusterer(ClusterMixin, BaseEstimator):
     variant : pair features of the mediator: "extended" (ours), "paper" or "released"; with labels
         only. It also chooses the mediator's settings.
     mediator_settings : `cdp.mediator.MediatorSettings` to use instead, or None.
-    candidates : "base": pairs are the edges of the base graph (paper); "all": of every graph.
+    candidates : "base": pairs are the edges of the base graph (paper); "all": of every graph. None:
+        all with labels and the variant "extended", else the base.
     crowd : teach the mediator amid the unlabelled rows, searched together with the labelled ones
         for that; with labels and the variant "extended" only. False where many of the unlabelled
         rows show labelled people.
@@ -116,7 +117,7 @@ class ConsensusClusterer(ClusterMixin, BaseEstimator):
         backend_settings: dict[str, Any] | None = None,
         variant: str = "extended",
         mediator_settings: MediatorSettings | None = None,
-        candidates: str = "base",
+        candidates: str | None = None,
         crowd: bool = True,
         second_reading: bool = True,
         split: str = "consensus",
@@ -194,7 +195,7 @@ class ConsensusClusterer(ClusterMixin, BaseEstimator):
         if labelled_views is not None:
             mediator, reading = self._train(given, labelled_views, np.asarray(labelled_ids), seed)
         graphs = self._build_graphs(given, seed)
-        pairs = make_pairs(graphs, candidates=self.candidates)
+        pairs = make_pairs(graphs, candidates=self._choose_candidates(mediator is not None))
         count = len(graphs[0])
         split, threshold, quality = self.split, self.threshold, None
         if mediator is None:
@@ -239,6 +240,10 @@ class ConsensusClusterer(ClusterMixin, BaseEstimator):
     def fit_predict(self, views: Views, y: Any = None, **labelled: Any) -> np.ndarray:
         """Cluster the rows and return `labels_`; parameters and errors are those of `fit`."""
         return self.fit(views, y, **labelled).labels_
+
+    def _choose_candidates(self, labelled: bool) -> str:
+        own = "all" if labelled and self.variant == "extended" else "base"
+        return self.candidates or own
 
     def _draw_seed(self) -> int:
         if isinstance(self.random_state, int | np.integer):
@@ -293,7 +298,7 @@ class ConsensusClusterer(ClusterMixin, BaseEstimator):
             graphs,
             ids,
             settings=settings,
-            candidates=self.candidates,
+            candidates=self._choose_candidates(True),
             crowd=crowd,
             second_reading=self.second_reading,
             seed=seed,

@@ -161,16 +161,20 @@ class VoteSettings(Settings):
 class MediateSettings(Settings):
     """Which pairs are judged, and how.
 
-    candidates : pairs are the edges of the base graph, or of all graphs, which are more than twice
-        as many; the README says what either brought.
+    candidates : pairs are the edges of the "base" graph, or of "all" graphs, which are more than
+        twice as many; null is all with "extended" and the base, as published, with the others.
     second_reading : with "extended", judge each pair again by what is known of the pairs around it.
     """
 
     method: Literal["extended", "paper", "released", "vote"] = "extended"
-    candidates: Literal["base", "all"] = "base"
+    candidates: Literal["base", "all"] | None = None
     second_reading: bool = True
     dropout: float = Field(0.0, ge=0, lt=1)
     vote: VoteSettings = VoteSettings()
+
+    def choose_candidates(self) -> str:
+        """The named candidates, or those that go with the method."""
+        return self.candidates or ("all" if self.method == "extended" else "base")
 
 
 class SoftLabelSettings(Settings):

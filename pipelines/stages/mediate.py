@@ -174,7 +174,7 @@ def _teach(work: Work, settings: MediateSettings) -> tuple[Any, Any]:
         split.graphs,
         _list_identities(work, split),
         settings=chosen,
-        candidates=settings.candidates,
+        candidates=settings.choose_candidates(),
         crowd=crowd,
         second_reading=settings.second_reading,
         seed=work.seed,
@@ -210,7 +210,7 @@ def score_part(
 
     if target.exists():
         return
-    pairs = make_pairs(split.graphs, candidates=settings.candidates, rows=rows)
+    pairs = make_pairs(split.graphs, candidates=settings.choose_candidates(), rows=rows)
     vote = vote_pairs(split.graphs, pairs)
     similarity = measure_affinity(split.views[0], pairs, threads=1)
     if settings.method == "vote":

@@ -297,7 +297,7 @@ def main() -> None:
     parser.add_argument("--views", type=Path, help="folder of <name>.npy and identity.npy")
     parser.add_argument("--run", type=Path, help="a finished run with truth")
     parser.add_argument("--inputs", action="store_true", help="compare the mediator's inputs")
-    parser.add_argument("--candidates", default="base", choices=["base", "all"])
+    parser.add_argument("--candidates", default="all", choices=["base", "all"])
     parser.add_argument("--no-peers", action="store_true")
     arguments = parser.parse_args()
     data = Path(os.environ.get("CDP_DATA_ROOT", "../shared/data"))

@@ -52,11 +52,11 @@ def judge_pairs(root: Path) -> tuple[PairTable, np.ndarray, float, np.ndarray]:
         np.concatenate([identity[mark], strangers]),
     )
     first, second = teach_mediator(
-        taught, graphs, identity[mark], settings=MediatorSettings(), crowd=crowd
+        taught, graphs, identity[mark], settings=MediatorSettings(), candidates="all", crowd=crowd
     )
     assert second is not None
     graphs = build_knn_graphs(rest, K, backend="exact")
-    pairs = make_pairs(graphs)
+    pairs = make_pairs(graphs, candidates="all")
     score = score_pairs(first, rest, graphs, pairs)
     read = correct_prior(score, first.training_rate)
     again = score_context(second, rest, pairs, read.probability, len(truth))
