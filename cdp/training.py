@@ -73,6 +73,8 @@ class TrainingPlan:
     """When given, the backbone ends with the exponential moving average of its weights."""
     distil_weight: float = 1.0
     """Of the distance to the teacher, `1 - cosine`, where branches have one."""
+    class_weight: float = 1.0
+    """Of the heads' loss; with 0 they are not asked."""
     degradation: Degradation = field(default_factory=lambda: DEGRADATIONS["none"])
     flip: bool = True
     """Mirror every other image."""
@@ -85,6 +87,8 @@ class TrainingPlan:
             raise ConfigError(f"optimizer: sgd or adamw expected, got {self.optimizer!r}")
         if not self.distil_weight >= 0:
             raise ConfigError(f"distil_weight of 0 or above expected, got {self.distil_weight}")
+        if not self.class_weight >= 0:
+            raise ConfigError(f"class_weight of 0 or above expected, got {self.class_weight}")
         if self.precision not in ("auto", "float32", "bfloat16"):
             raise ConfigError(
                 f"precision: auto, float32 or bfloat16 expected, got {self.precision!r}"
@@ -261,6 +265,7 @@ class _Trainer:
         self.counts = apportion(plan.batch_size, self.shares)
         classed = np.array([branch.head is not None for branch in branches])
         self.loss_shares = self.shares * classed / max(float(self.shares @ classed), 1e-12)
+        self.asks_heads = plan.class_weight > 0
         self.classed_count = int(np.array(self.counts) @ classed)
         self.team = find_team()
         if self.team.size > plan.batch_size:
@@ -401,7 +406,7 @@ class _Trainer:
         for branch, part, target, share in zip(
             self.branches, parts, targets, self.loss_shares, strict=True
         ):
-            if branch.head is not None and target.label is not None:
+            if branch.head is not None and target.label is not None and self.asks_heads:
                 loss, hits = _judge(branch.head, part, target)
                 for weight, added in branch.auxiliaries:
                     loss = loss + weight * added(part, target.label)
@@ -411,6 +416,7 @@ class _Trainer:
             if target.teacher is not None:
                 away = away + (1 - functional.cosine_similarity(part, target.teacher)).sum()
                 taught += len(part)
+        total = self.plan.class_weight * total
         if taught:
             total = total + self.plan.distil_weight * away / taught
         return total, right
@@ -419,7 +425,7 @@ class _Trainer:
         """One step of the optimizer; its loss, and how many images were told right."""
         images, targets = self._batch(step)
         for branch, target in zip(self.branches, targets, strict=True):
-            if branch.head is not None and target.label is not None:
+            if branch.head is not None and target.label is not None and self.asks_heads:
                 branch.head.margin_share = self._margin_share(step)
                 seen = target.label if target.soft is None else target.soft[1]
                 branch.head.begin_step(torch.cat([target.label, seen]), step, self.optimizer.state)
@@ -431,7 +437,7 @@ class _Trainer:
             nn.utils.clip_grad_norm_(self._parameters(), self.plan.gradient_clip)
         self.optimizer.step()
         for branch in self.branches:
-            if branch.head is not None:
+            if branch.head is not None and self.asks_heads:
                 branch.head.end_step(self.optimizer.state)
         self._update_average(step)
         return loss.detach(), right

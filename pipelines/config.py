@@ -233,6 +233,7 @@ class RetrainSettings(TrainingSettings):
     student : settings of training, backbone and width in which `distilled` differs from the others.
     blends : faces blended of two, which only the teacher has something to say of, for `distilled`.
     teacher_px : side the teacher's faces are reduced to; null shows them as they came.
+    distil_weight, class_weight : how much the teacher counts for `distilled`, and the classes.
     """
 
     backbone: str = "residual"
@@ -248,6 +249,7 @@ class RetrainSettings(TrainingSettings):
     teacher: Name | None = None
     teacher_px: int | None = Field(None, ge=4)
     distil_weight: float = Field(3.0, ge=0)
+    class_weight: float = Field(1.0, ge=0)
     student: dict[str, Any] = Field(default_factory=dict)
     blends: int = Field(0, ge=0)
 

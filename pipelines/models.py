@@ -120,6 +120,7 @@ class TrainingJob:
 class TeacherVectors:
     """What a teacher says of the images of a job; `digest` stands for all of it in the key.
 
+    weight, class_weight : of the distance to them, and of the classes beside it.
     more : faces (m, s, s, 3) uint8 that only the teacher knows, and its vectors of them, or None.
     """
 
@@ -127,6 +128,7 @@ class TeacherVectors:
     labelled: np.ndarray | None
     pseudo: np.ndarray | None
     weight: float
+    class_weight: float
     more: tuple[np.ndarray, np.ndarray] | None = None
 
 
@@ -146,7 +148,8 @@ def train_once(work: Work, job: TrainingJob) -> Path:
             "labelled": job.labelled and job.labelled.digest(),
             "pseudo": job.pseudo and job.pseudo.digest(),
             "pseudo_share": job.pseudo_share,
-            "teacher": job.teacher and [job.teacher.digest, job.teacher.weight],
+            "teacher": job.teacher
+            and [job.teacher.digest, job.teacher.weight, job.teacher.class_weight],
         }
     )
     directory = store.model_directory(key)
@@ -231,6 +234,7 @@ def _train(work: Work, job: TrainingJob, draft: Path) -> None:
         seed=job.seed,
         pseudo_share=job.pseudo_share,
         distil_weight=0.0 if job.teacher is None else job.teacher.weight,
+        class_weight=1.0 if job.teacher is None else job.teacher.class_weight,
         checkpoint=str(checkpoint.resolve()) if checkpoint.exists() else None,
     )
     arrays = _collect_arrays(work, job)
@@ -258,6 +262,7 @@ class TrainingRequest:
     seed: int
     pseudo_share: float | None
     distil_weight: float
+    class_weight: float
     checkpoint: str | None
 
 
@@ -309,6 +314,7 @@ def train_arrays(
         gradient_clip=settings.gradient_clip,
         ema_decay=settings.ema_decay,
         distil_weight=request.distil_weight,
+        class_weight=request.class_weight,
         degradation=get_degradation(settings.degradation),
         seed=request.seed,
     )

@@ -60,7 +60,7 @@ OTHER = {
         "leftovers": "alone", "spare_above": 0.1,
         "weigh_by_confidence": True, "targets": "soft", "pseudo_share": 0.5,
         "same_person": "merge", "merge_far": 0.02, "teacher": "base", "teacher_px": 12,
-        "distil_weight": 1.0, "student": {"epochs": 4}, "blends": 10,
+        "distil_weight": 1.0, "class_weight": 0.5, "student": {"epochs": 4}, "blends": 10,
     },
     "evaluate": {
         "probe_px": [12], "degradations": ["none"], "gallery": "probe", "folds": 3,

@@ -320,7 +320,7 @@ def test_the_teachers_part_of_the_loss() -> None:
         Branch(None, other.images, None, teacher=target, share=3.0),
     ]
     branches[0] = dataclasses.replace(branches[0], share=1.0)
-    plan = dataclasses.replace(PLAN, distil_weight=0.7)
+    plan = dataclasses.replace(PLAN, distil_weight=0.7, class_weight=0.4)
     trainer = _Trainer(backbone, branches, plan, torch.device("cpu"))
     assert trainer.counts == [4, 12]
     images, targets = trainer._batch(0)
@@ -329,8 +329,20 @@ def test_the_teachers_part_of_the_loss() -> None:
     rows = [order.take(0, n)[0] for order, n in zip(trainer.orders, (4, 12), strict=True)]
     shown = torch.from_numpy(target[np.concatenate(rows)])
     away = 1 - (embedding * shown).sum(1) / embedding.norm(dim=1)
-    expected = branch.head(embedding[:4], targets[0].label).loss.mean() + 0.7 * away.mean()
+    expected = 0.4 * branch.head(embedding[:4], targets[0].label).loss.mean() + 0.7 * away.mean()
     assert found == pytest.approx(expected.item(), rel=1e-5)
+
+
+def test_without_a_weight_the_classes_are_not_asked() -> None:
+    backbone, (branch,) = make()
+    target = fit_target(np.random.default_rng(1).normal(size=(len(branch.images), 16)), 16)
+    before = [value.detach().clone() for value in branch.head.parameters()]
+    plan = dataclasses.replace(PLAN, class_weight=0.0, weight_decay=0.0)
+    history = train(backbone, [dataclasses.replace(branch, teacher=target)], plan)
+    assert history[-1]["loss"] < 2
+    assert history[-1]["accuracy"] == 0
+    for old, new in zip(before, branch.head.parameters(), strict=True):
+        assert torch.equal(old, new)
 
 
 def test_learning_rate_and_margin_follow_the_plan() -> None:
@@ -408,6 +420,7 @@ def test_errors() -> None:
         {"learning_rate": 0.0},
         {"ema_decay": 1.0},
         {"distil_weight": -1.0},
+        {"class_weight": -1.0},
     ):
         with pytest.raises(ConfigError):
             dataclasses.replace(PLAN, **wrong)

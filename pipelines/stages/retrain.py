@@ -200,6 +200,7 @@ def _describe_distilled(
         None if labelled is None else embed_set(work, teacher, labelled),
         embed_set(work, teacher, everyone),
         settings.distil_weight,
+        settings.class_weight,
         blended,
     )
     return describe_job(work, "distilled", labelled, everyone, vectors, settings)
