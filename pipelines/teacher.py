@@ -2,14 +2,15 @@
 
 The contract:
 - A table lies beside the trained models under a key of all that determines it: the member's file,
-  the images' content, the side they are seen at. Changing what the student does with it embeds
-  nothing again.
+  the images' content, the side they are seen at. It holds every training image, whatever its label:
+  neither other pseudo-labels nor what the student does with it embed anything again.
 - The teacher sees faces as they came unless told otherwise: it is there for what the student's
   small input does not show.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ import numpy as np
 
 from cdp.errors import ConfigError
 from pipelines.dataset import Dataset
-from pipelines.models import LabelledSet, find_origin, open_embedder, reduce_to
+from pipelines.models import find_origin, open_embedder, reduce_to
 from pipelines.stage import Work
 from pipelines.store import digest_file, digest_json
 
@@ -53,18 +54,34 @@ def find_teacher(work: Work, name: str, size_px: int | None) -> Teacher:
     return Teacher(name, origin, digest_file(origin), size_px)
 
 
-def embed_set(work: Work, teacher: Teacher, each: LabelledSet) -> np.ndarray:
-    """The teacher's vectors of a set, (n, d) float32 of unit length, mapped from their file."""
+@dataclass(frozen=True)
+class Vectors:
+    """What a teacher says of images.
+
+    sha256 : (n,) str, ascending, of their content. rows : (n, d) float32 of unit length.
+    """
+
+    sha256: np.ndarray
+    rows: np.ndarray
+
+    def take(self, sha256: Sequence[str]) -> np.ndarray:
+        """(m, d) float32, of images that are among them."""
+        return self.rows[np.searchsorted(self.sha256, np.asarray(sha256))]
+
+
+def embed_images(work: Work, teacher: Teacher, samples: Any) -> Vectors:
+    """The teacher's vectors of a table of (path, sha256), mapped from their file."""
+    paths, sha256 = _list_contents(samples)
     key = digest_json(
-        {"teacher": teacher.digest, "size_px": teacher.size_px, "images": list(each.sha256),
+        {"teacher": teacher.digest, "size_px": teacher.size_px, "images": sha256.tolist(),
          "source_px": work.dataset.manifest.size_px}
     )  # fmt: skip
     path = work.runtime.store.model_directory(key) / "vectors.npy"
     with work.runtime.store.lock(f"model/{key[:20]}", wait=True):
         if not path.exists():
             parts = [
-                (work.dataset, each.paths[row : row + PART_SIZE], teacher, work.runtime.device)
-                for row in range(0, len(each.paths), PART_SIZE)
+                (work.dataset, paths[row : row + PART_SIZE], teacher, work.runtime.device)
+                for row in range(0, len(paths), PART_SIZE)
             ]
             found = list(
                 work.engine.map(embed_part, parts, label=f"{work.stage.name} asks {teacher.name}")
@@ -74,35 +91,41 @@ def embed_set(work: Work, teacher: Teacher, each: LabelledSet) -> np.ndarray:
             with draft.open("wb") as stream:
                 np.save(stream, np.concatenate(found))
             draft.rename(path)
-    vectors: np.ndarray = np.load(path, mmap_mode="r")
-    return vectors
+    return Vectors(sha256, np.load(path, mmap_mode="r"))
+
+
+def _list_contents(samples: Any) -> tuple[tuple[str, ...], np.ndarray]:
+    """Each content once, with one of its paths, ascending by content."""
+    sha256, first = np.unique(samples.sha256.to_numpy(str), return_index=True)
+    return tuple(samples.path.to_numpy()[first]), sha256
 
 
 def embed_blends(
-    work: Work, teacher: Teacher, each: LabelledSet, count: int, side_px: int
+    work: Work, teacher: Teacher, samples: Any, count: int, side_px: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Blends of two images of a set, and the teacher's vectors of them; mapped from their files.
+    """Blends of two images of a table, and the teacher's vectors of them; mapped from their files.
 
     side_px : side the blends are reduced to once the teacher has seen them.
 
     Returns (count, side_px, side_px, 3) uint8 and (count, d) float32 of unit length. They follow
-    from the set and the run's seed.
+    from the images and the run's seed.
     """
+    paths, sha256 = _list_contents(samples)
     side_px = min(side_px, work.dataset.manifest.size_px)
     key = digest_json(
         {"blends": count, "seed": work.seed, "side_px": side_px, "teacher": teacher.digest,
-         "size_px": teacher.size_px, "images": list(each.sha256),
+         "size_px": teacher.size_px, "images": sha256.tolist(),
          "source_px": work.dataset.manifest.size_px}
     )  # fmt: skip
     place = work.runtime.store.model_directory(key)
     with work.runtime.store.lock(f"model/{key[:20]}", wait=True):
         if not (place / "vectors.npy").exists():
             rng = np.random.default_rng([work.seed, count])
-            pair = rng.integers(0, len(each.paths), (count, 2))
+            pair = rng.integers(0, len(paths), (count, 2))
             seeds = rng.integers(0, 2**63 - 1, count)
             parts = [
                 (work.dataset,
-                 [tuple(each.paths[row] for row in pair[first : first + PART_SIZE, end])
+                 [tuple(paths[row] for row in pair[first : first + PART_SIZE, end])
                   for end in (0, 1)],
                  seeds[first : first + PART_SIZE], teacher, side_px, work.runtime.device)
                 for first in range(0, count, PART_SIZE)

@@ -10,7 +10,7 @@ import pytest
 from cdp.agglomeration import agglomerate
 from cdp.errors import ConfigError, DataError
 from cdp.metrics import score_pairwise
-from cdp.quality import CUTS, choose_cut, estimate_quality
+from cdp.quality import CUTS, choose_cut, compare_groups, estimate_quality
 from cdp.types import PairTable
 
 
@@ -66,6 +66,28 @@ def test_sure_pairs_promise_everything_and_a_wrong_row_is_pointed_at():
     assert found.confidence.argmin() == 4
     # four of ten pairs hang on row 4
     assert found.expected_precision[0] == pytest.approx(0.62, abs=0.01)
+
+
+def test_pairs_of_one_row_repeat_each_other():
+    """Ten of .7 weigh as 10 / (1 + 9 / 2) independent ones."""
+    pairs = PairTable(np.zeros(10, np.int64), np.arange(1, 11))
+    found = estimate_quality(np.zeros(11, np.int64), pairs, np.full(10, 0.7))
+    odds = np.log(0.7 / 0.3)
+    assert found.confidence[0] == pytest.approx(1 / (1 + np.exp(-odds * 10 / 5.5)), abs=1e-6)
+    np.testing.assert_allclose(found.confidence[1:], 0.7, atol=1e-6)
+
+
+def test_groups_with_few_of_their_pairs_are_less_likely_one():
+    listed = [*itertools.combinations(range(3), 2), *itertools.combinations(range(3, 8), 2), (2, 3)]
+    pairs = PairTable(np.array([a for a, _ in listed]), np.array([b for _, b in listed]))
+    group = np.repeat([0, 1], [3, 5])
+    probability = np.append(np.full(len(listed) - 1, 0.9), 0.4)
+    found = compare_groups(group, pairs, probability)
+    assert (found.first.tolist(), found.second.tolist()) == ([0], [1])
+    odds = np.log(0.4 / 0.6) - 0.5 * np.log(15)
+    assert found.chance[0] == pytest.approx(1 / (1 + np.exp(-odds)))
+    none = compare_groups(np.zeros(8, np.int64), pairs, probability)
+    assert len(none.chance) == 0
 
 
 def test_no_label_and_no_pair():

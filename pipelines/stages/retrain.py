@@ -37,7 +37,7 @@ from pipelines.models import (
 )
 from pipelines.stage import Stage, Work
 from pipelines.stages.train import select_labelled
-from pipelines.teacher import embed_blends, embed_set, find_teacher
+from pipelines.teacher import embed_blends, embed_images, find_teacher
 
 if TYPE_CHECKING:
     from cdp.branch import SparedClasses
@@ -77,7 +77,7 @@ def run(work: Work) -> Mapping[str, Any]:
     if pseudo is not None:
         jobs["labelled_pseudo"] = describe_job(work, "labelled_pseudo", labelled, pseudo)
     if settings.teacher is not None:
-        jobs["distilled"] = _describe_distilled(work, labelled, unlabelled, pseudo)
+        jobs["distilled"] = _describe_distilled(work, samples, labelled, unlabelled, pseudo)
     if not jobs:
         raise DataError(
             "there is neither a labelled image nor a pseudo-label to train on. Lower "
@@ -133,10 +133,11 @@ def _merge_people(
         tuple(unlabelled.path), tuple(unlabelled.sha256), unlabelled.pseudo_label.to_numpy()
     )
     names = samples[samples.split == "labelled"].identity.factorize(sort=True)[1]
+    seen = embed_images(work, viewer, samples[samples.split != "evaluation"])
     match = match_people(
-        embed_set(work, viewer, labelled),
+        seen.take(labelled.sha256),
         labelled.label,
-        embed_set(work, viewer, everyone),
+        seen.take(everyone.sha256),
         everyone.label,
         far=settings.merge_far,
         unseen=_find_unseen(work, labelled, names),
@@ -172,7 +173,11 @@ def _find_unseen(work: Work, labelled: LabelledSet, names: Any) -> np.ndarray | 
 
 
 def _describe_distilled(
-    work: Work, labelled: LabelledSet | None, unlabelled: Any, pseudo: LabelledSet | None
+    work: Work,
+    samples: Any,
+    labelled: LabelledSet | None,
+    unlabelled: Any,
+    pseudo: LabelledSet | None,
 ) -> TrainingJob:
     """The product and its teacher: pseudo-labels where there are some, vectors everywhere."""
     settings = work.config.retrain.describe_student()
@@ -191,27 +196,20 @@ def _describe_distilled(
         None if pseudo is None else pseudo.soft,
         None if pseudo is None else pseudo.spared,
     )
+    shown = samples[samples.split != "evaluation"]
+    seen = embed_images(work, teacher, shown)
     blended = None
     if settings.blends:
-        whole = join_sets(labelled, everyone)
-        blended = embed_blends(work, teacher, whole, settings.blends, 2 * settings.input_px)
+        blended = embed_blends(work, teacher, shown, settings.blends, 2 * settings.input_px)
     vectors = TeacherVectors(
         f"{teacher.digest} {teacher.size_px} {settings.blends}",
-        None if labelled is None else embed_set(work, teacher, labelled),
-        embed_set(work, teacher, everyone),
+        None if labelled is None else seen.take(labelled.sha256),
+        seen.take(everyone.sha256),
         settings.distil_weight,
         settings.class_weight,
         blended,
     )
     return describe_job(work, "distilled", labelled, everyone, vectors, settings)
-
-
-def join_sets(labelled: LabelledSet | None, others: LabelledSet) -> LabelledSet:
-    """The images of both; their classes are no matter."""
-    if labelled is None:
-        return others
-    paths, digests = labelled.paths + others.paths, labelled.sha256 + others.sha256
-    return LabelledSet(paths, digests, np.full(len(paths), UNLABELLED))
 
 
 def describe_job(
@@ -314,7 +312,7 @@ def _spare_pairs(
 
 STAGE = Stage(
     name="retrain",
-    version=3,
+    version=4,
     inputs=(
         "ingest.samples",
         "train.history",
