@@ -63,6 +63,34 @@ def test_bcubed_is_what_averaging_over_images_gives(case):
     assert scored[:2] == pytest.approx((np.mean(precision), np.mean(recall)))
 
 
+@given(clusterings(), st.integers(0, 3))
+def test_amid_strangers_is_what_counting_gives(case, strange):
+    """Identities below `strange` are nobody known."""
+    truth, label = case
+    truth = np.where(truth < strange, -1, truth)
+    everyone = range(len(truth))
+    known = [i for i in everyone if truth[i] >= 0]
+    pairs = [(i, j) for i in known for j in everyone if j > i or truth[j] < 0]
+    both = sum(truth[i] == truth[j] and together(label, i, j) for i, j in pairs)
+    true = sum(truth[i] == truth[j] for i, j in pairs)
+    predicted = sum(together(label, i, j) for i, j in pairs)
+    shares = [
+        [
+            np.mean([truth[j] == truth[i] for j in everyone if together(label, i, j)]),
+            np.mean([together(label, i, j) for j in everyone if truth[j] == truth[i]]),
+        ]
+        for i in known
+    ]
+    expected = []
+    for precision, recall in (
+        (both / predicted if predicted else 1.0, both / true if true else 1.0),
+        np.mean(shares, axis=0) if shares else (1.0, 1.0),
+    ):
+        total = precision + recall
+        expected.append(2 * precision * recall / total if total else 0.0)
+    assert metrics.score_amid_strangers(truth, label) == pytest.approx(expected)
+
+
 @given(clusterings())
 def test_nmi_agrees_with_scikit_learn(case):
     truth, label = case

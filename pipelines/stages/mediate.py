@@ -310,7 +310,7 @@ def _save(path: Path, **arrays: np.ndarray) -> None:
 
 STAGE = Stage(
     name="mediate",
-    version=7,
+    version=8,
     inputs=("ingest.samples", "embed.embeddings", "knn.neighbours"),
     outputs={"pairs": PAIRS, "calibration": CALIBRATION},
     reads=("committee", "mediate"),
