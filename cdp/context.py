@@ -49,9 +49,9 @@ THRESHOLDS = (0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.45, 0.5, 0.55, 0.6, 0.7, 0.8)
 CUTS = (*THRESHOLDS, 0.85, 0.9, 0.93, 0.95, 0.97, 0.98, 0.99, 0.995, 0.998, 0.999)
 """Cuts whose precision on the held-out people is kept, for a target precision."""
 _GAIN = 0.015
-"""Of F: what a threshold must win on held-out people to be preferred to one half. On LFW at 24 and
-16 px, eleven draws, the gains were below .01 and did not carry over to strangers; at 12 px they
-were .022 and .029, and there strangers won .040 and .037."""
+"""Of F: what a threshold must win on held-out people to be preferred to one half. Smaller gains did
+not carry over to strangers (LFW at 24 and 16 px); those of .02 to .03 did (at 12 px strangers won
+.04, and .006 in the one draw at 16 px)."""
 FRIENDS = 5
 """An image is averaged with at most so many others: the surest ones."""
 _EVIDENCE_LIMIT = 12.0
