@@ -24,13 +24,19 @@ from sklearn.base import BaseEstimator, ClusterMixin
 from sklearn.utils import check_random_state
 
 from cdp.agglomeration import agglomerate
-from cdp.committee import VARIANTS, make_pairs, measure_affinity, vote_pairs
+from cdp.committee import (
+    VARIANTS,
+    choose_candidates,
+    make_pairs,
+    measure_affinity,
+    vote_pairs,
+)
 from cdp.context import SecondReading, score_context
 from cdp.cosine import make_unit
 from cdp.errors import ConfigError, DataError
 from cdp.knn import build_knn_graphs
 from cdp.lessons import Crowd
-from cdp.mediator import Mediator, MediatorSettings, correct_prior
+from cdp.mediator import Mediator, MediatorSettings
 from cdp.propagation import MAX_SIZE, propagate_labels
 from cdp.quality import estimate_quality
 from cdp.scoring import score_pairs
@@ -195,7 +201,8 @@ class ConsensusClusterer(ClusterMixin, BaseEstimator):
         if labelled_views is not None:
             mediator, reading = self._train(given, labelled_views, np.asarray(labelled_ids), seed)
         graphs = self._build_graphs(given, seed)
-        pairs = make_pairs(graphs, candidates=self._choose_candidates(mediator is not None))
+        method = "vote" if mediator is None else self.variant
+        pairs = make_pairs(graphs, candidates=self.candidates or choose_candidates(method))
         count = len(graphs[0])
         split, threshold, quality = self.split, self.threshold, None
         if mediator is None:
@@ -240,10 +247,6 @@ class ConsensusClusterer(ClusterMixin, BaseEstimator):
     def fit_predict(self, views: Views, y: Any = None, **labelled: Any) -> np.ndarray:
         """Cluster the rows and return `labels_`; parameters and errors are those of `fit`."""
         return self.fit(views, y, **labelled).labels_
-
-    def _choose_candidates(self, labelled: bool) -> str:
-        own = "all" if labelled and self.variant == "extended" else "base"
-        return self.candidates or own
 
     def _draw_seed(self) -> int:
         if isinstance(self.random_state, int | np.integer):
@@ -298,7 +301,7 @@ class ConsensusClusterer(ClusterMixin, BaseEstimator):
             graphs,
             ids,
             settings=settings,
-            candidates=self._choose_candidates(True),
+            candidates=self.candidates or choose_candidates(self.variant),
             crowd=crowd,
             second_reading=self.second_reading,
             seed=seed,
@@ -314,9 +317,7 @@ class ConsensusClusterer(ClusterMixin, BaseEstimator):
         self, mediator: Mediator, views: list[Any], graphs: list[KnnGraph], pairs: PairTable
     ) -> np.ndarray:
         scores = score_pairs(mediator, views, graphs, pairs, threads=self.threads)
-        if mediator.settings.correct_prior and len(scores):
-            return correct_prior(scores, mediator.training_rate).probability
-        return scores
+        return mediator.correct(scores).probability
 
     def _vote(
         self, views: list[Any], graphs: list[KnnGraph], pairs: PairTable

@@ -87,6 +87,12 @@ def count_features(member_count: int, variant: str = "paper") -> int:
     return len(name_features(member_count, variant))
 
 
+def choose_candidates(method: str) -> str:
+    """The `candidates` that go with a method: all with "extended" features, the base, as published,
+    with others."""
+    return "all" if method == "extended" else "base"
+
+
 def make_pairs(
     graphs: Sequence[Graph], *, candidates: str = "base", rows: slice | None = None
 ) -> PairTable:

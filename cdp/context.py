@@ -31,11 +31,11 @@ from dataclasses import dataclass, replace
 import numpy as np
 from numba import njit
 
-from cdp.agglomeration import agglomerate
+from cdp.agglomeration import Agglomeration, agglomerate
 from cdp.cosine import count_threads, make_unit
 from cdp.errors import DataError
 from cdp.lessons import thin_identities
-from cdp.mediator import Mediator, MediatorSettings, PriorCorrection, correct_prior
+from cdp.mediator import Mediator, MediatorSettings, PriorCorrection
 from cdp.metrics import score_amid_strangers, score_bcubed, score_pairwise
 from cdp.scratch import allocate
 from cdp.types import PairTable
@@ -51,7 +51,7 @@ CUTS = (*THRESHOLDS, 0.85, 0.9, 0.93, 0.95, 0.97, 0.98, 0.99, 0.995, 0.998, 0.99
 _GAIN = 0.015
 """Of F: what a threshold must win on held-out people to be preferred to one half. Smaller gains did
 not carry over to strangers (LFW at 24 and 16 px); those of .02 to .03 did (at 12 px strangers won
-.04, and .006 in the one draw at 16 px)."""
+.03, and .006 in the one draw at 16 px)."""
 FRIENDS = 5
 """An image is averaged with at most so many others: the surest ones."""
 _EVIDENCE_LIMIT = 12.0
@@ -193,6 +193,23 @@ class _Surroundings:
 
         self._share(work, part)
 
+    def describe_parts(self) -> Iterator[tuple[slice, np.ndarray]]:
+        """All pairs, part by part; the next part is written over the last."""
+        count = len(self.pairs)
+        block = np.empty((min(_PART, count), len(_PAIR_NAMES) + len(self.affinity)), np.float32)
+        for low in range(0, count, _PART):
+            part = slice(low, min(low + _PART, count))
+            described = block[: part.stop - part.start]
+            self.describe(part, described)
+            yield part, described
+
+    def score(self, mediator: Mediator) -> np.ndarray:
+        """What the mediator says of all pairs, (m,) float32."""
+        score = np.empty(len(self.pairs), np.float32)
+        for part, described in self.describe_parts():
+            score[part] = mediator.score(described, threads=self.workers)
+        return score
+
     def _share(self, work: Callable[[slice], None], part: slice) -> None:
         starts = range(part.start, part.stop, _BLOCK)
         with ThreadPoolExecutor(self.workers) as pool:
@@ -312,88 +329,80 @@ def fit_context(
     held = mediator.held_out
     if held is None or not len(pairs) or not np.isfinite(held).all():
         return SecondReading(mediator, 0.5, np.empty((0, 2)))
-    f, purity = _judge_lessons(mediator, held, lessons)
-    if amid is not None:
+    cut = _cut_lessons(mediator, held, lessons)
+    if amid is None:
+        f = _judge_lessons(cut)
+    else:
         f = amid.judge(mediator, held[len(held) - len(amid.taught) :])
-    return SecondReading(mediator, _choose_threshold(f), purity)
+    return SecondReading(mediator, _choose_threshold(f), _measure_purity(cut))
 
 
 class _Amid:
     """The labelled among the unlabelled: pairs to learn from, then a place to try thresholds."""
 
     def __init__(self, crowd: CrowdReading, threads: int | None) -> None:
-        self.crowd, self.workers = crowd, count_threads(threads)
+        self.crowd = crowd
         pairs, count = crowd.pairs, len(crowd.identity)
         value = _check_probability(pairs, crowd.probability)
-        self.around = _Surroundings(crowd.views, pairs, value, count, self.workers)
+        self.around = _Surroundings(crowd.views, pairs, value, count, count_threads(threads))
         labelled = crowd.identity >= 0
         self.own = labelled[pairs.source] | labelled[pairs.target]
         self.taught = PairTable(pairs.source[self.own], pairs.target[self.own])
 
     def describe_own(self) -> np.ndarray:
         """The pairs that have a labelled end, described among all of them."""
-        described = [block[self.own[part]] for part, block in self._describe()]
-        return np.concatenate(described) if described else self._make_block(0)
+        width = len(_PAIR_NAMES) + len(self.crowd.views)
+        described = np.empty((len(self.taught), width), np.float32)
+        row = 0
+        for part, block in self.around.describe_parts():
+            kept = block[self.own[part]]
+            described[row : row + len(kept)] = kept
+            row += len(kept)
+        return described
 
     def judge(self, mediator: Mediator, held_out: np.ndarray) -> np.ndarray:
         """(thresholds,) F of the labelled people, clustered together with everybody.
 
         held_out : what the mediator says of the pairs with a labelled end.
         """
-        score = np.empty(len(self.crowd.pairs), np.float32)
-        for part, block in self._describe():
-            score[part] = mediator.score(block, threads=self.workers)
+        score = self.around.score(mediator)
         score[self.own] = held_out
-        found = agglomerate(
-            self.crowd.pairs,
-            _move_prior(mediator, score),
-            len(self.crowd.identity),
-            threshold=min(THRESHOLDS),
-        )
-        return np.array(
-            [
-                np.mean(score_amid_strangers(self.crowd.identity, found.cut(threshold)))
-                for threshold in THRESHOLDS
-            ]
-        )
-
-    def _describe(self) -> Iterator[tuple[slice, np.ndarray]]:
-        """All pairs, part by part; a part is overwritten by the next."""
-        block = self._make_block(min(_PART, len(self.crowd.pairs)))
-        for low in range(0, len(self.crowd.pairs), _PART):
-            part = slice(low, min(low + _PART, len(self.crowd.pairs)))
-            own = block[: part.stop - part.start]
-            self.around.describe(part, own)
-            yield part, own
-
-    def _make_block(self, rows: int) -> np.ndarray:
-        return np.empty((rows, len(_PAIR_NAMES) + len(self.crowd.views)), np.float32)
+        probability = mediator.correct(score).probability
+        person = self.crowd.identity
+        found = agglomerate(self.crowd.pairs, probability, len(person), threshold=min(THRESHOLDS))
+        cuts = [found.cut(threshold) for threshold in THRESHOLDS]
+        return np.array([np.mean(score_amid_strangers(person, label)) for label in cuts])
 
 
-def _move_prior(mediator: Mediator, score: np.ndarray) -> np.ndarray:
-    """Held-out probabilities as an unlabelled set's would be treated."""
-    if not mediator.settings.correct_prior:
-        return score
-    return correct_prior(score, mediator.training_rate).probability
-
-
-def _judge_lessons(
+def _cut_lessons(
     mediator: Mediator, held_out: np.ndarray, lessons: Sequence[tuple[PairTable, np.ndarray]]
-) -> tuple[np.ndarray, np.ndarray]:
-    """(thresholds,) F of the held-out people, the mean of pairwise and BCubed over the lessons; and
-    their `purity`. Each lesson is agglomerated once and cut everywhere."""
-    f, precision = np.zeros(len(THRESHOLDS)), np.zeros(len(CUTS))
-    at = 0
+) -> list[tuple[Agglomeration, np.ndarray]]:
+    """Each lesson agglomerated as an unlabelled set would be, and who is who in it."""
+    found, at = [], 0
     for pairs, identity in lessons:
-        probability = _move_prior(mediator, held_out[at : at + len(pairs)])
+        probability = mediator.correct(held_out[at : at + len(pairs)]).probability
         at += len(pairs)
-        found = agglomerate(pairs, probability, len(identity), threshold=min(THRESHOLDS))
+        merged = agglomerate(pairs, probability, len(identity), threshold=min(THRESHOLDS))
+        found.append((merged, identity))
+    return found
+
+
+def _judge_lessons(lessons: Sequence[tuple[Agglomeration, np.ndarray]]) -> np.ndarray:
+    """(thresholds,) F of the held-out people, the mean of pairwise and BCubed over the lessons."""
+    f = np.zeros(len(THRESHOLDS))
+    for merged, identity in lessons:
         for number, threshold in enumerate(THRESHOLDS):
-            label = found.cut(threshold)
+            label = merged.cut(threshold)
             f[number] += (score_pairwise(identity, label)[2] + score_bcubed(identity, label)[2]) / 2
-        precision += [score_pairwise(identity, found.cut(cut))[0] for cut in CUTS]
-    rising = np.maximum.accumulate(precision / len(lessons))
-    return f / len(lessons), np.column_stack([CUTS, rising])
+    return f / len(lessons)
+
+
+def _measure_purity(lessons: Sequence[tuple[Agglomeration, np.ndarray]]) -> np.ndarray:
+    """The `purity` of a second reading."""
+    precision = np.zeros(len(CUTS))
+    for merged, identity in lessons:
+        precision += [score_pairwise(identity, merged.cut(cut))[0] for cut in CUTS]
+    return np.column_stack([CUTS, np.maximum.accumulate(precision / len(lessons))])
 
 
 def _choose_threshold(f: np.ndarray) -> float:
@@ -430,19 +439,9 @@ def score_context(
         Probabilities (m,) float32 and the share of true pairs; uncorrected where the mediator's
         settings say so.
     """
-    mediator, workers = reading.mediator, count_threads(threads)
     value = _check_probability(pairs, probability)
-    around = _Surroundings(views, pairs, value, count, workers)
-    score = np.empty(len(pairs), np.float32)
-    features = np.empty((min(_PART, len(pairs)), len(_PAIR_NAMES) + len(views)), np.float32)
-    for low in range(0, len(pairs), _PART):
-        part = slice(low, min(low + _PART, len(pairs)))
-        described = features[: part.stop - part.start]
-        around.describe(part, described)
-        score[part] = mediator.score(described, threads=workers)
-    if mediator.settings.correct_prior:
-        return correct_prior(score, mediator.training_rate)
-    return PriorCorrection(score, mediator.training_rate)
+    around = _Surroundings(views, pairs, value, count, count_threads(threads))
+    return reading.mediator.correct(around.score(reading.mediator))
 
 
 @njit(cache=True, nogil=True)

@@ -469,6 +469,13 @@ class Mediator:
         scale, shift = self._arrays["calibration"]
         return _sigmoid(scale * (logit.sum(1) / logit.shape[1]) + shift).astype(np.float32)
 
+    def correct(self, probability: np.ndarray) -> PriorCorrection:
+        """Its scores of an unlabelled set after `correct_prior`; as they are where its settings say
+        so."""
+        if self.settings.correct_prior:
+            return correct_prior(probability, self.training_rate)
+        return PriorCorrection(probability, self.training_rate)
+
     def state(self) -> dict[str, np.ndarray]:
         """Everything needed to restore it, as arrays alone (settings and report as JSON bytes)."""
         text = json.dumps(

@@ -21,7 +21,7 @@ from cdp.context import CrowdReading, SecondReading, fit_context
 from cdp.discriminant import fit_discriminant
 from cdp.errors import ConfigError
 from cdp.lessons import LESSONS, Crowd, make_lessons
-from cdp.mediator import Mediator, MediatorSettings, correct_prior
+from cdp.mediator import Mediator, MediatorSettings
 from cdp.scoring import score_pairs
 from cdp.types import KnnGraph, PairTable
 
@@ -133,8 +133,7 @@ def teach_mediator(
     if crowd is not None and everyone is not None and person is not None:
         probability = score_pairs(mediator, crowd.views, crowd.graphs, everyone, threads=threads)
         probability[own] = held_out[len(held_out) - len(known) :]
-        if settings.correct_prior:
-            probability = correct_prior(probability, mediator.training_rate).probability
+        probability = mediator.correct(probability).probability
         read = CrowdReading(crowd.views, everyone, probability, person)
     reading = fit_context(
         views,

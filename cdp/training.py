@@ -266,6 +266,8 @@ class _Trainer:
         classed = np.array([branch.head is not None for branch in branches])
         self.loss_shares = self.shares * classed / max(float(self.shares @ classed), 1e-12)
         self.asks_heads = plan.class_weight > 0
+        if not self.asks_heads and all(branch.teacher is None for branch in branches):
+            raise ConfigError("class_weight 0 leaves nothing to learn without a teacher; raise it")
         self.classed_count = int(np.array(self.counts) @ classed)
         self.team = find_team()
         if self.team.size > plan.batch_size:

@@ -172,10 +172,6 @@ class MediateSettings(Settings):
     dropout: float = Field(0.0, ge=0, lt=1)
     vote: VoteSettings = VoteSettings()
 
-    def choose_candidates(self) -> str:
-        """The named candidates, or those that go with the method."""
-        return self.candidates or ("all" if self.method == "extended" else "base")
-
 
 class SoftLabelSettings(Settings):
     """How far labels spread along the consensus graph; see `cdp.diffusion`."""
@@ -252,6 +248,12 @@ class RetrainSettings(TrainingSettings):
     class_weight: float = Field(1.0, ge=0)
     student: dict[str, Any] = Field(default_factory=dict)
     blends: int = Field(0, ge=0)
+
+    @model_validator(mode="after")
+    def _something_counts(self) -> RetrainSettings:
+        if self.distil_weight == self.class_weight == 0:
+            raise ValueError("distil_weight and class_weight are both 0: nothing would be learned")
+        return self
 
     @model_validator(mode="after")
     def _student_can_be_trained(self) -> RetrainSettings:

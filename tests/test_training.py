@@ -343,6 +343,8 @@ def test_without_a_weight_the_classes_are_not_asked() -> None:
     assert history[-1]["accuracy"] == 0
     for old, new in zip(before, branch.head.parameters(), strict=True):
         assert torch.equal(old, new)
+    with pytest.raises(ConfigError, match="nothing to learn"):
+        train(backbone, [branch], plan)
 
 
 def test_learning_rate_and_margin_follow_the_plan() -> None:

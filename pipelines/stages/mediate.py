@@ -115,13 +115,9 @@ def run(work: Work) -> Mapping[str, Any]:
     if not len(probability):
         raise DataError("the neighbour graphs hold no pair of unlabelled images; raise knn.k")
     if mediator is not None:
-        rate = mediator.training_rate
-        if mediator.settings.correct_prior:
-            from cdp.mediator import correct_prior
-
-            corrected = correct_prior(probability, rate)
-            probability, rate = corrected.probability, corrected.rate
-        facts["estimated_true_share"] = round(float(rate), 4)
+        corrected = mediator.correct(probability)
+        probability = corrected.probability
+        facts["estimated_true_share"] = round(float(corrected.rate), 4)
     if reading is not None:
         from cdp.context import score_context
 
@@ -157,6 +153,7 @@ def _teach(work: Work, settings: MediateSettings) -> tuple[Any, Any]:
 
     from safetensors.numpy import save_file
 
+    from cdp.committee import choose_candidates
     from cdp.lessons import Crowd
     from cdp.mediator import MediatorSettings
     from cdp.teaching import teach_mediator
@@ -174,7 +171,7 @@ def _teach(work: Work, settings: MediateSettings) -> tuple[Any, Any]:
         split.graphs,
         _list_identities(work, split),
         settings=chosen,
-        candidates=settings.choose_candidates(),
+        candidates=settings.candidates or choose_candidates(settings.method),
         crowd=crowd,
         second_reading=settings.second_reading,
         seed=work.seed,
@@ -205,12 +202,19 @@ def score_part(
     split: Split, rows: slice, settings: MediateSettings, scratch: Path, target: Path
 ) -> None:
     """The candidate pairs whose source lies in `rows`, with votes and raw probabilities."""
-    from cdp.committee import describe_pairs, make_pairs, measure_affinity, vote_pairs
+    from cdp.committee import (
+        choose_candidates,
+        describe_pairs,
+        make_pairs,
+        measure_affinity,
+        vote_pairs,
+    )
     from cdp.discriminant import measure_cosines
 
     if target.exists():
         return
-    pairs = make_pairs(split.graphs, candidates=settings.choose_candidates(), rows=rows)
+    candidates = settings.candidates or choose_candidates(settings.method)
+    pairs = make_pairs(split.graphs, candidates=candidates, rows=rows)
     vote = vote_pairs(split.graphs, pairs)
     similarity = measure_affinity(split.views[0], pairs, threads=1)
     if settings.method == "vote":

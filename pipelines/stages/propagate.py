@@ -134,12 +134,12 @@ def _label(
                 "Train a mediator on labelled images, or leave the target out"
             )
     purity = None
-    if threshold == "auto" and split == "consensus":
-        # Held-out people were cut this way; of a threshold of one's own they say nothing.
-        purity = np.array(work.input_facts("mediate").get("purity", []))
     if threshold == "auto":
         # Where the evidence turns, unless the held-out people were better served elsewhere.
-        threshold = float(work.input_facts("mediate").get("threshold", 0.5))
+        told = work.input_facts("mediate")
+        threshold = float(told.get("threshold", 0.5))
+        if split == "consensus":  # as the held-out people were split
+            purity = np.array(told.get("purity", []))
     limit = {} if settings.max_size is None else {"max_size": settings.max_size}
 
     def raise_threshold(level: float) -> Any:

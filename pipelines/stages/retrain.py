@@ -54,6 +54,7 @@ MATCHES = pa.schema(
 
 def run(work: Work) -> Mapping[str, Any]:
     samples = work.read("ingest.samples").to_pandas()
+    samples = samples[samples.split != "evaluation"]
     labels = work.read("propagate.labels").to_pandas()
     settings = work.config.retrain
     unlabelled = samples.merge(labels.drop(columns="path"), on="sample_id")
@@ -133,7 +134,7 @@ def _merge_people(
         tuple(unlabelled.path), tuple(unlabelled.sha256), unlabelled.pseudo_label.to_numpy()
     )
     names = samples[samples.split == "labelled"].identity.factorize(sort=True)[1]
-    seen = embed_images(work, viewer, samples[samples.split != "evaluation"])
+    seen = embed_images(work, viewer, samples)
     match = match_people(
         seen.take(labelled.sha256),
         labelled.label,
@@ -196,11 +197,10 @@ def _describe_distilled(
         None if pseudo is None else pseudo.soft,
         None if pseudo is None else pseudo.spared,
     )
-    shown = samples[samples.split != "evaluation"]
-    seen = embed_images(work, teacher, shown)
+    seen = embed_images(work, teacher, samples)
     blended = None
     if settings.blends:
-        blended = embed_blends(work, teacher, shown, settings.blends, 2 * settings.input_px)
+        blended = embed_blends(work, teacher, samples, settings.blends, 2 * settings.input_px)
     vectors = TeacherVectors(
         f"{teacher.digest} {teacher.size_px} {settings.blends}",
         None if labelled is None else seen.take(labelled.sha256),

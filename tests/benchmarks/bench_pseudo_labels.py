@@ -31,15 +31,16 @@ from tqdm import tqdm
 
 from cdp.agglomeration import agglomerate
 from cdp.committee import make_pairs
-from cdp.context import score_context
+from cdp.context import SecondReading, score_context
 from cdp.knn import build_knn_graphs
 from cdp.lessons import Crowd
-from cdp.mediator import MediatorSettings, correct_prior
+from cdp.mediator import MediatorSettings, PriorCorrection
 from cdp.metrics import measure_calibration, score_bcubed, score_pairwise
 from cdp.propagation import propagate_labels
 from cdp.quality import choose_cut, estimate_quality
 from cdp.scoring import score_pairs
 from cdp.teaching import teach_mediator
+from cdp.types import UNLABELLED, PairTable
 
 K = 20
 Split = tuple[list[np.ndarray], np.ndarray, list[np.ndarray], np.ndarray]
@@ -134,12 +135,15 @@ def split_many(identity: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]
     return np.sort(np.concatenate(rows[:cut])), np.sort(np.concatenate(rows[cut:]))
 
 
-def run_ours(split: Split, seed: int, candidates: str) -> Iterator[Row]:
+def judge_pairs(
+    split: Split, seed: int, candidates: str
+) -> tuple[PairTable, PriorCorrection, PriorCorrection, SecondReading]:
+    """The unlabelled rows' pairs as both mediators read them, at default settings."""
     taught, known, views, _ = split
     graphs = build_knn_graphs(taught, K, backend="exact")
     joined = [np.concatenate([one, other]) for one, other in zip(taught, views, strict=True)]
     everyone = build_knn_graphs(joined, K, backend="exact")
-    strangers = np.full(len(views[0]), -1)
+    strangers = np.full(len(views[0]), UNLABELLED)
     crowd = Crowd(joined, everyone, np.concatenate([known, strangers]))
     first, second = teach_mediator(
         *(taught, graphs, known),
@@ -149,12 +153,16 @@ def run_ours(split: Split, seed: int, candidates: str) -> Iterator[Row]:
         seed=seed,
     )
     assert second is not None
-    truth, count = split[3], len(views[0])
     graphs = build_knn_graphs(views, K, backend="exact")
     pairs = make_pairs(graphs, candidates=candidates)
-    score = score_pairs(first, views, graphs, pairs)
-    read = correct_prior(score, first.training_rate)
-    again = score_context(second, views, pairs, read.probability, count)
+    read = first.correct(score_pairs(first, views, graphs, pairs))
+    again = score_context(second, views, pairs, read.probability, len(views[0]))
+    return pairs, read, again, second
+
+
+def run_ours(split: Split, seed: int, candidates: str) -> Iterator[Row]:
+    pairs, read, again, second = judge_pairs(split, seed, candidates)
+    truth, count = split[3], len(split[2][0])
     same = truth[pairs.source] == truth[pairs.target]
     for name, probability, rate, threshold in (
         ("one reading", read.probability, read.rate, 0.5),
@@ -205,7 +213,7 @@ def run_inputs(split: Split, seed: int) -> Iterator[Row]:
             )
             pairs = make_pairs(graphs[1], candidates=candidates)
             score = score_pairs(mediator, views, graphs[1], pairs)
-            read = correct_prior(score, mediator.training_rate)
+            read = mediator.correct(score)
             label = agglomerate(pairs, read.probability, len(views[0])).label
             error = measure_calibration(
                 read.probability, truth[pairs.source] == truth[pairs.target]

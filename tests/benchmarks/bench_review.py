@@ -22,45 +22,13 @@ from pathlib import Path
 import numpy as np
 
 from cdp.agglomeration import agglomerate
-from cdp.committee import make_pairs
-from cdp.context import score_context
 from cdp.corrections import Corrections, find_conflict, honour_corrections, settle_pairs
-from cdp.knn import build_knn_graphs
-from cdp.lessons import Crowd
-from cdp.mediator import MediatorSettings, correct_prior
 from cdp.metrics import score_pairwise
 from cdp.questions import Kind, Question, list_open, rank_questions
-from cdp.scoring import score_pairs
-from cdp.teaching import teach_mediator
-from cdp.types import UNLABELLED, PairTable
-from tests.benchmarks.bench_pseudo_labels import K, read_release
+from cdp.types import PairTable
+from tests.benchmarks.bench_pseudo_labels import judge_pairs, read_release
 
 SHOWN = (0, 10, 25, 50, 75, 100)
-
-
-def judge_pairs(root: Path) -> tuple[PairTable, np.ndarray, float, np.ndarray]:
-    """Candidate pairs of the unlabelled half, their probability, the cut, and the truth."""
-    views, identity, mark = read_release(root)
-    taught, rest = [view[mark] for view in views], [view[~mark] for view in views]
-    truth = identity[~mark]
-    graphs = build_knn_graphs(taught, K, backend="exact")
-    joined = [np.concatenate(pair) for pair in zip(taught, rest, strict=True)]
-    strangers = np.full(len(truth), UNLABELLED)
-    crowd = Crowd(
-        joined,
-        build_knn_graphs(joined, K, backend="exact"),
-        np.concatenate([identity[mark], strangers]),
-    )
-    first, second = teach_mediator(
-        taught, graphs, identity[mark], settings=MediatorSettings(), candidates="all", crowd=crowd
-    )
-    assert second is not None
-    graphs = build_knn_graphs(rest, K, backend="exact")
-    pairs = make_pairs(graphs, candidates="all")
-    score = score_pairs(first, rest, graphs, pairs)
-    read = correct_prior(score, first.training_rate)
-    again = score_context(second, rest, pairs, read.probability, len(truth))
-    return pairs, again.probability, second.threshold, truth
 
 
 def answer(
@@ -138,7 +106,11 @@ def main() -> None:
     parser.add_argument("--draws", type=int, default=3, help="random orders, averaged")
     arguments = parser.parse_args()
     root = Path(os.environ.get("CDP_DATA_ROOT", "../shared/data")) / "lfw_features"
-    pairs, probability, threshold, truth = judge_pairs(root)
+    views, identity, mark = read_release(root)
+    truth = identity[~mark]
+    split = ([view[mark] for view in views], identity[mark], [view[~mark] for view in views], truth)
+    pairs, _, again, second = judge_pairs(split, 0, "all")
+    probability, threshold = again.probability, second.threshold
     print(f"{len(pairs):,} pairs of {len(truth):,} images")
     steps = [step for step in SHOWN if step <= arguments.decisions]
     print(f"{'pairwise F after':24}" + "".join(f"{step:>8}" for step in steps))
