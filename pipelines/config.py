@@ -215,7 +215,7 @@ class RetrainSettings(TrainingSettings):
 
     leftovers : an image without a pseudo-label, or of too small a cluster, is left out ("drop") or
         is a class of its own ("alone"); people with too few images alike, where the truth is used.
-    spare_above : probability of a pair with a leftover from which the one is not pushed away from
+    spare_above : probability of a pair of two classes from which neither image is pushed away from
         the other's class; 1 spares none.
     weigh_by_confidence : an image counts by how sure its pseudo-label is.
     targets : "hard" is one pseudo-label an image, "soft" the weighted ones of `soft_labels`.
@@ -227,7 +227,7 @@ class RetrainSettings(TrainingSettings):
     teacher : a committee member whose vectors every image is also trained to follow, as a further
         subject `distilled`; null trains none.
     student : settings of training, backbone and width in which `distilled` differs from the others.
-    blends : faces blended of two, which only the teacher has something to say of, for `distilled`.
+    blends : faces blended of two or three, for `distilled`: only the teacher can tell of them.
     teacher_px : side the teacher's faces are reduced to; null shows them as they came.
     distil_weight, class_weight : how much the teacher counts for `distilled`, and the classes.
     """

@@ -10,7 +10,7 @@ The contract:
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,8 @@ from pipelines.stage import Work
 from pipelines.store import digest_file, digest_json
 
 PART_SIZE = 512
+AGAIN_SHARE = 0.3
+"""Of the blends are blended once more, with a third face."""
 
 
 @dataclass(frozen=True)
@@ -83,14 +85,10 @@ def embed_images(work: Work, teacher: Teacher, samples: Any) -> Vectors:
                 (work.dataset, paths[row : row + PART_SIZE], teacher, work.runtime.device)
                 for row in range(0, len(paths), PART_SIZE)
             ]
-            found = list(
-                work.engine.map(embed_part, parts, label=f"{work.stage.name} asks {teacher.name}")
-            )
-            draft = path.with_suffix(".draft")
+            label = f"{work.stage.name} asks {teacher.name}"
+            found = ((rows,) for rows in work.engine.map(embed_part, parts, label=label))
             path.parent.mkdir(parents=True, exist_ok=True)
-            with draft.open("wb") as stream:
-                np.save(stream, np.concatenate(found))
-            draft.rename(path)
+            _write_rows((path,), len(paths), found)
     return Vectors(sha256, np.load(path, mmap_mode="r"))
 
 
@@ -103,7 +101,7 @@ def _list_contents(samples: Any) -> tuple[tuple[str, ...], np.ndarray]:
 def embed_blends(
     work: Work, teacher: Teacher, samples: Any, count: int, side_px: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Blends of two images of a table, and the teacher's vectors of them; mapped from their files.
+    """Blends of two images of a table, some of three, and the teacher's vectors of them, mapped.
 
     side_px : side the blends are reduced to once the teacher has seen them.
 
@@ -113,43 +111,69 @@ def embed_blends(
     paths, sha256 = _list_contents(samples)
     side_px = min(side_px, work.dataset.manifest.size_px)
     key = digest_json(
-        {"blends": count, "seed": work.seed, "side_px": side_px, "teacher": teacher.digest,
-         "size_px": teacher.size_px, "images": sha256.tolist(),
+        {"blends": count, "version": 2, "seed": work.seed, "side_px": side_px,
+         "teacher": teacher.digest, "size_px": teacher.size_px, "images": sha256.tolist(),
          "source_px": work.dataset.manifest.size_px}
     )  # fmt: skip
     place = work.runtime.store.model_directory(key)
     with work.runtime.store.lock(f"model/{key[:20]}", wait=True):
         if not (place / "vectors.npy").exists():
             rng = np.random.default_rng([work.seed, count])
-            pair = rng.integers(0, len(paths), (count, 2))
-            seeds = rng.integers(0, 2**63 - 1, count)
+            sources = rng.integers(0, len(paths), (count, 3))
+            again = rng.random(count) < AGAIN_SHARE
+            seeds = rng.integers(0, 2**63 - 1, (count, 2))
             parts = [
-                (work.dataset,
-                 [tuple(paths[row] for row in pair[first : first + PART_SIZE, end])
-                  for end in (0, 1)],
-                 seeds[first : first + PART_SIZE], teacher, side_px, work.runtime.device)
-                for first in range(0, count, PART_SIZE)
+                (work.dataset, [[paths[row] for row in column] for column in sources[rows].T],
+                 again[rows], seeds[rows], teacher, side_px, work.runtime.device)
+                for rows in (slice(at, at + PART_SIZE) for at in range(0, count, PART_SIZE))
             ]  # fmt: skip
             label = f"{work.stage.name} asks {teacher.name} about blends"
-            found = list(work.engine.map(embed_blends_part, parts, label=label))
             place.mkdir(parents=True, exist_ok=True)
-            for name, values in zip(("faces", "vectors"), zip(*found, strict=True), strict=True):
-                draft = place / f"{name}.draft"
-                with draft.open("wb") as stream:
-                    np.save(stream, np.concatenate(values))
-                draft.rename(place / f"{name}.npy")
+            found = work.engine.map(embed_blends_part, parts, label=label)
+            _write_rows((place / "faces.npy", place / "vectors.npy"), count, found)
     faces = np.load(place / "faces.npy", mmap_mode="r")
     return faces, np.load(place / "vectors.npy", mmap_mode="r")
 
 
+def _write_rows(files: Sequence[Path], count: int, parts: Iterator[tuple[np.ndarray, ...]]) -> None:
+    """Arrays of `count` rows, file by file as their parts arrive; each is there whole or not."""
+    drafts = [file.with_suffix(".draft") for file in files]
+    rows: list[np.memmap[Any, Any]] = []
+    at = 0
+    for part in parts:
+        rows = rows or [
+            np.lib.format.open_memmap(draft, "w+", values.dtype, (count, *values.shape[1:]))
+            for draft, values in zip(drafts, part, strict=True)
+        ]
+        for whole, values in zip(rows, part, strict=True):
+            whole[at : at + len(values)] = values
+        at += len(part[0])
+    for whole, draft, file in zip(rows, drafts, files, strict=True):
+        whole.flush()
+        draft.rename(file)
+
+
 def embed_blends_part(
-    dataset: Dataset, paths: Any, seeds: np.ndarray, teacher: Teacher, side_px: int, device: str
+    dataset: Dataset,
+    paths: Sequence[Sequence[str]],
+    again: np.ndarray,
+    seeds: np.ndarray,
+    teacher: Teacher,
+    side_px: int,
+    device: str,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Some blends, reduced, and their vectors; paths : of the first and of the second faces."""
+    """Some blends, reduced, and their vectors.
+
+    paths : of the first, the second and the third faces.
+    again : (n,) bool, blends that are blended with the third. seeds : (n, 2) int64, of both times.
+    """
     from cdp.images.blending import blend_faces
 
-    first, second = (dataset.read_faces(each) for each in paths)
-    blends = blend_faces(first, second, seeds)
+    first, second = (dataset.read_faces(each) for each in paths[:2])
+    blends = blend_faces(first, second, seeds[:, 0])
+    if again.any():
+        third = dataset.read_faces([paths[2][row] for row in np.flatnonzero(again).tolist()])
+        blends[again] = blend_faces(blends[again], third, seeds[again, 1])
     embedder = open_embedder(teacher.origin, teacher.origin.stat().st_mtime_ns, device)
     return reduce_to(blends, side_px), embedder.embed(reduce_to(blends, teacher.size_px))[0]
 

@@ -1,21 +1,27 @@
 """Two faces into one that is nobody's: more faces to ask a teacher about.
 
 The contract:
-- Faces aligned to the same template go in, one face of the same frame comes out: one half of them
-  laid over the other (a morph), or the upper part of one above the lower part of the other, with a
-  soft seam. Each of the two may be mirrored first.
+- Faces aligned to the same template go in, one face of the same frame comes out: one laid over the
+  other (a morph), or a part of each on either side of a soft seam. Each of the two may be mirrored
+  first, and the blend stretched a little.
+- A blend is a face: it can be blended again.
 - A blend is a function of its two faces and its seed; the batch plays no part.
 - A blend has no identity and no label. What it is good for is another model's opinion of it.
 """
 
 from __future__ import annotations
 
+import cv2
 import numpy as np
 
 from cdp.errors import DataError
 
-_SEAM_SHARE = 0.35
+_STRETCHED_SHARE = 0.5
+"""Of the blends are stretched: other proportions, another person to the eye of a teacher."""
+_SEAM_SHARE = 0.5
 """Of the blends are joined along a seam; the others are morphs."""
+_LEVEL_SHARE = 0.8
+"""Of the seams lie about level; the others anywhere."""
 
 
 def blend_faces(first: np.ndarray, second: np.ndarray, seeds: np.ndarray) -> np.ndarray:
@@ -29,8 +35,10 @@ def blend_faces(first: np.ndarray, second: np.ndarray, seeds: np.ndarray) -> np.
     Returns
     -------
     blends : (n, s, s, 3) uint8
-        A morph takes 0.3 to 0.7 of the first; a seam lies at 0.4 to 0.7 of the side from the top,
-        between the eyes and the mouth of the standard template.
+        A morph takes 0.3 to 0.7 of the first. A level seam lies from 0.12 of the side above the
+        middle to 0.22 below it, between the eyes and the mouth of the standard template, any other
+        within 0.1 of the middle. A stretched blend is up to 7 % wider or narrower, and higher or
+        lower, about the middle.
 
     Raises
     ------
@@ -49,15 +57,44 @@ def blend_faces(first: np.ndarray, second: np.ndarray, seeds: np.ndarray) -> np.
             f"{first.dtype}, {second.shape} and {len(seeds)}"
         )
     blends = np.empty_like(first)
-    height = (np.arange(first.shape[1], dtype=np.float32)[:, None, None] + 0.5) / first.shape[1]
     for row, seed in enumerate(seeds):
         rng = np.random.default_rng(int(seed))
-        mirror_first, mirror_second, kind, place = rng.random(4)
-        upper = first[row, :, ::-1] if mirror_first < 0.5 else first[row]
-        lower = second[row, :, ::-1] if mirror_second < 0.5 else second[row]
-        if kind < _SEAM_SHARE:
-            share = 1 / (1 + np.exp((height - (0.4 + 0.3 * place)) / 0.027))
-        else:
-            share = np.float32(0.3 + 0.4 * place)
-        blends[row] = np.rint(share * upper + (1 - share) * lower)
+        one, other = (
+            faces[row, :, ::-1] if rng.random() < 0.5 else faces[row] for faces in (first, second)
+        )
+        share = _draw_share(rng, first.shape[1])
+        mixed = share * one + (1 - share) * other
+        if rng.random() < _STRETCHED_SHARE:
+            mixed = _stretch(mixed, rng)
+        blends[row] = np.rint(mixed)
     return blends
+
+
+def _draw_share(rng: np.random.Generator, side: int) -> np.ndarray:
+    """How much of the first face is seen where; (s, s, 1) or (1, 1, 1) float32 in [0, 1]."""
+    if rng.random() >= _SEAM_SHARE:
+        return np.full((1, 1, 1), rng.uniform(0.3, 0.7), np.float32)
+    if rng.random() < _LEVEL_SHARE:
+        angle, place = rng.normal(0, 0.5), rng.uniform(-0.12, 0.22)
+    else:
+        angle, place = rng.uniform(0, np.pi), rng.uniform(-0.1, 0.1)
+    along = (np.arange(side, dtype=np.float32) + 0.5) / side - 0.5
+    across = along[:, None] * np.float32(np.cos(angle)) + along * np.float32(np.sin(angle))
+    share: np.ndarray = 1 / (1 + np.exp((across - np.float32(place)) / rng.uniform(0.02, 0.08)))
+    return share[:, :, None].astype(np.float32)
+
+
+def _stretch(face: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """Wider or narrower, higher or lower, slightly askew; (s, s, 3) float32."""
+    (wide, high), askew = rng.uniform(0.93, 1.07, 2), rng.normal(0, 0.02)
+    middle = (len(face) - 1) / 2
+    frame = np.array(
+        [
+            [wide, askew, middle * (1 - wide - askew)],
+            [0, high, middle * (1 - high)],
+        ]
+    )
+    stretched: np.ndarray = cv2.warpAffine(
+        face, frame, face.shape[1::-1], flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE
+    )
+    return stretched

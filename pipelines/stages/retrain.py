@@ -6,9 +6,10 @@ The contract:
   losses weighted by each set's share of images. With a teacher there is a third, `distilled`: the
   product, and every image, labelled or not, follows the teacher's vectors; so do `blends` of two
   images. `student` says in what else it differs.
+- A person may be split over two clusters: two images that are perhaps one person, though of two
+  classes, are not pushed away from each other's class.
 - Images without a pseudo-label, and those of clusters smaller than `min_cluster_size`, are left out
-  of the heads, or with `leftovers: alone` each is a class of its own. It may yet be of a person who
-  has a class: it is not pushed away from classes it may belong to, nor they from it.
+  of the heads, or with `leftovers: alone` each is a class of its own.
 - With `same_person: merge` the images of a cluster that looks like a labelled person move to that
   person; `matches` says which.
 - Truth about unlabelled images is never read here.
@@ -21,6 +22,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from cdp.errors import DataError
 from cdp.types import UNLABELLED
@@ -104,11 +106,11 @@ def run(work: Work) -> Mapping[str, Any]:
 
 def _read_pairs(work: Work) -> Any:
     """Pairs that may well be of one person, (source, target); None where nothing is spared."""
-    settings = work.config.retrain
-    if settings.leftovers == "drop" or settings.spare_above == 1:
+    least = work.config.retrain.spare_above
+    if least == 1:
         return None
-    pairs = work.read("mediate.pairs", columns=["source", "target", "probability"]).to_pandas()
-    return pairs[pairs.probability > settings.spare_above]
+    pairs = work.read("mediate.pairs", columns=["source", "target", "probability"])
+    return pairs.filter(pc.field("probability") > least).to_pandas()
 
 
 def _read_soft(work: Work) -> Any:
@@ -250,8 +252,8 @@ def select_clusters(
     soft : table of (sample_id, pseudo_label, weight) or None; what it says of classes that are left
         out is dropped.
     alone : every other sample is kept too, as a class of its own.
-    pairs : table of (source, target), samples that may be of one person, or None. Where one of the
-        two is alone, each is spared the other's class.
+    pairs : table of (source, target), samples that may be of one person, or None. Of two classes,
+        each is spared the other's.
     """
     from cdp.branch import SoftTargets
     from cdp.recognizer import select_classes
@@ -259,9 +261,8 @@ def select_clusters(
     classes = samples[column].to_numpy()
     if classes.dtype.kind not in "iu":
         classes = samples[column].factorize(sort=True)[0]
-    lonely = np.zeros(len(classes), bool)
     if alone:
-        lonely[:] = True
+        lonely = np.ones(len(classes), bool)
         lonely[select_classes(classes, min_size=min_size)[0]] = False
         start = int(classes.max(initial=UNLABELLED)) + 1
         classes = classes.copy()
@@ -272,8 +273,8 @@ def select_clusters(
     if len(numbers) < 2:
         return None
     spared = None
-    if alone and pairs is not None:
-        spared = _spare_pairs(samples.sample_id.to_numpy(), pairs, classes, lonely)
+    if pairs is not None:
+        spared = _spare_pairs(samples.sample_id.to_numpy(), pairs, classes)
         spared = spared.renumber(rows, numbers)
     chosen = samples.iloc[rows]
     weight = chosen.confidence.to_numpy(np.float32) if weigh else None
@@ -290,29 +291,28 @@ def select_clusters(
     return LabelledSet(tuple(chosen.path), tuple(chosen.sha256), label, weight, targets, spared)
 
 
-def _spare_pairs(
-    sample_id: np.ndarray, pairs: Any, classes: np.ndarray, lonely: np.ndarray
-) -> SparedClasses:
-    """Each end of a pair with a lonely one, and the class of the other.
+def _spare_pairs(sample_id: np.ndarray, pairs: Any, classes: np.ndarray) -> SparedClasses:
+    """The two of each pair that have two classes, and the class of the other.
 
-    sample_id, classes, lonely : (n,), ascending; of every sample.
+    sample_id, classes : (n,), ascending; of every sample. `UNLABELLED` is no class.
     """
     from cdp.branch import SparedClasses
 
     ends = [pairs[end].to_numpy() for end in ("source", "target")]
     known = np.isin(ends[0], sample_id) & np.isin(ends[1], sample_id)
     source, target = (np.searchsorted(sample_id, end[known]) for end in ends)
-    told = (lonely[source] | lonely[target]) & (classes[source] != classes[target])
-    source, target = source[told], target[told]
-    found = np.unique(
-        np.stack([np.r_[source, target], classes[np.r_[target, source]]], axis=1), axis=0
-    )
-    return SparedClasses(found[:, 0], found[:, 1])
+    own, other = classes[source], classes[target]
+    apart = (own != other) & (own != UNLABELLED) & (other != UNLABELLED)
+    row = np.concatenate([source[apart], target[apart]])
+    label = np.concatenate([other[apart], own[apart]])
+    numbers = int(classes.max(initial=0)) + 1
+    row, label = np.divmod(np.unique(row * numbers + label), numbers)
+    return SparedClasses(row, label)
 
 
 STAGE = Stage(
     name="retrain",
-    version=4,
+    version=5,
     inputs=(
         "ingest.samples",
         "train.history",
