@@ -27,6 +27,7 @@ from pipelines.run import main as run_pipeline
 
 VARIANTS = {
     "plain": [],
+    "not spared": ["retrain.spare_above=1"],
     "weights": ["retrain.weigh_by_confidence=true"],
     "soft": ["retrain.targets=soft"],
     "soft and weights": ["retrain.weigh_by_confidence=true", "retrain.targets=soft"],
