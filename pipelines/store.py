@@ -32,6 +32,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
 from safetensors import SafetensorError
@@ -80,7 +81,7 @@ def open_atomically(path: Path) -> Iterator[Path]:
         draft.unlink(missing_ok=True)
 
 
-def reserve_array(path: Path, dtype: type[np.generic], shape: tuple[int, ...]) -> None:
+def reserve_array(path: Path, dtype: npt.DTypeLike, shape: tuple[int, ...]) -> None:
     """Make a .npy file to be mapped and give it all of its room; StageError when there is none.
 
     A mapped file without room ends the process that writes to it, without a word.

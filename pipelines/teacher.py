@@ -21,7 +21,7 @@ from cdp.errors import ConfigError
 from pipelines.dataset import Dataset
 from pipelines.models import find_origin, open_embedder, reduce_to
 from pipelines.stage import Work
-from pipelines.store import digest_file, digest_json
+from pipelines.store import digest_file, digest_json, reserve_array
 
 PART_SIZE = 512
 AGAIN_SHARE = 0.3
@@ -138,18 +138,16 @@ def embed_blends(
 def _write_rows(files: Sequence[Path], count: int, parts: Iterator[tuple[np.ndarray, ...]]) -> None:
     """Arrays of `count` rows, file by file as their parts arrive; each is there whole or not."""
     drafts = [file.with_suffix(".draft") for file in files]
-    rows: list[np.memmap[Any, Any]] = []
     at = 0
     for part in parts:
-        rows = rows or [
-            np.lib.format.open_memmap(draft, "w+", values.dtype, (count, *values.shape[1:]))
-            for draft, values in zip(drafts, part, strict=True)
-        ]
-        for whole, values in zip(rows, part, strict=True):
-            whole[at : at + len(values)] = values
+        for draft, values in zip(drafts, part, strict=True):
+            if at == 0:
+                reserve_array(draft, values.dtype, (count, *values.shape[1:]))
+            rows = np.load(draft, mmap_mode="r+")
+            rows[at : at + len(values)] = values
+            rows.flush()
         at += len(part[0])
-    for whole, draft, file in zip(rows, drafts, files, strict=True):
-        whole.flush()
+    for draft, file in zip(drafts, files, strict=True):
         draft.rename(file)
 
 
