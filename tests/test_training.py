@@ -48,7 +48,7 @@ def make(people: int = 6, each: int = 8, *, head: str = "adaface", count: int = 
 PLAN = TrainingPlan(
     epochs=4, batch_size=16, degradation=DEGRADATIONS["adaface"], seed=3, precision="float32"
 )
-"""Losses are compared to the last digits: not in bfloat16, which "auto" takes where there is one."""
+"""Losses are compared to the last digits, so not in bfloat16, which "auto" may choose."""
 
 
 def train(backbone, branches, plan=PLAN, **options):
