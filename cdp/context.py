@@ -24,6 +24,7 @@ Source: ours. Averaging with sure neighbours is query expansion (Chum et al. 200
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -35,8 +36,9 @@ from cdp.agglomeration import Agglomeration, agglomerate
 from cdp.cosine import count_threads, make_unit
 from cdp.errors import DataError
 from cdp.lessons import thin_identities
-from cdp.mediator import Mediator, MediatorSettings, PriorCorrection
+from cdp.mediator import Mediator, MediatorSettings
 from cdp.metrics import score_amid_strangers, score_bcubed, score_pairwise
+from cdp.prior import PriorCorrection, correct_evenly, weigh_images
 from cdp.scratch import allocate
 from cdp.types import PairTable
 
@@ -49,9 +51,9 @@ THRESHOLDS = (0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.45, 0.5, 0.55, 0.6, 0.7, 0.8)
 CUTS = (*THRESHOLDS, 0.85, 0.9, 0.93, 0.95, 0.97, 0.98, 0.99, 0.995, 0.998, 0.999)
 """Cuts whose precision on the held-out people is kept, for a target precision."""
 _GAIN = 0.015
-"""Of F: what a threshold must win on held-out people to be preferred to one half. Smaller gains did
-not carry over to strangers (LFW at 24 and 16 px); those of .02 to .03 did (at 12 px strangers won
-.03, and .006 in the one draw at 16 px)."""
+"""Of BCubed F: what a threshold must win on held-out people to be preferred to one half. Smaller
+gains did not carry over to strangers (LFW at 24 and 16 px), those of .02 to .05 did (at 12 px).
+Pairwise F is not asked: one merge with a person of 500 images decides it."""
 FRIENDS = 5
 """An image is averaged with at most so many others: the surest ones."""
 _EVIDENCE_LIMIT = 12.0
@@ -234,6 +236,8 @@ class CrowdReading:
 class SecondReading:
     """A second mediator, and the threshold its probabilities are agglomerated with.
 
+    even_rate : its mean held-out probability, images heard more evenly, for
+        `cdp.prior.correct_evenly`; NaN where not every labelled pair was held out.
     threshold : in (0, 1), for `cdp.agglomeration.agglomerate`, chosen on held-out people: amid the
         unlabelled where they were given, else alone. One half where the views are good; where they
         are poor, pairs repeat each other's doubts and the best cut lies below.
@@ -243,24 +247,37 @@ class SecondReading:
     """
 
     mediator: Mediator
+    even_rate: float
     threshold: float
     purity: np.ndarray
 
+    def correct(self, probability: np.ndarray, pairs: PairTable, count: int) -> PriorCorrection:
+        """Its scores of all candidate pairs of a set at that set's own share of true pairs; as they
+        are where the mediator's settings say so."""
+        if not self.mediator.settings.correct_prior or math.isnan(self.even_rate):
+            return self.mediator.correct(probability)
+        return correct_evenly(
+            probability, self.mediator.training_rate, self.even_rate, pairs, count
+        )
+
     def state(self) -> dict[str, np.ndarray]:
         """Everything needed to restore it, as arrays alone."""
-        own = {"threshold": np.array(self.threshold), "purity": self.purity}
-        return {**self.mediator.state(), **own}
+        own = {"even_rate": self.even_rate, "threshold": self.threshold, "purity": self.purity}
+        arrays = {name: np.asarray(value) for name, value in own.items()}
+        return {**self.mediator.state(), **arrays}
 
     @classmethod
     def from_state(cls, state: dict[str, np.ndarray]) -> SecondReading:
         """The inverse of `state`; DataError where something is missing."""
-        own = {name: state[name] for name in ("threshold", "purity") if name in state}
-        if len(own) < 2:
+        names = ("even_rate", "threshold", "purity")
+        lacking = [name for name in names if name not in state]
+        if lacking:
             raise DataError(
-                "expected the state of a second reading, but it lacks threshold or purity"
+                f"expected the state of a second reading, but it lacks {', '.join(lacking)}"
             )
-        rest = {name: value for name, value in state.items() if name not in own}
-        return cls(Mediator.from_state(rest), float(own["threshold"]), own["purity"])
+        rest = {name: value for name, value in state.items() if name not in names}
+        rate, threshold = float(state["even_rate"]), float(state["threshold"])
+        return cls(Mediator.from_state(rest), rate, threshold, state["purity"])
 
 
 def fit_context(
@@ -328,13 +345,23 @@ def fit_context(
     )
     held = mediator.held_out
     if held is None or not len(pairs) or not np.isfinite(held).all():
-        return SecondReading(mediator, 0.5, np.empty((0, 2)))
-    cut = _cut_lessons(mediator, held, lessons)
-    if amid is None:
-        f = _judge_lessons(cut)
-    else:
-        f = amid.judge(mediator, held[len(held) - len(amid.taught) :])
-    return SecondReading(mediator, _choose_threshold(f), _measure_purity(cut))
+        return SecondReading(mediator, math.nan, 0.5, np.empty((0, 2)))
+    ends = np.cumsum([len(left) for left, _ in taught])[:-1]
+    scores = np.split(held, ends)
+    read = [(*lesson, score) for lesson, score in zip(lessons, scores, strict=False)]
+    voice = [
+        weigh_images(left, mediator.correct(score).probability, len(person))
+        for left, person, score in read
+    ]
+    if amid is not None:
+        score = amid.score(mediator, scores[-1])
+        voice.append(amid.weigh_own(mediator.correct(score).probability))
+    heard = mediator.voice * np.concatenate(voice)
+    rate = float(np.average(held, weights=heard))
+    reading = SecondReading(mediator, rate, 0.5, np.empty((0, 2)))
+    cut = _cut_lessons(reading, read)
+    f = _judge_lessons(cut) if amid is None else amid.judge(reading, score)
+    return replace(reading, threshold=_choose_threshold(f), purity=_measure_purity(cut))
 
 
 class _Amid:
@@ -360,41 +387,44 @@ class _Amid:
             row += len(kept)
         return described
 
-    def judge(self, mediator: Mediator, held_out: np.ndarray) -> np.ndarray:
-        """(thresholds,) F of the labelled people, clustered together with everybody.
-
-        held_out : what the mediator says of the pairs with a labelled end.
-        """
+    def score(self, mediator: Mediator, held_out: np.ndarray) -> np.ndarray:
+        """What the mediator says of all pairs, (m,) float32; held-out where an end is labelled."""
         score = self.around.score(mediator)
         score[self.own] = held_out
-        probability = mediator.correct(score).probability
+        return score
+
+    def weigh_own(self, probability: np.ndarray) -> np.ndarray:
+        """How much each of the pairs with a labelled end counts, see `cdp.prior.weigh_images`."""
+        return weigh_images(self.crowd.pairs, probability, len(self.crowd.identity))[self.own]
+
+    def judge(self, reading: SecondReading, score: np.ndarray) -> np.ndarray:
+        """(thresholds,) BCubed F of the labelled people, clustered together with everybody."""
         person = self.crowd.identity
+        probability = reading.correct(score, self.crowd.pairs, len(person)).probability
         found = agglomerate(self.crowd.pairs, probability, len(person), threshold=min(THRESHOLDS))
         cuts = [found.cut(threshold) for threshold in THRESHOLDS]
-        return np.array([np.mean(score_amid_strangers(person, label)) for label in cuts])
+        return np.array([score_amid_strangers(person, label)[2] for label in cuts])
 
 
 def _cut_lessons(
-    mediator: Mediator, held_out: np.ndarray, lessons: Sequence[tuple[PairTable, np.ndarray]]
+    reading: SecondReading, lessons: Sequence[tuple[PairTable, np.ndarray, np.ndarray]]
 ) -> list[tuple[Agglomeration, np.ndarray]]:
     """Each lesson agglomerated as an unlabelled set would be, and who is who in it."""
-    found, at = [], 0
-    for pairs, identity in lessons:
-        probability = mediator.correct(held_out[at : at + len(pairs)]).probability
-        at += len(pairs)
+    found = []
+    for pairs, identity, score in lessons:
+        probability = reading.correct(score, pairs, len(identity)).probability
         merged = agglomerate(pairs, probability, len(identity), threshold=min(THRESHOLDS))
         found.append((merged, identity))
     return found
 
 
 def _judge_lessons(lessons: Sequence[tuple[Agglomeration, np.ndarray]]) -> np.ndarray:
-    """(thresholds,) F of the held-out people, the mean of pairwise and BCubed over the lessons."""
-    f = np.zeros(len(THRESHOLDS))
-    for merged, identity in lessons:
-        for number, threshold in enumerate(THRESHOLDS):
-            label = merged.cut(threshold)
-            f[number] += (score_pairwise(identity, label)[2] + score_bcubed(identity, label)[2]) / 2
-    return f / len(lessons)
+    """(thresholds,) BCubed F of the held-out people, the mean over the lessons."""
+    cuts = [
+        [score_bcubed(identity, merged.cut(threshold))[2] for threshold in THRESHOLDS]
+        for merged, identity in lessons
+    ]
+    return np.mean(cuts, axis=0)
 
 
 def _measure_purity(lessons: Sequence[tuple[Agglomeration, np.ndarray]]) -> np.ndarray:
@@ -441,7 +471,7 @@ def score_context(
     """
     value = _check_probability(pairs, probability)
     around = _Surroundings(views, pairs, value, count, count_threads(threads))
-    return reading.mediator.correct(around.score(reading.mediator))
+    return reading.correct(around.score(reading.mediator), pairs, count)
 
 
 @njit(cache=True, nogil=True)

@@ -34,10 +34,9 @@ from cdp.cosine import count_threads, limit_blas
 from cdp.discriminant import Discriminant
 from cdp.errors import ConfigError, DataError
 from cdp.perceptron import Perceptron, Rows, lock
+from cdp.prior import LOGIT_LIMIT, PriorCorrection, correct_prior
 
 VARIANTS = ("extended", "paper", "released", "context")
-LOGIT_LIMIT = 15.0
-"""No pair is surer than 1 - 3e-7: beyond this float32 rounds a probability to 1."""
 MOST_SHARE = 0.1
 """Of the true pairs that are heard, one person's at most. On LFW at 16 px, seed 1, one labelled
 person owns 64 % of them; with this limit the calibration error of strangers fell from .036 to .009.
@@ -233,70 +232,6 @@ class MediatorReport:
         return cls(reliability=ReliabilityCurve(**curve), **rest)
 
 
-@dataclass(frozen=True)
-class PriorCorrection:
-    """Probabilities moved to the share of true pairs of the set they belong to.
-
-    probability : (m,) float32. rate : the share of true pairs found in that set.
-    """
-
-    probability: np.ndarray
-    rate: float
-
-
-def correct_prior(probability: np.ndarray, training_rate: float) -> PriorCorrection:
-    """Recover the share of true pairs of an unlabelled set and move its probabilities to it.
-
-    Expectation-maximisation over the unlabelled scores (Saerens, Latinne & Decaestecker 2002): if
-    true pairs look alike in both sets, and false pairs too, only their shares differ. The
-    likelihood that EM climbs is concave in the one unknown rate, so its top is found by bisection
-    on the slope, which needs no starting point and no stopping rule.
-
-    Parameters
-    ----------
-    probability : (m,) float in [0, 1], calibrated for `training_rate`.
-    training_rate : share of true pairs where the mediator was trained, in (0, 1).
-
-    Returns
-    -------
-    PriorCorrection
-        An empty input comes back empty with the rate unchanged.
-
-    Raises
-    ------
-    DataError
-        A probability outside [0, 1] or NaN, or a training rate outside (0, 1).
-    """
-    if not 0 < training_rate < 1:
-        raise DataError(
-            f"correct_prior: training_rate must lie between 0 and 1, got {training_rate}; "
-            "the labelled pairs need true and false ones"
-        )
-    value = np.asarray(probability, np.float64)
-    if value.size == 0:
-        return PriorCorrection(value.astype(np.float32), float(training_rate))
-    if not (value.min() >= 0 and value.max() <= 1):
-        raise DataError(
-            "correct_prior: expected probabilities in [0, 1], got "
-            f"[{value.min()}, {value.max()}] (NaN counts as outside)"
-        )
-    true_ratio = value / training_rate
-    step = true_ratio - (1 - value) / (1 - training_rate)
-    false_ratio = true_ratio - step
-    # a rate of exactly 0 or 1 would silence every later piece of evidence
-    low, high = 0.5 / (len(value) + 1), 1 - 0.5 / (len(value) + 1)
-    for _ in range(48):
-        rate = (low + high) / 2
-        if float(np.sum(step / (false_ratio + rate * step))) > 0:
-            low = rate
-        else:
-            high = rate
-    rate = (low + high) / 2
-    corrected = rate * true_ratio / (false_ratio + rate * step)
-    limit = 1 / (1 + math.exp(LOGIT_LIMIT))
-    return PriorCorrection(np.clip(corrected, limit, 1 - limit).astype(np.float32), rate)
-
-
 CHECK_STEPS = 1000
 """Training steps between two looks at the validation loss when an epoch is longer."""
 
@@ -309,6 +244,8 @@ class Mediator:
     held_out : (m,) float32, straight after `fit` only (None when restored): the calibrated
         probability of each labelled pair from the MLPs that saw neither person, in the order of the
         pairs; NaN for a pair held out from no MLP (with fewer members than folds).
+    voice : (m,) float64, likewise: how much each labelled pair is heard; `training_rate` is the
+        mean so weighed.
     discriminant : where the last input comes from, when it is one (`cdp.teaching`); it travels with
         the weights.
     """
@@ -319,8 +256,10 @@ class Mediator:
         arrays: dict[str, np.ndarray],
         report: MediatorReport,
         held_out: np.ndarray | None = None,
+        voice: np.ndarray | None = None,
     ) -> None:
         self.held_out = held_out
+        self.voice = voice
         self.discriminant: Discriminant | None = None
         self.settings = settings
         self.report = report
@@ -445,7 +384,7 @@ class Mediator:
         scale, shift = arrays["calibration"]
         held_out = np.full(count, np.nan, np.float32)
         held_out[judged] = _sigmoid(scale * held_logit + shift)
-        return cls(settings, arrays, report, held_out)
+        return cls(settings, arrays, report, held_out, voice)
 
     def score(self, features: np.ndarray, *, threads: int = 1) -> np.ndarray:
         """The probability that each pair shows one identity, at the labelled pairs' rate.

@@ -83,12 +83,11 @@ def score_bcubed(truth: np.ndarray, label: np.ndarray) -> tuple[float, float, fl
     return precision, recall, _harmonic_mean(precision, recall)
 
 
-def score_amid_strangers(truth: np.ndarray, label: np.ndarray) -> tuple[float, float]:
-    """Pairwise and BCubed F of known people clustered together with strangers.
+def score_amid_strangers(truth: np.ndarray, label: np.ndarray) -> tuple[float, float, float]:
+    """BCubed precision, recall and F of known people clustered together with strangers.
 
-    As `score_pairwise` and `score_bcubed`, over the pairs with a known end and over the known
-    images: a stranger belongs with no known person, whether strangers are put together rightly is
-    no matter.
+    As `score_bcubed`, the mean over the known images: a stranger belongs with no known person,
+    whether strangers are put together rightly is no matter.
 
     Parameters
     ----------
@@ -97,13 +96,13 @@ def score_amid_strangers(truth: np.ndarray, label: np.ndarray) -> tuple[float, f
 
     Returns
     -------
-    (pairwise F, BCubed F) : floats in [0, 1]; 1 without a known image.
+    (precision, recall, F) : floats in [0, 1]; 1 without a known image.
     """
     truth, label = np.asarray(truth), np.asarray(label)
     known = truth >= 0
     count, row, column = _contingency(truth[known], label[known])
     if not count.size:
-        return 1.0, 1.0
+        return 1.0, 1.0, 1.0
     # Columns number the clusters of the known: what was put there of strangers joins them.
     own = label[known]
     lone = own == UNLABELLED
@@ -113,13 +112,10 @@ def score_amid_strangers(truth: np.ndarray, label: np.ndarray) -> tuple[float, f
     strangers = np.bincount(np.searchsorted(cluster, mixed), minlength=len(cluster))
     strangers = np.append(strangers, np.zeros(int(lone.sum()), np.int64))
     inside, people = np.bincount(column, weights=count), np.bincount(row, weights=count)
-    both, true = _pair_count(count), _pair_count(people)
-    predicted = _pair_count(inside) + float(inside @ strangers)
-    pairwise = _harmonic_mean(both / predicted if predicted else 1.0, both / true if true else 1.0)
     squared = count.astype(np.float64) ** 2
     precision = float((squared / (inside + strangers)[column]).sum() / count.sum())
     recall = float((squared / people[row]).sum() / count.sum())
-    return pairwise, _harmonic_mean(precision, recall)
+    return precision, recall, _harmonic_mean(precision, recall)
 
 
 def score_nmi(truth: np.ndarray, label: np.ndarray) -> float:

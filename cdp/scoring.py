@@ -2,7 +2,7 @@
 
 The contract: one view is looked at at a time and the features of a block of pairs are all that is
 held of them, so peak memory is one view and the pairs. Scores are at the rate of true pairs that
-the mediator was trained at; `cdp.mediator.correct_prior` moves them to the set's own.
+the mediator was trained at; `cdp.prior` moves them to the set's own.
 """
 
 from __future__ import annotations

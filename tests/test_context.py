@@ -16,8 +16,9 @@ from cdp.context import (
 )
 from cdp.errors import DataError
 from cdp.knn import build_knn_graphs
-from cdp.mediator import Mediator, MediatorSettings, correct_prior
+from cdp.mediator import Mediator, MediatorSettings
 from cdp.metrics import score_bcubed, score_pairwise
+from cdp.prior import correct_prior
 from cdp.quality import choose_cut
 from cdp.types import PairTable
 
@@ -155,7 +156,7 @@ def test_state_survives(readings):
     assert again.threshold == second.threshold
     one, other = (score_context(r, views, pairs, before, len(truth)) for r in (second, again))
     np.testing.assert_array_equal(one.probability, other.probability)
-    with pytest.raises(DataError, match="threshold"):
+    with pytest.raises(DataError, match="even_rate, threshold"):
         SecondReading.from_state(second.mediator.state())
 
 

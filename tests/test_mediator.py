@@ -16,9 +16,9 @@ from cdp.errors import ConfigError, DataError
 from cdp.mediator import (
     Mediator,
     MediatorSettings,
-    correct_prior,
     measure_reliability,
 )
+from cdp.prior import correct_prior
 
 WIDTH = 6
 DIRECTION = np.array([1.5, -1.0, 0.5, 0.0, 0.7, -0.3])
@@ -186,28 +186,6 @@ def test_folds_share_out_the_people_with_many_pairs():
     assert report.pairs == len(source)
 
 
-@pytest.mark.parametrize("rate", [0.02, 0.1, 0.28, 0.4, 0.7])
-def test_prior_correction_recovers_a_known_shift(rate):
-    features, same, _, _, known = draw_pairs(60_000, rate, 5)
-    logit = features @ DIRECTION + np.log(0.4 / 0.6)
-    corrected = correct_prior(1 / (1 + np.exp(-logit)), 0.4)
-    assert corrected.rate == pytest.approx(rate, abs=0.01)
-    assert corrected.probability.dtype == np.float32
-    assert np.abs(corrected.probability - known).mean() < 0.01
-    assert measure_reliability(corrected.probability, same).expected_calibration_error < 0.01
-
-
-def test_prior_correction_stands_where_em_stands():
-    """The fixed point of the EM steps of Saerens et al. (2002), iterated plainly."""
-    probability = draw_pairs(5000, 0.3, 6)[4]
-    rate = 0.3
-    for _ in range(3000):
-        true = rate / 0.3 * probability
-        false = (1 - rate) / 0.7 * (1 - probability)
-        rate = (true / (true + false)).mean()
-    assert correct_prior(probability, 0.3).rate == pytest.approx(rate, abs=1e-6)
-
-
 def test_one_person_with_most_pairs_does_not_speak_for_all(labelled):
     """Person 0 owns three true pairs of four, and they look neither true nor false."""
     features, same, source, target, _ = labelled
@@ -225,18 +203,6 @@ def test_one_person_with_most_pairs_does_not_speak_for_all(labelled):
     read = correct_prior(mediator.score(strangers), mediator.training_rate).probability
     # .60 where all of them are heard
     assert measure_reliability(read, truth).expected_calibration_error < 0.05
-
-
-def test_prior_correction_at_the_edges():
-    assert correct_prior(np.zeros(0), 0.3).rate == 0.3
-    none = correct_prior(np.full(100, 0.01), 0.3)
-    assert none.rate < 0.01
-    assert (none.probability > 0).all()
-    for bad in (np.array([0.5, np.nan]), np.array([1.2])):
-        with pytest.raises(DataError, match="probabilities"):
-            correct_prior(bad, 0.3)
-    with pytest.raises(DataError, match="training_rate"):
-        correct_prior(np.array([0.5]), 1.0)
 
 
 def test_bad_input_is_one_clear_message(labelled, fitted):

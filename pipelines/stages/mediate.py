@@ -314,7 +314,7 @@ def _save(path: Path, **arrays: np.ndarray) -> None:
 
 STAGE = Stage(
     name="mediate",
-    version=8,
+    version=9,
     inputs=("ingest.samples", "embed.embeddings", "knn.neighbours"),
     outputs={"pairs": PAIRS, "calibration": CALIBRATION},
     reads=("committee", "mediate"),

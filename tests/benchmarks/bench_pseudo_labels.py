@@ -34,8 +34,9 @@ from cdp.committee import make_pairs
 from cdp.context import SecondReading, score_context
 from cdp.knn import build_knn_graphs
 from cdp.lessons import Crowd
-from cdp.mediator import MediatorSettings, PriorCorrection
+from cdp.mediator import MediatorSettings
 from cdp.metrics import measure_calibration, score_bcubed, score_pairwise
+from cdp.prior import PriorCorrection
 from cdp.propagation import propagate_labels
 from cdp.quality import choose_cut, estimate_quality
 from cdp.scoring import score_pairs
