@@ -234,7 +234,7 @@ def run_peers(split: Split) -> Iterator[Row]:
     condensed = distance[np.triu_indices(len(base), 1)].astype(np.float64)
     tree = linkage(condensed, "average")
     del condensed
-    cuts = np.arange(0.3, 0.95, 0.025)
+    cuts = np.arange(0.05, 0.95, 0.025)
     found = [fcluster(tree, cut, "distance") for cut in cuts]
     yield pick("average linkage", found, [f"{cut:.3f}" for cut in cuts], truth)
 
@@ -261,7 +261,7 @@ def run_peers(split: Split) -> Iterator[Row]:
     yield pick("HDBSCAN (fast_hdbscan)", found, names, truth)
 
     found, names = [], []
-    for radius in np.arange(0.25, 0.7, 0.025):
+    for radius in np.arange(0.05, 0.7, 0.025):
         for samples in (2, 3, 5):
             model = DBSCAN(eps=radius, min_samples=samples, metric="precomputed")
             found.append(model.fit_predict(distance))
@@ -275,7 +275,7 @@ def run_peers(split: Split) -> Iterator[Row]:
 
     nearest = np.argsort(distance, axis=1)[:, : K + 1]
     found, names = [], []
-    for least in np.arange(0.1, 0.8, 0.05):
+    for least in np.arange(0.1, 0.95, 0.05):
         network = Infomap(two_level=True, silent=True, seed=1, num_trials=1)
         link = np.column_stack([np.repeat(np.arange(len(base)), K + 1), nearest.ravel()])
         similarity = 1 - distance[link[:, 0], link[:, 1]]
