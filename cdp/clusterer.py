@@ -329,7 +329,7 @@ class ConsensusClusterer(ClusterMixin, BaseEstimator):
                 f"(views without the base), got {needed}"
             )
         kept = vote_pairs(graphs, pairs) >= needed
-        pairs = PairTable(pairs.source[kept], pairs.target[kept])
+        pairs = pairs.take(kept)
         return pairs, measure_affinity(views[0], pairs, threads=self.threads)
 
 

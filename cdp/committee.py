@@ -108,7 +108,7 @@ def make_pairs(
     Returns
     -------
     PairTable
-        Unordered, unique, no row with itself.
+        Unordered, unique, no row with itself; listings are counted over all graphs.
 
     Raises
     ------
@@ -137,7 +137,10 @@ def make_pairs(
             raise DataError(f"graph 0 has {count} rows, graph {number} has {len(neighbour)}")
         offset, target = _add_edges(neighbour, first, last, offset, target)
     source = np.repeat(np.arange(first, first + len(offset) - 1), np.diff(offset))
-    return PairTable(source, target)
+    listings = np.zeros(len(source), np.int32)
+    for graph in graphs:
+        _add_listings(_load_graph(graph).neighbour, source, target, listings)
+    return PairTable(source, target, listings)
 
 
 def describe_pairs(
@@ -429,6 +432,15 @@ def _fill(
             out[i, shares] = shared / width
             out[i, shares + 1] = rank_in_source / width
             out[i, shares + 2] = rank_in_target / width
+
+
+@njit(cache=True, nogil=True)
+def _add_listings(neighbour: Any, source: Any, target: Any, listings: Any) -> None:
+    for i in range(len(source)):
+        one, other = source[i], target[i]
+        for position in range(neighbour.shape[1]):
+            listings[i] += neighbour[one, position] == other
+            listings[i] += neighbour[other, position] == one
 
 
 @njit(cache=True, nogil=True)

@@ -315,7 +315,8 @@ def fit_context(
         kept = thin_identities(identity, share, seed + lesson)
         inside = kept[pairs.source] & kept[pairs.target]
         place = np.cumsum(kept) - 1
-        left = PairTable(place[pairs.source[inside]], place[pairs.target[inside]])
+        few = pairs.take(inside)
+        left = PairTable(place[few.source], place[few.target], few.listings)
         features.append(
             describe_context(
                 [view if kept.all() else view[kept] for view in loaded],
@@ -374,7 +375,7 @@ class _Amid:
         self.around = _Surroundings(crowd.views, pairs, value, count, count_threads(threads))
         labelled = crowd.identity >= 0
         self.own = labelled[pairs.source] | labelled[pairs.target]
-        self.taught = PairTable(pairs.source[self.own], pairs.target[self.own])
+        self.taught = pairs.take(self.own)
 
     def describe_own(self) -> np.ndarray:
         """The pairs that have a labelled end, described among all of them."""

@@ -178,7 +178,7 @@ def honour_corrections(
     region = _find_regions(group, home)
     near = affected[pairs.source] & (region[pairs.source] == region[pairs.target])
     near &= affected[pairs.target]
-    joints = PairTable(pairs.source[near], pairs.target[near])
+    joints = pairs.take(near)
     merged = _merge_nodes(
         node, atom, affected, joints, np.asarray(probability)[near], keys, _find_log_odds(threshold)
     )
@@ -255,10 +255,12 @@ def _merge_nodes(
     one, other = node[pairs.source], node[pairs.target]
     value = np.clip(probability.astype(np.float64), 1e-12, 1 - 1e-7)
     odds = np.clip(np.log(value) - np.log1p(-value), -EVIDENCE_LIMIT, EVIDENCE_LIMIT)
-    for a, b, v in zip(one.tolist(), other.tolist(), odds.tolist(), strict=True):
+    listings = np.ones(len(odds), np.int64) if pairs.listings is None else pairs.listings
+    listed = zip(one.tolist(), other.tolist(), odds.tolist(), listings.tolist(), strict=True)
+    for a, b, v, times in listed:
         if a != b:
             total, number = evidence[a].get(b, (0.0, 0))
-            evidence[a][b] = evidence[b][a] = (total + v, number + 1)
+            evidence[a][b] = evidence[b][a] = (total + times * v, number + times)
     enemies: dict[int, set[int]] = defaultdict(set)
     nodes_of: dict[int, set[int]] = defaultdict(set)
     rows = np.flatnonzero(affected)

@@ -141,7 +141,7 @@ class Discriminant:
             chosen = np.flatnonzero(weight)
             if len(chosen):
                 rows = self.even_out(coordinates, number, threads=threads)
-                few = PairTable(pairs.source[chosen], pairs.target[chosen])
+                few = pairs.take(chosen)
                 found[chosen] += weight[chosen] * measure_cosines(rows, few)
         return found
 

@@ -116,7 +116,7 @@ def _order(question: Question) -> tuple[float, int, int, int]:
 def _list_bridges(label: np.ndarray, pairs: PairTable, value: np.ndarray) -> list[Question]:
     """For each cluster the two sides that average linkage would join last."""
     inside = (label[pairs.source] == label[pairs.target]) & (label[pairs.source] != UNLABELLED)
-    within = PairTable(pairs.source[inside], pairs.target[inside])
+    within = pairs.take(inside)
     tree = agglomerate(within, value[inside], len(label), threshold=1e-12)
     if not len(tree.merge):
         return []

@@ -23,7 +23,7 @@ from cdp.errors import ConfigError
 from cdp.lessons import LESSONS, Crowd, make_lessons
 from cdp.mediator import Mediator, MediatorSettings
 from cdp.scoring import score_pairs
-from cdp.types import KnnGraph, PairTable
+from cdp.types import KnnGraph
 
 View = np.ndarray | Callable[[], np.ndarray]
 Graph = KnnGraph | Callable[[], KnnGraph]
@@ -100,7 +100,7 @@ def teach_mediator(
     if crowd is not None and extended:
         everyone, person = make_pairs(crowd.graphs, candidates=candidates), crowd.name_rows()
         own = (person[everyone.source] >= 0) | (person[everyone.target] >= 0)
-        known = PairTable(everyone.source[own], everyone.target[own])
+        known = everyone.take(own)
         taught.append((known, person))
         assert discriminant is not None
         even = discriminant.measure(

@@ -41,10 +41,18 @@ class PairTable:
     """Unordered pairs of rows.
 
     source, target : (m,) int64, source < target, unique, sorted by (source, target).
+    listings : (m,) int32 >= 1, in how many neighbour lists each stands, of either row in every
+        graph; None: once each.
     """
 
     source: np.ndarray
     target: np.ndarray
+    listings: np.ndarray | None = None
+
+    def take(self, kept: np.ndarray) -> PairTable:
+        """Those of a bool mask, or at ascending positions."""
+        listings = None if self.listings is None else self.listings[kept]
+        return PairTable(self.source[kept], self.target[kept], listings)
 
     def __len__(self) -> int:
         return len(self.source)

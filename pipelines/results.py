@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from cdp.errors import DataError, StageError
-from cdp.types import UNLABELLED, PairTable
+from cdp.types import UNLABELLED
 from pipelines.corrections import CorrectionTable, Decision
 from pipelines.store import RECORD, Published
 
@@ -380,12 +380,4 @@ def compare_labels(here: pd.DataFrame, there: pd.DataFrame) -> Comparison:
         int(whole.sum()),
         len(here) - len(both),
         len(there) - len(both),
-    )
-
-
-def list_pairs(pairs: pd.DataFrame, sample_id: np.ndarray) -> PairTable:
-    """Pairs of sample ids as rows of the ascending `sample_id`."""
-    return PairTable(
-        np.searchsorted(sample_id, pairs.source.to_numpy()),
-        np.searchsorted(sample_id, pairs.target.to_numpy()),
     )

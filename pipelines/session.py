@@ -28,7 +28,8 @@ from pipelines.corrections import (
     list_active,
     resolve_decisions,
 )
-from pipelines.results import RunResults, list_pairs, open_run
+from pipelines.results import RunResults, open_run
+from pipelines.store import list_pairs
 
 ASKED = 200
 """Questions kept ready, best first."""

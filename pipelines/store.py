@@ -29,7 +29,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
@@ -38,6 +38,10 @@ import pyarrow.parquet as pq
 from safetensors import SafetensorError
 
 from cdp.errors import DataError, StageError
+from cdp.types import PairTable
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 MANIFEST = "manifest.json"
 SCRATCH = "_scratch"
@@ -128,6 +132,14 @@ def vector_column(values: np.ndarray) -> pa.FixedSizeListArray:
     """(n, d) array -> Arrow fixed-size list column of n rows, without copying."""
     values = np.ascontiguousarray(values)
     return pa.FixedSizeListArray.from_arrays(pa.array(values.reshape(-1)), values.shape[1])
+
+
+def list_pairs(pairs: pa.Table | pd.DataFrame, sample_id: np.ndarray) -> PairTable:
+    """The table `mediate/pairs`, ids as positions in the ascending `sample_id`."""
+    source, target, listings = (pairs[name].to_numpy() for name in ("source", "target", "listings"))
+    return PairTable(
+        np.searchsorted(sample_id, source), np.searchsorted(sample_id, target), listings
+    )
 
 
 def read_vectors(path: Path, column: str) -> np.ndarray:

@@ -19,25 +19,25 @@ def log_odds(p: float) -> float:
     return float(np.clip(np.log(p) - np.log1p(-p), -EVIDENCE_LIMIT, EVIDENCE_LIMIT))
 
 
-def slow(pairs, probability, count, stop=0.0, max_size=10**9):
+def slow(pairs, probability, count, stop=0.0, max_size=10**9, listings=None):
     """Groups as sets of rows, exact fractions, everything recomputed; the naming rule as stated."""
     groups = {row: {row} for row in range(count)}
     weight = {
         (min(a, b), max(a, b)): Fraction(round(log_odds(float(p)) * SCALE), int(SCALE))
         for (a, b), p in zip(pairs, probability, strict=True)
     }
+    times = dict.fromkeys(weight, 1)
+    if listings is not None:
+        times = dict(zip(weight, listings, strict=True))
     heights = []
     while True:
         between = {}
         for a, b in itertools.combinations(sorted(groups), 2):
-            found = [
-                weight[min(i, j), max(i, j)]
-                for i in groups[a]
-                for j in groups[b]
-                if (min(i, j), max(i, j)) in weight
-            ]
+            across = [(min(i, j), max(i, j)) for i in groups[a] for j in groups[b]]
+            found = [pair for pair in across if pair in weight]
             if found:
-                between[a, b] = sum(found) / len(found)
+                said = sum(times[pair] * weight[pair] for pair in found)
+                between[a, b] = said / sum(times[pair] for pair in found)
         allowed = [
             (-mean, a, b)
             for (a, b), mean in between.items()
@@ -75,6 +75,20 @@ def test_equals_the_slow_one(graph, threshold, max_size):
     got = agglomerate(pairs, probability, count, threshold=threshold, max_size=max_size)
     with np.errstate(divide="ignore"):
         label, heights = slow(pairs, probability, count, log_odds(threshold), max_size or 10**9)
+    np.testing.assert_array_equal(got.label, label)
+    np.testing.assert_allclose(got.height, heights, atol=1e-8)
+
+
+@given(graphs(), st.randoms(use_true_random=False))
+@settings(max_examples=40, deadline=None)
+def test_a_pair_speaks_as_often_as_it_is_listed(graph, random):
+    pairs, probability, count = graph
+    order = np.lexsort((pairs[:, 1], pairs[:, 0]))
+    pairs, probability = pairs[order], probability[order]
+    listings = np.array([random.randint(1, 6) for _ in pairs], np.int32)
+    got = agglomerate(PairTable(pairs[:, 0], pairs[:, 1], listings), probability, count)
+    with np.errstate(divide="ignore"):
+        label, heights = slow(pairs, probability, count, listings=listings.tolist())
     np.testing.assert_array_equal(got.label, label)
     np.testing.assert_allclose(got.height, heights, atol=1e-8)
 

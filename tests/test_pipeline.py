@@ -30,7 +30,7 @@ TABLES = {
     "embed/embeddings/labelled/base": "sample_id embedding norm",
     "embed/embeddings/unlabelled/other": "sample_id embedding norm",
     "knn/neighbours/unlabelled/base": "sample_id neighbour similarity",
-    "mediate/pairs": "source target vote base_similarity probability",
+    "mediate/pairs": "source target vote listings base_similarity probability",
     "propagate/labels": "sample_id path pseudo_label cluster_size confidence cut_threshold",
     "propagate/clusters": "pseudo_label size mean_probability expected_precision weakest_edge "
     "medoid_sample_id",

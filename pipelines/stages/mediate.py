@@ -34,6 +34,7 @@ PAIRS = pa.schema(
         ("source", pa.int64()),
         ("target", pa.int64()),
         ("vote", pa.int32()),
+        ("listings", pa.int32()),
         ("base_similarity", pa.float32()),
         ("probability", pa.float32()),
     ]
@@ -135,6 +136,7 @@ def run(work: Work) -> Mapping[str, Any]:
             "source": sample_id[scored["source"]],
             "target": sample_id[scored["target"]],
             "vote": scored["vote"],
+            "listings": scored["listings"],
             "base_similarity": scored["base_similarity"],
             "probability": probability[row : row + count],
         }
@@ -187,8 +189,8 @@ def _teach(work: Work, settings: MediateSettings) -> tuple[Any, Any]:
 def _collect_pairs(parts: Sequence[tuple[slice, Path]]) -> PairTable:
     """The pairs of all blocks; blocks follow each other by source, so they stay sorted."""
     found = [np.load(target) for _, target in parts]
-    source, target = (np.concatenate([part[end] for part in found]) for end in ("source", "target"))
-    return PairTable(source, target)
+    names = ("source", "target", "listings")
+    return PairTable(*(np.concatenate([part[name] for part in found]) for name in names))
 
 
 def _list_identities(work: Work, split: Split) -> np.ndarray:
@@ -233,6 +235,7 @@ def score_part(
         source=pairs.source,
         target=pairs.target,
         vote=vote,
+        listings=np.asarray(pairs.listings),
         base_similarity=similarity,
         probability=probability,
     )

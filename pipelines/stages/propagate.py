@@ -23,6 +23,7 @@ from cdp.errors import ConfigError
 from cdp.types import UNLABELLED, PairTable
 from pipelines.corrections import find_keys, list_active, resolve_decisions
 from pipelines.stage import Stage, Work
+from pipelines.store import list_pairs
 
 LABELS = pa.schema(
     [
@@ -44,6 +45,7 @@ CLUSTERS = pa.schema(
         ("medoid_sample_id", pa.int64()),
     ]
 )
+NEEDED = ("source", "target", "listings", "probability")
 SOFT_LABELS = pa.schema(
     [("sample_id", pa.int64()), ("pseudo_label", pa.int64()), ("weight", pa.float32())]
 )
@@ -58,11 +60,8 @@ def run(work: Work) -> Mapping[str, Any]:
     samples = samples.to_pandas()
     samples = samples[samples.split == "unlabelled"]
     sample_id = samples.sample_id.to_numpy()
-    table = work.read("mediate.pairs", columns=["source", "target", "probability"])
-    pairs = PairTable(
-        np.searchsorted(sample_id, table["source"].to_numpy()),
-        np.searchsorted(sample_id, table["target"].to_numpy()),
-    )
+    table = work.read("mediate.pairs", columns=list(NEEDED))
+    pairs = list_pairs(table, sample_id)
     probability = table["probability"].to_numpy()
     corrections, gone = resolve_decisions(work.decisions, find_keys(samples))
     if corrections:
@@ -196,7 +195,7 @@ def _describe_clusters(
 
 STAGE = Stage(
     name="propagate",
-    version=4,
+    version=5,
     inputs=("ingest.samples", "mediate.pairs"),
     outputs={"labels": LABELS, "clusters": CLUSTERS, "soft_labels": SOFT_LABELS},
     reads=("propagate",),

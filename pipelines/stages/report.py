@@ -19,7 +19,7 @@ import pyarrow as pa
 
 from cdp.types import UNLABELLED, PairTable
 from pipelines.stage import Stage, Work
-from pipelines.store import read_vectors, write_text
+from pipelines.store import list_pairs, read_vectors, write_text
 
 SUMMARY = pa.schema([("section", pa.string()), ("name", pa.string()), ("value", pa.float64())])
 SUBJECTS = ("labelled_only", "labelled_pseudo", "distilled", "supervised")
@@ -118,13 +118,9 @@ def _draw_page(work: Work, metrics: Any) -> str:
 
     labels = work.read("propagate.labels").to_pandas()
     clusters = work.read("propagate.clusters").to_pandas()
-    table = work.read("mediate.pairs", columns=["source", "target", "base_similarity",
-                                                "probability"]).to_pandas()  # fmt: skip
+    table = work.read("mediate.pairs").to_pandas()
     sample_id = labels.sample_id.to_numpy()
-    pairs = PairTable(
-        np.searchsorted(sample_id, table.source.to_numpy()),
-        np.searchsorted(sample_id, table.target.to_numpy()),
-    )
+    pairs = list_pairs(table, sample_id)
     return render_report(
         name=work.runtime.config.name,
         dataset=work.dataset.manifest,
