@@ -136,10 +136,9 @@ def _read_pairs(
     pairs: PairTable | np.ndarray, probability: np.ndarray, count: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Rows (smaller first), probability and listings, sorted by rows, each pair once."""
-    listings = None
     if isinstance(pairs, PairTable):
         first, second = np.asarray(pairs.source), np.asarray(pairs.target)
-        listings = pairs.listings
+        listings = pairs.voice
     else:
         table = np.asarray(pairs)
         table = table.reshape(0, 2).astype(np.int64) if table.size == 0 else table
@@ -149,6 +148,7 @@ def _read_pairs(
                 f"of {table.dtype}"
             )
         first, second = table[:, 0], table[:, 1]
+        listings = np.ones(len(table), np.int64)
     value = np.asarray(probability)
     if value.shape != (len(first),):
         raise DataError(f"expected one probability a pair, got {len(first)} pairs, {value.shape}")
@@ -169,13 +169,9 @@ def _read_pairs(
     source, target, value = source[order], target[order], value[order]
     kept = source != target
     kept[1:] &= (source[1:] != source[:-1]) | (target[1:] != target[:-1])
-    if listings is None:
-        number = np.ones(int(kept.sum()), np.int64)
-    else:
-        number = listings[order][kept].astype(np.int64)
-        if number.min(initial=1) < 1:
-            raise DataError(f"pairs must be listed once or more, got listings of {number.min()}")
-    return source[kept], target[kept], value[kept], number
+    if listings.min() < 1:
+        raise DataError(f"pairs must be listed once or more, got listings of {listings.min()}")
+    return source[kept], target[kept], value[kept], listings[order][kept]
 
 
 @njit(cache=True)

@@ -255,9 +255,8 @@ def _merge_nodes(
     one, other = node[pairs.source], node[pairs.target]
     value = np.clip(probability.astype(np.float64), 1e-12, 1 - 1e-7)
     odds = np.clip(np.log(value) - np.log1p(-value), -EVIDENCE_LIMIT, EVIDENCE_LIMIT)
-    listings = np.ones(len(odds), np.int64) if pairs.listings is None else pairs.listings
-    listed = zip(one.tolist(), other.tolist(), odds.tolist(), listings.tolist(), strict=True)
-    for a, b, v, times in listed:
+    said = zip(one.tolist(), other.tolist(), odds.tolist(), pairs.voice.tolist(), strict=True)
+    for a, b, v, times in said:
         if a != b:
             total, number = evidence[a].get(b, (0.0, 0))
             evidence[a][b] = evidence[b][a] = (total + times * v, number + times)

@@ -5,6 +5,7 @@ The contract:
 - A row belongs to its cluster with the probability its pairs inside give together. Pairs of one
   row repeat each other (`REPEAT`), so many of them weigh as much as two; two rows of a cluster that
   were never candidates are one person when both belong.
+- As in the consensus split, a pair speaks as often as neighbour lists name it.
 - Two clusters are one person with the probability their pairs give on average; that is what the
   clustering may have missed. Were they one, there would be about as many candidate pairs between
   them as within: where only a share of those appears, the odds fall by its square root. People
@@ -83,15 +84,18 @@ def estimate_quality(
     group[lone] = clusters + np.arange(int(lone.sum()))
     groups = clusters + int(lone.sum())
     size = np.bincount(group, minlength=groups).astype(np.float64)
-    evidence = _weigh_odds(value)
+    voice = pairs.voice
+    evidence = _find_odds(value) * voice
     one, other = group[pairs.source], group[pairs.target]
     inside = one == other
 
-    total, number = np.zeros(count), np.zeros(count)
+    total, heard, number = np.zeros(count), np.zeros(count), np.zeros(count)
     for end in (pairs.source[inside], pairs.target[inside]):
         total += np.bincount(end, evidence[inside], count)
+        heard += np.bincount(end, voice[inside], count)
         number += np.bincount(end, minlength=count)
-    belongs = 1 / (1 + np.exp(-total / (1 + np.maximum(number - 1, 0) * REPEAT)))
+    independent = number / (1 + np.maximum(number - 1, 0) * REPEAT)
+    belongs = 1 / (1 + np.exp(-total / np.maximum(heard, 1) * independent))
     belongs[lone] = 1
     summed = np.bincount(group, belongs, groups)
     squares = np.bincount(group, belongs**2, groups)
@@ -149,12 +153,14 @@ def compare_groups(group: np.ndarray, pairs: PairTable, probability: np.ndarray)
     within = np.bincount(one[~across], minlength=groups)
     density = np.where(size > 1, within / np.maximum(size * (size - 1) / 2, 1), 1)
     expected = size[first] * size[second] * np.minimum(density[first], density[second])
-    heard = np.bincount(place, _weigh_odds(probability)[across], len(key)) / np.maximum(listed, 1)
-    odds = heard + 0.5 * np.log(listed / np.maximum(expected, listed))
+    voice = pairs.voice[across]
+    said = np.bincount(place, _find_odds(probability)[across] * voice, len(key))
+    mean = said / np.bincount(place, voice, len(key))
+    odds = mean + 0.5 * np.log(listed / np.maximum(expected, listed))
     return GroupPairs(first, second, 1 / (1 + np.exp(-odds)))
 
 
-def _weigh_odds(probability: np.ndarray) -> np.ndarray:
+def _find_odds(probability: np.ndarray) -> np.ndarray:
     """Log-odds, none beyond 14."""
     clipped = np.clip(np.asarray(probability, np.float64), 1e-6, 1 - 1e-6)
     return np.asarray(np.log(clipped) - np.log1p(-clipped))

@@ -49,6 +49,13 @@ class PairTable:
     target: np.ndarray
     listings: np.ndarray | None = None
 
+    @property
+    def voice(self) -> np.ndarray:
+        """(m,) int64, how much each pair weighs where many are averaged: its listings, or 1."""
+        if self.listings is None:
+            return np.ones(len(self), np.int64)
+        return self.listings.astype(np.int64)
+
     def take(self, kept: np.ndarray) -> PairTable:
         """Those of a bool mask, or at ascending positions."""
         listings = None if self.listings is None else self.listings[kept]
