@@ -134,11 +134,16 @@ def vector_column(values: np.ndarray) -> pa.FixedSizeListArray:
     return pa.FixedSizeListArray.from_arrays(pa.array(values.reshape(-1)), values.shape[1])
 
 
-def list_pairs(pairs: pa.Table | pd.DataFrame, sample_id: np.ndarray) -> PairTable:
-    """The table `mediate/pairs`, ids as positions in the ascending `sample_id`."""
-    source, target, listings = (pairs[name].to_numpy() for name in ("source", "target", "listings"))
+def list_pairs(pairs: pd.DataFrame, sample_id: np.ndarray) -> PairTable:
+    """The table `mediate/pairs`, ids as positions in the ascending `sample_id`.
+
+    Runs of earlier versions did not count listings: their pairs weigh alike.
+    """
+    listings = pairs.get("listings")
     return PairTable(
-        np.searchsorted(sample_id, source), np.searchsorted(sample_id, target), listings
+        np.searchsorted(sample_id, pairs.source.to_numpy()),
+        np.searchsorted(sample_id, pairs.target.to_numpy()),
+        None if listings is None else listings.to_numpy(),
     )
 
 

@@ -60,9 +60,9 @@ def run(work: Work) -> Mapping[str, Any]:
     samples = samples.to_pandas()
     samples = samples[samples.split == "unlabelled"]
     sample_id = samples.sample_id.to_numpy()
-    table = work.read("mediate.pairs", columns=list(NEEDED))
+    table = work.read("mediate.pairs", columns=list(NEEDED)).to_pandas()
     pairs = list_pairs(table, sample_id)
-    probability = table["probability"].to_numpy()
+    probability = table.probability.to_numpy()
     corrections, gone = resolve_decisions(work.decisions, find_keys(samples))
     if corrections:
         probability = settle_pairs(pairs, probability, corrections)
