@@ -26,6 +26,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -258,23 +259,32 @@ def measure_unit() -> float:
     return time.perf_counter() - start
 
 
-def measure_propagation(rows: int, edges: int) -> dict[str, Any]:
-    """Seconds and memory of propagation alone over a random graph of heavy-tailed degrees."""
+def measure_propagation(rows: int, edges: int) -> dict[str, dict[str, Any]]:
+    """Seconds and memory of either split alone over a random graph of heavy-tailed degrees."""
+    from cdp.agglomeration import agglomerate
     from cdp.propagation import propagate_labels
 
     generator = np.random.default_rng(0)
-    propagate_labels(np.array([[0, 1]]), np.array([0.5], np.float32), 2)
+    splits: dict[str, Any] = {
+        "rising threshold": partial(propagate_labels, threshold=0.5, max_size=300, step=0.05),
+        "consensus": partial(agglomerate, threshold=0.5, max_size=300),
+    }
+    for split in splits.values():
+        split(np.array([[0, 1]]), np.array([0.5], np.float32), 2)
     # some rows are met far more often than others; near rows more often than far ones
     source = (rows * generator.random(edges) ** 1.5).astype(np.int64)
     target = (source + 1 + (generator.pareto(0.6, edges) * 3).clip(0, rows).astype(np.int64)) % rows
     score = (1 - 0.6 * generator.random(edges, dtype=np.float32) ** 2).astype(np.float32)
     table = np.column_stack([source, target])
     del source, target
-    with watch_memory() as own:
-        start, cpu = time.perf_counter(), time.process_time()
-        found = propagate_labels(table, score, rows, threshold=0.5, max_size=300, step=0.05)
-        seconds, cpu = time.perf_counter() - start, time.process_time() - cpu
-    return {"seconds": seconds, "cpu": cpu, "own_mb": own[0], "clusters": found.cluster_count}
+    figures = {}
+    for name, split in splits.items():
+        with watch_memory() as own:
+            start, cpu = time.perf_counter(), time.process_time()
+            count = split(table, score, rows).cluster_count
+            seconds, cpu = time.perf_counter() - start, time.process_time() - cpu
+        figures[name] = {"seconds": seconds, "cpu": cpu, "own_mb": own[0], "clusters": count}
+    return figures
 
 
 def measure_size(size: int, options: argparse.Namespace, folder: Path) -> dict[str, Any]:
@@ -358,13 +368,13 @@ def main() -> None:
         print(json.dumps(run_step(options.step, options.plain, options.folder, options.backend)))
         return
     if options.propagation:
-        found = measure_propagation(*options.propagation)
         rows, edges = options.propagation
-        print(
-            f"propagation, {rows} rows, {edges} pairs: {found['seconds']:.1f} s "
-            f"({found['cpu']:.1f} cpu s), own {found['own_mb']:.0f} MB, "
-            f"{found['clusters']} clusters"
-        )
+        for name, found in measure_propagation(rows, edges).items():
+            print(
+                f"{name}, {rows} rows, {edges} pairs: {found['seconds']:.1f} s "
+                f"({found['cpu']:.1f} cpu s), own {found['own_mb']:.0f} MB, "
+                f"{found['clusters']} clusters"
+            )
         return
     load = os.getloadavg()[0]
     print(f"{os.cpu_count()} cores, load {load:.1f} before, backend {options.backend}, k={K}")
