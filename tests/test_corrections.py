@@ -142,6 +142,18 @@ def test_one_image_moved_takes_nobody_along():
     assert list(honour_corrections(label, pairs, probability, said)) == [0, 0, 1, 1, 1]
 
 
+def test_a_pair_speaks_as_often_as_it_is_listed():
+    """Row 3 was taken out; whether row 2 stays with 0 and 1 is for its two pairs to say."""
+    label = np.zeros(4, np.int64)
+    ends = np.array([0, 0, 1]), np.array([1, 2, 2])
+    probability = np.array([0.99, 0.9, 0.02], np.float32)
+    said = Corrections(4, (), ((np.array([3]), np.array([0])),))
+    for listings, stays in ((None, False), (np.array([1, 10, 1], np.int32), True)):
+        found = honour_corrections(label, PairTable(*ends, listings), probability, said)
+        assert found[0] == found[1] != found[3]
+        assert (found[2] == found[0]) == stays
+
+
 def test_newcomers_follow_the_cluster_their_evidence_binds_them_to():
     """Rows 0-3 were merged by a person; row 4 joined the second cluster later on its evidence."""
     label = np.array([0, 0, 1, 1, 1, 2, 2])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -88,6 +89,20 @@ def test_groups_with_few_of_their_pairs_are_less_likely_one():
     assert found.chance[0] == pytest.approx(1 / (1 + np.exp(-odds)))
     none = compare_groups(np.zeros(8, np.int64), pairs, probability)
     assert len(none.chance) == 0
+
+
+def test_a_pair_speaks_as_often_as_it_is_listed():
+    pairs, probability, identity = draw(0, strength=6.0)
+    label = agglomerate(pairs, probability, len(identity)).label
+    plain = estimate_quality(label, pairs, probability)
+    alike = replace(pairs, listings=np.full(len(pairs), 3, np.int32))
+    same = estimate_quality(label, alike, probability)
+    assert (same.precision, same.recall) == pytest.approx((plain.precision, plain.recall))
+    two = PairTable(np.array([0, 0]), np.array([1, 2]), np.array([1, 3], np.int32))
+    odds = np.array([2.0, -1.0])
+    apart = compare_groups(np.array([0, 1, 1]), two, 1 / (1 + np.exp(-odds)))
+    # no pair within the second group: as many across as could be expected
+    assert np.log(apart.chance / (1 - apart.chance)) == pytest.approx([(2 - 3) / 4])
 
 
 def test_no_label_and_no_pair():

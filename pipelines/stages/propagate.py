@@ -45,7 +45,6 @@ CLUSTERS = pa.schema(
         ("medoid_sample_id", pa.int64()),
     ]
 )
-NEEDED = ("source", "target", "listings", "probability")
 SOFT_LABELS = pa.schema(
     [("sample_id", pa.int64()), ("pseudo_label", pa.int64()), ("weight", pa.float32())]
 )
@@ -60,7 +59,8 @@ def run(work: Work) -> Mapping[str, Any]:
     samples = samples.to_pandas()
     samples = samples[samples.split == "unlabelled"]
     sample_id = samples.sample_id.to_numpy()
-    table = work.read("mediate.pairs", columns=list(NEEDED)).to_pandas()
+    needed = ["source", "target", "listings", "probability"]
+    table = work.read("mediate.pairs", columns=needed).to_pandas()
     pairs = list_pairs(table, sample_id)
     probability = table.probability.to_numpy()
     corrections, gone = resolve_decisions(work.decisions, find_keys(samples))

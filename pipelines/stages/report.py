@@ -118,7 +118,8 @@ def _draw_page(work: Work, metrics: Any) -> str:
 
     labels = work.read("propagate.labels").to_pandas()
     clusters = work.read("propagate.clusters").to_pandas()
-    table = work.read("mediate.pairs").to_pandas()
+    needed = ["source", "target", "listings", "base_similarity", "probability"]
+    table = work.read("mediate.pairs", columns=needed).to_pandas()
     sample_id = labels.sample_id.to_numpy()
     pairs = list_pairs(table, sample_id)
     return render_report(
