@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: setup run test test-long check audit versions bench lfw
+.PHONY: setup run test test-long check audit versions bench golden lfw
 
 setup: $(READY)
 
@@ -40,3 +40,6 @@ versions:              # the lowest dependencies, and every Python from 3.11 on 
 
 bench: $(READY)        # the clustering core against the published steps; see tests/benchmarks for the others
 	$(BIN)/python -m tests.benchmarks.bench_clustering
+
+golden: $(READY)       # the same bits before and after a refactoring: the first call records, later ones compare
+	$(BIN)/python -m tests.golden
