@@ -23,24 +23,19 @@ import numpy as np
 from sklearn.base import BaseEstimator, ClusterMixin
 from sklearn.utils import check_random_state
 
-from cdp.agglomeration import agglomerate
-from cdp.committee import (
-    VARIANTS,
-    choose_candidates,
-    make_pairs,
-    measure_affinity,
-    vote_pairs,
-)
-from cdp.context import SecondReading, score_context
-from cdp.cosine import make_unit
+from cdp.arrays.cosine import make_unit
+from cdp.committee.features import VARIANTS, measure_affinity
+from cdp.committee.pairs import choose_candidates, make_pairs, vote_pairs
 from cdp.errors import ConfigError, DataError
-from cdp.knn import build_knn_graphs
-from cdp.lessons import Crowd
-from cdp.mediator import Mediator, MediatorSettings
-from cdp.propagation import MAX_SIZE, propagate_labels
-from cdp.quality import estimate_quality
-from cdp.scoring import score_pairs
-from cdp.teaching import teach_mediator
+from cdp.knn.graph import build_knn_graphs
+from cdp.mediator.curriculum import JointSet
+from cdp.mediator.ensemble import Mediator
+from cdp.mediator.pair_scorer import score_pairs, teach_mediator
+from cdp.mediator.second_stage import SecondStage, score_second_stage
+from cdp.mediator.settings import MediatorSettings
+from cdp.propagation.average_linkage import agglomerate
+from cdp.propagation.quality import estimate_quality
+from cdp.propagation.rising_threshold import MAX_SIZE, propagate_labels
 from cdp.types import UNLABELLED, KnnGraph, PairTable
 
 Views = np.ndarray | Sequence[np.ndarray | Callable[[], np.ndarray]]
@@ -61,11 +56,11 @@ class ConsensusClusterer(ClusterMixin, BaseEstimator):
     mediator_settings : `cdp.mediator.MediatorSettings` to use instead, or None.
     candidates : "base": pairs are the edges of the base graph (paper); "all": of every graph. None:
         all with labels and the variant "extended", else the base.
-    crowd : teach the mediator amid the unlabelled rows, searched together with the labelled ones
+    joint : teach the mediator amid the unlabelled rows, searched together with the labelled ones
         for that; with labels and the variant "extended" only. False where many of the unlabelled
         rows show labelled people.
-    second_reading : judge each pair again by the pairs around it (`cdp.context`); with labels and
-        the variant "extended" only.
+    second_stage : rescore each pair by its neighbouring pairs (`cdp.mediator.second_stage`); with
+        labels and the variant "extended" only.
     split : "consensus": groups merge while all evidence between them says so (ours); or
         "raise_threshold" (paper); with labels only.
     threshold : "auto": where the held-out people were served best, one half without a second
@@ -83,7 +78,8 @@ class ConsensusClusterer(ClusterMixin, BaseEstimator):
     ----------
     labels_ : (n,) int64, 0 .. n_clusters_ - 1; -1 none.
     probabilities_ : (n,) float32, with labels the probability that the row belongs to its cluster
-        (`cdp.quality`), without the mean base cosine (clipped at 0) to it; 0 where the label is -1.
+        (`cdp.propagation.quality`), without the mean base cosine (clipped at 0) to it; 0 where the
+        label is -1.
     n_clusters_ : int.
     pairs_ : PairTable, the pairs that were scored; voting: those with enough votes.
     pair_scores_ : (m,) float32. Without labels `cdp.propagate_labels(pairs_, pair_scores_, n,
@@ -92,8 +88,8 @@ class ConsensusClusterer(ClusterMixin, BaseEstimator):
     threshold_ : the threshold on the scores.
     cut_thresholds_ : (n,) float32, the level at which each row's cluster was accepted.
     mediator_ : the trained `cdp.mediator.Mediator`, None where the committee voted.
-    second_reading_ : the trained `cdp.context.SecondReading`, None where there was none.
-    quality_ : `cdp.quality.QualityEstimate` of the labels; None where the committee voted.
+    second_stage_ : the trained second stage, None where there was none.
+    quality_ : `cdp.propagation.QualityEstimate` of the labels; None where the committee voted.
 
     Examples
     --------
@@ -124,8 +120,8 @@ class ConsensusClusterer(ClusterMixin, BaseEstimator):
         variant: str = "extended",
         mediator_settings: MediatorSettings | None = None,
         candidates: str | None = None,
-        crowd: bool = True,
-        second_reading: bool = True,
+        joint: bool = True,
+        second_stage: bool = True,
         split: str = "consensus",
         threshold: float | Literal["auto"] = "auto",
         min_similarity: float = 0.5,
@@ -141,8 +137,8 @@ class ConsensusClusterer(ClusterMixin, BaseEstimator):
         self.variant = variant
         self.mediator_settings = mediator_settings
         self.candidates = candidates
-        self.crowd = crowd
-        self.second_reading = second_reading
+        self.joint = joint
+        self.second_stage = second_stage
         self.split = split
         self.threshold = threshold
         self.min_similarity = min_similarity
@@ -211,7 +207,7 @@ class ConsensusClusterer(ClusterMixin, BaseEstimator):
         else:
             scores = self._score(mediator, given, graphs, pairs)
             if reading is not None and len(pairs):
-                scores = score_context(
+                scores = score_second_stage(
                     reading, given, pairs, scores, count, threads=self.threads
                 ).probability
             if threshold == "auto":
@@ -240,7 +236,7 @@ class ConsensusClusterer(ClusterMixin, BaseEstimator):
         self.pair_scores_ = scores
         self.threshold_ = level
         self.mediator_ = mediator
-        self.second_reading_ = reading
+        self.second_stage_ = reading
         self.quality_ = quality
         return self
 
@@ -269,7 +265,7 @@ class ConsensusClusterer(ClusterMixin, BaseEstimator):
 
     def _train(
         self, views: list[Any], labelled: Views, ids: np.ndarray, seed: int
-    ) -> tuple[Mediator, SecondReading | None]:
+    ) -> tuple[Mediator, SecondStage | None]:
         taught = _list_views(labelled, "labelled_views")
         if len(taught) != len(views):
             raise DataError(
@@ -289,21 +285,21 @@ class ConsensusClusterer(ClusterMixin, BaseEstimator):
                 f"{ids.shape} of {ids.dtype}"
             )
         ids = np.unique(ids, return_inverse=True)[1]
-        settings, crowd = self._choose_settings(), None
-        if self.crowd and settings.variant == "extended":
+        settings, joint = self._choose_settings(), None
+        if self.joint and settings.variant == "extended":
             joined = [partial(_join, one, other) for one, other in zip(taught, views, strict=True)]
             everyone = self._build_graphs(joined, seed)
             identity = np.full(len(everyone[0]), UNLABELLED, np.int64)
             identity[: len(ids)] = ids
-            crowd = Crowd(joined, everyone, identity)
+            joint = JointSet(joined, everyone, identity)
         return teach_mediator(
             taught,
             graphs,
             ids,
             settings=settings,
             candidates=self.candidates or choose_candidates(self.variant),
-            crowd=crowd,
-            second_reading=self.second_reading,
+            joint=joint,
+            second_stage=self.second_stage,
             seed=seed,
             threads=self.threads,
         )

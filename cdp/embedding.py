@@ -25,7 +25,7 @@ import torch
 from cdp.errors import DataError
 from cdp.images.degradation import DEGRADATIONS, degrade, reduce_faces
 from cdp.models import Backbone
-from cdp.training import resolve_device
+from cdp.training.plan import resolve_device
 
 MODEL_BYTES = 1 << 30
 ARENA_BYTES = 4 << 30

@@ -50,7 +50,7 @@ class PairTable:
     listings: np.ndarray | None = None
 
     @property
-    def voice(self) -> np.ndarray:
+    def weight(self) -> np.ndarray:
         """(m,) int64, how much each pair weighs where many are averaged: its listings, or 1."""
         if self.listings is None:
             return np.ones(len(self), np.int64)

@@ -13,25 +13,18 @@ The contract:
 from __future__ import annotations
 
 import json
-from collections import Counter
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal
 
-import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from cdp.errors import ConfigError
+from pipelines.yaml_files import parse_yaml, read_yaml, validate_settings
 
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_]{0,40}$")]
-Model = TypeVar("Model", bound=BaseModel)
 Share = Annotated[float, Field(ge=0, le=1)]
 Rate = Annotated[float, Field(gt=0, lt=1)]
 Positive = Annotated[int, Field(ge=1)]
-
-YAML_BYTES = 1 << 20
-YAML_VALUES = 10_000
-"""Values of one file, those an alias repeats counted each time."""
-YAML_DEPTH = 50
 
 
 class Settings(BaseModel):
@@ -140,7 +133,7 @@ class EmbedSettings(Settings):
 class KnnSettings(Settings):
     """The neighbour graphs.
 
-    crowd : search labelled and unlabelled images together too, so that the mediator learns amid the
+    joint : search labelled and unlabelled images together too, so that the mediator learns amid the
         unlabelled ones; false where many of them show labelled people.
     """
 
@@ -148,7 +141,7 @@ class KnnSettings(Settings):
     backend: Literal["nmslib", "faiss", "exact"] = "nmslib"
     options: dict[str, int] = Field(default_factory=dict)
     recall_sample: Positive = 1000
-    crowd: bool = True
+    joint: bool = True
 
 
 class VoteSettings(Settings):
@@ -163,18 +156,18 @@ class MediateSettings(Settings):
 
     candidates : pairs are the edges of the "base" graph, or of "all" graphs, which are more than
         twice as many; null is all with "extended" and the base, as published, with the others.
-    second_reading : with "extended", judge each pair again by what is known of the pairs around it.
+    second_stage : with "extended", judge each pair again by what is known of the pairs around it.
     """
 
     method: Literal["extended", "paper", "released", "vote"] = "extended"
     candidates: Literal["base", "all"] | None = None
-    second_reading: bool = True
+    second_stage: bool = True
     dropout: float = Field(0.0, ge=0, lt=1)
     vote: VoteSettings = VoteSettings()
 
 
 class SoftLabelSettings(Settings):
-    """How far labels spread along the consensus graph; see `cdp.diffusion`."""
+    """How far labels spread along the consensus graph; see `cdp.propagation.soft_labels`."""
 
     depth: Annotated[int, Field(ge=0)] = 5
     decay: float = Field(0.6, ge=0, le=1)
@@ -215,8 +208,8 @@ class RetrainSettings(TrainingSettings):
 
     leftovers : an image without a pseudo-label, or of too small a cluster, is left out ("drop") or
         is a class of its own ("alone"); people with too few images alike, where the truth is used.
-    spare_above : probability of a pair of two classes from which neither image is pushed away from
-        the other's class; 1 spares none.
+    mask_negatives_above : where two images of different classes match with more than this
+        probability, each leaves the other's class out of its negatives; 1 masks none.
     weigh_by_confidence : an image counts by how sure its pseudo-label is.
     targets : "hard" is one pseudo-label an image, "soft" the weighted ones of `soft_labels`.
     pseudo_share : part of batch and loss that the pseudo-labelled set has; null is its part of the
@@ -236,7 +229,7 @@ class RetrainSettings(TrainingSettings):
     width: float = Field(1.0, gt=0)
     min_cluster_size: Positive = 2
     leftovers: Literal["drop", "alone"] = "drop"
-    spare_above: float = Field(0.02, ge=0, le=1)
+    mask_negatives_above: float = Field(0.02, ge=0, le=1)
     weigh_by_confidence: bool = False
     targets: Literal["hard", "soft"] = "hard"
     pseudo_share: float | None = Field(None, gt=0, lt=1)
@@ -346,80 +339,6 @@ class RunConfig(Settings):
         return {field: whole[field] for field in fields}
 
 
-class _OneOfEachKey(yaml.SafeLoader):
-    """Safe, and a key given twice is an error: YAML itself would drop the first in silence."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        given = Counter(key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode))
-        twice = [key for key, count in given.items() if count > 1 and key != "<<"]
-        if twice:
-            raise yaml.constructor.ConstructorError(
-                None, None, f"{twice[0]!r} is given twice", node.start_mark
-            )
-        return super().construct_mapping(node, deep)
-
-
-def parse_yaml(text: str, source: str) -> Any:
-    """The value of a YAML text from anywhere, loaded safely; ConfigError where that fails."""
-    try:
-        _check_bounds(text)
-        return _OneOfEachKey(text).get_single_data()
-    except yaml.YAMLError as error:
-        place = getattr(error, "problem_mark", None)
-        where = f", line {place.line + 1}" if place else ""
-        problem = getattr(error, "problem", None) or getattr(error, "reason", None) or "not YAML"
-        raise ConfigError(f"{source}{where}: {problem}") from error
-    except Exception as error:  # a date, number or tag that is none can raise anything at all
-        reason = str(error).splitlines()[0][:120] if str(error) else type(error).__name__
-        raise ConfigError(f"{source}: not YAML that can be read: {reason}") from error
-
-
-def _check_bounds(text: str) -> None:
-    """YAMLError for a text whose value would be too large or too deep, aliases written out."""
-    size: dict[str, int] = {}
-    opened: list[tuple[str | None, int]] = []  # of each open collection: its anchor, count before
-    count = 0
-    for event in yaml.parse(text, yaml.SafeLoader):
-        if isinstance(event, yaml.AliasEvent):
-            if event.anchor in (anchor for anchor, _ in opened):
-                raise yaml.MarkedYAMLError(None, None, "holds itself", event.start_mark)
-            count += size.get(event.anchor, 1)
-        elif isinstance(event, yaml.ScalarEvent):
-            count += 1
-            if event.anchor:
-                size[event.anchor] = 1
-        elif isinstance(event, yaml.CollectionStartEvent):
-            opened.append((event.anchor, count))
-            count += 1
-        elif isinstance(event, yaml.CollectionEndEvent):
-            anchor, before = opened.pop()
-            if anchor:
-                size[anchor] = count - before
-        if count > YAML_VALUES or len(opened) > YAML_DEPTH:
-            limits = f"at most {YAML_VALUES} values, nested {YAML_DEPTH} deep, are expected"
-            raise yaml.MarkedYAMLError(None, None, f"too much: {limits}", event.start_mark)
-
-
-def read_yaml(path: Path) -> dict[str, Any]:
-    """A YAML mapping, loaded safely; ConfigError for anything else."""
-    try:
-        with path.open("rb") as stream:
-            data = stream.read(YAML_BYTES + 1)
-        if len(data) > YAML_BYTES:
-            raise ConfigError(f"{path}: at most {YAML_BYTES} bytes of settings are expected")
-        text = data.decode("utf-8-sig")
-    except FileNotFoundError:
-        near = sorted(p.name for p in path.parent.glob("*.yaml")) if path.parent.is_dir() else []
-        hint = f"; there are {', '.join(near)}" if near else ""
-        raise ConfigError(f"no such file: {path}{hint}") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"cannot read {path}: {error}") from error
-    value = parse_yaml(text, str(path))
-    if not isinstance(value, dict):
-        raise ConfigError(f"{path}: expected a mapping of settings, got {type(value).__name__}")
-    return value
-
-
 def read_config(path: Path, overrides: list[str]) -> RunConfig:
     """Read a config and lay dotted overrides (`propagate.max_size=300`) over it."""
     value = read_yaml(path)
@@ -427,17 +346,6 @@ def read_config(path: Path, overrides: list[str]) -> RunConfig:
     for override in overrides:
         _lay_over(value, override)
     return validate_settings(RunConfig, value, source=str(path))
-
-
-def validate_settings(kind: type[Model], value: Any, *, source: str) -> Model:
-    """Validate strictly; every fault is named in one ConfigError."""
-    try:
-        # JSON mode is strict about types yet takes lists for tuples, which is what YAML offers.
-        return kind.model_validate_json(json.dumps(value))
-    except (TypeError, ValueError) as error:
-        if isinstance(error, ValidationError):
-            raise ConfigError(_explain(error, kind, source)) from error
-        raise ConfigError(f"{source}: {error}") from error
 
 
 def _lay_over(value: dict[str, Any], override: str) -> None:
@@ -454,39 +362,3 @@ def _lay_over(value: dict[str, Any], override: str) -> None:
             raise ConfigError(f"override {override!r}: {section} is not a section")
         place = inner
     place[field] = parse_yaml(text, f"override {override!r}")
-
-
-def _explain(error: ValidationError, kind: type[BaseModel], source: str) -> str:
-    lines = []
-    for fault in error.errors():
-        where = ".".join(str(part) for part in fault["loc"]) or kind.__name__
-        if fault["type"] == "extra_forbidden":
-            known = ", ".join(_find_fields(kind, fault["loc"][:-1]))
-            lines.append(f"{where}: no such setting; known here: {known}")
-        elif fault["type"] == "missing":
-            lines.append(f"{where}: missing")
-        else:
-            message = fault["msg"].removeprefix("Value error, ")
-            # A fault of the whole says itself what came; the whole would only bury it.
-            got = repr(fault["input"])
-            got = got if len(got) <= 200 else f"{got[:200]}..."
-            lines.append(f"{where}: {message}, got {got}" if fault["loc"] else message)
-    return f"{source}: " + "; ".join(lines)
-
-
-def _find_fields(kind: type[BaseModel], location: tuple[Any, ...]) -> list[str]:
-    for part in location:
-        if isinstance(part, str) and part in kind.model_fields:
-            inner = kind.model_fields[part].annotation
-            if isinstance(inner, type) and issubclass(inner, BaseModel):
-                kind = inner
-            else:
-                kind = next(
-                    (
-                        a
-                        for a in getattr(inner, "__args__", ())
-                        if isinstance(a, type) and issubclass(a, BaseModel)
-                    ),
-                    kind,
-                )
-    return list(kind.model_fields)

@@ -22,14 +22,14 @@ import numpy as np
 
 from cdp.errors import DataError, StageError
 from cdp.types import UNLABELLED
-from pipelines.corrections import CorrectionTable, Decision
+from pipelines.decisions import CorrectionTable, Decision
 from pipelines.store import RECORD, Published
 
 if TYPE_CHECKING:
     import networkx
     import pandas as pd
 
-    from pipelines.dataset import Dataset
+    from pipelines.data.dataset import Dataset
 
 SHOWN = 60
 """Faces a notebook shows of one cluster."""
@@ -121,7 +121,7 @@ class RunResults:
     @cached_property
     def thumbnails(self) -> Mapping[int, bytes]:
         """sample_id -> a small WebP picture; empty where the run shows no images."""
-        published = self.find("shrink")
+        published = self.find("thumbnails")
         if published is None:
             return {}
         table = published.read("thumbnails")
@@ -156,8 +156,9 @@ class RunResults:
 
         data_root : where it lies now; None where the run found it.
         """
-        from pipelines.config import validate_settings
-        from pipelines.dataset import DataManifest, Dataset
+        from pipelines.data.dataset import Dataset
+        from pipelines.data.manifest import DataManifest
+        from pipelines.yaml_files import validate_settings
 
         path = self.directory / RECORD
         try:
@@ -223,7 +224,7 @@ class RunResults:
 
     @cached_property
     def _base_view(self) -> tuple[np.ndarray, np.ndarray] | None:
-        from pipelines.store import read_vectors
+        from pipelines.tables import read_vectors
 
         published = self.find("embed")
         if published is None:
@@ -273,7 +274,7 @@ class Cluster:
         """
         import networkx
 
-        from cdp.propagation import Propagation, to_networkx
+        from cdp.propagation.rising_threshold import Propagation, to_networkx
 
         ids = np.sort(self.images.sample_id.to_numpy())
         count = len(ids)
@@ -333,7 +334,7 @@ class Comparison:
 
 def _name_labels(labels: pd.DataFrame, samples: pd.DataFrame) -> pd.DataFrame:
     """Labels with a key that means the same image in every run."""
-    from pipelines.corrections import find_keys
+    from pipelines.decisions import find_keys
 
     known = samples[["sample_id", "sha256"]]
     both = labels[["sample_id", "path", "pseudo_label"]].merge(known, on="sample_id")

@@ -28,10 +28,10 @@ from tornado.httpserver import HTTPServer
 from tornado.web import Application, HTTPError, RequestHandler
 
 from cdp.errors import CdpError, ConfigError
-from pipelines.corrections import FILE_NAME, ContradictionError
+from pipelines.decisions import FILE_NAME, ContradictionError
 from pipelines.pages import read_page, render
 from pipelines.results import open_run
-from pipelines.session import ReviewSession, describe_error, parse_groups
+from pipelines.review_session import ReviewSession, describe_error, parse_groups
 
 ASSETS = {
     "page.css": "text/css",

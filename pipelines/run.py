@@ -24,13 +24,14 @@ from typing import Any
 
 from cdp.errors import CdpError, ConfigError, DataError
 from pipelines.config import RunConfig, read_config
-from pipelines.corrections import CorrectionTable
-from pipelines.dataset import Dataset
+from pipelines.data.dataset import Dataset
+from pipelines.decisions import CorrectionTable
 from pipelines.engine import Engine, bound_memory
+from pipelines.files import FileDigests, write_text
 from pipelines.stage import Runtime, Step, execute_step, plan_run
 from pipelines.stages import STAGES, describe_facts
-from pipelines.store import RECORD, FileDigests, Store, write_text
-from pipelines.team import run_as_team
+from pipelines.store import RECORD, Store
+from pipelines.training.team import run_as_team
 
 log = logging.getLogger("cdp")
 
@@ -239,7 +240,7 @@ def _describe_environment(options: argparse.Namespace, seed: int) -> dict[str, A
     """What figures may depend on beyond the fingerprint; no fingerprint reads it."""
     import torch
 
-    from cdp.training import resolve_device
+    from cdp.training.plan import resolve_device
 
     device = resolve_device(options.device)
     versions: dict[str, str | None] = {}

@@ -25,18 +25,12 @@ import pyarrow as pa
 
 from cdp.errors import ConfigError, StageError
 from pipelines.config import RunConfig
-from pipelines.corrections import Decision, digest_decisions
-from pipelines.dataset import Dataset
+from pipelines.data.dataset import Dataset
+from pipelines.decisions import Decision, digest_decisions
 from pipelines.engine import Engine
-from pipelines.store import (
-    SCRATCH,
-    FileDigests,
-    Published,
-    Store,
-    describe_schema,
-    digest_json,
-    write_table,
-)
+from pipelines.files import FileDigests, digest_json
+from pipelines.store import SCRATCH, Published, Store
+from pipelines.tables import describe_schema, write_table
 
 log = logging.getLogger("cdp")
 

@@ -20,190 +20,32 @@ The contract:
 from __future__ import annotations
 
 import fcntl
-import hashlib
 import json
 import os
 import shutil
-import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.parquet as pq
-from safetensors import SafetensorError
 
-from cdp.errors import DataError, StageError
-from cdp.types import PairTable
-
-if TYPE_CHECKING:
-    import pandas as pd
+from cdp.errors import StageError
+from pipelines.files import (
+    DIGEST,
+    digest_file,
+    digest_json,
+    drop_drafts,
+    sync_directory,
+    write_text,
+)
+from pipelines.tables import types_agree
 
 MANIFEST = "manifest.json"
 SCRATCH = "_scratch"
 RECORD = "run.json"
-DIGEST = "digest"
-
-
-def digest_json(value: Any) -> str:
-    """SHA-256 of the canonical JSON of `value` (sorted keys, no spaces)."""
-    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False)
-    return hashlib.sha256(text.encode()).hexdigest()
-
-
-def digest_file(path: Path) -> str:
-    """SHA-256 of a file's bytes, as hex."""
-    with path.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
-def describe_schema(schema: pa.Schema) -> dict[str, str]:
-    """Column name -> Arrow type, the form in which a schema enters a fingerprint."""
-    return {field.name: str(field.type) for field in schema}
-
-
-# ---------------------------------------------------------------------------------------- files
-
-
-@contextmanager
-def open_atomically(path: Path) -> Iterator[Path]:
-    """Give a sibling path to write to; move it to `path` once the block ends without an error."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f".{path.name}.draft-{os.getpid()}")
-    try:
-        yield draft
-        with draft.open("rb") as stream:
-            os.fsync(stream.fileno())
-        draft.replace(path)
-    except (OSError, SafetensorError) as error:
-        raise _cannot_write(path, error) from error
-    finally:
-        draft.unlink(missing_ok=True)
-
-
-def reserve_array(path: Path, dtype: npt.DTypeLike, shape: tuple[int, ...]) -> None:
-    """Make a .npy file to be mapped and give it all of its room; StageError when there is none.
-
-    A mapped file without room ends the process that writes to it, without a word.
-    """
-    try:
-        np.lib.format.open_memmap(path, "w+", dtype, shape).flush()
-        with path.open("r+b") as stream:
-            if hasattr(os, "posix_fallocate"):
-                os.posix_fallocate(stream.fileno(), 0, path.stat().st_size)
-    except OSError as error:
-        raise _cannot_write(path, error) from error
-
-
-def _cannot_write(path: Path, error: Exception) -> StageError:
-    reason = getattr(error, "strerror", None) or error
-    return StageError(
-        f"cannot write {path}: {reason}; what was published before is untouched. Free "
-        "space or mend the permissions, then run the same command again"
-    )
-
-
-def drop_drafts(directory: Path) -> None:
-    """Remove what writers that were killed left; for the holder of the directory's lock alone."""
-    for draft in directory.rglob(".*.draft-*"):
-        draft.unlink(missing_ok=True)
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write a text file atomically, UTF-8."""
-    with open_atomically(path) as draft:
-        draft.write_text(text, encoding="utf-8")
-
-
-def write_table(path: Path, columns: Mapping[str, Any] | pa.Table, schema: pa.Schema) -> None:
-    """Write one Parquet file atomically, cast to `schema`."""
-    table = columns if isinstance(columns, pa.Table) else pa.table(dict(columns), schema=schema)
-    if not table.schema.equals(schema):
-        table = table.select(schema.names).cast(schema)
-    with open_atomically(path) as draft:
-        pq.write_table(table, draft, compression="zstd")
-
-
-def vector_column(values: np.ndarray) -> pa.FixedSizeListArray:
-    """(n, d) array -> Arrow fixed-size list column of n rows, without copying."""
-    values = np.ascontiguousarray(values)
-    return pa.FixedSizeListArray.from_arrays(pa.array(values.reshape(-1)), values.shape[1])
-
-
-def list_pairs(pairs: pd.DataFrame, sample_id: np.ndarray) -> PairTable:
-    """The table `mediate/pairs`, ids as positions in the ascending `sample_id`.
-
-    Runs of earlier versions did not count listings: their pairs weigh alike.
-    """
-    listings = pairs.get("listings")
-    return PairTable(
-        np.searchsorted(sample_id, pairs.source.to_numpy()),
-        np.searchsorted(sample_id, pairs.target.to_numpy()),
-        None if listings is None else listings.to_numpy(),
-    )
-
-
-def read_vectors(path: Path, column: str) -> np.ndarray:
-    """One fixed-size-list column of a Parquet table or directory -> (n, d) array.
-
-    Row groups are copied one by one into the result, so the peak is the result plus one group.
-    """
-    files = sorted(path.glob("*.parquet")) if path.is_dir() else [path]
-    readers = [pq.ParquetFile(file) for file in files]
-    count = sum(reader.metadata.num_rows for reader in readers)
-    field = readers[0].schema_arrow.field(column).type
-    result = np.empty((count, field.list_size), field.value_type.to_pandas_dtype())
-    row = 0
-    for reader in readers:
-        for batch in reader.iter_batches(columns=[column]):
-            block = batch.column(0).flatten().to_numpy(zero_copy_only=False)
-            result[row : row + len(batch)] = block.reshape(len(batch), -1)
-            row += len(batch)
-    return result
-
-
-def open_vectors(path: Path, column: str, count: int, longest: int) -> np.ndarray:
-    """Vectors of a Parquet file from anywhere -> (n, d) array, or a DataError.
-
-    What its footer declares is held to what is expected before anything is read: a column of
-    `count` fixed-size lists of at most `longest` floats, in one file. The rows are then held to the
-    footer; none may be missing or null.
-    """
-    wanted = f"a column {column!r} of {count} fixed-size lists of 1 to {longest} floats"
-    try:
-        reader = pq.ParquetFile(path)
-        schema, rows = reader.schema_arrow, reader.metadata.num_rows
-        kind = schema.field(column).type if schema.get_field_index(column) >= 0 else None
-        if kind is None or not pa.types.is_fixed_size_list(kind):
-            raise DataError(f"{path}: {wanted} expected, found {describe_schema(schema)}")
-        if (
-            not pa.types.is_floating(kind.value_type)
-            or not 1 <= kind.list_size <= longest
-            or rows != count
-        ):
-            raise DataError(f"{path}: {wanted} expected, found {rows} of {kind}")
-        result = np.empty((count, kind.list_size), kind.value_type.to_pandas_dtype())
-        row = 0
-        at_once = max(1, (1 << 22) // kind.list_size)
-        for batch in reader.iter_batches(batch_size=at_once, columns=[column]):
-            values = batch.column(0)
-            if values.null_count or values.flatten().null_count or row + len(batch) > count:
-                raise DataError(f"{path}: {wanted} expected, found nulls or more rows")
-            block = values.flatten().to_numpy(zero_copy_only=False)
-            result[row : row + len(batch)] = block.reshape(len(batch), -1)
-            row += len(batch)
-    except DataError:
-        raise
-    except Exception as error:  # a broken file can make the reader raise anything at all
-        reason = str(error).splitlines()[0][:160] if str(error) else type(error).__name__
-        raise DataError(f"{path}: {wanted} expected; it cannot be read: {reason}") from error
-    if row != count:
-        raise DataError(f"{path}: {wanted} expected, found {row}")
-    return result
 
 
 # ------------------------------------------------------------------------------------ manifests
@@ -269,7 +111,7 @@ class Published:
         declared = self.manifest["schemas"].get(table.split("/")[0], {})
         for field in read.schema:
             expected = declared.get(field.name)
-            if expected is not None and not _types_agree(expected, str(field.type)):
+            if expected is not None and not types_agree(expected, str(field.type)):
                 raise StageError(
                     f"{path}: column {field.name} is {field.type}, its stage declares {expected}. "
                     f"Repair it with --stage {self.stage} --force"
@@ -279,11 +121,6 @@ class Published:
     def path(self, table: str) -> Path:
         """Where a table lies: `labels` or, per split and member, `embeddings/labelled/base`."""
         return self.directory / f"{table}.parquet"
-
-
-def _types_agree(declared: str, found: str) -> bool:
-    """Vectors are declared without their length, which depends on the model."""
-    return found == declared or (declared.endswith("[0]") and found.startswith(declared[:-3]))
 
 
 class Store:
@@ -350,7 +187,7 @@ class Store:
         attempts = [int(d.name[len(prefix) :]) for d in work.parent.glob(f"{prefix}*")]
         final = work.parent / f"{prefix}{max(attempts, default=0) + 1}"
         work.rename(final)
-        _sync_directory(final.parent)
+        sync_directory(final.parent)
         published = Published.open(stage, final)
         assert published is not None
         return published
@@ -439,70 +276,3 @@ def _is_alive(pid: str) -> bool:
     except OSError:
         return True
     return True
-
-
-def _sync_directory(directory: Path) -> None:
-    handle = os.open(directory, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-# -------------------------------------------------------------------------------- input files
-
-
-class FileDigests:
-    """SHA-256 of input files, remembered by path, size, inode and modification time.
-
-    A file touched within two seconds of being remembered is read again next time, so that an edit
-    in the same clock tick is never missed. `rehash` distrusts everything remembered.
-    """
-
-    def __init__(self, path: Path, *, rehash: bool = False) -> None:
-        self._path = path
-        self._known: dict[str, list[Any]] = {}
-        self._changed = False
-        if not rehash:
-            try:
-                self._known = json.loads(path.read_text(encoding="utf-8"))
-            except (OSError, ValueError, RecursionError):
-                self._known = {}
-
-    def digest(self, path: Path) -> str:
-        stat = path.stat()
-        stamp = [stat.st_size, stat.st_ino, stat.st_mtime_ns]
-        key = os.fspath(path)
-        known = self._known.get(key)
-        if known is not None and known[:3] == stamp:
-            return str(known[3])
-        value = digest_file(path)
-        if stat.st_mtime_ns < time.time_ns() - 2_000_000_000:
-            self._known[key] = [*stamp, value]
-            self._changed = True
-        return value
-
-    def digest_tree(self, root: Path, paths: Iterable[str]) -> str:
-        """One digest over (relative path, content) of many files.
-
-        A file that cannot be read counts with the reason: it costs itself only, and once it can be
-        read the digest is another one.
-        """
-        total = hashlib.sha256()
-        for path in sorted(paths):
-            try:
-                content = self.digest(root / path)
-            except OSError as error:
-                content = f"unreadable: {error.errno}"
-            total.update(path.encode("utf-8", "surrogateescape"))
-            total.update(b"\0" + content.encode() + b"\n")
-        return total.hexdigest()
-
-    def save(self) -> None:
-        """Remember for next time; a store that cannot be written is no reason to fail."""
-        if self._changed:
-            try:
-                write_text(self._path, json.dumps(self._known))
-            except (StageError, UnicodeError):
-                return
-            self._changed = False

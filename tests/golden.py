@@ -55,6 +55,14 @@ def digest_column(column: pa.ChunkedArray) -> str:
     return total.hexdigest()
 
 
+def digest_array(name: str, array: np.ndarray) -> str:
+    """SHA-256 of its bytes; of JSON, of its numbers alone, since its keys may get better names."""
+    content = np.ascontiguousarray(array).tobytes()
+    if name == "json":
+        content = b" ".join(sorted(re.findall(rb"-?\d+\.?\d*(?:e-?\d+)?", content)))
+    return hashlib.sha256(content).hexdigest()
+
+
 def digest_run(run: Path) -> Digests:
     """Every column of every table of a run, and every array of its mediators."""
     from safetensors.numpy import load_file
@@ -70,8 +78,7 @@ def digest_run(run: Path) -> Digests:
                         found[key] = digest_column(table[name])
         for path in sorted(stage.glob("*.safetensors")):
             for name, array in load_file(path).items():
-                key = f"{stage.name}/{path.name}:{name}"
-                found[key] = hashlib.sha256(np.ascontiguousarray(array).tobytes()).hexdigest()
+                found[f"{stage.name}/{path.name}:{name}"] = digest_array(name, array)
     return found
 
 
@@ -126,10 +133,7 @@ def record_mediator(place: Path) -> Digests:
     features += 0.7 * same[:, None].astype(np.float32)
     fitted = Mediator.fit(features, same, source, target, seed=0)
     mediator = fitted[0] if isinstance(fitted, tuple) else fitted
-    return {
-        name: hashlib.sha256(np.ascontiguousarray(array).tobytes()).hexdigest()
-        for name, array in mediator.state().items()
-    }
+    return {name: digest_array(name, array) for name, array in mediator.state().items()}
 
 
 PARTS: dict[str, Callable[[Path], Digests]] = {

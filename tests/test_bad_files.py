@@ -23,10 +23,12 @@ from PIL import Image
 
 from cdp.errors import CdpError, ConfigError, DataError
 from cdp.images.decode import decode_image
-from pipelines.config import RunConfig, parse_yaml, read_config, read_yaml, validate_settings
-from pipelines.dataset import LARGEST_FILE, DataManifest, Dataset
+from pipelines.config import RunConfig, read_config
+from pipelines.data.dataset import LARGEST_FILE, Dataset
+from pipelines.data.manifest import DataManifest
+from pipelines.files import FileDigests
 from pipelines.run import main
-from pipelines.store import FileDigests
+from pipelines.yaml_files import parse_yaml, read_yaml, validate_settings
 
 
 def encode(image: Image.Image, format: str = "PNG", **options: object) -> bytes:

@@ -12,7 +12,7 @@ import pytest
 from test_review import serve
 
 import cdp
-from pipelines.corrections import CorrectionTable
+from pipelines.decisions import CorrectionTable
 from pipelines.run import main
 
 FLAGS = ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",

@@ -8,10 +8,10 @@ from sklearn.base import clone, is_clusterer
 from sklearn.metrics import v_measure_score
 
 from cdp import ConsensusClusterer, propagate_labels
-from cdp.agglomeration import agglomerate
 from cdp.errors import ConfigError, DataError
-from cdp.mediator import MediatorSettings
-from cdp.metrics import score_pairwise
+from cdp.mediator.settings import MediatorSettings
+from cdp.metrics.clustering import score_pairwise
+from cdp.propagation.average_linkage import agglomerate
 from tests.benchmarks.embeddings import draw_views
 
 DIMENSIONS = (24, 16, 32)
@@ -68,7 +68,7 @@ def test_mediates_with_labels(faces, variant, candidates):
         split="raise_threshold",
         threshold=0.96,
         max_size=100,
-        second_reading=False,
+        second_stage=False,
         mediator_settings=FEW_EPOCHS,
     )
     labels = clusterer.fit_predict(views, labelled_views=labelled_views, labelled_ids=labelled_ids)
@@ -76,7 +76,7 @@ def test_mediates_with_labels(faces, variant, candidates):
     assert precision > 0.9
     assert recall > 0.5
     assert clusterer.mediator_.settings.variant == variant
-    assert clusterer.second_reading_ is None
+    assert clusterer.second_stage_ is None
     check_attributes(clusterer, len(identity))
 
 
@@ -85,10 +85,10 @@ def test_chooses_everything_itself_and_beats_one_rising_threshold(faces):
     labelled = {"labelled_views": labelled_views, "labelled_ids": labelled_ids}
     clusterer = ConsensusClusterer(k=10, backend="exact", mediator_settings=FEW_EPOCHS)
     clusterer.fit(views, **labelled)
-    assert clusterer.threshold_ == clusterer.second_reading_.threshold
+    assert clusterer.threshold_ == clusterer.second_stage_.threshold
     check_attributes(clusterer, len(identity))
     f = score_pairwise(identity, clusterer.labels_)[2]
-    rising = clusterer.set_params(split="raise_threshold", second_reading=False, threshold=0.96)
+    rising = clusterer.set_params(split="raise_threshold", second_stage=False, threshold=0.96)
     assert f > score_pairwise(identity, rising.fit_predict(views, **labelled))[2]
     assert f > 0.9
     lone = MediatorSettings(epochs=1, members=1, folds=2)

@@ -10,18 +10,17 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cdp.committee import (
+from cdp.committee.features import (
     VARIANTS,
     count_features,
     describe_pairs,
-    make_pairs,
     measure_affinity,
     name_features,
-    vote_pairs,
 )
+from cdp.committee.pairs import make_pairs, vote_pairs
 from cdp.errors import ConfigError, DataError
-from cdp.knn import build_knn_graph
-from cdp.propagation import propagate_labels
+from cdp.knn.graph import build_knn_graph
+from cdp.propagation.rising_threshold import propagate_labels
 from cdp.types import KnnGraph, PairTable
 from tests.benchmarks import released
 from tests.benchmarks.embeddings import draw_views

@@ -4,7 +4,7 @@ from pathlib import Path
 
 from tensorboardX.proto.event_pb2 import Event
 
-from pipelines.curves import CURVES, write_curves
+from pipelines.training.curves import CURVES, write_curves
 
 
 def read_events(directory: Path) -> dict[str, list[tuple[int, float]]]:

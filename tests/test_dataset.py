@@ -5,8 +5,8 @@ import pytest
 import yaml
 
 from cdp.errors import ConfigError, DataError
-from pipelines.dataset import Dataset
-from pipelines.store import FileDigests
+from pipelines.data.dataset import Dataset
+from pipelines.files import FileDigests
 
 
 @pytest.fixture
@@ -262,7 +262,7 @@ def test_folds_and_files_that_are_not_there_are_named(write):
 
 def test_the_official_list_parts_its_people(data_root):
     """Real data: ten folds of 600 pairs, and nobody in two of them."""
-    from pipelines.dataset import _read_pairs
+    from pipelines.data.dataset import _read_pairs
 
     pairs = _read_pairs(data_root / "lfw_pairs.txt", "lfw112")
     assert len(pairs) == 6000

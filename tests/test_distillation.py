@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from cdp.distillation import fit_target
 from cdp.errors import DataError
+from cdp.training.distillation import fit_target
 
 
 def draw_unit(count: int, dim: int, seed: int = 0, scale: np.ndarray | None = None) -> np.ndarray:

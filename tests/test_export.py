@@ -12,8 +12,8 @@ import pytest
 from PIL import Image
 from test_hostile import NAMES
 
-from pipelines.export import main
-from pipelines.export_labels import defuse_formula, write_csv
+from pipelines.export.__main__ import main
+from pipelines.export.labels import defuse_formula, write_csv
 
 
 def export(run, to, out, *options):

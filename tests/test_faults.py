@@ -525,7 +525,7 @@ def test_workers_killed_in_every_stage_are_replaced_and_it_ends_the_same(
         with process:
             for line in process.stdout:
                 told.append(line)
-                if re.match(r"(embed|knn|mediate|retrain|evaluate|shrink) +run", line):
+                if re.match(r"(embed|knn|mediate|retrain|evaluate|thumbnails) +run", line):
                     kill(process.pid)
         ended.set()
         killer.join()

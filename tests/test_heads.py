@@ -197,7 +197,7 @@ def test_eval_does_not_depend_on_the_batch(name: str) -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_spared_class_is_as_if_it_were_not_there(name: str) -> None:
-    """By hand: the loss over the other classes alone, and no pull on the spared class."""
+    """By hand: the loss over the other classes alone, and no pull on the masked class."""
     embedding, label = problem(5)
     head = build_head(name, DIM, IDENTITIES, **PARAMS[name]).double()
     weight = classes_of(head).numpy()

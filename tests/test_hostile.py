@@ -20,11 +20,12 @@ import yaml
 from test_report import make_page, read_data
 
 from cdp.errors import ConfigError, DataError, make_printable
-from pipelines.config import YAML_BYTES, parse_yaml, read_yaml
-from pipelines.corrections import CorrectionTable
-from pipelines.dataset import Dataset
-from pipelines.export_labels import write_csv
-from pipelines.store import Published, open_vectors
+from pipelines.data.dataset import Dataset
+from pipelines.decisions import CorrectionTable
+from pipelines.export.labels import write_csv
+from pipelines.store import Published
+from pipelines.tables import open_vectors
+from pipelines.yaml_files import YAML_BYTES, parse_yaml, read_yaml
 
 ROOT = Path(__file__).parents[1]
 

@@ -12,18 +12,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cdp.cosine import make_unit
+from cdp.arrays.cosine import make_unit
 from cdp.errors import BackendError, ConfigError, DataError
-from cdp.exact import scan_all
-from cdp.knn import (
-    BACKENDS,
-    build_index,
-    build_knn_graph,
-    build_knn_graphs,
-    load_index,
-    measure_recall,
-    query_index,
-)
+from cdp.knn.exact import scan_all
+from cdp.knn.graph import build_knn_graph, build_knn_graphs, measure_recall
+from cdp.knn.index import BACKENDS, build_index, load_index, query_index
 from cdp.types import KnnGraph
 from tests.benchmarks.embeddings import draw_views
 

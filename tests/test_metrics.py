@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import normalized_mutual_info_score
 
-from cdp import metrics
 from cdp.errors import DataError
+from cdp.metrics import identification as metrics
 
 
 def unit(rng, count, width=8):

@@ -17,7 +17,7 @@ import yaml
 from conftest import TINY_CONFIG, digest_run
 from PIL import Image
 
-from pipelines.export import main as export_results
+from pipelines.export.__main__ import main as export_results
 from pipelines.run import main
 
 ROOT = Path(__file__).parents[1]
@@ -35,7 +35,7 @@ TABLES = {
     "propagate/clusters": "pseudo_label size mean_probability expected_precision weakest_edge "
     "medoid_sample_id",
     "evaluate/metrics": "subject protocol metric value count low high",
-    "shrink/thumbnails": "sample_id image",
+    "thumbnails/thumbnails": "sample_id image",
     "report/summary": "section name value",
 }
 
@@ -306,7 +306,7 @@ def test_an_unwritable_runs_dir_is_named(tiny, tmp_path, capsys):
 @pytest.fixture
 def folder_run(tmp_path):
     """Synthetic faces saved as files, with some files a camera roll would also hold."""
-    from cdp.synthetic import SyntheticFaces
+    from cdp.synthetic.identities import SyntheticFaces
 
     faces = SyntheticFaces(
         labelled_identities=14, unlabelled_identities=14, evaluation_identities=4, images_min=4,

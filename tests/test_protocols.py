@@ -5,10 +5,11 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from cdp import metrics, protocols
 from cdp.errors import DataError
-from cdp.metrics import identify
-from cdp.protocols import Resamples, Score
+from cdp.metrics import identification as metrics
+from cdp.metrics import protocols
+from cdp.metrics.identification import identify
+from cdp.metrics.protocols import Resamples, Score
 
 
 def draw_faces(people: int, each: int, seed: int, spread: float = 0.8):

@@ -8,10 +8,11 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from cdp.agglomeration import agglomerate
 from cdp.errors import ConfigError, DataError
-from cdp.metrics import score_pairwise
-from cdp.quality import CUTS, choose_cut, compare_groups, estimate_quality
+from cdp.metrics.clustering import score_pairwise
+from cdp.propagation.average_linkage import agglomerate
+from cdp.propagation.quality import CUTS, compare_groups, estimate_quality
+from cdp.propagation.threshold import choose_cut
 from cdp.types import PairTable
 
 

@@ -2,8 +2,8 @@
 
 import numpy as np
 
-from cdp.corrections import Corrections
-from cdp.questions import list_open, rank_questions
+from cdp.review.constraints import Constraints
+from cdp.review.questions import filter_answered, rank_questions
 from cdp.types import PairTable
 
 
@@ -67,11 +67,11 @@ def test_what_was_answered_is_not_asked_again():
     )
     asked = rank_questions(label, pairs, probability)
     first, second, third = (np.flatnonzero(label == cluster) for cluster in range(3))
-    said = Corrections(10, (np.concatenate([second, third]),), ((first[:1], second),))
-    left = list_open(asked, said, checked={frozenset(first.tolist())})
+    said = Constraints(10, (np.concatenate([second, third]),), ((first[:1], second),))
+    left = filter_answered(asked, said, checked={frozenset(first.tolist())})
     shown = {(q.kind, q.one[0], *q.other[:1]) for q in left}
     assert not [key for key in shown if key[0] == "merge"]  # third is one with second
     assert ("bridge", first[0]) in {(kind, row) for kind, row, *_ in shown}
     assert ("cluster", first[0]) not in shown
     assert ("cluster", second[0]) not in shown
-    assert list_open(asked, Corrections(10)) == asked
+    assert filter_answered(asked, Constraints(10)) == asked

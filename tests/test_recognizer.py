@@ -9,15 +9,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 import cdp
-from cdp.branch import Branch, SoftTargets, SparedClasses
-from cdp.distillation import fit_target
 from cdp.errors import ConfigError, DataError
 from cdp.images.degradation import get_degradation
 from cdp.models import build_backbone
 from cdp.models.auxiliary import AUXILIARIES
 from cdp.models.heads import HEADS
-from cdp.recognizer import Recognizer, select_classes, train_recognizer
-from cdp.training import TrainingPlan
+from cdp.recognizer.fit import select_classes, train_recognizer
+from cdp.recognizer.recognizer import Recognizer
+from cdp.training.distillation import fit_target
+from cdp.training.plan import TrainingPlan
+from cdp.training.sets import Branch, MaskedNegatives, SoftTargets
 
 SMALL = {"backbone": "plain", "input_px": 16, "embedding_dim": 16, "width": 0.5}
 
@@ -66,7 +67,7 @@ def test_two_heads_train_and_unlabelled_images_are_left_out() -> None:
 
 def test_equals_a_training_by_hand() -> None:
     from cdp.models.heads import build_head
-    from cdp.training import train_model
+    from cdp.training.loop import train_model
 
     images, label = draw_people(4, 5, seed=0)
     others, pseudo = draw_people(6, 5, seed=1)
@@ -130,11 +131,11 @@ def test_spared_classes_keep_their_numbers() -> None:
     others, pseudo = draw_people(6, 5, seed=1)
     pseudo = pseudo * 10
     pseudo[7] = -1
-    spared = SparedClasses(np.array([0, 7, 8]), np.array([20, 30, 50]))
-    found, _ = train(images, label, others, pseudo, spared=spared)
+    masked = MaskedNegatives(np.array([0, 7, 8]), np.array([20, 30, 50]))
+    found, _ = train(images, label, others, pseudo, masked=masked)
     kept = np.flatnonzero(pseudo != -1)
-    left = SparedClasses(np.searchsorted(kept, [0, 8]), np.array([2, 5]))
-    expected, _ = train(images, label, others[kept], pseudo[kept] // 10, spared=left)
+    left = MaskedNegatives(np.searchsorted(kept, [0, 8]), np.array([2, 5]))
+    expected, _ = train(images, label, others[kept], pseudo[kept] // 10, masked=left)
     without, _ = train(images, label, others[kept], pseudo[kept] // 10)
     np.testing.assert_array_equal(found.embed(others), expected.embed(others))
     assert not np.array_equal(found.embed(others), without.embed(others))
@@ -143,7 +144,7 @@ def test_spared_classes_keep_their_numbers() -> None:
 def test_a_teacher_reaches_every_image() -> None:
     """Two sets with heads, and what neither has a class for in a branch without one."""
     from cdp.models.heads import build_head
-    from cdp.training import train_model
+    from cdp.training.loop import train_model
 
     images, label = draw_people(4, 5, seed=0)
     others, pseudo = draw_people(6, 5, seed=1)
@@ -233,8 +234,8 @@ def test_a_file_gives_it_back(tmp_path) -> None:
 @pytest.fixture(scope="module")
 def default_faces():
     """The default data set: labelled faces to train on, held-out people to tell apart."""
-    from cdp.metrics import sample_verification_pairs
-    from cdp.synthetic import SyntheticFaces
+    from cdp.metrics.verification import sample_verification_pairs
+    from cdp.synthetic.identities import SyntheticFaces
 
     faces = SyntheticFaces(size_px=48)
     rows = {split: np.flatnonzero(faces.split == split) for split in ("labelled", "evaluation")}
@@ -264,7 +265,7 @@ def default_faces():
 )
 def test_it_trains_on_the_default_set(options, default_faces) -> None:
     """Every head and every added loss: people nobody was trained on are told apart."""
-    from cdp.metrics import compare_pairs, verification_accuracy
+    from cdp.metrics.verification import compare_pairs, verification_accuracy
 
     images, label, held_out, pairs = default_faces
 

@@ -10,9 +10,9 @@ import pandas as pd
 import pytest
 
 from cdp.types import PairTable
-from pipelines.figures import draw_recognizers, draw_sizes
 from pipelines.pages import render_report
-from pipelines.sheets import FARTHEST, NEAREST, make_sheets
+from pipelines.pages.face_sheets import FARTHEST, NEAREST, make_sheets
+from pipelines.pages.figures import draw_recognizers, draw_sizes
 
 SECTIONS = ("funnel", "labels", "recognizers", "training", "graphs", "cost", "clusters", "merges",
             "bridges")  # fmt: skip
@@ -82,7 +82,7 @@ def test_the_page_shows_the_figures_of_the_tables(page, finished_run):
 
 def test_every_stage_has_its_cost(page, finished_run):
     text = read_page(page).text
-    for stage in ("ingest", "train", "mediate", "propagate", "retrain", "evaluate", "shrink"):
+    for stage in ("ingest", "train", "mediate", "propagate", "retrain", "evaluate", "thumbnails"):
         manifest = json.loads((finished_run / stage / "manifest.json").read_text())
         assert f"{manifest['peak_memory_mib']:,} MiB" in text
 

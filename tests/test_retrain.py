@@ -3,7 +3,7 @@
 import numpy as np
 import pandas as pd
 
-from pipelines.stages.retrain import select_clusters
+from pipelines.training.sets import select_clusters
 
 SAMPLES = pd.DataFrame(
     {
@@ -42,12 +42,12 @@ def test_leftovers_are_classes_of_their_own_and_spared_where_in_doubt() -> None:
     chosen = select_clusters(SAMPLES, "pseudo_label", 2, weigh=False, alone=True, pairs=PAIRS)
     assert chosen.paths == tuple("abcdef")
     assert chosen.label.tolist() == [0, 0, 1, 1, 2, 3]
-    told = set(zip(chosen.spared.row.tolist(), chosen.spared.label.tolist(), strict=True))
+    told = set(zip(chosen.masked.row.tolist(), chosen.masked.label.tolist(), strict=True))
     # Both ends of every pair, but none its own class.
     apart = {(0, 3), (5, 0), (2, 3), (5, 1), (4, 3), (5, 2), (3, 2), (4, 1), (0, 1), (2, 0)}
     assert told == apart
     without = select_clusters(SAMPLES, "pseudo_label", 2, weigh=False, alone=True)
-    assert without.spared is None
+    assert without.masked is None
     assert without.digest() != chosen.digest()
 
 
@@ -55,7 +55,7 @@ def test_a_person_split_over_two_clusters_is_not_pushed_apart() -> None:
     within = pd.DataFrame({"source": [10, 10], "target": [11, 12]})
     pairs = pd.concat([PAIRS, within])
     chosen = select_clusters(SAMPLES, "pseudo_label", 2, weigh=False, pairs=pairs)
-    told = set(zip(chosen.spared.row.tolist(), chosen.spared.label.tolist(), strict=True))
+    told = set(zip(chosen.masked.row.tolist(), chosen.masked.label.tolist(), strict=True))
     # 10 and 12 are of two clusters, 10 and 11 of one, 14 and 15 of none.
     assert told == {(0, 1), (2, 0)}
 

@@ -17,7 +17,7 @@ import pytest
 
 import cdp
 from cdp.errors import StageError
-from pipelines.corrections import CorrectionTable
+from pipelines.decisions import CorrectionTable
 from pipelines.run import main
 
 
@@ -168,7 +168,7 @@ def test_malformed_decisions_are_refused(client, finished_run, body):
 
 
 def test_questions_come_in_the_order_of_their_worth(finished_run):
-    from pipelines.session import ReviewSession
+    from pipelines.review_session import ReviewSession
 
     session = ReviewSession(cdp.open_run(finished_run), "ada")
     worth = [question.worth for question in session.questions]
@@ -239,7 +239,7 @@ def test_only_what_depends_on_corrections_runs_again(own_run, tiny, capsys):
     assert main(arguments) == 0
     told = capsys.readouterr().out
     assert "mediate   skip" in told
-    assert "shrink    skip" in told
+    assert "thumbnails skip" in told
     assert "propagate run   the corrections changed" in told
 
 
@@ -337,7 +337,7 @@ def test_a_running_server_sees_decisions_made_elsewhere(own_run):
 
 def test_a_run_half_made_is_refused_and_an_open_review_goes_on(own_run, capsys):
     from pipelines.review import main as review
-    from pipelines.session import ReviewSession
+    from pipelines.review_session import ReviewSession
 
     session = ReviewSession(cdp.open_run(own_run), "ada")
     asked = len(session.questions)

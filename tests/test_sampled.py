@@ -7,11 +7,11 @@ import pytest
 import torch
 from test_training import PLAN, draw_people, train
 
-from cdp.branch import Branch
 from cdp.errors import ConfigError
 from cdp.models import build_backbone
 from cdp.models.heads import SampledHead, build_head
-from cdp.training import OPTIMIZERS
+from cdp.training.plan import OPTIMIZERS
+from cdp.training.sets import Branch
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from cdp import scratch
+from cdp.arrays import scratch
 
 
 def test_small_ones_are_held_and_large_ones_mapped(monkeypatch, tmp_path):

@@ -7,11 +7,13 @@ import pyarrow as pa
 import pytest
 
 from cdp.errors import DataError, StageError
-from pipelines.config import RunConfig, validate_settings
-from pipelines.dataset import Dataset
+from pipelines.config import RunConfig
+from pipelines.data.dataset import Dataset
 from pipelines.engine import Engine
+from pipelines.files import FileDigests
 from pipelines.stage import Runtime, Stage, execute_step, plan_run
-from pipelines.store import FileDigests, Store
+from pipelines.store import Store
+from pipelines.yaml_files import validate_settings
 
 NUMBERS = pa.schema([("value", pa.int64())])
 

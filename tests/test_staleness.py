@@ -8,22 +8,24 @@ import pytest
 import yaml
 from pydantic import BaseModel
 
-from pipelines.config import CommitteeSettings, MemberSettings, RunConfig, validate_settings
-from pipelines.dataset import Dataset
+from pipelines.config import CommitteeSettings, MemberSettings, RunConfig
+from pipelines.data.dataset import Dataset
 from pipelines.engine import Engine
+from pipelines.files import FileDigests
 from pipelines.run import main
 from pipelines.stage import Runtime, collect_ingredients, explain_change
 from pipelines.stages import STAGES
-from pipelines.store import FileDigests, Store
+from pipelines.store import Store
+from pipelines.yaml_files import validate_settings
 
 ORDER = ("ingest", "train", "embed", "knn", "mediate", "propagate", "retrain", "evaluate",
-         "shrink", "report")  # fmt: skip
+         "thumbnails", "report")  # fmt: skip
 CLUSTERED = {"propagate", "retrain", "evaluate", "report"}
 STALE = {
     "seed": set(ORDER),
     "ingest": set(ORDER),
-    "committee": set(ORDER) - {"ingest", "shrink"},
-    "train": set(ORDER) - {"ingest", "shrink"},
+    "committee": set(ORDER) - {"ingest", "thumbnails"},
+    "train": set(ORDER) - {"ingest", "thumbnails"},
     "embed": {"embed", "knn", "mediate"} | CLUSTERED,
     "knn": {"knn", "mediate"} | CLUSTERED,
     "mediate": {"mediate"} | CLUSTERED,
@@ -46,9 +48,9 @@ OTHER = {
     "ingest": {"min_px": 9, "max_pixels": 1000},
     "train": {**TRAINING, "mediator_share": 0.4},
     "embed": {"reduce_px": None, "flip": True},
-    "knn": {"k": 6, "backend": "exact", "options": {"M": 12}, "recall_sample": 10, "crowd": False},
+    "knn": {"k": 6, "backend": "exact", "options": {"M": 12}, "recall_sample": 10, "joint": False},
     "mediate": {
-        "method": "paper", "candidates": "all", "second_reading": False, "dropout": 0.1,
+        "method": "paper", "candidates": "all", "second_stage": False, "dropout": 0.1,
         "vote": {"min_similarity": 0.6, "min_votes": 0},
     },
     "propagate": {
@@ -57,7 +59,7 @@ OTHER = {
     },
     "retrain": {
         **TRAINING, "backbone": "separable", "width": 0.75, "min_cluster_size": 3,
-        "leftovers": "alone", "spare_above": 0.1,
+        "leftovers": "alone", "mask_negatives_above": 0.1,
         "weigh_by_confidence": True, "targets": "soft", "pseudo_share": 0.5,
         "same_person": "merge", "merge_far": 0.02, "teacher": "base", "teacher_px": 12,
         "distil_weight": 1.0, "class_weight": 0.5, "student": {"epochs": 4}, "blends": 10,
@@ -209,7 +211,7 @@ def test_a_new_version_of_a_stage_makes_it_stale_and_what_reads_it(plan, monkeyp
         for stage in STAGES
     )
     monkeypatch.setattr("pipelines.run.STAGES", stages)
-    expected = {"shrink": {"shrink", "report"}, "report": {"report"}}
+    expected = {"thumbnails": {"thumbnails", "report"}, "report": {"report"}}
     assert find_stale(plan()) == expected.get(changed, STALE.get(changed, set()))
 
 

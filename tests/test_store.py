@@ -9,15 +9,9 @@ import pyarrow as pa
 import pytest
 
 from cdp.errors import StageError
-from pipelines.store import (
-    FileDigests,
-    Published,
-    Store,
-    open_atomically,
-    read_vectors,
-    vector_column,
-    write_table,
-)
+from pipelines.files import FileDigests, open_atomically
+from pipelines.store import Published, Store
+from pipelines.tables import read_vectors, vector_column, write_table
 
 SCHEMA = pa.schema([("sample_id", pa.int64()), ("value", pa.float32())])
 

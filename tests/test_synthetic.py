@@ -6,9 +6,9 @@ from dataclasses import FrozenInstanceError, replace
 import numpy as np
 import pytest
 
-from cdp import synthetic
 from cdp.errors import ConfigError, DataError
-from cdp.synthetic import SPLITS, SyntheticFaces, draw_contact_sheet
+from cdp.synthetic import painter as synthetic
+from cdp.synthetic.identities import SPLITS, SyntheticFaces, draw_contact_sheet
 
 SMALL = SyntheticFaces(
     seed=3,

@@ -8,21 +8,15 @@ import pytest
 import torch
 from safetensors.torch import load, save
 
-from cdp.branch import Branch, SoftTargets, SparedClasses
-from cdp.distillation import fit_target
 from cdp.errors import BackendError, ConfigError, DataError, StageError
 from cdp.images.degradation import DEGRADATIONS, degrade
 from cdp.models import build_backbone
 from cdp.models.auxiliary import AUXILIARIES, build_auxiliary
 from cdp.models.heads import HEADS, build_head
-from cdp.training import (
-    HISTORY,
-    TrainingPlan,
-    _Trainer,
-    resolve_device,
-    resolve_precision,
-    train_model,
-)
+from cdp.training.distillation import fit_target
+from cdp.training.loop import _Trainer, train_model
+from cdp.training.plan import HISTORY, TrainingPlan, resolve_device, resolve_precision
+from cdp.training.sets import Branch, MaskedNegatives, SoftTargets
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
@@ -236,12 +230,12 @@ def test_spared_classes_reach_the_head(soft: bool) -> None:
     backbone, (branch,) = make(each=2)
     count = len(branch.images)
     rows = np.arange(count)
-    spared = SparedClasses(rows, (branch.label + 1 + rows % 5) % 6)
-    if soft:  # some images have the class they are spared for a second one
-        targets = SoftTargets(rows.repeat(2), np.c_[branch.label, spared.label].ravel(),
+    masked = MaskedNegatives(rows, (branch.label + 1 + rows % 5) % 6)
+    if soft:  # some images have the class they are masked for a second one
+        targets = SoftTargets(rows.repeat(2), np.c_[branch.label, masked.label].ravel(),
                               np.tile([0.75, 0.25], count))  # fmt: skip
         branch = dataclasses.replace(branch, soft=targets)
-    trainer = _Trainer(backbone, [dataclasses.replace(branch, spared=spared)], PLAN,
+    trainer = _Trainer(backbone, [dataclasses.replace(branch, masked=masked)], PLAN,
                        torch.device("cpu"))  # fmt: skip
     images, told = trainer._batch(0)
     found = loss_of(trainer, images, told)
@@ -250,10 +244,10 @@ def test_spared_classes_reach_the_head(soft: bool) -> None:
     expected = 0.0
     for place, row in enumerate(shown):
         part, own = embedding[place : place + 1], int(branch.label[row])
-        without = torch.tensor([[0, int(spared.label[row])]])
+        without = torch.tensor([[0, int(masked.label[row])]])
         loss = branch.head(part, torch.tensor([own]), without).loss.item()
         if soft:
-            second = branch.head(part, torch.tensor([int(spared.label[row])])).loss.item()
+            second = branch.head(part, torch.tensor([int(masked.label[row])])).loss.item()
             loss = 0.75 * loss + 0.25 * second
         expected += loss / len(shown)
     assert found == pytest.approx(expected, rel=1e-4)

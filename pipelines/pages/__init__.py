@@ -73,7 +73,7 @@ def render_report(
     figures : name -> SVG; a missing one is said to be missing, with the reason.
     sheets : `pipelines.sheets.Sheets`.
     """
-    from pipelines.figures import draw_recognizers
+    from pipelines.pages.figures import draw_recognizers
 
     script = read_page("faces.js") + read_page("report.js")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()

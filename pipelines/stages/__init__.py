@@ -15,7 +15,7 @@ from pipelines.stages import (
     propagate,
     report,
     retrain,
-    shrink,
+    thumbnails,
     train,
 )
 
@@ -28,7 +28,7 @@ STAGES: tuple[Stage, ...] = (
     propagate.STAGE,  # pairs -> pseudo-labels
     retrain.STAGE,  # labelled + pseudo-labelled -> the low-resolution recognizer
     evaluate.STAGE,  # recognizers, labels and truth -> figures
-    shrink.STAGE,  # unlabelled images -> small pictures to look at
+    thumbnails.STAGE,  # unlabelled images -> small pictures to look at
     report.STAGE,  # all of the above -> one page, a table and a text
 )
 

@@ -18,13 +18,12 @@ import pyarrow as pa
 
 from cdp.errors import DataError
 from pipelines.config import MemberSettings, RunConfig
-from pipelines.dataset import Dataset
-from pipelines.models import find_origin, open_embedder, reduce_to
+from pipelines.data.dataset import Dataset
+from pipelines.members import find_origin, open_embedder, reduce_to
 from pipelines.stage import Stage, Work
-from pipelines.store import vector_column, write_table
+from pipelines.tables import SPLITS, vector_column, write_table
 
 PART_SIZE = 512
-SPLITS = ("labelled", "unlabelled")
 
 
 def describe_embeddings(dimension: int) -> pa.Schema:

@@ -29,16 +29,11 @@ import numpy as np
 import pyarrow as pa
 
 from cdp.errors import DataError
-from pipelines.dataset import Dataset
-from pipelines.models import (
-    copy_model,
-    open_embedder,
-    reduce_to,
-    train_once,
-)
+from pipelines.data.dataset import Dataset
+from pipelines.members import open_embedder, reduce_to
 from pipelines.stage import Stage, Work
-from pipelines.stages.retrain import describe_job, select_clusters
-from pipelines.stages.train import select_labelled
+from pipelines.training.sets import describe_job, select_clusters, select_labelled
+from pipelines.training.trained import copy_model, train_once
 
 log = logging.getLogger("cdp")
 
@@ -99,7 +94,7 @@ def _train_supervised(work: Work, samples: Any, truth: Any) -> Path:
 
 
 def _score_labels(work: Work, truth: Any) -> list[Row]:
-    from cdp.metrics import score_bcubed, score_nmi, score_pairwise
+    from cdp.metrics.clustering import score_bcubed, score_nmi, score_pairwise
 
     labels = work.read("propagate.labels", columns=["sample_id", "pseudo_label"]).to_pandas()
     both = labels.merge(truth, on="sample_id", validate="one_to_one")
@@ -118,8 +113,7 @@ def _tell_label_score(metric: str, value: float, count: int) -> Row:
 
 
 def _score_recognizers(work: Work, held_out: Any, models: Mapping[str, Any]) -> list[Row]:
-    from cdp.metrics import gap_closed
-    from cdp.protocols import Score
+    from cdp.metrics.protocols import Score, gap_closed
 
     scores: dict[tuple[str, str, str], Score] = {}
     judge = _Judge(work, held_out)
@@ -215,7 +209,8 @@ class _Judge:
     """The protocols of one set of people, drawn once and the same for every recognizer."""
 
     def __init__(self, work: Work, held_out: Any) -> None:
-        from cdp import metrics, protocols
+        from cdp import metrics
+        from cdp.metrics import protocols
 
         self.settings = settings = work.config.evaluate
         self.identity = identity = held_out.identity.factorize()[0].astype(np.int64)
@@ -233,8 +228,9 @@ class _Judge:
 
     def score(self, small: np.ndarray, large: np.ndarray) -> Iterator[tuple[str, Any]]:
         """Every figure of one recognizer: probes `small`, gallery `large`, (n, d) unit vectors."""
-        from cdp import protocols
-        from cdp.metrics import compare_pairs, identify
+        from cdp.metrics import protocols
+        from cdp.metrics.identification import identify
+        from cdp.metrics.verification import compare_pairs
 
         settings, resamples, identity = self.settings, self.resamples, self.identity
         for protocol, pairs in self.folds.items():
@@ -256,8 +252,8 @@ class _Judge:
             yield from self._score_open_set(small, large)
 
     def _score_open_set(self, small: np.ndarray, large: np.ndarray) -> Iterator[tuple[str, Any]]:
-        from cdp import protocols
-        from cdp.metrics import identify
+        from cdp.metrics import protocols
+        from cdp.metrics.identification import identify
 
         settings, identity, chosen = self.settings, self.identity, self.open_set
         gallery, names = large[chosen.gallery], identity[chosen.gallery]
@@ -286,7 +282,7 @@ def _try(make: Any, *arguments: Any) -> Any:
 
 def find_listed_pairs(dataset: Dataset, paths: list[str]) -> Any:
     """The data set's own pairs of which both images are held out; None without two folds."""
-    from cdp.metrics import VerificationPairs
+    from cdp.metrics.verification import VerificationPairs
 
     row_of = {path.rpartition(".")[0]: row for row, path in enumerate(paths)}
     listed = [

@@ -20,7 +20,8 @@ import numpy as np
 import pyarrow as pa
 
 from cdp.errors import DataError
-from pipelines.dataset import Dataset, Entry
+from pipelines.data.dataset import Dataset
+from pipelines.data.manifest import Entry
 from pipelines.stage import Stage, Work
 
 SAMPLES = pa.schema(

@@ -5,7 +5,7 @@ The contract:
   depend on how many workers there are.
 - Each graph's recall is measured on a seeded sample against exact search and is in the manifest.
 - Neighbours are named by `sample_id`, nearest first, the sample itself left out.
-- The split `crowd` is the labelled and the unlabelled images searched together; see `cdp.lessons`.
+- The split `joint` is the labelled and the unlabelled images searched together.
 """
 
 from __future__ import annotations
@@ -18,17 +18,14 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
 from cdp.errors import DataError
 from cdp.types import KnnGraph
 from pipelines.config import KnnSettings
 from pipelines.stage import Stage, Work
-from pipelines.stages.embed import SPLITS
-from pipelines.store import read_vectors, vector_column, write_table
+from pipelines.tables import JOINT, SPLITS, read_vectors, read_view, vector_column, write_table
 
 PART_SIZE = 4096
-CROWD = "crowd"
 
 
 def describe_neighbours(k: int) -> pa.Schema:
@@ -53,9 +50,9 @@ def run(work: Work) -> Mapping[str, Any]:
                 "images, raise train.mediator_share or lower knn.k"
             )
     parts: dict[str, tuple[str, ...]] = {split: (split,) for split in SPLITS}
-    if settings.crowd and counts["labelled"]:
-        parts[CROWD] = SPLITS
-        counts[CROWD] = sum(counts.values())
+    if settings.joint and counts["labelled"]:
+        parts[JOINT] = SPLITS
+        counts[JOINT] = sum(counts.values())
     views = [
         (split, member.name)
         for split in parts
@@ -89,7 +86,7 @@ def run(work: Work) -> Mapping[str, Any]:
         "k": settings.k,
         "backend": settings.backend,
         "graphs": len(views),
-        "crowd": CROWD in parts,
+        "joint": JOINT in parts,
         "lowest_recall": round(min(recalls), 4),
         "recall": {"/".join(v): round(recall, 4) for v, recall in zip(views, recalls, strict=True)},
     }
@@ -97,7 +94,7 @@ def run(work: Work) -> Mapping[str, Any]:
 
 def build_view(embeddings: list[Path], place: Path, settings: KnnSettings, seed: int) -> None:
     """Save the vectors of one view, for mapping, and an index over them."""
-    from cdp.knn import build_index
+    from cdp.knn.index import build_index
 
     if place.exists():
         return
@@ -119,21 +116,9 @@ def build_view(embeddings: list[Path], place: Path, settings: KnnSettings, seed:
     draft.rename(place)
 
 
-def read_view(embeddings: list[Path]) -> tuple[np.ndarray, np.ndarray]:
-    """Sample ids and vectors of one view over some splits, in the order of `sample_id`."""
-    ids = np.concatenate(
-        [pq.read_table(path, columns=["sample_id"])["sample_id"].to_numpy() for path in embeddings]
-    )
-    vectors = [read_vectors(path, "embedding") for path in embeddings]
-    if len(vectors) == 1:
-        return ids, vectors[0]
-    order = np.argsort(ids)
-    return ids[order], np.concatenate(vectors)[order]
-
-
 @lru_cache(maxsize=2)
 def _open_view(place: Path) -> tuple[Any, np.ndarray, np.ndarray]:
-    from cdp.knn import load_index
+    from cdp.knn.index import load_index
 
     vectors = np.load(place / "vectors.npy", mmap_mode="r")
     return load_index(place / "index.npz", vectors), vectors, np.load(place / "ids.npy")
@@ -141,7 +126,7 @@ def _open_view(place: Path) -> tuple[Any, np.ndarray, np.ndarray]:
 
 def query_part(place: Path, k: int, row: int, target: Path) -> None:
     """Search the neighbours of one block of rows and write them."""
-    from cdp.knn import query_index
+    from cdp.knn.index import query_index
 
     if target.exists():
         return
@@ -161,7 +146,7 @@ def query_part(place: Path, k: int, row: int, target: Path) -> None:
 
 def measure_view(place: Path, neighbours: Path, sample: int, seed: int) -> float:
     """Recall of one published graph against exact search over the same vectors."""
-    from cdp.knn import measure_recall
+    from cdp.knn.graph import measure_recall
 
     vectors = np.load(place / "vectors.npy", mmap_mode="r")
     neighbour = np.searchsorted(np.load(place / "ids.npy"), read_vectors(neighbours, "neighbour"))

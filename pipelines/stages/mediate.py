@@ -25,9 +25,7 @@ from cdp.errors import DataError
 from cdp.types import KnnGraph, PairTable
 from pipelines.config import MediateSettings
 from pipelines.stage import Stage, Work
-from pipelines.stages.embed import SPLITS
-from pipelines.stages.knn import CROWD, read_view
-from pipelines.store import read_vectors, write_table
+from pipelines.tables import JOINT, SPLITS, read_vectors, read_view, write_table
 
 PAIRS = pa.schema(
     [
@@ -72,7 +70,7 @@ class Split:
 
     @property
     def even(self) -> np.ndarray:
-        """What the mediator's discriminant makes of the views; see `cdp.discriminant`."""
+        """What the mediator's wccn makes of the views; see `cdp.committee.wccn`."""
         return self._load("even")
 
     def _load(self, name: str) -> np.ndarray:
@@ -105,9 +103,9 @@ def run(work: Work) -> Mapping[str, Any]:
     else:
         work.write("calibration", CALIBRATION.empty_table())
     split = _map_split(work, SPLITS[1:], "unlabelled")
-    if mediator is not None and mediator.discriminant is not None:
-        found = mediator.discriminant
-        _save_array(split.place / "even.npy", found.even_out(found.project(split.views)))
+    if mediator is not None and mediator.wccn is not None:
+        found = mediator.wccn
+        _save_array(split.place / "even.npy", found.whiten(found.project(split.views)))
     parts = _list_parts(work, split, "scored")
     jobs = [(split, rows, settings, work.scratch, target) for rows, target in parts]
     for _ in work.engine.map(score_part, jobs, label="mediate scores pairs"):
@@ -120,14 +118,14 @@ def run(work: Work) -> Mapping[str, Any]:
         probability = corrected.probability
         facts["estimated_true_share"] = round(float(corrected.rate), 4)
     if reading is not None:
-        from cdp.context import score_context
+        from cdp.mediator.second_stage import score_second_stage
 
         pairs = _collect_pairs(parts)
         count = len(split.sample_id)
-        again = score_context(reading, split.views, pairs, probability, count)
+        again = score_second_stage(reading, split.views, pairs, probability, count)
         probability, facts["estimated_true_share"] = again.probability, round(again.rate, 4)
         facts["threshold"] = reading.threshold
-        facts["purity"] = reading.purity.round(5).tolist()
+        facts["precision_curve"] = reading.precision_curve.round(5).tolist()
     sample_id, row = split.sample_id, 0
     for number, (_, target) in enumerate(parts):
         scored = np.load(target)
@@ -155,16 +153,16 @@ def _teach(work: Work, settings: MediateSettings) -> tuple[Any, Any]:
 
     from safetensors.numpy import save_file
 
-    from cdp.committee import choose_candidates
-    from cdp.lessons import Crowd
-    from cdp.mediator import MediatorSettings
-    from cdp.teaching import teach_mediator
+    from cdp.committee.pairs import choose_candidates
+    from cdp.mediator.curriculum import JointSet
+    from cdp.mediator.pair_scorer import teach_mediator
+    from cdp.mediator.settings import MediatorSettings
 
     split = _map_split(work, SPLITS[:1], "labelled")
-    crowd = None
-    if settings.method == "extended" and work.input_facts("knn")["crowd"]:
-        everyone = _map_split(work, SPLITS, CROWD)
-        crowd = Crowd(everyone.views, everyone.graphs, _list_identities(work, everyone))
+    joint = None
+    if settings.method == "extended" and work.input_facts("knn")["joint"]:
+        everyone = _map_split(work, SPLITS, JOINT)
+        joint = JointSet(everyone.views, everyone.graphs, _list_identities(work, everyone))
     chosen = MediatorSettings.named(settings.method)
     if settings.dropout:
         chosen = replace(chosen, dropout=settings.dropout)
@@ -174,13 +172,13 @@ def _teach(work: Work, settings: MediateSettings) -> tuple[Any, Any]:
         _list_identities(work, split),
         settings=chosen,
         candidates=settings.candidates or choose_candidates(settings.method),
-        crowd=crowd,
-        second_reading=settings.second_reading,
+        joint=joint,
+        second_stage=settings.second_stage,
         seed=work.seed,
     )
     save_file(mediator.state(), work.directory / "mediator.safetensors")
     if reading is not None:
-        save_file(reading.state(), work.directory / "second_reading.safetensors")
+        save_file(reading.state(), work.directory / "second_stage.safetensors")
     curve = mediator.report.reliability
     work.write("calibration", {name: getattr(curve, name) for name in CALIBRATION.names})
     return mediator, reading
@@ -204,14 +202,9 @@ def score_part(
     split: Split, rows: slice, settings: MediateSettings, scratch: Path, target: Path
 ) -> None:
     """The candidate pairs whose source lies in `rows`, with votes and raw probabilities."""
-    from cdp.committee import (
-        choose_candidates,
-        describe_pairs,
-        make_pairs,
-        measure_affinity,
-        vote_pairs,
-    )
-    from cdp.discriminant import measure_cosines
+    from cdp.committee.features import describe_pairs, measure_affinity
+    from cdp.committee.pairs import choose_candidates, make_pairs, vote_pairs
+    from cdp.committee.wccn import measure_cosines
 
     if target.exists():
         return
@@ -227,7 +220,7 @@ def score_part(
         features = describe_pairs(
             split.views, split.graphs, pairs, variant=_find_variant(settings), threads=1
         )
-        if mediator.discriminant is not None:
+        if mediator.wccn is not None:
             features = np.column_stack([features, measure_cosines(split.even, pairs)])
         probability = mediator.score(features)
     _save(
@@ -244,7 +237,7 @@ def score_part(
 def _open_mediator(path: Path) -> Any:
     from safetensors.numpy import load_file
 
-    from cdp.mediator import Mediator
+    from cdp.mediator.ensemble import Mediator
 
     return Mediator.from_state(load_file(path))
 

@@ -7,7 +7,7 @@ The contract:
   the largest summed probability to the rest.
 - `soft_labels` gives each image weights over nearby pseudo-labels, by diffusion along the pairs
   above the threshold; images without a label may have some.
-- What people decided in review is honoured, each word of it; see `cdp.corrections`.
+- What people decided in review is honoured, each word of it; see `cdp.review.constraints`.
 - Nothing above this stage depends on its settings.
 """
 
@@ -21,9 +21,9 @@ import pyarrow as pa
 
 from cdp.errors import ConfigError
 from cdp.types import UNLABELLED, PairTable
-from pipelines.corrections import find_keys, list_active, resolve_decisions
+from pipelines.decisions import find_keys, list_active, resolve_decisions
 from pipelines.stage import Stage, Work
-from pipelines.store import list_pairs
+from pipelines.tables import list_pairs
 
 LABELS = pa.schema(
     [
@@ -51,9 +51,9 @@ SOFT_LABELS = pa.schema(
 
 
 def run(work: Work) -> Mapping[str, Any]:
-    from cdp.corrections import bar_labels, honour_corrections, settle_pairs
-    from cdp.diffusion import diffuse_labels
-    from cdp.quality import estimate_quality
+    from cdp.propagation.quality import estimate_quality
+    from cdp.propagation.soft_labels import diffuse_labels
+    from cdp.review.constraints import apply_constraints, bar_labels, settle_pairs
 
     samples = work.read("ingest.samples", columns=["sample_id", "path", "split", "sha256"])
     samples = samples.to_pandas()
@@ -68,7 +68,7 @@ def run(work: Work) -> Mapping[str, Any]:
         probability = settle_pairs(pairs, probability, corrections)
     label, cut, facts = _label(work, pairs, probability, len(samples))
     if work.decisions:
-        label = honour_corrections(
+        label = apply_constraints(
             label, pairs, probability, corrections, threshold=float(facts["threshold"])
         )
         facts |= {"corrections": len(list_active(work.decisions)), "corrected_images_gone": gone}
@@ -118,9 +118,9 @@ def run(work: Work) -> Mapping[str, Any]:
 def _label(
     work: Work, pairs: PairTable, probability: np.ndarray, count: int
 ) -> tuple[np.ndarray, np.ndarray, dict[str, Any]]:
-    from cdp.agglomeration import agglomerate
-    from cdp.propagation import propagate_labels
-    from cdp.quality import choose_cut
+    from cdp.propagation.average_linkage import agglomerate
+    from cdp.propagation.rising_threshold import propagate_labels
+    from cdp.propagation.threshold import choose_cut
 
     settings = work.config.propagate
     split, threshold, target = settings.split, settings.threshold, settings.target_precision
@@ -132,13 +132,13 @@ def _label(
                 "propagate.target_precision needs probabilities, and mediate.method=vote has none. "
                 "Train a mediator on labelled images, or leave the target out"
             )
-    purity = None
+    precision_curve = None
     if threshold == "auto":
         # Where the evidence turns, unless the held-out people were better served elsewhere.
         told = work.input_facts("mediate")
         threshold = float(told.get("threshold", 0.5))
         if split == "consensus":  # as the held-out people were split
-            purity = np.array(told.get("purity", []))
+            precision_curve = np.array(told.get("precision_curve", []))
     limit = {} if settings.max_size is None else {"max_size": settings.max_size}
 
     def raise_threshold(level: float) -> Any:
@@ -150,7 +150,12 @@ def _label(
         if target is None:
             return threshold
         return choose_cut(
-            cut, pairs, probability, target_precision=target, loosest=threshold, purity=purity
+            cut,
+            pairs,
+            probability,
+            target_precision=target,
+            loosest=threshold,
+            precision_curve=precision_curve,
         )
 
     if split == "raise_threshold":
@@ -167,7 +172,7 @@ def _describe_clusters(
     pairs: PairTable, probability: np.ndarray, label: np.ndarray
 ) -> dict[str, np.ndarray]:
     """Columns of `clusters`, with the medoid as a row."""
-    from cdp.propagation import build_forest
+    from cdp.propagation.rising_threshold import build_forest
 
     inside = (label[pairs.source] == label[pairs.target]) & (label[pairs.source] != UNLABELLED)
     source, target, value = pairs.source[inside], pairs.target[inside], probability[inside]

@@ -18,8 +18,9 @@ import numpy as np
 import pyarrow as pa
 
 from cdp.types import UNLABELLED, PairTable
+from pipelines.files import write_text
 from pipelines.stage import Stage, Work
-from pipelines.store import list_pairs, read_vectors, write_text
+from pipelines.tables import list_pairs, read_vectors
 
 SUMMARY = pa.schema([("section", pa.string()), ("name", pa.string()), ("value", pa.float64())])
 SUBJECTS = ("labelled_only", "labelled_pseudo", "distilled", "supervised")
@@ -34,7 +35,7 @@ THRESHOLDS = (
 def run(work: Work) -> Mapping[str, Any]:
     rows: list[tuple[str, str, float]] = []
     for stage in work.stage.upstream:
-        if stage in work.upstream and stage != "shrink":
+        if stage in work.upstream and stage != "thumbnails":
             rows += [(stage, name, value) for name, value in _list_figures(work.input_facts(stage))]
     metrics = work.read("evaluate.metrics").to_pandas()
     rows += [
@@ -179,7 +180,7 @@ def _draw_figures(
     work: Work, labels: Any, clusters: Any, pairs: PairTable, table: Any
 ) -> dict[str, Any]:
     """Each figure of the page; one that cannot be drawn is missing."""
-    from pipelines import figures
+    from pipelines.pages import figures
 
     label, cut = labels.pseudo_label.to_numpy(), _find_cut(work)
     inside = (label[pairs.source] == label[pairs.target]) & (label[pairs.source] != UNLABELLED)
@@ -210,8 +211,8 @@ def _sweep_thresholds(work: Work, labels: Any, pairs: PairTable, probability: np
     """Precision and recall were the cut elsewhere: as estimated, and by the truth if known."""
     import pandas as pd
 
-    from cdp.metrics import score_pairwise
-    from cdp.quality import estimate_quality
+    from cdp.metrics.clustering import score_pairwise
+    from cdp.propagation.quality import estimate_quality
 
     voted = work.input_facts("mediate")["method"] == "vote"
     known = bool(work.input_facts("ingest")["truth_known"])
@@ -235,8 +236,8 @@ def _cut_everywhere(
     work: Work, pairs: PairTable, probability: np.ndarray, count: int
 ) -> list[tuple[float, np.ndarray]]:
     """The labels this run's way of splitting gives at each threshold, corrections left aside."""
-    from cdp.agglomeration import agglomerate
-    from cdp.propagation import build_forest, cut_forest
+    from cdp.propagation.average_linkage import agglomerate
+    from cdp.propagation.rising_threshold import build_forest, cut_forest
 
     settings = work.config.propagate
     if work.input_facts("propagate").get("split") == "raise_threshold":
@@ -276,11 +277,11 @@ def _list_recognizers(metrics: Any) -> list[dict[str, Any]]:
 def _make_sheets(
     work: Work, labels: Any, clusters: Any, pairs: PairTable, probability: np.ndarray
 ) -> Any:
-    from pipelines.sheets import make_sheets
+    from pipelines.pages.face_sheets import make_sheets
 
     thumbnails: dict[int, bytes] = {}
-    if "shrink" in work.upstream and work.dataset.kind != "features":
-        table = work.read("shrink.thumbnails")
+    if "thumbnails" in work.upstream and work.dataset.kind != "features":
+        table = work.read("thumbnails.thumbnails")
         thumbnails = dict(
             zip(table["sample_id"].to_pylist(), table["image"].to_pylist(), strict=True)
         )
@@ -305,7 +306,7 @@ STAGE = Stage(
         "propagate.clusters",
         "retrain.history",
         "evaluate.metrics",
-        "shrink.thumbnails",
+        "thumbnails.thumbnails",
     ),
     outputs={"summary": SUMMARY},
     reads=("committee", "propagate"),

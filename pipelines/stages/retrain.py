@@ -18,7 +18,7 @@ The contract:
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -26,23 +26,17 @@ import pyarrow.compute as pc
 
 from cdp.errors import DataError
 from cdp.types import UNLABELLED
-from pipelines.config import RetrainSettings
-from pipelines.models import (
-    HISTORY,
+from pipelines.stage import Stage, Work
+from pipelines.training.sets import (
     LabelledSet,
     TeacherVectors,
     TrainingJob,
-    copy_curves,
-    copy_model,
-    read_history,
-    train_once,
+    describe_job,
+    select_clusters,
+    select_labelled,
 )
-from pipelines.stage import Stage, Work
-from pipelines.stages.train import select_labelled
-from pipelines.teacher import embed_blends, embed_images, find_teacher
-
-if TYPE_CHECKING:
-    from cdp.branch import SparedClasses
+from pipelines.training.teacher import embed_blends, embed_images, find_teacher
+from pipelines.training.trained import HISTORY, copy_curves, copy_model, read_history, train_once
 
 MATCHES = pa.schema(
     [
@@ -105,8 +99,8 @@ def run(work: Work) -> Mapping[str, Any]:
 
 
 def _read_pairs(work: Work) -> Any:
-    """Pairs that may well be of one person, (source, target); None where nothing is spared."""
-    least = work.config.retrain.spare_above
+    """Pairs that may well be of one person, (source, target); None where nothing is masked."""
+    least = work.config.retrain.mask_negatives_above
     if least == 1:
         return None
     pairs = work.read("mediate.pairs", columns=["source", "target", "probability"])
@@ -127,7 +121,7 @@ def _merge_people(
     work: Work, samples: Any, labelled: LabelledSet, unlabelled: Any
 ) -> tuple[LabelledSet, Any]:
     """Move clusters that look like a labelled person to that person, and publish which."""
-    from cdp.merging import match_people
+    from cdp.recognizer.identity_matching import match_identities
 
     settings = work.config.retrain
     viewer = find_teacher(work, settings.teacher or work.config.committee.base.name,
@@ -137,7 +131,7 @@ def _merge_people(
     )
     names = samples[samples.split == "labelled"].identity.factorize(sort=True)[1]
     seen = embed_images(work, viewer, samples)
-    match = match_people(
+    match = match_identities(
         seen.take(labelled.sha256),
         labelled.label,
         seen.take(everyone.sha256),
@@ -197,7 +191,7 @@ def _describe_distilled(
         if pseudo is None or pseudo.weight is None
         else np.concatenate([pseudo.weight, np.ones(len(rest), np.float32)]),
         None if pseudo is None else pseudo.soft,
-        None if pseudo is None else pseudo.spared,
+        None if pseudo is None else pseudo.masked,
     )
     seen = embed_images(work, teacher, samples)
     blended = None
@@ -212,102 +206,6 @@ def _describe_distilled(
         blended,
     )
     return describe_job(work, "distilled", labelled, everyone, vectors, settings)
-
-
-def describe_job(
-    work: Work,
-    subject: str,
-    labelled: LabelledSet | None,
-    pseudo: LabelledSet | None,
-    teacher: TeacherVectors | None = None,
-    settings: RetrainSettings | None = None,
-) -> TrainingJob:
-    """The recognizer trained on these sets, with the settings every subject shares, or its own."""
-    settings = settings or work.config.retrain
-    return TrainingJob(
-        subject,
-        settings.backbone,
-        settings.width,
-        settings,
-        labelled,
-        pseudo,
-        work.seed,
-        None if labelled is None or pseudo is None else settings.pseudo_share,
-        teacher,
-    )
-
-
-def select_clusters(
-    samples: Any,
-    column: str,
-    min_size: int,
-    *,
-    weigh: bool,
-    soft: Any = None,
-    alone: bool = False,
-    pairs: Any = None,
-) -> LabelledSet | None:
-    """Samples of classes with at least `min_size` images; None when there are fewer than two.
-
-    soft : table of (sample_id, pseudo_label, weight) or None; what it says of classes that are left
-        out is dropped.
-    alone : every other sample is kept too, as a class of its own.
-    pairs : table of (source, target), samples that may be of one person, or None. Of two classes,
-        each is spared the other's.
-    """
-    from cdp.branch import SoftTargets
-    from cdp.recognizer import select_classes
-
-    classes = samples[column].to_numpy()
-    if classes.dtype.kind not in "iu":
-        classes = samples[column].factorize(sort=True)[0]
-    if alone:
-        lonely = np.ones(len(classes), bool)
-        lonely[select_classes(classes, min_size=min_size)[0]] = False
-        start = int(classes.max(initial=UNLABELLED)) + 1
-        classes = classes.copy()
-        classes[lonely] = start + np.arange(lonely.sum())
-        min_size = 1
-    rows, label = select_classes(classes, min_size=min_size)
-    numbers = np.unique(classes[rows])
-    if len(numbers) < 2:
-        return None
-    spared = None
-    if pairs is not None:
-        spared = _spare_pairs(samples.sample_id.to_numpy(), pairs, classes)
-        spared = spared.renumber(rows, numbers)
-    chosen = samples.iloc[rows]
-    weight = chosen.confidence.to_numpy(np.float32) if weigh else None
-    targets = None
-    if soft is not None:
-        soft = soft.sort_values(["sample_id", "pseudo_label"])
-        place = np.searchsorted(samples.sample_id, soft.sample_id)
-        known = np.isin(soft.sample_id, samples.sample_id) & (soft.weight > 0).to_numpy()
-        targets = SoftTargets(
-            place[known],
-            soft.pseudo_label.to_numpy()[known],
-            soft.weight.to_numpy(np.float64)[known],
-        ).renumber(rows, numbers)
-    return LabelledSet(tuple(chosen.path), tuple(chosen.sha256), label, weight, targets, spared)
-
-
-def _spare_pairs(sample_id: np.ndarray, pairs: Any, classes: np.ndarray) -> SparedClasses:
-    """The two of each pair that have two classes, and the class of the other.
-
-    sample_id, classes : (n,), ascending; of every sample. `UNLABELLED` is no class.
-    """
-    from cdp.branch import SparedClasses
-
-    ends = [pairs[end].to_numpy() for end in ("source", "target")]
-    known = np.isin(ends[0], sample_id) & np.isin(ends[1], sample_id)
-    source, target = (np.searchsorted(sample_id, end[known]) for end in ends)
-    own, other = classes[source], classes[target]
-    apart = (own != other) & (own != UNLABELLED) & (other != UNLABELLED)
-    row = np.concatenate([source[apart], target[apart]])
-    label = np.concatenate([other[apart], own[apart]])
-    numbers = int(classes.max(initial=0)) + 1
-    row, label = np.divmod(np.unique(row * numbers + label), numbers)
-    return SparedClasses(row, label)
 
 
 STAGE = Stage(

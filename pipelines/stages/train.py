@@ -10,23 +10,15 @@ The contract:
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
-from cdp.errors import DataError
-from pipelines.models import (
-    HISTORY,
-    LabelledSet,
-    TrainingJob,
-    copy_curves,
-    copy_model,
-    read_history,
-    train_once,
-)
 from pipelines.stage import Stage, Work
+from pipelines.training.sets import TrainingJob, select_labelled
+from pipelines.training.trained import HISTORY, copy_curves, copy_model, read_history, train_once
 
 PEOPLE = pa.schema([("identity", pa.string()), ("role", pa.string())])
 
@@ -79,21 +71,6 @@ def _keep_for_mediator(work: Work, trains: bool) -> set[str]:
     roles = ["mediator" if name in kept else "committee" for name in names]
     work.write("people", {"identity": names, "role": roles})
     return kept
-
-
-def select_labelled(work: Work, without: Collection[str] = ()) -> LabelledSet:
-    """The labelled samples but those of some people, people numbered in order of name."""
-    samples = work.read("ingest.samples").to_pandas()
-    labelled = samples[(samples.split == "labelled") & ~samples.identity.isin(list(without))]
-    people = labelled.identity.nunique()
-    if people < 2:
-        raise DataError(
-            f"training needs labelled images of at least 2 people, the data set has {people}. "
-            "Add labelled images, or give the committee ONNX files or checkpoints only and vote: "
-            "mediate.method=vote"
-        )
-    label = labelled.identity.factorize(sort=True)[0].astype(np.int64)
-    return LabelledSet(tuple(labelled.path), tuple(labelled.sha256), label)
 
 
 STAGE = Stage(

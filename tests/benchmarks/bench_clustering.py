@@ -88,10 +88,12 @@ def open_pairs(folder: Path) -> PairTable:
 
 def run_step(step: str, plain: bool, folder: Path, backend: str) -> dict[str, Any]:
     """Run one step; what the next one needs is left in the folder by our version."""
-    from cdp.committee import describe_pairs, make_pairs, measure_affinity
-    from cdp.knn import build_knn_graphs, measure_recall
-    from cdp.mediator import Mediator, MediatorSettings
-    from cdp.propagation import propagate_labels
+    from cdp.committee.features import describe_pairs, measure_affinity
+    from cdp.committee.pairs import make_pairs
+    from cdp.knn.graph import build_knn_graphs, measure_recall
+    from cdp.mediator.ensemble import Mediator
+    from cdp.mediator.settings import MediatorSettings
+    from cdp.propagation.rising_threshold import propagate_labels
 
     views = open_views(folder)
     identity = np.load(folder / "identity.npy")
@@ -261,8 +263,8 @@ def measure_unit() -> float:
 
 def measure_propagation(rows: int, edges: int) -> dict[str, dict[str, Any]]:
     """Seconds and memory of either split alone over a random graph of heavy-tailed degrees."""
-    from cdp.agglomeration import agglomerate
-    from cdp.propagation import propagate_labels
+    from cdp.propagation.average_linkage import agglomerate
+    from cdp.propagation.rising_threshold import propagate_labels
 
     generator = np.random.default_rng(0)
     splits: dict[str, Any] = {

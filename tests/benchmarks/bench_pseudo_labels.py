@@ -29,18 +29,19 @@ import numpy as np
 import pandas as pd
 from tqdm import tqdm
 
-from cdp.agglomeration import agglomerate
-from cdp.committee import make_pairs
-from cdp.context import SecondReading, score_context
-from cdp.knn import build_knn_graphs
-from cdp.lessons import Crowd
-from cdp.mediator import MediatorSettings
-from cdp.metrics import measure_calibration, score_bcubed, score_pairwise
-from cdp.prior import PriorCorrection
-from cdp.propagation import propagate_labels
-from cdp.quality import choose_cut, estimate_quality
-from cdp.scoring import score_pairs
-from cdp.teaching import teach_mediator
+from cdp.committee.pairs import make_pairs
+from cdp.knn.graph import build_knn_graphs
+from cdp.mediator.curriculum import JointSet
+from cdp.mediator.pair_scorer import score_pairs, teach_mediator
+from cdp.mediator.prior_shift import PriorCorrection
+from cdp.mediator.second_stage import SecondStage, score_second_stage
+from cdp.mediator.settings import MediatorSettings
+from cdp.metrics.calibration import measure_calibration
+from cdp.metrics.clustering import score_bcubed, score_pairwise
+from cdp.propagation.average_linkage import agglomerate
+from cdp.propagation.quality import estimate_quality
+from cdp.propagation.rising_threshold import propagate_labels
+from cdp.propagation.threshold import choose_cut
 from cdp.types import UNLABELLED, PairTable
 
 K = 20
@@ -68,7 +69,7 @@ def read_release(root: Path) -> tuple[list[np.ndarray], np.ndarray, np.ndarray]:
 
 def read_run(run: Path) -> tuple[list[np.ndarray], np.ndarray, np.ndarray]:
     """The same of a finished run: its views, who is on them, and which rows the mediator knew."""
-    from pipelines.store import read_vectors
+    from pipelines.tables import read_vectors
 
     samples = pd.concat(
         [
@@ -138,26 +139,26 @@ def split_many(identity: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]
 
 def judge_pairs(
     split: Split, seed: int, candidates: str
-) -> tuple[PairTable, PriorCorrection, PriorCorrection, SecondReading]:
+) -> tuple[PairTable, PriorCorrection, PriorCorrection, SecondStage]:
     """The unlabelled rows' pairs as both mediators read them, at default settings."""
     taught, known, views, _ = split
     graphs = build_knn_graphs(taught, K, backend="exact")
     joined = [np.concatenate([one, other]) for one, other in zip(taught, views, strict=True)]
     everyone = build_knn_graphs(joined, K, backend="exact")
     strangers = np.full(len(views[0]), UNLABELLED)
-    crowd = Crowd(joined, everyone, np.concatenate([known, strangers]))
+    joint = JointSet(joined, everyone, np.concatenate([known, strangers]))
     first, second = teach_mediator(
         *(taught, graphs, known),
         settings=MediatorSettings(),
         candidates=candidates,
-        crowd=crowd,
+        joint=joint,
         seed=seed,
     )
     assert second is not None
     graphs = build_knn_graphs(views, K, backend="exact")
     pairs = make_pairs(graphs, candidates=candidates)
     read = first.correct(score_pairs(first, views, graphs, pairs))
-    again = score_context(second, views, pairs, read.probability, len(views[0]))
+    again = score_second_stage(second, views, pairs, read.probability, len(views[0]))
     return pairs, read, again, second
 
 
@@ -186,7 +187,7 @@ def run_ours(split: Split, seed: int, candidates: str) -> Iterator[Row]:
             again.probability,
             target_precision=target,
             loosest=second.threshold,
-            purity=second.purity,
+            precision_curve=second.precision_curve,
         )
         yield f"ours, target precision {target}", f"auto ({level:.2f})", found.cut(level), ""
     tried = (0.5, 0.7, 0.8, 0.9, 0.96, 0.98, 0.99, 0.995)
@@ -200,7 +201,7 @@ def run_ours(split: Split, seed: int, candidates: str) -> Iterator[Row]:
 
 
 def run_inputs(split: Split, seed: int) -> Iterator[Row]:
-    """What the mediator is told, and of which pairs: one reading, no crowd, the rest as ours."""
+    """What the mediator is told, and of which pairs: one reading, no joint, the rest as ours."""
     taught, known, views, truth = split
     graphs = [build_knn_graphs(each, K, backend="exact") for each in (taught, views)]
     for variant in ("released", "paper", "extended"):
@@ -209,7 +210,7 @@ def run_inputs(split: Split, seed: int) -> Iterator[Row]:
                 *(taught, graphs[0], known),
                 settings=MediatorSettings(variant=variant),
                 candidates=candidates,
-                second_reading=False,
+                second_stage=False,
                 seed=seed,
             )
             pairs = make_pairs(graphs[1], candidates=candidates)

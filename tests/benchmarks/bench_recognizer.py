@@ -27,12 +27,12 @@ from pipelines.run import main as run_pipeline
 
 VARIANTS = {
     "plain": [],
-    "not spared": ["retrain.spare_above=1"],
+    "not spared": ["retrain.mask_negatives_above=1"],
     "weights": ["retrain.weigh_by_confidence=true"],
     "soft": ["retrain.targets=soft"],
     "soft and weights": ["retrain.weigh_by_confidence=true", "retrain.targets=soft"],
     "leftovers alone": ["retrain.leftovers=alone"],
-    "leftovers not spared": ["retrain.leftovers=alone", "retrain.spare_above=1"],
+    "leftovers not spared": ["retrain.leftovers=alone", "retrain.mask_negatives_above=1"],
     "balanced": ["retrain.sampling=identity"],
     "half share": ["retrain.pseudo_share=0.5"],
     "merged": ["retrain.same_person=merge"],

@@ -21,10 +21,10 @@ from pathlib import Path
 
 import numpy as np
 
-from cdp.agglomeration import agglomerate
-from cdp.corrections import Corrections, find_conflict, honour_corrections, settle_pairs
-from cdp.metrics import score_pairwise
-from cdp.questions import Kind, Question, list_open, rank_questions
+from cdp.metrics.clustering import score_pairwise
+from cdp.propagation.average_linkage import agglomerate
+from cdp.review.constraints import Constraints, apply_constraints, find_conflict, settle_pairs
+from cdp.review.questions import Kind, Question, filter_answered, rank_questions
 from cdp.types import PairTable
 from tests.benchmarks.bench_pseudo_labels import judge_pairs, read_release
 
@@ -32,8 +32,8 @@ SHOWN = (0, 10, 25, 50, 75, 100)
 
 
 def answer(
-    question: Question, truth: np.ndarray, said: Corrections, checked: set[frozenset[int]]
-) -> Corrections:
+    question: Question, truth: np.ndarray, said: Constraints, checked: set[frozenset[int]]
+) -> Constraints:
     """What a person who knows everybody would decide."""
 
     def find_most(rows: np.ndarray) -> int:
@@ -68,7 +68,7 @@ def review(
     """Pairwise F after every decision, what was asked, and the seconds a decision took."""
     count = len(truth)
     published = agglomerate(pairs, probability, count, threshold=threshold).label
-    said, checked, label, settled = Corrections(count), set(), published, probability
+    said, checked, label, settled = Constraints(count), set(), published, probability
     figures, asked = [score_pairwise(truth, published)[2]], dict.fromkeys(
         ("bridge", "merge", "cluster"), 0
     )  # fmt: skip
@@ -78,7 +78,7 @@ def review(
     while len(figures) <= decisions:
         if random is None:
             pool = rank_questions(label, pairs, settled, limit=800)
-            pool = list_open(pool, said, checked=checked)
+            pool = filter_answered(pool, said, checked=checked)
             pool = [question for question in pool if name(question) not in refused]
             at = 0
         else:
@@ -86,7 +86,7 @@ def review(
         if not pool:
             break
         question = pool.pop(at)
-        if not list_open([question], said, checked=checked):
+        if not filter_answered([question], said, checked=checked):
             continue
         asked[question.kind] += 1
         more = answer(question, truth, said, checked)
@@ -95,7 +95,7 @@ def review(
         else:
             said = more
         settled = settle_pairs(pairs, probability, said)
-        label = honour_corrections(published, pairs, settled, said, threshold=threshold)
+        label = apply_constraints(published, pairs, settled, said, threshold=threshold)
         figures.append(score_pairwise(truth, label)[2])
     return figures, asked, (time.perf_counter() - started) / decisions
 

@@ -18,8 +18,9 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from cdp.metrics import measure_calibration, score_bcubed, score_pairwise
-from cdp.propagation import propagate_labels
+from cdp.metrics.calibration import measure_calibration
+from cdp.metrics.clustering import score_bcubed, score_pairwise
+from cdp.propagation.rising_threshold import propagate_labels
 from cdp.types import PairTable
 from pipelines.run import main as run_pipeline
 from pipelines.stages import STAGES

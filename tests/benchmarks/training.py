@@ -20,12 +20,13 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from cdp.branch import Branch
 from cdp.embedding import BackboneEmbedder
 from cdp.images.degradation import DEGRADATIONS, degrade
 from cdp.models import BACKBONES, build_backbone
 from cdp.models.heads import build_head
-from cdp.training import TrainingPlan, _Trainer, train_model
+from cdp.training.loop import _Trainer, train_model
+from cdp.training.plan import TrainingPlan
+from cdp.training.sets import Branch
 
 
 def measure_rate(images: int, work: Callable[[], object], rounds: int) -> float:

@@ -6,7 +6,7 @@ The contract:
 - The embedding's direction is the identity and its norm the image's quality; a head that wants
   unit vectors normalises by itself.
 - Heads compute in float32 whatever autocast says: an angle near 0 has no digits in bfloat16.
-- A class that a sample is spared counts for nothing in its loss: the sample is not pushed away from
+- A class that a sample is masked counts for nothing in its loss: the sample is not pushed away from
   a class it may belong to.
 - `margin_share` in [0, 1] scales the margin; the training loop raises it from 0 to 1 over the
   warm-up, because a full margin on random weights teaches nothing.
@@ -44,15 +44,15 @@ class Head(nn.Module):
         self.identity_count = identity_count
         self.margin_share = 1.0
 
-    def forward(self, embedding: Tensor, label: Tensor, spared: Tensor | None = None) -> HeadOutput:
+    def forward(self, embedding: Tensor, label: Tensor, masked: Tensor | None = None) -> HeadOutput:
         """(b, d) float and (b,) int64 in 0..identities-1 to loss and logits.
 
-        spared : (e, 2) int64 or None, a row of the batch and a class that is not its own.
+        masked : (e, 2) int64 or None, a row of the batch and a class that is not its own.
         """
         with torch.autocast(embedding.device.type, enabled=False):
-            return self.score(embedding.float(), label, spared)
+            return self.score(embedding.float(), label, masked)
 
-    def score(self, embedding: Tensor, label: Tensor, spared: Tensor | None = None) -> HeadOutput:
+    def score(self, embedding: Tensor, label: Tensor, masked: Tensor | None = None) -> HeadOutput:
         """`forward` in float32, or in the embedding's own precision when called directly."""
         raise NotImplementedError
 
@@ -86,24 +86,24 @@ class CosineHead(Head):
         self.weight = nn.Parameter(torch.empty(identity_count, embedding_dim))
         nn.init.normal_(self.weight, std=embedding_dim**-0.5)
 
-    def score(self, embedding: Tensor, label: Tensor, spared: Tensor | None = None) -> HeadOutput:
+    def score(self, embedding: Tensor, label: Tensor, masked: Tensor | None = None) -> HeadOutput:
         norm = embedding.norm(dim=1).clamp(min=1e-6)
         cosine = (embedding / norm[:, None]) @ functional.normalize(self.weight, dim=1).T
         target = cosine.gather(1, label[:, None]).squeeze(1)
         penalised = self.penalise(target, norm.detach())
         logits = self.scale * cosine
         with_margin = logits.scatter(1, label[:, None], (self.scale * penalised)[:, None])
-        return HeadOutput(judge_logits(with_margin, label, spared), logits)
+        return HeadOutput(judge_logits(with_margin, label, masked), logits)
 
     def penalise(self, target: Tensor, norm: Tensor) -> Tensor:
         """The margin: cosine to the own centre (b,) and embedding norm (b,) to a harder cosine."""
         raise NotImplementedError
 
 
-def judge_logits(logits: Tensor, label: Tensor, spared: Tensor | None) -> Tensor:
+def judge_logits(logits: Tensor, label: Tensor, masked: Tensor | None) -> Tensor:
     """Cross-entropy a sample, (b,): logits (b, identities), the margin in them."""
-    if spared is not None:
-        logits = logits.index_put((spared[:, 0], spared[:, 1]), logits.new_tensor(-math.inf))
+    if masked is not None:
+        logits = logits.index_put((masked[:, 0], masked[:, 1]), logits.new_tensor(-math.inf))
     return functional.cross_entropy(logits, label, reduction="none")
 
 

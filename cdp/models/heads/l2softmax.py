@@ -30,7 +30,7 @@ class L2SoftmaxHead(Head):
         nn.init.normal_(self.linear.weight, std=embedding_dim**-0.5)
         nn.init.zeros_(self.linear.bias)
 
-    def score(self, embedding: Tensor, label: Tensor, spared: Tensor | None = None) -> HeadOutput:
+    def score(self, embedding: Tensor, label: Tensor, masked: Tensor | None = None) -> HeadOutput:
         norm = embedding.norm(dim=1, keepdim=True).clamp(min=1e-6)
         logits = self.linear(self.radius * embedding / norm)
-        return HeadOutput(judge_logits(logits, label, spared), logits)
+        return HeadOutput(judge_logits(logits, label, masked), logits)

@@ -48,7 +48,7 @@ class MultipliedAngleHead(Head):
             self.formula = self.library(identity_count, embedding_dim, margin=int(margin))
         nn.init.normal_(self.formula.W, std=embedding_dim**-0.5)
 
-    def score(self, embedding: Tensor, label: Tensor, spared: Tensor | None = None) -> HeadOutput:
+    def score(self, embedding: Tensor, label: Tensor, masked: Tensor | None = None) -> HeadOutput:
         formula = self.formula
         formula.cast_types(embedding.dtype, embedding.device)
         cosine = formula.get_cosine(embedding)
@@ -56,5 +56,5 @@ class MultipliedAngleHead(Head):
         harder = formula.modify_cosine_of_target_classes(own.clamp(-1 + 1e-6, 1 - 1e-6))
         annealed = torch.lerp(own, harder, self.margin_share / (1 + self.floor))
         with_margin = cosine.scatter(1, label[:, None], annealed[:, None])
-        loss = judge_logits(formula.scale_logits(with_margin, embedding), label, spared)
+        loss = judge_logits(formula.scale_logits(with_margin, embedding), label, masked)
         return HeadOutput(loss, formula.scale_logits(cosine, embedding))

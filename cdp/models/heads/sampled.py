@@ -85,18 +85,18 @@ class SampledHead(Head):
     def place(self, label: Tensor) -> Tensor:
         return torch.searchsorted(self.active, label)
 
-    def score(self, embedding: Tensor, label: Tensor, spared: Tensor | None = None) -> HeadOutput:
+    def score(self, embedding: Tensor, label: Tensor, masked: Tensor | None = None) -> HeadOutput:
         self.inner.margin_share = self.margin_share
         self.inner.train(self.training)
-        return self.inner.score(embedding, self.place(label), self._place_spared(spared))
+        return self.inner.score(embedding, self.place(label), self._place_spared(masked))
 
-    def _place_spared(self, spared: Tensor | None) -> Tensor | None:
-        """What is spared of the classes in the sample, by their place in it."""
-        if spared is None:
+    def _place_spared(self, masked: Tensor | None) -> Tensor | None:
+        """What is masked of the classes in the sample, by their place in it."""
+        if masked is None:
             return None
-        place = self.place(spared[:, 1].contiguous()).clamp(max=len(self.active) - 1)
-        seen = self.active[place] == spared[:, 1]
-        return torch.stack([spared[seen, 0], place[seen]], dim=1)
+        place = self.place(masked[:, 1].contiguous()).clamp(max=len(self.active) - 1)
+        seen = self.active[place] == masked[:, 1]
+        return torch.stack([masked[seen, 0], place[seen]], dim=1)
 
     def _table_of(self, name: str) -> Tensor:
         return self.get_buffer(f"table_{name}")

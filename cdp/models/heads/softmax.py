@@ -16,6 +16,6 @@ class SoftmaxHead(Head):
         nn.init.normal_(self.linear.weight, std=0.1 * embedding_dim**-0.5)
         nn.init.zeros_(self.linear.bias)
 
-    def score(self, embedding: Tensor, label: Tensor, spared: Tensor | None = None) -> HeadOutput:
+    def score(self, embedding: Tensor, label: Tensor, masked: Tensor | None = None) -> HeadOutput:
         logits = self.linear(embedding)
-        return HeadOutput(judge_logits(logits, label, spared), logits)
+        return HeadOutput(judge_logits(logits, label, masked), logits)

@@ -1,0 +1,1 @@
+"""Arrays: what every other package computes with."""

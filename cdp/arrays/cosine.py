@@ -1,0 +1,75 @@
+"""Unit rows and their cosines: the ground on which all neighbour searches stand.
+
+The contract:
+- `make_unit` refuses a zero vector, a NaN or an inf by row number; unit float32 C-ordered rows come
+  back as they are, not copied.
+- `dot_rows` adds in one fixed order whoever asks, so a cosine has the same bits in a graph, in a
+  feature and for any number of threads. `insert` orders by descending similarity, ties by smaller
+  row, whatever the order of its calls.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numba import njit
+
+from cdp.arrays.threads import BLOCK
+from cdp.errors import DataError
+
+_UNIT_SLACK = 2e-6
+
+
+def make_unit(vectors: np.ndarray) -> tuple[np.ndarray, bool]:
+    """Check the vectors; give them as unit float32 rows, and whether they were so already."""
+    array = np.asarray(vectors)
+    if array.ndim != 2 or array.dtype.kind not in "fiu" or (len(array) and not array.shape[1]):
+        raise DataError(
+            f"expected vectors as an (n, d) array of numbers, got shape {array.shape} of "
+            f"{array.dtype}"
+        )
+    is_unit = array.dtype == np.float32 and array.flags.c_contiguous
+    norm = np.empty(len(array))
+    for start in range(0, len(array), BLOCK):
+        part = array[start : start + BLOCK].astype(np.float64)
+        norm[start : start + BLOCK] = np.sqrt(np.einsum("ij,ij->i", part, part))
+    bad = ~(np.isfinite(norm) & (norm > 0))
+    if bad.any():
+        row = int(np.flatnonzero(bad)[0])
+        kind = "is all zeros" if norm[row] == 0 else "holds NaN, inf or overflows"
+        raise DataError(
+            f"vector {row} {kind} ({int(bad.sum())} such of {len(array)}); a cosine needs finite "
+            "vectors that are not zero: embed these images again or leave them out"
+        )
+    if is_unit and (np.abs(norm - 1) <= _UNIT_SLACK).all():
+        return array, True
+    unit = np.empty(array.shape, np.float32)
+    for start in range(0, len(array), BLOCK):
+        stop = start + BLOCK
+        unit[start:stop] = array[start:stop].astype(np.float64) / norm[start:stop, None]
+    return unit, False
+
+
+@njit(cache=True, nogil=True, fastmath={"reassoc", "contract", "nsz"})
+def dot_rows(vectors: Any, one: int, other: int) -> Any:
+    total = np.float32(0)
+    for axis in range(vectors.shape[1]):
+        total += vectors[one, axis] * vectors[other, axis]
+    return min(max(total, np.float32(-1)), np.float32(1))
+
+
+@njit(cache=True, nogil=True)
+def insert(nearest: Any, best: Any, candidate: int, value: Any) -> None:
+    """Insert by descending similarity, ties by smaller index; whatever the order of calls."""
+    place = len(best) - 1
+    if value < best[place] or (value == best[place] and candidate > nearest[place]):
+        return
+    while place > 0 and (
+        best[place - 1] < value or (best[place - 1] == value and nearest[place - 1] > candidate)
+    ):
+        best[place] = best[place - 1]
+        nearest[place] = nearest[place - 1]
+        place -= 1
+    best[place] = value
+    nearest[place] = candidate

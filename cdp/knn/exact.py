@@ -1,0 +1,207 @@
+"""All pairs compared, most of them by a bound alone: the exact k nearest neighbours.
+
+The contract:
+- Enters: unit float32 rows. Leaves: each row's k nearest by cosine, exactly, ties by smaller row;
+  the same bits for any number of threads and any partition of the rows.
+
+cos(x, y) <= <x', y'> + |x - x'| |y - y'|, where x' is x projected on the strongest principal axes.
+A small matrix product over few axes, the residual lengths as one axis more, bounds all pairs; only
+pairs whose bound reaches a row's k-th best are compared in full. Neighbours found among rows near
+the same pivots give that k-th best a high start. (Ours; the bound is Cauchy-Schwarz. Where it would
+not pay, all axes are taken and it is a plain blocked search.)
+"""
+
+from __future__ import annotations
+
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+from numba import njit
+
+from cdp.arrays.cosine import dot_rows, insert
+from cdp.arrays.threads import limit_blas, list_blocks
+from cdp.knn.pivots import find_axes, group_rows, project_rows, propose_near_pivots
+from cdp.types import UNLABELLED
+
+NEAREST_PIVOTS = 8
+_BOUND_SLACK = 1e-5
+_GEMM_SECONDS = 2 / 70e9
+_COMPARE_SECONDS = 0.3e-9
+
+
+def prepare_exact(unit: np.ndarray, width: int, workers: int) -> tuple[np.ndarray, np.ndarray]:
+    """Candidates that are mostly right, and the principal axes worth bounding with."""
+    count, dimension = unit.shape
+    with limit_blas(), ThreadPoolExecutor(workers) as pool:
+        axes = find_axes(unit)
+        short = project_rows(unit, axes[:, : min(64, dimension)], pool)
+        candidate = propose_near_pivots(group_rows(short, NEAREST_PIVOTS, pool), short, width, pool)
+        floor = np.empty(count, np.float32)
+
+        def begin(part: slice) -> None:
+            _find_floor(unit, candidate, part.start, floor[part])
+
+        list(pool.map(begin, list_blocks(0, count)))
+    chosen = np.arange(0, count, max(count // 2048, 1))
+    rows, columns = chosen[::4], chosen
+    least = np.minimum(floor[rows][:, None], floor[columns][None]) - _BOUND_SLACK
+    best_cost, best = np.inf, dimension
+    for size in sorted({16, 32, 48, 64, 96, 128, 192, 256, 384, dimension}):
+        if size > dimension:
+            break
+        one, other = (_bound(unit[part], axes[:, :size]) for part in (rows, columns))
+        share = float((one @ other.T >= least).mean())
+        cost = size * _GEMM_SECONDS + share * dimension * _COMPARE_SECONDS
+        if cost < best_cost:
+            best_cost, best = cost, size
+    return candidate, np.ascontiguousarray(axes[:, :best])
+
+
+def search_exact(
+    unit: np.ndarray,
+    candidate: np.ndarray,
+    axes: np.ndarray,
+    rows: slice,
+    width: int,
+    neighbour: np.ndarray,
+    similarity: np.ndarray,
+    pool: ThreadPoolExecutor,
+) -> None:
+    """Exact neighbours of `rows`; where they are all rows, each block pair is looked at once."""
+    count = len(unit)
+    bound = np.empty((count, axes.shape[1] + 1), np.float32)
+
+    def project(part: slice) -> None:
+        bound[part] = _bound(unit[part], axes)
+
+    list(pool.map(project, list_blocks(0, count)))
+    whole = rows.start == 0 and rows.stop == count
+    near = np.full((rows.stop - rows.start, width), UNLABELLED, np.int64)
+    best = np.full(near.shape, -np.inf, np.float32)
+    floor = np.full(len(near), -np.inf, np.float32)
+    starts = list_blocks(rows.start, rows.stop)
+
+    def begin(part: slice) -> None:
+        local = slice(part.start - rows.start, part.stop - rows.start)
+        _find_floor(unit, candidate[:, :width], part.start, floor[local])
+
+    list(pool.map(begin, starts))
+    if whole:
+        locks = [threading.Lock() for _ in starts]
+        pairs = [
+            (one, one + apart) for apart in range(len(starts)) for one in range(len(starts) - apart)
+        ]
+
+        def compare(pair: tuple[int, int]) -> None:
+            one, other = pair
+            left, right = starts[one], starts[other]
+            ceiling = bound[left] @ bound[right].T
+            with locks[one]:
+                if one == other:
+                    _compare(ceiling, unit, left.start, right.start, 0, near, best, floor, True)
+                else:
+                    with locks[other]:
+                        _compare(ceiling, unit, left.start, right.start, 0, near, best, floor, True)
+
+        list(pool.map(compare, pairs))
+    else:
+
+        def search(part: slice) -> None:
+            for other in list_blocks(0, count):
+                ceiling = bound[part] @ bound[other].T
+                _compare(
+                    ceiling, unit, part.start, other.start, rows.start, near, best, floor, False
+                )
+
+        list(pool.map(search, starts))
+    neighbour[:, :width] = near
+    similarity[:, :width] = best
+
+
+def _bound(unit: np.ndarray, axes: np.ndarray) -> np.ndarray:
+    """Project, and append each row's residual length: products of these bound the cosines."""
+    near = unit @ axes
+    length = np.einsum("ij,ij->i", near, near)
+    residual = np.sqrt(np.maximum(1 - length, 0) + 1e-6)
+    return np.column_stack([near, residual.astype(np.float32)])
+
+
+@njit(cache=True, nogil=True)
+def scan_all(vectors: Any, start: int, nearest: Any, best: Any) -> None:
+    """Compare every pair in full: the plain search, for few rows."""
+    best[:] = -np.inf
+    for i in range(len(nearest)):
+        for other in range(len(vectors)):
+            if other != start + i:
+                insert(nearest[i], best[i], other, dot_rows(vectors, start + i, other))
+
+
+@njit(cache=True, nogil=True)
+def _find_floor(vectors: Any, candidate: Any, start: int, floor: Any) -> None:
+    """Least similarity among each row's candidates: its k-th neighbour is no further."""
+    for i in range(len(floor)):
+        least = np.float32(np.inf)
+        for other in candidate[start + i]:
+            if other < 0:
+                least = np.float32(-np.inf)
+            else:
+                least = min(least, dot_rows(vectors, start + i, other))
+        floor[i] = least
+
+
+@njit(cache=True, nogil=True, fastmath=True)
+def _reaches(ceiling: Any, level: Any, low: int, high: int, own: Any) -> Any:
+    reach = np.float32(-4)
+    for j in range(low, high):
+        reach = max(reach, ceiling[j] - min(level[j], own))
+    return reach >= 0
+
+
+@njit(cache=True, nogil=True)
+def _compare(
+    ceiling: Any,
+    vectors: Any,
+    first: int,
+    second: int,
+    offset: int,
+    nearest: Any,
+    best: Any,
+    floor: Any,
+    both: bool,
+) -> None:
+    """Compare in full the pairs of two blocks whose bound reaches either row's k-th best.
+
+    Row numbers start at `first` and `second`; results of row r lie at r - offset. With `both`
+    each pair serves its two rows, and the diagonal block is read above the diagonal.
+    """
+    slack = np.float32(_BOUND_SLACK)
+    height, span = ceiling.shape
+    level = np.full(span, np.float32(4))
+    if both:
+        for j in range(span):
+            at = second + j - offset
+            level[j] = max(floor[at], best[at, -1]) - slack
+    for i in range(height):
+        row = first + i
+        at = row - offset
+        own = max(floor[at], best[at, -1]) - slack
+        if own < -3:
+            own = np.float32(-3)
+        begin = i + 1 if both and first == second else 0
+        for low in range(begin, span, 64):
+            high = min(low + 64, span)
+            if not _reaches(ceiling[i], level, low, high, own):
+                continue
+            for j in range(low, high):
+                if ceiling[i, j] < min(level[j], own) or second + j == row:
+                    continue
+                value = dot_rows(vectors, row, second + j)
+                if value >= own:
+                    insert(nearest[at], best[at], second + j, value)
+                    own = max(floor[at], best[at, -1]) - slack
+                if both and value >= level[j]:
+                    other = second + j - offset
+                    insert(nearest[other], best[other], row, value)
+                    level[j] = max(floor[other], best[other, -1]) - slack

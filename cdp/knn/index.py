@@ -1,0 +1,293 @@
+"""The k nearest neighbours of every embedding by cosine: nmslib, faiss or exact, one function.
+
+The contract:
+- Enters: (n, d) vectors, n and d any, float16/32/64, any strides, memory-mapped or not. A zero
+  vector, a NaN or an inf is refused by row number. Unit float32 C-ordered input is never copied.
+- Leaves: `KnnGraph` whose similarities are recomputed from the vectors in a fixed order of
+  additions, in float32, descending, ties by smaller neighbour; row i excludes i.
+- The result has the same bits for any number of threads, for the whole or by parts in other
+  processes, and for a given seed. `exact` takes no seed.
+- An approximate library proposes candidates, rows near the same pivots add theirs; every candidate,
+  its candidates and whoever proposes the row are then compared exactly. A row always has
+  min(k, n - 1) neighbours.
+- Up to `exact_limit` rows a backend gives the exact graph: for faiss up to 200,000, where comparing
+  all pairs costs no more than an approximate index of recall .99; for nmslib 0, HNSW at any size.
+- faiss and nmslib are imported here and nowhere else, and only when asked for.
+
+How nmslib stays reproducible: its HNSW graph depends on the order of insertion and on a random
+state kept per thread, so each index is built by one fresh thread. Several views are built at once
+to use the other cores (`build_knn_graphs`).
+
+How nmslib is kept fast: its index holds the rows projected on the principal axes that carry all
+but `_LOST_ENERGY` of them, and proposes a few more than k; cosines that decide are taken in full.
+A twentieth of the rows is inserted at random, the others grouped by pivot (`pivots.py`), and all
+are searched in that order, so that they find in the cache what the row before them read.
+How wide it must search differs from set to set, so efSearch is the least of `_WIDTHS` with which a
+seeded sample of rows finds `_TARGET_RECALL` of its true neighbours before they are refined.
+The exact search has a room of its own, `cdp.knn.exact`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any
+from zipfile import BadZipFile
+
+import numpy as np
+
+from cdp.arrays.cosine import make_unit
+from cdp.arrays.threads import BLOCK, count_threads, limit_blas, list_blocks
+from cdp.errors import ConfigError, DataError
+from cdp.knn.exact import prepare_exact, scan_all, search_exact
+from cdp.knn.libraries import (
+    NEAREST_PIVOTS,
+    SPARE_CANDIDATES,
+    import_library,
+    propose_faiss,
+    propose_nmslib,
+)
+from cdp.knn.pivots import find_axes, group_rows, project_rows, propose_near_pivots
+from cdp.knn.refine import exchange_candidates, refine_candidates, transpose_candidates
+from cdp.types import UNLABELLED, KnnGraph
+
+BACKENDS = ("nmslib", "faiss", "exact")
+
+EXACT_LIMIT = 200_000
+"""Up to so many rows the exact search needs less time than an HNSW index of recall .99 (measured on
+face-like 256-d embeddings: a third of it at 20,000 rows, about the same at 200,000)."""
+
+# nmslib's own post-processing (post=2) costs more than the index and gains nothing here.
+BACKEND_DEFAULTS: dict[str, dict[str, Any]] = {
+    "nmslib": {
+        "exact_limit": 0,
+        "M": 10,
+        "efConstruction": 40,
+        "efSearch": 0,
+        "post": 0,
+    },
+    "faiss": {"exact_limit": EXACT_LIMIT, "nlist": 0, "nprobe": 32},
+    "exact": {},
+}
+_FEW_ROWS = 2048
+
+
+@dataclass(frozen=True)
+class KnnIndex:
+    """Candidates of each row: all that a part of the graph needs besides the vectors.
+
+    backend : "nmslib", "faiss" or "exact".
+    count, dimension : shape of the vectors it was built on.
+    k : the most neighbours a query may ask for.
+    unit : the vectors were of unit length, float32 and C-ordered as they came.
+    candidate : (n, c) int32, proposed neighbours, -1 padding; in an exact index they only tell a
+        query how near the k-th neighbour is at least.
+    axes : (d, p) float32, the principal axes an exact query bounds with; (d, 0) in other indexes.
+    order : (n,) int32, the rows in an order that is kind to the cache; empty in an exact index.
+    settings : what it was built with.
+    """
+
+    backend: str
+    count: int
+    dimension: int
+    k: int
+    unit: bool
+    candidate: np.ndarray
+    axes: np.ndarray
+    order: np.ndarray
+    settings: Mapping[str, Any] = field(default_factory=dict)
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Write the index to one `.npz` file at exactly `path`; the vectors are not in it."""
+        header = {
+            "backend": self.backend,
+            "dimension": self.dimension,
+            "k": self.k,
+            "unit": self.unit,
+            "settings": dict(self.settings),
+        }
+        text = np.frombuffer(json.dumps(header, sort_keys=True).encode(), dtype=np.uint8)
+        with open(path, "wb") as stream:
+            np.savez(
+                stream, header=text, candidate=self.candidate, axes=self.axes, order=self.order
+            )
+
+
+def load_index(path: str | os.PathLike[str], vectors: np.ndarray) -> KnnIndex:
+    """Read an index written by `KnnIndex.save`, in any process.
+
+    Raises
+    ------
+    DataError
+        The file is not such an index, or belongs to vectors of another shape.
+    """
+    try:
+        with open(path, "rb") as stream, np.load(stream, allow_pickle=False) as stored:
+            header = json.loads(stored["header"].tobytes().decode())
+            candidate, axes, order = (stored[name] for name in ("candidate", "axes", "order"))
+        index = KnnIndex(
+            backend=header["backend"],
+            count=len(candidate),
+            dimension=header["dimension"],
+            k=header["k"],
+            unit=header["unit"],
+            candidate=candidate,
+            axes=axes,
+            order=order,
+            settings=header["settings"],
+        )
+    except (OSError, ValueError, KeyError, EOFError, BadZipFile) as error:
+        raise DataError(f"{path} is not a kNN index: {error}; build it again") from error
+    _check_shape(index, vectors)
+    return index
+
+
+def build_index(
+    vectors: np.ndarray,
+    backend: str = "nmslib",
+    *,
+    k: int = 20,
+    settings: Mapping[str, Any] | None = None,
+    seed: int = 0,
+    threads: int | None = None,
+) -> KnnIndex:
+    """Do the part of the search that needs all rows at once.
+
+    Parameters and errors are those of `build_knn_graph`; `k` is the most neighbours that
+    `query_index` will be asked for.
+    """
+    return prepare_index(vectors, backend, k, dict(settings or {}), seed, threads)[0]
+
+
+def query_index(
+    index: KnnIndex,
+    vectors: np.ndarray,
+    rows: slice,
+    k: int | None = None,
+    *,
+    threads: int | None = None,
+) -> KnnGraph:
+    """Find the neighbours of a part of the rows; parts put together equal `build_knn_graph`.
+
+    Parameters
+    ----------
+    index : from `build_index` or `load_index`.
+    vectors : the (n, d) vectors it was built on; only the rows needed are read.
+    rows : contiguous slice of row numbers.
+    k : at most `index.k`, the default.
+    threads : as in `build_knn_graph`.
+
+    Returns
+    -------
+    KnnGraph
+        Of `rows` only; its neighbours are row numbers of the whole.
+    """
+    _check_shape(index, vectors)
+    k = index.k if k is None else k
+    start, stop, stride = rows.indices(index.count)
+    if stride != 1:
+        raise ConfigError(f"rows must be a contiguous slice, got {rows}")
+    unit = np.asarray(vectors) if index.unit else make_unit(vectors)[0]
+    return search_index(index, unit, slice(start, max(start, stop)), k, threads)
+
+
+def _check_shape(index: KnnIndex, vectors: np.ndarray) -> None:
+    if np.shape(vectors) != (index.count, index.dimension):
+        raise DataError(
+            f"the kNN index was built on vectors of shape {(index.count, index.dimension)}, got "
+            f"{np.shape(vectors)}; build it again"
+        )
+
+
+def _read_settings(backend: str, k: int, settings: Mapping[str, Any]) -> dict[str, Any]:
+    if backend not in BACKENDS:
+        raise ConfigError(f"kNN backend must be one of {', '.join(BACKENDS)}, got {backend!r}")
+    if k != int(k) or k < 1:
+        raise ConfigError(f"k must be an integer of at least 1, got {k!r}")
+    unknown = set(settings) - set(BACKEND_DEFAULTS[backend])
+    if unknown:
+        raise ConfigError(
+            f"kNN backend {backend} has no setting {', '.join(sorted(unknown))}; it has "
+            f"{', '.join(BACKEND_DEFAULTS[backend]) or 'none'}"
+        )
+    return {**BACKEND_DEFAULTS[backend], **settings}
+
+
+def prepare_index(
+    vectors: np.ndarray,
+    backend: str,
+    k: int,
+    settings: Mapping[str, Any],
+    seed: int,
+    threads: int | None,
+) -> tuple[KnnIndex, np.ndarray]:
+    chosen = _read_settings(backend, k, settings)
+    workers = count_threads(threads)
+    library = None if backend == "exact" else import_library(backend)
+    unit, as_is = make_unit(vectors)
+    count, dimension = unit.shape
+    width = min(k, count - 1)
+    axes, order = np.empty((dimension, 0), np.float32), np.empty(0, np.int32)
+    if width < 1 or count <= _FEW_ROWS:
+        candidate = np.empty((count, 0), np.int32)
+    elif backend == "exact" or count <= chosen["exact_limit"]:
+        candidate, axes = prepare_exact(unit, width, workers)
+    else:
+        wide = min(width + SPARE_CANDIDATES, count - 1)
+        with limit_blas(), ThreadPoolExecutor(workers) as pool:
+            principal = find_axes(unit)
+            near = project_rows(unit, principal[:, :64], pool)
+            groups = group_rows(near, NEAREST_PIVOTS, pool)
+            order = groups.order
+            if backend == "nmslib":
+                candidate, beside = propose_nmslib(
+                    library, unit, near, principal, groups, wide, width, chosen, seed, workers
+                )
+            else:
+                candidate = propose_faiss(library, unit, wide, chosen, seed, workers)
+                beside = propose_near_pivots(groups, near, wide, pool)
+            exchange_candidates(unit, candidate, beside, order, order, pool)
+    index = KnnIndex(backend, count, dimension, int(k), as_is, candidate, axes, order, chosen)
+    return index, unit
+
+
+def search_index(
+    index: KnnIndex, unit: np.ndarray, rows: slice, k: int, threads: int | None
+) -> KnnGraph:
+    if k > index.k or k < 1:
+        raise ConfigError(f"the kNN index was built for k in 1 .. {index.k}, got {k}; build again")
+    workers = count_threads(threads)
+    size = rows.stop - rows.start
+    neighbour = np.full((size, k), UNLABELLED, np.int64)
+    similarity = np.zeros((size, k), np.float32)
+    width = min(k, index.count - 1)
+    if size == 0 or width < 1:
+        return KnnGraph(neighbour, similarity)
+    with limit_blas(), ThreadPoolExecutor(workers) as pool:
+        if index.axes.shape[1]:
+            search_exact(
+                unit, index.candidate, index.axes, rows, width, neighbour, similarity, pool
+            )
+            return KnnGraph(neighbour, similarity)
+        near, best = neighbour[:, :width], similarity[:, :width]
+        if not index.candidate.shape[1]:
+
+            def scan(part: slice) -> None:
+                own = slice(part.start - rows.start, part.stop - rows.start)
+                scan_all(unit, part.start, near[own], best[own])
+
+            list(pool.map(scan, list_blocks(rows.start, rows.stop)))
+            return KnnGraph(neighbour, similarity)
+        start_of, member = transpose_candidates(index.candidate)
+        order = index.order[(index.order >= rows.start) & (index.order < rows.stop)]
+
+        def refine(part: slice) -> None:
+            refine_candidates(
+                unit, index.candidate, start_of, member, order[part], rows.start, near, best
+            )
+
+        list(pool.map(refine, list_blocks(0, size, 4 * BLOCK)))
+    return KnnGraph(neighbour, similarity)

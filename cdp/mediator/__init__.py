@@ -1,0 +1,13 @@
+"""The mediator: pair features to calibrated probabilities."""
+
+from cdp.mediator.calibration import MediatorReport, ReliabilityCurve, measure_reliability
+from cdp.mediator.ensemble import Mediator
+from cdp.mediator.settings import MediatorSettings
+
+__all__ = [
+    "Mediator",
+    "MediatorReport",
+    "MediatorSettings",
+    "ReliabilityCurve",
+    "measure_reliability",
+]

@@ -1,0 +1,176 @@
+"""Calibration of the mediator: Platt scaling, and the report on held-out identities."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+
+from cdp.errors import DataError
+from cdp.mediator.prior_shift import LOGIT_LIMIT
+
+
+@dataclass(frozen=True)
+class ReliabilityCurve:
+    """How often pairs of a given probability are right.
+
+    lower : (b,) float64, lower edge of each bin of equal width over [0, 1].
+    mean_probability, observed_rate : (b,) float64; NaN for an empty bin.
+    weight : (b,) float64, pairs in the bin (a pair held out from half its MLPs counts one half).
+    """
+
+    lower: np.ndarray
+    mean_probability: np.ndarray
+    observed_rate: np.ndarray
+    weight: np.ndarray
+
+    @property
+    def expected_calibration_error(self) -> float:
+        """Mean gap between probability and rate, weighted by pairs (Naeini et al. 2015)."""
+        full = self.weight > 0
+        gap = np.abs(self.mean_probability[full] - self.observed_rate[full])
+        return float(np.average(gap, weights=self.weight[full]))
+
+
+def measure_reliability(
+    probability: np.ndarray, same: np.ndarray, *, weight: np.ndarray | None = None, bins: int = 15
+) -> ReliabilityCurve:
+    """Bin pairs by probability and compare with the truth.
+
+    Parameters
+    ----------
+    probability : (m,) float in [0, 1].
+    same : (m,) bool, whether the pair shows one identity.
+    weight : (m,) float >= 0, or None for one each.
+    bins : bins of equal width.
+
+    Raises
+    ------
+    DataError
+        No pair, or lengths that differ.
+    """
+    if len(probability) == 0 or len(probability) != len(same):
+        raise DataError(
+            f"reliability needs as many truths as probabilities and at least one; got "
+            f"{len(probability)} probabilities and {len(same)} truths"
+        )
+    value = np.asarray(probability, np.float64)
+    share = np.ones(len(value)) if weight is None else np.asarray(weight, np.float64)
+    bin_of = np.minimum((value * bins).astype(np.int64), bins - 1)
+    total = np.bincount(bin_of, share, bins)
+    with np.errstate(invalid="ignore"):
+        return ReliabilityCurve(
+            lower=np.arange(bins) / bins,
+            mean_probability=np.bincount(bin_of, share * value, bins) / total,
+            observed_rate=np.bincount(bin_of, share * same, bins) / total,
+            weight=total,
+        )
+
+
+@dataclass(frozen=True)
+class MediatorReport:
+    """What is known about a fitted mediator from identities its MLPs never saw.
+
+    pairs : held-out pairs judged. pair_rate : share of true pairs among all labelled pairs,
+        as they are heard.
+    expected_calibration_error : of the calibrated probabilities; the calibration of each fold is
+        fitted on the other folds, so that it is not judged on what it was fitted to.
+    auc, average_precision, log_loss : of the held-out probabilities.
+    reliability : see `ReliabilityCurve`.
+    history : a row per check: member, epoch, training_loss, validation_loss.
+    """
+
+    pairs: int
+    pair_rate: float
+    expected_calibration_error: float
+    auc: float
+    average_precision: float
+    log_loss: float
+    reliability: ReliabilityCurve
+    history: tuple[dict[str, float], ...] = field(repr=False, default=())
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain numbers and lists; NaN as None."""
+        plain = asdict(self)
+        plain["reliability"] = {
+            name: [None if math.isnan(v) else float(v) for v in values]
+            for name, values in plain["reliability"].items()
+        }
+        plain["history"] = list(self.history)
+        return plain
+
+    @classmethod
+    def from_json(cls, plain: dict[str, Any]) -> MediatorReport:
+        curve = {
+            name: np.array([math.nan if v is None else v for v in values], np.float64)
+            for name, values in plain["reliability"].items()
+        }
+        rest = {name: value for name, value in plain.items() if name != "reliability"}
+        rest["history"] = tuple(rest["history"])
+        return cls(reliability=ReliabilityCurve(**curve), **rest)
+
+
+def sigmoid(logit: np.ndarray) -> np.ndarray:
+    return 1 / (1 + np.exp(-np.clip(logit, -LOGIT_LIMIT, LOGIT_LIMIT)))
+
+
+def fit_platt_scaling(logit: np.ndarray, same: np.ndarray, weight: np.ndarray) -> np.ndarray:
+    """Scale and shift that minimise the log loss (Platt 1999), by Newton's method, float64.
+
+    A weak pull (one pair's worth) towards scale 1 and shift 0 keeps separable data finite.
+    """
+    weight = weight / weight.mean()
+    column = np.stack([logit, np.ones_like(logit)], 1)
+    centre = np.array([1.0, 0.0])
+    value = centre.copy()
+
+    def loss(at: np.ndarray) -> float:
+        z = column @ at
+        data = np.sum(weight * (np.logaddexp(0, z) - same * z))
+        return float(data + 0.5 * np.sum((at - centre) ** 2))
+
+    current = loss(value)
+    for _ in range(50):
+        p = 1 / (1 + np.exp(-np.clip(column @ value, -40, 40)))
+        gradient = column.T @ (weight * (p - same)) + value - centre
+        hessian = (column * (weight * p * (1 - p))[:, None]).T @ column + np.eye(2)
+        move = np.linalg.solve(hessian, gradient)
+        size = 1.0
+        while loss(value - size * move) > current and size > 1e-6:
+            size /= 2
+        value = value - size * move
+        previous, current = current, loss(value)
+        if previous - current < 1e-10 * max(1.0, abs(current)):
+            break
+    return np.array([max(value[0], 1e-3), value[1]])
+
+
+def make_report(
+    probability: np.ndarray,
+    same: np.ndarray,
+    weight: np.ndarray,
+    pair_rate: float,
+    history: list[dict[str, float]],
+) -> MediatorReport:
+    reliability = measure_reliability(probability, same, weight=weight)
+    order = np.argsort(-probability)
+    # ties share one point of the curve, so that their order does not matter
+    last = np.flatnonzero(np.append(np.diff(probability[order]) != 0, True))
+    hits = np.cumsum((same * weight)[order])[last]
+    misses = np.cumsum((~same * weight)[order])[last]
+    hit_step, miss_step = np.diff(hits, prepend=0), np.diff(misses, prepend=0)
+    auc = np.sum(miss_step * (hits - hit_step / 2)) / (hits[-1] * misses[-1])
+    average_precision = np.sum(hit_step * hits / (hits + misses)) / hits[-1]
+    right = np.where(same, probability, 1 - probability)
+    return MediatorReport(
+        pairs=len(same),
+        pair_rate=pair_rate,
+        expected_calibration_error=reliability.expected_calibration_error,
+        auc=float(auc),
+        average_precision=float(average_precision),
+        log_loss=float(np.average(-np.log(right), weights=weight)),
+        reliability=reliability,
+        history=tuple(history),
+    )

@@ -1,0 +1,349 @@
+"""The mediator's MLP while it learns: two hidden layers, ReLU, the log-odds of a two-way softmax.
+
+The contract:
+- Enters: standardised rows picked from a matrix of features, and their truth. Leaves: parameters.
+- Compiled, a few hundred rows at a time, which with all weights stay in the second cache: for a
+  network this small, a call for every product and every ReLU costs more than the arithmetic.
+- A batch is always summed as two halves, so that a second thread changes nothing. The same seed
+  gives the same parameters.
+"""
+
+from __future__ import annotations
+
+import math
+from concurrent.futures import ThreadPoolExecutor
+from itertools import pairwise
+from typing import Any
+
+import numba
+import numpy as np
+import torch
+
+STANDARD_LIMIT = 8.0
+"""A standardised input further out than this is clipped: no labelled pair taught that region."""
+
+
+ARRAY_NAMES = (
+    *("mean", "inverse_deviation", "calibration"),
+    *("weight_0", "bias_0", "weight_1", "bias_1", "weight_2", "bias_2"),
+)
+
+
+def score_rows(
+    features: np.ndarray,
+    arrays: dict[str, np.ndarray],
+    clip: bool,
+    threads: int = 1,
+    wanted: np.ndarray | None = None,
+) -> np.ndarray:
+    """Raw logits of each pair by each MLP, (m, members) float64; 0 where one is not wanted."""
+    out = np.zeros((len(features), len(arrays["bias_2"])), np.float64)
+    weights = [arrays[name] for name in ARRAY_NAMES if name != "calibration"]
+    limit = np.float32(STANDARD_LIMIT if clip else np.inf)
+    features = lock(features)
+    if wanted is None:
+        wanted = np.ones(out.shape, bool)
+
+    def run(rows: slice) -> None:
+        _score_block(features[rows], wanted[rows], *weights, limit, out[rows])  # type: ignore[call-arg]
+
+    if threads <= 1:
+        run(slice(None))
+        return out
+    edges = np.linspace(0, len(features), threads + 1).astype(np.int64)
+    with ThreadPoolExecutor(threads) as pool:
+        list(pool.map(run, [slice(a, b) for a, b in pairwise(edges)]))
+    return out
+
+
+@numba.njit(nogil=True, cache=True)
+def _score_block(  # type: ignore[no-untyped-def]  # pragma: no cover
+    features, wanted, mean, inverse,
+    weight_0, bias_0, weight_1, bias_1, weight_2, bias_2, limit, out,
+):  # fmt: skip
+    """Row by row, every sum in index order: BLAS would round by the shape of the block."""
+    members, width, first = weight_0.shape
+    second = weight_1.shape[2]
+    x = np.empty(width, np.float32)
+    a = np.empty(first, np.float32)
+    b = np.empty(second, np.float32)
+    for row in range(len(features)):
+        for i in range(width):
+            value = (features[row, i] - mean[i]) * inverse[i]
+            x[i] = min(max(value, -limit), limit)
+        for m in range(members):
+            if not wanted[row, m]:
+                continue
+            for j in range(first):
+                a[j] = bias_0[m, j]
+            for i in range(width):
+                value = x[i]
+                for j in range(first):
+                    a[j] += value * weight_0[m, i, j]
+            for j in range(second):
+                b[j] = bias_1[m, j]
+            for i in range(first):
+                value = a[i]
+                if value > 0:
+                    for j in range(second):
+                        b[j] += value * weight_1[m, i, j]
+            total = np.float64(bias_2[m])
+            for j in range(second):
+                if b[j] > 0:
+                    total += np.float64(b[j]) * weight_2[m, j]
+            out[row, m] = total
+
+
+CHUNK = 256
+"""Rows at a time: 256 rows of three layers and all weights fit 512 KiB."""
+_NO_MASK = np.empty((0, 0), np.float32)
+
+
+def lock(array: np.ndarray) -> np.ndarray:
+    """The same memory, read-only, mapped or not: compiled code is made for one kind alone."""
+    locked = array.view()
+    locked.setflags(write=False)
+    return locked
+
+
+class Rows:
+    """The rows that an MLP reads: features as they are, standardised where they are read.
+
+    features : (m, F) float32, C order, maybe mapped. mean, inverse : (F,) float32; a row is read as
+        `(features - mean) * inverse`, clipped to +- `limit`. truth : (m,) float32, 0 or 1.
+    """
+
+    def __init__(
+        self,
+        features: np.ndarray,
+        truth: np.ndarray,
+        mean: np.ndarray,
+        inverse: np.ndarray,
+        limit: float = np.inf,
+    ) -> None:
+        self.features, self.truth = lock(features), truth
+        self.how = (mean, inverse, np.float32(limit))
+
+
+class Perceptron:
+    """Parameters, gradients and the optimizer's memory, each one flat array with views by layer.
+
+    width : inputs. hidden : widths of the two hidden layers.
+    optimizer : "adam" (AdamW, Loshchilov & Hutter 2019) or "sgd" (momentum .9).
+    random : draws the initial weights (Glorot & Bengio 2010) and what is dropped.
+    helper : one thread that takes half of each batch; None: this thread takes both.
+    """
+
+    def __init__(
+        self,
+        width: int,
+        hidden: tuple[int, int],
+        random: torch.Generator,
+        *,
+        optimizer: str = "adam",
+        learning_rate: float = 0.002,
+        weight_decay: float = 1e-4,
+        dropout: float = 0.0,
+        helper: ThreadPoolExecutor | None = None,
+    ) -> None:
+        first, second = hidden
+        shapes = [(width, first), (first,), (first, second), (second,), (second, 2), (2,)]
+        sizes = [math.prod(shape) for shape in shapes]
+        edges = np.cumsum([0, *sizes])
+
+        def split(flat: np.ndarray) -> list[np.ndarray]:
+            return [
+                flat[low : low + size].reshape(shape)
+                for low, size, shape in zip(edges, sizes, shapes, strict=False)
+            ]
+
+        self.random, self.dropout, self.helper = random, dropout, helper
+        self.adam, self.rate, self.decay = optimizer == "adam", learning_rate, weight_decay
+        self.steps = 0
+        self.value = np.zeros(edges[-1], np.float32)
+        self.halves = np.zeros((2, edges[-1]), np.float32)
+        self._memory = np.zeros((2, edges[-1]), np.float32)
+        self.layers = split(self.value)
+        self._slopes = [split(half) for half in self.halves]
+        for weight in self.layers[::2]:
+            torch.nn.init.xavier_uniform_(torch.from_numpy(weight), generator=random)
+
+    @property
+    def gradient(self) -> np.ndarray:
+        """(p,) float32, of the last batch."""
+        return self.halves.sum(0)
+
+    def export(self, value: np.ndarray) -> list[np.ndarray]:
+        """Weights and biases, layer after layer, of these parameters, (p,) float32."""
+        self.value[:] = value
+        return self.layers
+
+    def weigh(self, rows: Rows, chosen: np.ndarray) -> np.ndarray:
+        """Log-odds of the chosen rows, (len(chosen),) float32, without dropout."""
+        out = np.empty(len(chosen), np.float32)
+        _weigh(rows.features, chosen, *rows.how, *self.layers, out)  # type: ignore[call-arg]
+        return out
+
+    def learn(self, rows: Rows, chosen: np.ndarray) -> float:
+        """One step on the chosen rows, (b,) int64; the mean cross-entropy before it."""
+        masks = [_NO_MASK, _NO_MASK]
+        if self.dropout:
+            masks = [self._draw_mask(len(chosen), len(self.layers[at])) for at in (1, 3)]
+        middle = len(chosen) // 2
+
+        def run(half: int) -> float:
+            part = slice(middle, None) if half else slice(0, middle)
+            own = [mask[part] if len(mask) else mask for mask in masks]
+            return _add_slopes(  # type: ignore[call-arg]
+                rows.features, chosen[part], rows.truth, *rows.how, *own,
+                *self.layers, *self._slopes[half], len(chosen),
+            )  # fmt: skip
+
+        if self.helper is None:
+            loss = run(0) + run(1)
+        else:
+            later = self.helper.submit(run, 1)
+            loss = run(0) + later.result()
+        self.steps += 1
+        _move(self.value, *self.halves, *self._memory, self.adam, self.rate, self.decay, self.steps)  # type: ignore[call-arg]
+        return loss
+
+    def _draw_mask(self, rows: int, width: int) -> np.ndarray:
+        keep = torch.rand(rows, width, generator=self.random) >= self.dropout
+        return (keep / (1 - self.dropout)).float().numpy()
+
+
+def _compile(function: Any) -> Any:
+    """Sums may be reordered and fused, as vectors need; NaN and infinity keep their meaning."""
+    return numba.njit(nogil=True, cache=True, fastmath={"reassoc", "contract", "nsz"})(function)
+
+
+@_compile
+def _read(features, rows, mean, inverse, limit, out):  # type: ignore[no-untyped-def]  # pragma: no cover
+    for n in range(len(rows)):
+        for i in range(len(mean)):
+            value = (features[rows[n], i] - mean[i]) * inverse[i]
+            out[n, i] = min(max(value, -limit), limit)
+
+
+@_compile
+def _forward(x, weight, bias, mask, out):  # type: ignore[no-untyped-def]  # pragma: no cover
+    np.dot(x, weight, out)
+    for n in range(len(out)):
+        for j in range(len(bias)):
+            out[n, j] = max(out[n, j] + bias[j], np.float32(0))
+        if len(mask):
+            for j in range(len(bias)):
+                out[n, j] *= mask[n, j]
+
+
+@_compile
+def _measure_odds(row, bias, difference):  # type: ignore[no-untyped-def]  # pragma: no cover
+    odds = bias[1] - bias[0]
+    for j in range(len(difference)):
+        odds += row[j] * difference[j]
+    return odds
+
+
+@_compile
+def _return(back, active, mask, shift):  # type: ignore[no-untyped-def]  # pragma: no cover
+    """Take slopes back through a layer's ReLU and dropout, and add them to those of its biases."""
+    for m in range(len(back)):
+        for j in range(len(shift)):
+            back[m, j] = back[m, j] if active[m, j] > 0 else np.float32(0)
+        if len(mask):
+            for j in range(len(shift)):
+                back[m, j] *= mask[m, j]
+        for j in range(len(shift)):
+            shift[j] += back[m, j]
+
+
+@_compile
+def _weigh(  # type: ignore[no-untyped-def]  # pragma: no cover
+    features, rows, mean, inverse, limit,
+    weight_0, bias_0, weight_1, bias_1, weight_2, bias_2, out,
+):  # fmt: skip
+    x = np.empty((CHUNK, len(mean)), np.float32)
+    a = np.empty((CHUNK, len(bias_0)), np.float32)
+    b = np.empty((CHUNK, len(bias_1)), np.float32)
+    difference = weight_2[:, 1] - weight_2[:, 0]
+    none = np.empty((0, 0), np.float32)
+    for low in range(0, len(rows), CHUNK):
+        part = rows[low : low + CHUNK]
+        n = len(part)
+        _read(features, part, mean, inverse, limit, x[:n])
+        _forward(x[:n], weight_0, bias_0, none, a[:n])
+        _forward(a[:n], weight_1, bias_1, none, b[:n])
+        for m in range(n):
+            out[low + m] = _measure_odds(b[m], bias_2, difference)
+
+
+@_compile
+def _add_slopes(  # type: ignore[no-untyped-def]  # pragma: no cover
+    features, rows, truth, mean, inverse, limit, mask_0, mask_1,
+    weight_0, bias_0, weight_1, bias_1, weight_2, bias_2,
+    slope_0, shift_0, slope_1, shift_1, slope_2, shift_2, count,
+):  # fmt: skip
+    """Fill in the gradients of these rows' part of the mean loss over `count` rows; that part."""
+    first, second = len(bias_0), len(bias_1)
+    for slope in (slope_0, slope_1, slope_2):
+        slope[:] = 0
+    for shift in (shift_0, shift_1, shift_2):
+        shift[:] = 0
+    x = np.empty((CHUNK, len(mean)), np.float32)
+    a, back_a = np.empty((CHUNK, first), np.float32), np.empty((CHUNK, first), np.float32)
+    b, back_b = np.empty((CHUNK, second), np.float32), np.empty((CHUNK, second), np.float32)
+    part_0, part_1 = np.empty_like(slope_0), np.empty_like(slope_1)
+    difference = weight_2[:, 1] - weight_2[:, 0]
+    output = np.zeros(second, np.float32)
+    share = np.float32(1 / count)
+    loss = 0.0
+    for low in range(0, len(rows), CHUNK):
+        part = rows[low : low + CHUNK]
+        n = len(part)
+        drop_0, drop_1 = mask_0[low : low + n], mask_1[low : low + n]
+        _read(features, part, mean, inverse, limit, x[:n])
+        _forward(x[:n], weight_0, bias_0, drop_0, a[:n])
+        _forward(a[:n], weight_1, bias_1, drop_1, b[:n])
+        for m in range(n):
+            odds = _measure_odds(b[m], bias_2, difference)
+            answer = truth[part[m]]
+            small = np.exp(-abs(odds))
+            loss += max(odds, np.float32(0)) - odds * answer + np.log1p(small)
+            chance = 1 / (1 + small) if odds >= 0 else small / (1 + small)
+            error = np.float32(chance - answer) * share
+            shift_2[1] += error
+            for j in range(second):
+                output[j] += b[m, j] * error
+                back_b[m, j] = error * difference[j]
+        _return(back_b[:n], b[:n], drop_1, shift_1)
+        np.dot(a[:n].T, back_b[:n], part_1)
+        np.dot(back_b[:n], weight_1.T, back_a[:n])
+        _return(back_a[:n], a[:n], drop_0, shift_0)
+        np.dot(x[:n].T, back_a[:n], part_0)
+        slope_0 += part_0
+        slope_1 += part_1
+    shift_2[0] = -shift_2[1]
+    slope_2[:, 0] = -output
+    slope_2[:, 1] = output
+    return loss * share
+
+
+@_compile
+def _move(  # type: ignore[no-untyped-def]  # pragma: no cover
+    value, half_0, half_1, momentum, square, adam, rate, decay, steps
+):
+    rate, decay = np.float32(rate), np.float32(decay)
+    keep = np.float32(1) - rate * decay
+    root = np.float32(1 / np.sqrt(1 - 0.999**steps))
+    step = np.float32(rate / (1 - 0.9**steps))
+    for i in range(len(value)):
+        slope = half_0[i] + half_1[i]
+        if adam:
+            momentum[i] += np.float32(0.1) * (slope - momentum[i])
+            square[i] = np.float32(0.999) * square[i] + np.float32(0.001) * slope * slope
+            spread = np.sqrt(square[i]) * root + np.float32(1e-8)
+            value[i] = value[i] * keep - step * momentum[i] / spread
+        else:
+            momentum[i] = np.float32(0.9) * momentum[i] + slope + decay * value[i]
+            value[i] -= rate * momentum[i]

@@ -1,0 +1,87 @@
+"""The product: a trained recognizer that can be loaded, asked for embeddings and saved."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from cdp.embedding import BackboneEmbedder
+from cdp.models import Backbone, load_model, pack_model, save_model, unpack_model
+
+
+class Recognizer:
+    """Faces in, unit vectors out.
+
+    backbone : Backbone
+    meta : mapping of str to JSON values
+        What a user should know of it: how and on what it was trained.
+    device : str
+        "auto", "cpu", "cuda", ...
+
+    Examples
+    --------
+    >>> import numpy as np
+    >>> recognizer = Recognizer(build_backbone("plain", input_px=24), {"note": "untrained"})
+    >>> faces = np.zeros((2, 40, 40, 3), dtype=np.uint8)
+    >>> recognizer.embed(faces).shape
+    (2, 128)
+    """
+
+    def __init__(
+        self, backbone: Backbone, meta: Mapping[str, Any] | None = None, *, device: str = "auto"
+    ) -> None:
+        self.backbone = backbone
+        self.meta = dict(meta or {})
+        self.embedder = BackboneEmbedder(backbone, device=device)
+
+    @property
+    def input_px(self) -> int:
+        """Side of the faces it looks at, in pixels."""
+        return self.backbone.spec.input_px
+
+    @property
+    def embedding_dim(self) -> int:
+        return self.backbone.spec.embedding_dim
+
+    def embed(self, images: np.ndarray, *, batch_size: int = 256, flip: bool = True) -> np.ndarray:
+        """Embed aligned faces.
+
+        Parameters
+        ----------
+        images : (n, s, s, 3) uint8, RGB
+            Faces aligned as `cdp.images.align.align_face` does, at any side s; brought to
+            `input_px` here.
+        batch_size : int
+        flip : bool
+            Average with the mirror image.
+
+        Returns
+        -------
+        vectors : (n, embedding_dim) float32, unit length
+            The product of two is the cosine of their faces. `embedder.embed` gives the norms too.
+        """
+        return self.embedder.embed(images, batch_size=batch_size, flip=flip)[0]
+
+    def state(self) -> tuple[dict[str, Tensor], dict[str, str]]:
+        """Tensors and string metadata: what a safetensors file holds."""
+        return pack_model(self.backbone, self.meta)
+
+    @classmethod
+    def from_state(
+        cls, tensors: Mapping[str, Tensor], metadata: Mapping[str, str], *, device: str = "auto"
+    ) -> Recognizer:
+        """The recognizer whose `state` this is; `DataError` when it is none."""
+        return cls(*unpack_model(tensors, metadata), device=device)
+
+    def save(self, path: str | Path) -> None:
+        """Write one safetensors file."""
+        save_model(path, self.backbone, self.meta)
+
+    @classmethod
+    def load(cls, path: str | Path, *, device: str = "auto") -> Recognizer:
+        """Read what `save` wrote; `DataError` when the file is missing or damaged."""
+        return cls(*load_model(path), device=device)

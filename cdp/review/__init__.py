@@ -1,0 +1,1 @@
+"""Review: constraints from a reviewer's decisions, and what to ask first."""

@@ -1,0 +1,463 @@
+"""A data manifest: where a data set lies, how it is laid out, and who belongs to which split.
+
+The contract:
+- Three kinds: `images` (files below the data root), `synthetic` (drawn, nothing on disk) and
+  `features` (ready embeddings, in the layout of the authors' release, `.npy` or Parquet).
+- A split is labelled, unlabelled or evaluation. No person of the labelled or evaluation split is
+  in another split, as far as identities are known.
+- A path in a manifest stays inside the data root, links included. A link below a folder may point
+  at a file in the root; what points out of it, is a folder, a pipe or a device is never opened, and
+  comes back as an entry with its `fault`. So does a name that is not UTF-8.
+- Ready features are checked against their list before a number of them is read or a byte allocated.
+- What identifies the content is `Dataset.digest`: manifest settings and file contents, no path.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import stat
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cdp.errors import ConfigError, DataError
+from pipelines.data.manifest import (
+    SPLITS,
+    DataManifest,
+    Entry,
+    FolderSettings,
+    ListedPair,
+    PairsSettings,
+    PeopleSettings,
+)
+from pipelines.files import FileDigests, digest_json
+from pipelines.yaml_files import read_yaml, validate_settings
+
+LARGEST_FILE = 256 << 20
+"""Bytes of one image file, and of one list of names."""
+LONGEST_VECTOR = 1 << 16
+IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".gif"}
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A manifest bound to a data root; small, and sent to workers as it is."""
+
+    manifest: DataManifest
+    root: Path | None
+
+    @classmethod
+    def open(cls, manifest_path: Path, data_root: Path | None) -> Dataset:
+        """Read a manifest and check that the root and the folders it names are there."""
+        manifest = validate_settings(
+            DataManifest, read_yaml(manifest_path), source=str(manifest_path)
+        )
+        if manifest.kind == "synthetic":
+            return cls(manifest, None)
+        if data_root is None:
+            raise DataError(
+                f"{manifest_path} describes files, and no data root was given. Pass --data-root "
+                f"DIR or set CDP_DATA_ROOT. How to get the data: {manifest.source or 'not stated'}"
+            )
+        if not data_root.is_dir():
+            raise DataError(
+                f"the data root {data_root} is not a directory. Pass --data-root DIR or set "
+                f"CDP_DATA_ROOT. How to get the data: {manifest.source or 'not stated'}"
+            )
+        dataset = cls(manifest, data_root.resolve())
+        for folder in dataset._folders.values():
+            if not dataset.locate(folder.root).is_dir():
+                raise DataError(
+                    f"{manifest_path} names {folder.root!r}, which is not a directory below "
+                    f"{data_root}. Check --data-root"
+                )
+        if dataset._pairs is not None and not dataset.locate(dataset._pairs.file).is_file():
+            raise DataError(
+                f"{manifest_path} names the pairs {dataset._pairs.file!r}, and there is no such "
+                f"file below {data_root}"
+            )
+        return dataset
+
+    @property
+    def _folders(self) -> dict[str, PeopleSettings | FolderSettings]:
+        named = {split: getattr(self.manifest, split) for split in ("people", *SPLITS)}
+        return {split: folder for split, folder in named.items() if folder is not None}
+
+    def locate(self, path: str) -> Path:
+        """An existing or future path below the data root; DataError when it would leave it."""
+        if self.root is None:
+            raise ConfigError(f"{path!r}: a synthetic data set has no files; use a backbone")
+        place = (self.root / path).resolve()
+        if os.path.isabs(path) or not place.is_relative_to(self.root):
+            raise DataError(f"{path!r} leads out of the data root {self.root}; paths must stay in")
+        return place
+
+    # -- what there is
+
+    def list_entries(self) -> list[Entry]:
+        """Every image with its split, ordered by split then path. Reads no image.
+
+        Ready features keep the order of their list, which is the order of their vectors.
+        """
+        if self.manifest.kind == "features":
+            return _list_features(self)
+        if self.manifest.kind == "synthetic":
+            entries = _list_synthetic(self)
+        elif self.manifest.people is not None:
+            entries = _split_people(self, self.manifest.people)
+        else:
+            entries = [
+                entry
+                for split in SPLITS
+                if split in self._folders
+                for entry in _list_folder(self, split, getattr(self.manifest, split))
+            ]
+        _check_splits(entries, self.manifest.name)
+        order = {split: position for position, split in enumerate(SPLITS)}
+        return sorted(entries, key=lambda entry: (order[entry.split], entry.path))
+
+    def digest(self, digests: FileDigests) -> str:
+        """What determines this data set: its settings and the content of its files."""
+        settings = self.manifest.model_dump(
+            mode="json", exclude={"title", "licence", "source", "notes"}
+        )
+        files = ""
+        if self.root is not None:
+            found = [
+                (os.path.join(folder.root, path), fault)
+                for folder in self._folders.values()
+                for path, fault in _walk(self, folder.root, any_suffix=self.kind == "features")
+            ]
+            paths = [path for path, fault in found if not fault]
+            faults = sorted([path, fault] for path, fault in found if fault)
+            if self._pairs is not None:
+                paths.append(self._pairs.file)
+            files = digests.digest_tree(self.root, paths)
+            if faults:
+                said = json.dumps(faults)  # ASCII: a name need not be UTF-8
+                files = digest_json([files, said])
+        return digest_json({"settings": settings, "files": files})
+
+    @property
+    def kind(self) -> str:
+        return self.manifest.kind
+
+    @property
+    def _pairs(self) -> PairsSettings | None:
+        return self.manifest.people.pairs if self.manifest.people else None
+
+    # -- what is in it
+
+    def read_pairs(self) -> list[ListedPair]:
+        """The listed verification pairs, in order; none when the manifest names no list."""
+        if self._pairs is None or self.manifest.people is None:
+            return []
+        return _read_pairs(self.locate(self._pairs.file), self.manifest.people.root)
+
+    def read_bytes(self, path: str) -> bytes:
+        """One image file as it lies on disk; DataError when it cannot be read."""
+        try:
+            place = self.locate(path)
+            fault = _find_fault(self, path) or _find_excess(place)
+            if fault:
+                raise DataError(fault)
+            return place.read_bytes()
+        except OSError as error:
+            raise DataError(f"cannot be read: {error.strerror}") from error
+
+    def read_faces(self, paths: Sequence[str]) -> np.ndarray:
+        """Faces of ingested samples -> uint8 (n, s, s, 3) RGB with s = `size_px`."""
+        from cdp.images.decode import decode_image, fit_square
+
+        size_px = self.manifest.size_px
+        if self.kind == "synthetic":
+            faces, row_of = _open_synthetic(self)
+            return faces.draw(np.array([row_of[path] for path in paths], np.int64))
+        images = np.empty((len(paths), size_px, size_px, 3), np.uint8)
+        for image, path in zip(images, paths, strict=True):
+            try:
+                # What is too small or too large for this run was set aside at ingest.
+                image[:] = fit_square(decode_image(self.read_bytes(path), min_px=1), size_px)
+            except DataError as error:
+                raise DataError(
+                    f"{path}: {error}; it was whole at ingest. Run --stage ingest again"
+                ) from error
+        return images
+
+    def read_features(self, split: str, model: str) -> np.ndarray:
+        """Ready embeddings of one split -> (n, d) in the order of its list, mapped if possible."""
+        folder = getattr(self.manifest, split).root
+        count = len(_read_lines(self.locate(f"{folder}/list.txt")))
+        for suffix in (".bin", ".npy", ".parquet"):
+            path = self.locate(f"{folder}/features/{model}{suffix}")
+            if path.is_file():
+                return _open_features(path, count)
+        raise DataError(
+            f"no features of {model!r} below {self.locate(folder) / 'features'}: expected "
+            f"{model}.bin, {model}.npy or {model}.parquet"
+        )
+
+
+# ------------------------------------------------------------------------------------- listing
+
+
+def _walk(dataset: Dataset, root: str, *, any_suffix: bool = False) -> list[tuple[str, str]]:
+    """Files below `root` in a stable order, relative, each with its fault or an empty one."""
+    place = dataset.locate(root)
+    found: list[tuple[str, str]] = []
+
+    def tell(error: OSError) -> None:
+        folder = os.path.relpath(error.filename, place)
+        found.append((folder, f"a folder that cannot be listed: {error.strerror}"))
+
+    for directory, folders, files in os.walk(place, onerror=tell):
+        folders.sort()
+        for name in folders:
+            if os.path.islink(os.path.join(directory, name)):
+                path = os.path.relpath(os.path.join(directory, name), place)
+                found.append((path, "a link to a folder; links are followed to files only"))
+        for name in sorted(files):
+            if any_suffix or os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES:
+                path = os.path.relpath(os.path.join(directory, name), place)
+                found.append((path, _find_fault(dataset, os.path.join(root, path))))
+    return found
+
+
+def _find_fault(dataset: Dataset, path: str) -> str:
+    """Why a path below the root must not be opened; empty where it may be."""
+    try:
+        path.encode()
+        mode = os.lstat(os.path.join(dataset.root or "", path)).st_mode
+        if stat.S_ISLNK(mode):
+            mode = dataset.locate(path).stat().st_mode
+    except UnicodeEncodeError:
+        return "its name is not UTF-8; rename it"
+    except (OSError, RuntimeError) as error:  # RuntimeError: links in a circle
+        return f"cannot be read: {getattr(error, 'strerror', None) or 'links in a circle'}"
+    except DataError as error:
+        return str(error)
+    return "" if stat.S_ISREG(mode) else "a folder, pipe or device, no file"
+
+
+def _find_excess(place: Path) -> str:
+    size = place.stat().st_size
+    return f"too large: {size} bytes, at most {LARGEST_FILE}" if size > LARGEST_FILE else ""
+
+
+def _list_folder(dataset: Dataset, split: str, folder: FolderSettings) -> list[Entry]:
+    found = _walk(dataset, folder.root)
+    if not found:
+        raise DataError(f"the {split} folder {folder.root!r} holds no image")
+    entries = []
+    for path, fault in found:
+        person = os.path.dirname(path) if folder.layout == "people" else None
+        if fault:
+            entries.append(Entry(os.path.join(folder.root, path), split, None, fault))
+            continue
+        if person == "":
+            raise DataError(
+                f"{folder.root}/{path}: layout people expects <person>/<image>; use layout pile "
+                "for images without identities"
+            )
+        entries.append(Entry(os.path.join(folder.root, path), split, person))
+    return entries
+
+
+def _split_people(dataset: Dataset, people: PeopleSettings) -> list[Entry]:
+    entries = _list_folder(dataset, "unlabelled", FolderSettings(root=people.root))
+    held_out = _list_held_out(dataset, people)
+    counts = Counter(
+        entry.identity
+        for entry in entries
+        if entry.identity is not None and entry.identity not in held_out
+    )
+    names = sorted(str(name) for name, count in counts.items() if count >= people.min_images)
+    order = np.random.default_rng(people.seed).permutation(len(names))
+    labelled = math.floor(people.labelled * len(names))
+    evaluation = math.floor(people.evaluation * len(names))
+    if labelled + evaluation > len(names):
+        raise ConfigError("people: the labelled and evaluation shares add up to more than 1")
+    split_of = {names[i]: "labelled" for i in order[:labelled]}
+    split_of |= {names[i]: "evaluation" for i in order[labelled : labelled + evaluation]}
+    split_of |= dict.fromkeys(held_out, "evaluation")
+    return [
+        replace(entry, split=split_of.get(str(entry.identity), "unlabelled")) for entry in entries
+    ]
+
+
+def _list_held_out(dataset: Dataset, people: PeopleSettings) -> set[str]:
+    """The people of the folds that are kept for evaluation."""
+    if people.pairs is None or not people.pairs.held_out_folds:
+        return set()
+    listed = dataset.read_pairs()
+    folds = 1 + max(pair.fold for pair in listed)
+    beyond = [fold for fold in people.pairs.held_out_folds if fold > folds]
+    if beyond:
+        raise ConfigError(f"people.pairs.held_out_folds: 1..{folds} expected, got {beyond[0]}")
+    return {
+        Path(path).parent.name
+        for pair in listed
+        if pair.fold + 1 in people.pairs.held_out_folds
+        for path in (pair.source, pair.target)
+    }
+
+
+def _read_pairs(path: Path, root: str) -> list[ListedPair]:
+    """LFW's list of pairs; images are named without their suffix, which the list leaves open."""
+    lines = _read_lines(path)
+    pairs = []
+    try:
+        folds, each = (int(word) for word in lines[0].split())
+        if folds < 1 or each < 1:
+            raise ValueError(f"{folds} folds of {each} pairs")
+        for number, line in enumerate(lines[1 : 1 + 2 * folds * each]):
+            words = line.split("\t")
+            first, i, second, j = words if len(words) == 4 else (words[0], words[1], *words[::2])
+            source, target = (
+                f"{root}/{name}/{name}_{int(image):04d}"
+                for name, image in ((first, i), (second, j))
+            )
+            pairs.append(ListedPair(source, target, len(words) == 3, number // (2 * each)))
+    except (ValueError, IndexError) as error:
+        raise DataError(
+            f"{path}, line {len(pairs) + 2}: a pair as LFW lists them expected ({error}): person, "
+            "number, number, or person, number, person, number, between tabs"
+        ) from error
+    if len(pairs) != 2 * folds * each:
+        raise DataError(f"{path}: {2 * folds * each} pairs announced, {len(pairs)} listed")
+    return pairs
+
+
+def _check_splits(entries: list[Entry], name: str) -> None:
+    split_of: dict[str, str] = {}
+    for entry in entries:
+        if entry.identity is None:
+            continue
+        other = split_of.setdefault(entry.identity, entry.split)
+        if other != entry.split:
+            raise DataError(
+                f"data set {name}: {entry.identity!r} is in the {other} and in the {entry.split} "
+                "split; a person may be in one only. Move or rename one of the two"
+            )
+    paths = Counter(entry.path for entry in entries)
+    twice = [path for path, count in paths.items() if count > 1]
+    if twice:
+        splits = sorted({entry.split for entry in entries if entry.path == twice[0]})
+        raise DataError(
+            f"data set {name}: {twice[0]!r} is listed {paths[twice[0]]} times, in "
+            f"{' and '.join(splits)}; the splits overlap"
+        )
+
+
+# ----------------------------------------------------------------------------------- synthetic
+
+
+@lru_cache(maxsize=2)
+def _open_synthetic_cached(settings: str, size_px: int) -> tuple[Any, dict[str, int]]:
+    import json
+
+    from cdp.synthetic.identities import SyntheticFaces
+
+    try:
+        faces = SyntheticFaces(size_px=size_px, **json.loads(settings))
+    except TypeError as error:
+        raise ConfigError(f"synthetic: {error}") from error
+    return faces, {faces.name(row): row for row in range(len(faces.identity))}
+
+
+def _open_synthetic(dataset: Dataset) -> tuple[Any, dict[str, int]]:
+    import json
+
+    manifest = dataset.manifest
+    return _open_synthetic_cached(json.dumps(manifest.synthetic, sort_keys=True), manifest.size_px)
+
+
+def _list_synthetic(dataset: Dataset) -> list[Entry]:
+    faces, row_of = _open_synthetic(dataset)
+    return [
+        Entry(name, str(faces.split[row]), f"id_{int(faces.identity[row]):05d}")
+        for name, row in row_of.items()
+    ]
+
+
+# ------------------------------------------------------------------------------------ features
+
+
+def _read_lines(path: Path) -> list[str]:
+    """The lines of a list; a line ends at a newline and nowhere else that Unicode knows of."""
+    try:
+        if not path.is_file():
+            raise DataError(f"cannot read {path}: no such file. It lists one image name a row")
+        excess = _find_excess(path)
+        if excess:
+            raise DataError(f"cannot read {path}: {excess}")
+        lines = path.read_text(encoding="utf-8-sig").split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"cannot read {path}: {error}. It lists one image name a row") from error
+    return lines if lines[-1] else lines[:-1]
+
+
+def _list_features(dataset: Dataset) -> list[Entry]:
+    entries = []
+    for split in ("labelled", "unlabelled"):
+        folder = getattr(dataset.manifest, split)
+        if folder is None:
+            continue
+        names = _read_lines(dataset.locate(f"{folder.root}/list.txt"))
+        meta = dataset.locate(f"{folder.root}/meta.txt")
+        identities = _read_lines(meta) if meta.is_file() else None
+        if identities is not None and len(identities) != len(names):
+            raise DataError(
+                f"{meta} has {len(identities)} rows, list.txt has {len(names)}; expected one "
+                "identity a row"
+            )
+        for row, name in enumerate(names):
+            person = "" if identities is None else identities[row].strip()
+            if split == "labelled" and identities is not None and not person:
+                raise DataError(
+                    f"{meta}, row {row + 1}: the identity of {name!r} expected, the row is blank. "
+                    "Name the person, or take the image out of list, meta and features"
+                )
+            # The two sets number their people independently.
+            entries.append(Entry(name, split, f"{split}/{person}" if person else None))
+    return entries
+
+
+def _open_features(path: Path, count: int) -> np.ndarray:
+    if path.suffix == ".bin":
+        size, rest = divmod(path.stat().st_size, 4 * max(count, 1))
+        if rest or not size:
+            raise DataError(
+                f"{path} has {path.stat().st_size} bytes, which is no whole number of float32 "
+                f"vectors for the {count} rows of list.txt"
+            )
+        vectors: np.ndarray = np.memmap(path, np.float32, "r", shape=(count, size))
+    elif path.suffix == ".npy":
+        try:
+            vectors = np.load(path, mmap_mode="r", allow_pickle=False)
+        except Exception as error:  # a broken header can make its reader raise anything at all
+            reason = str(error).splitlines()[0][:120] if str(error) else type(error).__name__
+            raise DataError(f"{path} is not a .npy array of numbers: {reason}") from error
+    else:
+        from pipelines.tables import open_vectors
+
+        vectors = open_vectors(path, "embedding", count, LONGEST_VECTOR)
+    if not isinstance(vectors, np.ndarray) or (
+        vectors.ndim != 2 or len(vectors) != count or vectors.dtype.kind != "f"
+    ):
+        found = f"{vectors.dtype} {vectors.shape}" if isinstance(vectors, np.ndarray) else "others"
+        raise DataError(
+            f"{path} holds {found}, expected floats ({count}, d) for the {count} rows of list.txt"
+        )
+    if not 1 <= vectors.shape[1] <= LONGEST_VECTOR:
+        raise DataError(
+            f"{path}: vectors of 1 to {LONGEST_VECTOR} numbers expected, found {vectors.shape[1]}"
+        )
+    return vectors

@@ -1,0 +1,276 @@
+"""The corrections table of a run: what people decided, appended once and never rewritten.
+
+    runs/<run>/corrections.jsonl     one decision a line: pd.read_json(path, lines=True)
+
+The contract:
+- A decision is on disk, synced, before `append` returns. A line cut short by a crash was never
+  confirmed to anybody; it is dropped at the next append. A damaged line in the middle is an error.
+- Images are named by the SHA-256 of their bytes (ready features by their path), so decisions
+  outlive a changed order, a rename and a new run; images that are gone are set aside and counted.
+- A decision that contradicts those before it is refused with the number of the one in its way.
+- Undoing is a decision too. What counts for a fingerprint is what is left: undo all, and
+  everything is as it was.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal, get_args
+
+import numpy as np
+
+from cdp.errors import DataError, StageError
+from cdp.review.constraints import Constraints, find_conflict
+from pipelines.files import digest_json
+
+FILE_NAME = "corrections.jsonl"
+Action = Literal["accept", "merge", "split", "apart", "reject", "undo"]
+GROUPS = {"accept": 1, "merge": 2, "split": 2, "apart": 2, "reject": 1, "undo": 0}
+"""How many groups of images an action speaks of."""
+
+
+@dataclass(frozen=True)
+class Decision:
+    """Who said what, and when.
+
+    groups : keys of images. accept: one person. merge: both groups are one person. split and
+        apart: nobody is in both groups. reject: no usable face, or nobody's.
+    undoes : for `undo`, the number of the decision it takes back.
+    """
+
+    number: int
+    at: str
+    who: str
+    action: Action
+    groups: tuple[tuple[str, ...], ...] = ()
+    undoes: int | None = None
+
+
+class ContradictionError(DataError):
+    """A decision contradicts an earlier one; `number` is the one to undo, if one is enough."""
+
+    def __init__(self, message: str, number: int | None) -> None:
+        super().__init__(message)
+        self.number = number
+
+
+class CorrectionTable:
+    """The file; safe for several processes that append at once."""
+
+    def __init__(self, run_directory: Path) -> None:
+        self.path = run_directory / FILE_NAME
+
+    def read(self) -> tuple[Decision, ...]:
+        """All decisions, undone ones included, in the order they were made."""
+        try:
+            data = self.path.read_bytes()
+        except (FileNotFoundError, NotADirectoryError):
+            return ()  # nobody decided anything; whether a run can be made there is not ours to say
+        except OSError as error:
+            raise StageError(
+                f"cannot read {self.path}: {error.strerror}. Mend its permissions, or choose "
+                "another --runs-dir"
+            ) from error
+        return self._parse(data)
+
+    def append(
+        self,
+        who: str,
+        action: Action,
+        groups: Sequence[Sequence[str]] = (),
+        *,
+        undoes: int | None = None,
+    ) -> Decision:
+        """Add one decision and sync it; ContradictionError when it cannot hold beside the rest."""
+        decision = Decision(
+            number=1,
+            at=datetime.now(UTC).isoformat(timespec="milliseconds"),
+            who=who,
+            action=action,
+            groups=tuple(tuple(sorted(set(group))) for group in groups),
+            undoes=undoes,
+        )
+        if not self.path.exists():
+            check_decision(decision, ())  # a refusal leaves no empty file behind
+        with self._open() as stream:
+            data = stream.read()
+            whole = data[: data.rfind(b"\n") + 1]
+            earlier = self._parse(whole)
+            check_decision(decision, earlier)
+            if earlier:
+                decision = replace(decision, number=earlier[-1].number + 1)
+            line = json.dumps(asdict(decision), ensure_ascii=False, separators=(",", ":"))
+            try:
+                stream.truncate(len(whole))
+                stream.seek(len(whole))
+                _write_all(stream, line.encode() + b"\n")
+                os.fsync(stream.fileno())
+            except OSError as error:
+                with _quietly():
+                    stream.truncate(len(whole))
+                raise StageError(
+                    f"cannot write {self.path}: {error.strerror}; this decision was not kept, "
+                    "those before it were. Free space or mend the permissions, then decide again"
+                ) from error
+            return decision
+
+    @contextmanager
+    def _open(self) -> Iterator[Any]:
+        try:
+            fresh = not self.path.exists()
+            stream = self.path.open("r+b" if not fresh else "a+b", buffering=0)
+        except OSError as error:
+            raise StageError(
+                f"cannot write {self.path}: {error.strerror}; no decision can be kept. Mend the "
+                "permissions, then decide again"
+            ) from error
+        with stream:
+            fcntl.flock(stream, fcntl.LOCK_EX)
+            if fresh:
+                handle = os.open(self.path.parent, os.O_RDONLY)
+                os.fsync(handle)
+                os.close(handle)
+            stream.seek(0)
+            yield stream
+
+    def _parse(self, data: bytes) -> tuple[Decision, ...]:
+        lines = data.split(b"\n")[:-1]  # what follows the last newline was cut short
+        decisions = []
+        for number, line in enumerate(lines, 1):
+            try:
+                decisions.append(_read_decision(json.loads(line)))
+            except (ValueError, TypeError, KeyError, OverflowError, RecursionError) as error:
+                raise DataError(
+                    f"{self.path}, line {number}: not a decision ({error}). Restore the file from "
+                    "a copy, or delete that line to go on without it"
+                ) from error
+        return tuple(decisions)
+
+
+def _write_all(stream: Any, data: bytes) -> None:
+    """An unbuffered stream may take less than it is given."""
+    while data:
+        data = data[stream.write(data) :]
+
+
+@contextmanager
+def _quietly() -> Iterator[None]:
+    try:
+        yield
+    except OSError:
+        return
+
+
+def _read_decision(value: Any) -> Decision:
+    if not isinstance(value, Mapping) or value["action"] not in get_args(Action):
+        raise ValueError("expected an object with a known action")
+    groups = tuple(tuple(str(key) for key in group) for group in value["groups"])
+    undoes = None if value.get("undoes") is None else int(value["undoes"])
+    return Decision(
+        int(value["number"]), str(value["at"]), str(value["who"]), value["action"], groups, undoes
+    )
+
+
+# -------------------------------------------------------------------------------------- meaning
+
+
+def list_active(decisions: Sequence[Decision]) -> tuple[Decision, ...]:
+    """The decisions that count: neither undone nor an undo."""
+    undone = {decision.undoes for decision in decisions if decision.action == "undo"}
+    return tuple(
+        decision
+        for decision in decisions
+        if decision.action != "undo" and decision.number not in undone
+    )
+
+
+def digest_decisions(decisions: Sequence[Decision]) -> str:
+    """What the active decisions say, whoever said it and when; empty when they say nothing."""
+    said = sorted(
+        [decision.action, *sorted(sorted(group) for group in decision.groups)]
+        for decision in list_active(decisions)
+    )
+    return digest_json(said) if said else ""
+
+
+def find_keys(samples: Any) -> list[str]:
+    """The name of each image in the table: its SHA-256, or its path where there are no bytes.
+
+    samples : DataFrame with path and sha256. A path that repeats is numbered from its second use.
+    """
+    keys, uses = [], Counter[str]()
+    for digest, path in zip(samples.sha256, samples.path, strict=True):
+        key = digest or f"path:{path}"
+        uses[key] += 1
+        keys.append(key if uses[key] == 1 else f"{key}#{uses[key]}")
+    return keys
+
+
+def resolve_decisions(
+    decisions: Sequence[Decision], keys: Sequence[str]
+) -> tuple[Constraints, int]:
+    """Active decisions as corrections of rows, row i being the image `keys[i]`.
+
+    Returns
+    -------
+    corrections, missing
+        And the number of images that decisions name and that are no longer there.
+    """
+    row_of = {key: row for row, key in enumerate(keys)}
+    missing: set[str] = set()
+
+    def find(group: Sequence[str]) -> np.ndarray:
+        missing.update(key for key in group if key not in row_of)
+        return np.array(sorted(row_of[key] for key in group if key in row_of), np.int64)
+
+    same: list[np.ndarray] = []
+    apart: list[tuple[np.ndarray, np.ndarray]] = []
+    rejected: list[np.ndarray] = [np.empty(0, np.int64)]
+    for decision in list_active(decisions):
+        groups = [find(group) for group in decision.groups]
+        if decision.action in ("accept", "merge"):
+            same.append(np.unique(np.concatenate(groups)))
+        elif decision.action == "reject":
+            rejected.append(groups[0])
+        else:
+            apart.append((groups[0], groups[1]))
+    out = np.unique(np.concatenate(rejected))
+    return Constraints(len(keys), tuple(same), tuple(apart), out), len(missing)
+
+
+def check_decision(decision: Decision, earlier: Sequence[Decision]) -> None:
+    """DataError when a decision is malformed, ContradictionError when it cannot hold."""
+    active = list_active(earlier)
+    if decision.action == "undo":
+        if decision.undoes not in {each.number for each in active}:
+            raise DataError(
+                f"there is no decision {decision.undoes} to undo; it may be undone already"
+            )
+        return
+    if len(decision.groups) != GROUPS[decision.action] or not all(decision.groups):
+        raise DataError(
+            f"{decision.action} expects {GROUPS[decision.action]} group(s) of images, none empty; "
+            f"got {[len(group) for group in decision.groups]}"
+        )
+    keys = sorted({key for each in (*active, decision) for group in each.groups for key in group})
+    conflict = find_conflict(resolve_decisions((*active, decision), keys)[0])
+    if conflict is None:
+        return
+    for number in reversed(range(len(active))):
+        rest = (*active[:number], *active[number + 1 :], decision)
+        if find_conflict(resolve_decisions(rest, keys)[0]) is None:
+            other = active[number]
+            raise ContradictionError(
+                f"this contradicts decision {other.number} ({other.action} by {other.who}, "
+                f"{other.at[:16].replace('T', ' ')}). Undo that one first",
+                other.number,
+            )
+    raise ContradictionError("this contradicts several earlier decisions; undo them first", None)

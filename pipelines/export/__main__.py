@@ -1,0 +1,44 @@
+"""Export: `python -m pipelines.export labels --run runs/x --to csv --out labels.csv`.
+
+The contract:
+- One subcommand a module; a module offers `add_parser(subparsers)` and, on its parser's defaults,
+  `export`: a function of the options that returns a line saying what was written.
+- An export appears whole under its name, or not at all; nothing that exists is written over.
+- Exit 0 done, 1 it could not be written, 2 a mistake in the command or the run.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+from cdp.errors import CdpError, StageError
+from pipelines.export import degradations, labels, recognizer
+
+SUBCOMMANDS = (labels, recognizer, degradations)
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The options of every subcommand."""
+    parser = argparse.ArgumentParser(
+        prog="python -m pipelines.export", description="Take results out for other programs."
+    )
+    subparsers = parser.add_subparsers(required=True, metavar="WHAT")
+    for module in SUBCOMMANDS:
+        module.add_parser(subparsers)
+    return parser
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Export and say what was written; return the exit code."""
+    options = build_parser().parse_args(arguments)
+    try:
+        print(options.export(options))
+    except CdpError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1 if isinstance(error, StageError) else 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,71 @@
+"""A page of examples: the same faces through every degradation, as the trainer shows them.
+
+The contract:
+- A row a preset, a column a draw; the first row is the faces as they are, at the same side.
+- Drawn from a data set by seed: the same command gives the same picture.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cdp.errors import ConfigError, DataError, StageError
+from pipelines.data.dataset import Dataset
+
+
+def add_parser(subparsers: Any) -> None:
+    """The options of `degradations`."""
+    parser = subparsers.add_parser("degradations", help="a page of degraded faces, as PNG")
+    add = parser.add_argument
+    add("--data", type=Path, default=Path("data_manifests/synthetic.yaml"), metavar="FILE",
+        help="a data manifest (default: the synthetic faces)")  # fmt: skip
+    add("--data-root", type=Path, default=os.environ.get("CDP_DATA_ROOT"), metavar="DIR")
+    add("--preset", nargs="+", metavar="NAME", help="which degradations (default: all)")
+    add("--px", type=int, default=24, metavar="N", help="side of the network's input")
+    add("--count", type=int, default=8, metavar="N", help="faces in a row")
+    add("--seed", type=int, default=0)
+    add("--out", type=Path, required=True, metavar="FILE", help="a .png that does not exist yet")
+    parser.set_defaults(export=export_degradations)
+
+
+def export_degradations(options: argparse.Namespace) -> str:
+    """Write the picture; return a line that says what was written."""
+    from PIL import Image
+
+    from cdp.images.degradation import DEGRADATIONS, degrade_pixels, get_degradation
+    from cdp.images.page import compose_page
+
+    if options.px < 4 or options.count < 1:
+        raise ConfigError(
+            f"--px of 4 and --count of 1 or more expected, got {options.px} and {options.count}"
+        )
+    if options.out.exists():
+        raise ConfigError(f"{options.out} exists already; name another --out, or remove it first")
+    names = options.preset or [name for name in DEGRADATIONS if name != "none"]
+    presets = {name: get_degradation(name) for name in ("none", *names)}
+    faces = draw_faces(options)
+    seeds = np.random.default_rng(options.seed).integers(0, 2**63 - 1, len(faces))
+    rows = {
+        name: degrade_pixels(faces, seeds, preset, options.px) for name, preset in presets.items()
+    }
+    try:
+        options.out.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(compose_page(rows)).save(options.out, format="PNG")
+    except OSError as error:
+        raise StageError(f"cannot write {options.out}: {error}") from error
+    return f"{options.out}: {len(faces)} faces, {', '.join(rows)}"
+
+
+def draw_faces(options: argparse.Namespace) -> np.ndarray:
+    """Some faces of the data set, (n, s, s, 3) uint8."""
+    dataset = Dataset.open(options.data, options.data_root)
+    if dataset.kind == "features":
+        raise DataError(f"data set {dataset.manifest.name} is a table of features, not of faces")
+    paths = [entry.path for entry in dataset.list_entries()]
+    chosen = np.random.default_rng(options.seed).permutation(len(paths))[: options.count]
+    return dataset.read_faces([paths[row] for row in chosen])

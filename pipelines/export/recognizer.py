@@ -1,0 +1,174 @@
+"""A trained recognizer for other programs: ONNX, our own file, and a model card.
+
+The contract:
+- The directory holds `recognizer.onnx`, `recognizer.safetensors` (for `cdp.Recognizer.load`) and
+  `README.md`: what goes in, what comes out, what it was trained on, what was measured.
+- Nothing appears before onnxruntime has agreed with the recognizer; nothing that exists is written
+  over.
+- Every figure of the card stands in the run's tables.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+from cdp.errors import ConfigError, DataError, StageError
+from pipelines.store import Published
+
+DEFAULTS = ("distilled", "labelled_pseudo", "labelled_only")
+"""The subject that is exported when none is named: the first of these that the run trained."""
+
+
+def add_parser(subparsers: Any) -> None:
+    """The options of `recognizer`."""
+    parser = subparsers.add_parser("recognizer", help="a trained recognizer as ONNX, with its card")
+    add = parser.add_argument
+    add("--run", type=Path, required=True, metavar="DIR", help="a finished run, e.g. runs/default")
+    add(
+        "--subject", metavar="NAME", help=f"which one (default: the first of {', '.join(DEFAULTS)})"
+    )
+    add("--out", type=Path, metavar="DIR", help="what to make (default: <run>/export)")
+    parser.set_defaults(export=export_recognizer)
+
+
+def export_recognizer(options: argparse.Namespace) -> str:
+    """Write the directory; return a line that says what was written."""
+    from cdp.recognizer.onnx_export import export_onnx, measure_difference
+    from cdp.recognizer.recognizer import Recognizer
+
+    retrain = _open(options.run, "retrain")
+    subjects = [str(name) for name in retrain.facts["subjects"]]
+    subject = options.subject or next(name for name in DEFAULTS if name in subjects)
+    if subject not in subjects:
+        raise ConfigError(f"the run has no recognizer {subject!r}; it has: {', '.join(subjects)}")
+    out = options.out or options.run / "export"
+    if out.exists():
+        raise ConfigError(f"{out} exists already; name another --out, or remove it first")
+    recognizer = Recognizer.load(retrain.directory / f"{subject}.safetensors", device="cpu")
+    notes = {"cdp.subject": subject, "cdp.run": retrain.fingerprint}
+    model = export_onnx(recognizer, notes=notes)
+    difference = measure_difference(recognizer, model)
+    recognizer.meta = {**recognizer.meta, "subject": subject, "run": retrain.fingerprint}
+    card = compose_card(options.run, retrain, recognizer, subject, difference)
+    draft = out.with_name(f".{out.name}.draft-{os.getpid()}")
+    try:
+        draft.mkdir(parents=True)
+        (draft / "recognizer.onnx").write_bytes(model)
+        recognizer.save(draft / "recognizer.safetensors")
+        (draft / "README.md").write_text(card, encoding="utf-8")
+        draft.rename(out)
+    except OSError as error:
+        place = error.filename or out
+        raise StageError(f"cannot write {place}: {error.strerror}; nothing was exported") from error
+    finally:
+        shutil.rmtree(draft, ignore_errors=True)
+    return (
+        f"{out}: {subject}, {recognizer.input_px} px to {recognizer.embedding_dim} numbers, "
+        f"{len(model) / 2**20:.1f} MiB; onnxruntime agrees to {difference:.0e}"
+    )
+
+
+def _open(run: Path, stage: str) -> Published:
+    published = Published.open(stage, run / stage)
+    if published is None:
+        raise DataError(
+            f"{run} has not published {stage}. Name a finished run, or run "
+            "python -m pipelines.run --stage all first"
+        )
+    damage = published.find_damage()
+    if damage:
+        raise StageError(f"{damage}. Repair it with --stage {stage} --force")
+    return published
+
+
+def compose_card(
+    run: Path, retrain: Published, recognizer: Any, subject: str, difference: float
+) -> str:
+    """The model card, Markdown."""
+    px, dim = recognizer.input_px, recognizer.embedding_dim
+    spec = recognizer.backbone.spec
+    settings = dict(retrain.manifest["ingredients"]["config"]["retrain"])
+    own = settings.pop("student", {})
+    settings |= own if subject == "distilled" else {}
+    parameters = sum(p.numel() for p in recognizer.backbone.parameters())
+    sections = [
+        f"# Low-resolution face recognizer `{subject}`",
+        f"An aligned face of {px} x {px} pixels to {dim} numbers of unit length. The product of "
+        "two is the cosine of their faces: the higher, the more alike.",
+        "## Use",
+        f"| | |\n|---|---|\n| input | `image` (n, 3, {px}, {px}) float32, RGB in 0..255 |\n"
+        f"| output | `embedding` (n, {dim}) float32, unit length |\n"
+        f"| network | {spec.name}, width {spec.width:g}, {parameters:,} parameters |\n"
+        f"| files | `recognizer.onnx`; `recognizer.safetensors`, equal to {difference:.0e} |",
+        "Preprocessing: find five landmarks (eyes, nose, corners of the mouth), bring the face "
+        "upright into the standard 112 x 112 frame (`cdp.images.align.align_face`), reduce it to "
+        f"{px} x {px} by area averages. Scaling of pixels, the mirror image and the unit length "
+        "are inside the model.",
+        "```python\nimport numpy as np, onnxruntime\n"
+        'session = onnxruntime.InferenceSession("recognizer.onnx")\n'
+        f"faces = np.zeros((1, 3, {px}, {px}), np.float32)  # RGB, 0..255\n"
+        'vectors = session.run(["embedding"], {"image": faces})[0]\n\n'
+        "import cdp  # the same, from aligned faces of any side\n"
+        'recognizer = cdp.Recognizer.load("recognizer.safetensors")\n'
+        "vectors = recognizer.embed(np.zeros((1, 112, 112, 3), np.uint8))\n"
+        "```",
+        "## Data",
+        _tell_data(run, retrain),
+        "## Training",
+        "| setting | value |\n|---|---|\n"
+        + "\n".join(f"| {key} | {json.dumps(value)} |" for key, value in settings.items()),
+        "## Results",
+        _tell_results(run, subject),
+        "## Limits",
+        "The figures above are of the named data; other cameras and other people give other "
+        "figures, and thresholds do not carry over. Measure on faces of your own before relying on "
+        "it. Pseudo-labels are not checked by anybody: what the committee cannot tell apart, this "
+        "recognizer has not learned to tell apart. It has not been tested for differences between "
+        "groups of people, and a match is no proof of identity.",
+    ]
+    return "\n\n".join(sections) + "\n"
+
+
+def _tell_data(run: Path, retrain: Published) -> str:
+    facts = retrain.facts
+    lines = [
+        f"{facts['labelled']:,} labelled images; {facts['pseudo_labelled']:,} images with one of "
+        f"{facts['pseudo_identities']:,} pseudo-labels, and {facts.get('leftovers', 0):,} images "
+        "as classes of their own (not used by `labelled_only`)."
+    ]
+    record = run / "run.json"
+    if record.is_file():
+        data = json.loads(record.read_text(encoding="utf-8"))["data"]
+        for key in ("title", "licence", "source", "notes"):
+            if data.get(key):
+                lines.append(f"- {key}: {data[key]}")
+    ingest = Published.open("ingest", run / "ingest")
+    if ingest is not None:
+        names = ingest.read("samples", ["dataset"])["dataset"].unique().to_pylist()
+        lines.append(f"- data set: {', '.join(names)}")
+    return "\n".join(lines)
+
+
+def _tell_results(run: Path, subject: str) -> str:
+    evaluate = Published.open("evaluate", run / "evaluate")
+    if evaluate is None:
+        return "Not evaluated: the run has not published evaluate."
+    metrics = evaluate.read("metrics").to_pandas()
+    chosen = metrics[(metrics.subject == subject) & metrics.low.notna()]
+    if not len(chosen):
+        return "Not evaluated: the data set has no people held out for it."
+    rows = [
+        f"| {row.protocol} | {row.metric} | {row.value:.3f} | {row.low:.3f} .. {row.high:.3f} | "
+        f"{row.decisions:,} |"
+        for row in chosen.rename(columns={"count": "decisions"}).itertuples()
+    ]
+    return (
+        "On people held out of all training; 95 % intervals by bootstrap over people.\n\n"
+        "| protocol | metric | value | interval | count |\n|---|---|---|---|---|\n"
+        + "\n".join(rows)
+    )

@@ -1,0 +1,45 @@
+"""Committee members on disk: where each one's file is, opened once a process."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from cdp.errors import DataError
+from pipelines.config import MemberSettings
+from pipelines.stage import Work
+
+
+def find_origin(work: Work, member: MemberSettings) -> Path | None:
+    """The file a member is read from; None for ready features."""
+    if member.backbone is not None:
+        return work.locate("train.history").parent / f"{member.name}.safetensors"
+    if member.features is not None:
+        return None
+    if member.recognizer is not None:
+        return work.locate_recognizer(member.recognizer)
+    return work.dataset.locate(str(member.onnx or member.checkpoint))
+
+
+def reduce_to(faces: np.ndarray, size_px: int | None) -> np.ndarray:
+    """Faces as a camera further away would see them; those already that small stay."""
+    from cdp.images.degradation import reduce_faces
+
+    return faces if size_px is None or faces.shape[1] <= size_px else reduce_faces(faces, size_px)
+
+
+@lru_cache(maxsize=16)
+def open_embedder(path: Path, changed_ns: int, device: str) -> Any:
+    """The embedder in a file, ONNX or ours; kept open by the worker until the file changes."""
+    from cdp.embedding import MODEL_BYTES, BackboneEmbedder, OnnxEmbedder
+    from cdp.models import load_model
+
+    size = path.stat().st_size
+    if size > MODEL_BYTES:
+        raise DataError(f"{path}: {size} bytes, a model of at most {MODEL_BYTES} expected")
+    if path.suffix == ".onnx":
+        return OnnxEmbedder(path.read_bytes(), name=path.name)
+    return BackboneEmbedder(load_model(path)[0], device=device)

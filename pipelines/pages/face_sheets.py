@@ -1,0 +1,183 @@
+"""Face sheets: which clusters, merges and bridges a page shows, and the faces in them.
+
+The contract:
+- Faces of a cluster are ordered by distance from its medoid (1 - cosine in the base view). Of a
+  large cluster the nearest and the farthest are shown, and how many lie between.
+- A page holds as many faces as its budget of bytes allows: what is worth looking at first, the
+  rest of the clusters after it, each whole or not at all.
+- Plain values only: what leaves goes into a page as JSON.
+"""
+
+from __future__ import annotations
+
+import base64
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from cdp.review.questions import Question, rank_questions
+from cdp.types import UNLABELLED, PairTable
+
+SECTION = 24
+"""Clusters, merges and bridges a section shows."""
+NEAREST, FARTHEST = 36, 12
+"""Faces shown of a large cluster."""
+FACE_BYTES = 10_000_000
+"""All faces of a page together, as base64."""
+
+
+@dataclass
+class Sheets:
+    """What a page shows, by the position of a face or cluster in these lists.
+
+    faces : name, confidence, distance, picture (base64 or "").
+    clusters : label, size, precision, weakest, faces, hidden.
+    largest, doubtful, random : positions of clusters. merges, bridges : chance and two sides.
+    """
+
+    faces: list[tuple[str, float, float | None, str]] = field(default_factory=list)
+    clusters: list[dict[str, Any]] = field(default_factory=list)
+    largest: list[int] = field(default_factory=list)
+    doubtful: list[int] = field(default_factory=list)
+    random: list[int] = field(default_factory=list)
+    merges: list[dict[str, Any]] = field(default_factory=list)
+    bridges: list[dict[str, Any]] = field(default_factory=list)
+    left_out: int = 0
+
+
+def make_sheets(
+    labels: Any,
+    clusters: Any,
+    pairs: PairTable,
+    probability: np.ndarray,
+    vectors: np.ndarray | None,
+    thumbnails: Mapping[int, bytes],
+    *,
+    seed: int = 0,
+    budget: int = FACE_BYTES,
+) -> Sheets:
+    """Choose and order.
+
+    Parameters
+    ----------
+    labels, clusters : DataFrames of propagate; rows of `labels` ascending by sample_id.
+    pairs : rows of `labels`.
+    vectors : (n, d) float32 unit length, the base view, or None.
+    thumbnails : sample_id -> WebP.
+    """
+    return _Maker(labels, clusters, vectors, thumbnails, budget).make(pairs, probability, seed)
+
+
+class _Maker:
+    def __init__(
+        self, labels: Any, clusters: Any, vectors: Any, thumbnails: Mapping[int, bytes], budget: int
+    ) -> None:
+        self.sheets = Sheets()
+        self.label = labels.pseudo_label.to_numpy()
+        self.names = labels.path.tolist()
+        self.confidence = labels.confidence.to_numpy()
+        self.sample_id = labels.sample_id.to_numpy()
+        self.clusters = clusters
+        self.vectors = vectors
+        self.thumbnails = thumbnails
+        self.left = budget
+        self.face_of: dict[int, int] = {}
+        self.cluster_of: dict[int, int | None] = {}
+        order = np.argsort(self.label, kind="stable")
+        first = np.searchsorted(self.label[order], np.arange(len(clusters) + 1))
+        self.rows = [order[first[c] : first[c + 1]] for c in range(len(clusters))]
+
+    def make(self, pairs: PairTable, probability: np.ndarray, seed: int) -> Sheets:
+        sheets, clusters = self.sheets, self.clusters
+        size = clusters["size"].to_numpy()
+        precision = clusters.expected_precision.to_numpy()
+        largest = np.argsort(-size, kind="stable")[:SECTION]
+        doubtful = np.argsort(precision - 1e-9 * size, kind="stable")[:SECTION]
+        random = np.random.default_rng(seed).permutation(len(size))[:SECTION]
+        sheets.largest = self._add_clusters(largest)
+        sheets.doubtful = self._add_clusters(doubtful)
+        if len(size):
+            for question in rank_questions(
+                self.label, pairs, probability, kinds=("merge",), limit=2 * SECTION
+            ):
+                self._add_question(sheets.merges, question)
+            for question in rank_questions(
+                self.label, pairs, probability, kinds=("bridge",), limit=2 * SECTION
+            ):
+                self._add_question(sheets.bridges, question)
+        sheets.random = self._add_clusters(np.sort(random))
+        self._add_clusters(np.arange(len(size)))
+        sheets.left_out = len(size) - len(sheets.clusters)
+        return sheets
+
+    def _add_clusters(self, chosen: np.ndarray) -> list[int]:
+        found = [self._add_cluster(int(cluster)) for cluster in chosen]
+        return [position for position in found if position is not None]
+
+    def _add_cluster(self, cluster: int) -> int | None:
+        if cluster not in self.cluster_of:
+            rows = self.rows[cluster]
+            shown = self._add_rows(rows, self._medoid_row(cluster))
+            self.cluster_of[cluster] = None if shown is None else len(self.sheets.clusters)
+            if shown is not None:
+                row = self.clusters.iloc[cluster]
+                self.sheets.clusters.append(
+                    {
+                        "label": cluster,
+                        "size": len(rows),
+                        "precision": round(float(row.expected_precision), 4),
+                        "weakest": round(float(row.weakest_edge), 4),
+                        "faces": shown,
+                    }
+                )
+        return self.cluster_of[cluster]
+
+    def _medoid_row(self, cluster: int) -> int:
+        return int(np.searchsorted(self.sample_id, self.clusters.medoid_sample_id.iloc[cluster]))
+
+    def _add_question(self, place: list[dict[str, Any]], question: Question) -> None:
+        if len(place) == SECTION:
+            return
+        sides = []
+        for rows in (question.one, question.other):
+            label = int(self.label[rows[0]])
+            medoid = int(rows[0]) if label == UNLABELLED else self._medoid_row(label)
+            shown = self._add_rows(rows, medoid)
+            if shown is None:
+                return
+            sides.append({"label": label, "size": len(rows), "faces": shown})
+        worth = round(question.worth, 1)
+        place.append({"chance": round(question.chance, 4), "worth": worth, "sides": sides})
+
+    def _add_rows(self, rows: np.ndarray, medoid: int) -> list[int] | None:
+        """Faces of these rows in order; None when the budget does not reach."""
+        distance = None
+        if self.vectors is not None:
+            distance = np.clip(1 - self.vectors[rows] @ self.vectors[medoid], 0, 2)
+            order = np.lexsort((rows, distance))
+            rows, distance = rows[order], distance[order]
+        if len(rows) > NEAREST + FARTHEST:
+            kept = np.r_[0:NEAREST, len(rows) - FARTHEST : len(rows)]
+            rows = rows[kept]
+            distance = None if distance is None else distance[kept]
+        new = [row for row in rows.tolist() if row not in self.face_of]
+        pictures = [self.thumbnails.get(int(self.sample_id[row]), b"") for row in new]
+        bytes_needed = sum(4 * (len(picture) + 2) // 3 for picture in pictures)
+        if bytes_needed > self.left:
+            return None
+        self.left -= bytes_needed
+        far = dict(zip(rows.tolist(), [] if distance is None else distance.tolist(), strict=False))
+        for row, picture in zip(new, pictures, strict=True):
+            self.face_of[row] = len(self.sheets.faces)
+            told = round(far[row], 3) if row in far else None
+            self.sheets.faces.append(
+                (
+                    str(self.names[row]),
+                    round(float(self.confidence[row]), 3),
+                    told,
+                    base64.b64encode(picture).decode(),
+                )
+            )
+        return [self.face_of[row] for row in rows.tolist()]

@@ -1,0 +1,71 @@
+"""thumbnails: unlabelled images -> small pictures of them, for the report and for review.
+
+The contract:
+- One WebP picture an image, at most `SIDE_PX` on a side; smaller faces are not enlarged.
+- Report and review show these and open no image file of the data set.
+- A part whose file is there is not made again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from pipelines.data.dataset import Dataset
+from pipelines.stage import Stage, Work
+from pipelines.tables import write_table
+
+THUMBNAILS = pa.schema([("sample_id", pa.int64()), ("image", pa.binary())])
+SIDE_PX = 64
+QUALITY = 55
+PART_SIZE = 1000
+
+
+def run(work: Work) -> Mapping[str, Any]:
+    samples = work.read("ingest.samples", columns=["sample_id", "path", "split"]).to_pandas()
+    samples = samples[samples.split == "unlabelled"]
+    parts = []
+    for number, row in enumerate(range(0, len(samples), PART_SIZE)):
+        part = samples.iloc[row : row + PART_SIZE]
+        target = work.path("thumbnails") / f"part-{number:05d}.parquet"
+        parts.append((work.dataset, part.sample_id.to_numpy(), part.path.tolist(), target))
+    for _ in work.engine.map(make_part, parts, label="thumbnails"):
+        pass
+    return {"images": len(samples)}
+
+
+def make_part(dataset: Dataset, sample_id: np.ndarray, paths: list[str], target: Path) -> None:
+    """Make and write the pictures of one block of images."""
+    if target.exists():
+        return
+    images = [encode_thumbnail(face) for face in dataset.read_faces(paths)]
+    write_table(target, {"sample_id": sample_id, "image": images}, THUMBNAILS)
+
+
+def encode_thumbnail(face: np.ndarray) -> bytes:
+    """(s, s, 3) uint8 RGB -> a WebP file."""
+    from io import BytesIO
+
+    import cv2
+    from PIL import Image
+
+    if len(face) > SIDE_PX:
+        face = cv2.resize(face, (SIDE_PX, SIDE_PX), interpolation=cv2.INTER_AREA)
+    stream = BytesIO()
+    Image.fromarray(face).save(stream, "WEBP", quality=QUALITY, method=2)
+    return stream.getvalue()
+
+
+STAGE = Stage(
+    name="thumbnails",
+    version=1,
+    inputs=("ingest.samples",),
+    outputs={"thumbnails": THUMBNAILS},
+    reads=(),
+    run=run,
+    needs_images=True,
+)

@@ -1,0 +1,131 @@
+"""Parquet tables: schemas, columns of vectors, views of several splits."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from cdp.errors import DataError
+from cdp.types import PairTable
+from pipelines.files import open_atomically
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+SPLITS = ("labelled", "unlabelled")
+
+JOINT = "joint"
+
+
+def read_view(embeddings: list[Path]) -> tuple[np.ndarray, np.ndarray]:
+    """Sample ids and vectors of one view over some splits, in the order of `sample_id`."""
+    ids = np.concatenate(
+        [pq.read_table(path, columns=["sample_id"])["sample_id"].to_numpy() for path in embeddings]
+    )
+    vectors = [read_vectors(path, "embedding") for path in embeddings]
+    if len(vectors) == 1:
+        return ids, vectors[0]
+    order = np.argsort(ids)
+    return ids[order], np.concatenate(vectors)[order]
+
+
+def describe_schema(schema: pa.Schema) -> dict[str, str]:
+    """Column name -> Arrow type, the form in which a schema enters a fingerprint."""
+    return {field.name: str(field.type) for field in schema}
+
+
+def write_table(path: Path, columns: Mapping[str, Any] | pa.Table, schema: pa.Schema) -> None:
+    """Write one Parquet file atomically, cast to `schema`."""
+    table = columns if isinstance(columns, pa.Table) else pa.table(dict(columns), schema=schema)
+    if not table.schema.equals(schema):
+        table = table.select(schema.names).cast(schema)
+    with open_atomically(path) as draft:
+        pq.write_table(table, draft, compression="zstd")
+
+
+def vector_column(values: np.ndarray) -> pa.FixedSizeListArray:
+    """(n, d) array -> Arrow fixed-size list column of n rows, without copying."""
+    values = np.ascontiguousarray(values)
+    return pa.FixedSizeListArray.from_arrays(pa.array(values.reshape(-1)), values.shape[1])
+
+
+def list_pairs(pairs: pd.DataFrame, sample_id: np.ndarray) -> PairTable:
+    """The table `mediate/pairs`, ids as positions in the ascending `sample_id`.
+
+    Runs of earlier versions did not count listings: their pairs weigh alike.
+    """
+    listings = pairs.get("listings")
+    return PairTable(
+        np.searchsorted(sample_id, pairs.source.to_numpy()),
+        np.searchsorted(sample_id, pairs.target.to_numpy()),
+        None if listings is None else listings.to_numpy(),
+    )
+
+
+def read_vectors(path: Path, column: str) -> np.ndarray:
+    """One fixed-size-list column of a Parquet table or directory -> (n, d) array.
+
+    Row groups are copied one by one into the result, so the peak is the result plus one group.
+    """
+    files = sorted(path.glob("*.parquet")) if path.is_dir() else [path]
+    readers = [pq.ParquetFile(file) for file in files]
+    count = sum(reader.metadata.num_rows for reader in readers)
+    field = readers[0].schema_arrow.field(column).type
+    result = np.empty((count, field.list_size), field.value_type.to_pandas_dtype())
+    row = 0
+    for reader in readers:
+        for batch in reader.iter_batches(columns=[column]):
+            block = batch.column(0).flatten().to_numpy(zero_copy_only=False)
+            result[row : row + len(batch)] = block.reshape(len(batch), -1)
+            row += len(batch)
+    return result
+
+
+def open_vectors(path: Path, column: str, count: int, longest: int) -> np.ndarray:
+    """Vectors of a Parquet file from anywhere -> (n, d) array, or a DataError.
+
+    What its footer declares is held to what is expected before anything is read: a column of
+    `count` fixed-size lists of at most `longest` floats, in one file. The rows are then held to the
+    footer; none may be missing or null.
+    """
+    wanted = f"a column {column!r} of {count} fixed-size lists of 1 to {longest} floats"
+    try:
+        reader = pq.ParquetFile(path)
+        schema, rows = reader.schema_arrow, reader.metadata.num_rows
+        kind = schema.field(column).type if schema.get_field_index(column) >= 0 else None
+        if kind is None or not pa.types.is_fixed_size_list(kind):
+            raise DataError(f"{path}: {wanted} expected, found {describe_schema(schema)}")
+        if (
+            not pa.types.is_floating(kind.value_type)
+            or not 1 <= kind.list_size <= longest
+            or rows != count
+        ):
+            raise DataError(f"{path}: {wanted} expected, found {rows} of {kind}")
+        result = np.empty((count, kind.list_size), kind.value_type.to_pandas_dtype())
+        row = 0
+        at_once = max(1, (1 << 22) // kind.list_size)
+        for batch in reader.iter_batches(batch_size=at_once, columns=[column]):
+            values = batch.column(0)
+            if values.null_count or values.flatten().null_count or row + len(batch) > count:
+                raise DataError(f"{path}: {wanted} expected, found nulls or more rows")
+            block = values.flatten().to_numpy(zero_copy_only=False)
+            result[row : row + len(batch)] = block.reshape(len(batch), -1)
+            row += len(batch)
+    except DataError:
+        raise
+    except Exception as error:  # a broken file can make the reader raise anything at all
+        reason = str(error).splitlines()[0][:160] if str(error) else type(error).__name__
+        raise DataError(f"{path}: {wanted} expected; it cannot be read: {reason}") from error
+    if row != count:
+        raise DataError(f"{path}: {wanted} expected, found {row}")
+    return result
+
+
+def types_agree(declared: str, found: str) -> bool:
+    """Vectors are declared without their length, which depends on the model."""
+    return found == declared or (declared.endswith("[0]") and found.startswith(declared[:-3]))

@@ -1,0 +1,1 @@
+"""Trainings of a run: what on, each once, by one process or several."""

@@ -1,0 +1,141 @@
+"""YAML files within bounds, and their checked settings."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from cdp.errors import ConfigError
+
+Model = TypeVar("Model", bound=BaseModel)
+
+YAML_BYTES = 1 << 20
+YAML_VALUES = 10_000
+"""Values of one file, those an alias repeats counted each time."""
+YAML_DEPTH = 50
+
+
+class _OneOfEachKey(yaml.SafeLoader):
+    """Safe, and a key given twice is an error: YAML itself would drop the first in silence."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        given = Counter(key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode))
+        twice = [key for key, count in given.items() if count > 1 and key != "<<"]
+        if twice:
+            raise yaml.constructor.ConstructorError(
+                None, None, f"{twice[0]!r} is given twice", node.start_mark
+            )
+        return super().construct_mapping(node, deep)
+
+
+def parse_yaml(text: str, source: str) -> Any:
+    """The value of a YAML text from anywhere, loaded safely; ConfigError where that fails."""
+    try:
+        _check_bounds(text)
+        return _OneOfEachKey(text).get_single_data()
+    except yaml.YAMLError as error:
+        place = getattr(error, "problem_mark", None)
+        where = f", line {place.line + 1}" if place else ""
+        problem = getattr(error, "problem", None) or getattr(error, "reason", None) or "not YAML"
+        raise ConfigError(f"{source}{where}: {problem}") from error
+    except Exception as error:  # a date, number or tag that is none can raise anything at all
+        reason = str(error).splitlines()[0][:120] if str(error) else type(error).__name__
+        raise ConfigError(f"{source}: not YAML that can be read: {reason}") from error
+
+
+def _check_bounds(text: str) -> None:
+    """YAMLError for a text whose value would be too large or too deep, aliases written out."""
+    size: dict[str, int] = {}
+    opened: list[tuple[str | None, int]] = []  # of each open collection: its anchor, count before
+    count = 0
+    for event in yaml.parse(text, yaml.SafeLoader):
+        if isinstance(event, yaml.AliasEvent):
+            if event.anchor in (anchor for anchor, _ in opened):
+                raise yaml.MarkedYAMLError(None, None, "holds itself", event.start_mark)
+            count += size.get(event.anchor, 1)
+        elif isinstance(event, yaml.ScalarEvent):
+            count += 1
+            if event.anchor:
+                size[event.anchor] = 1
+        elif isinstance(event, yaml.CollectionStartEvent):
+            opened.append((event.anchor, count))
+            count += 1
+        elif isinstance(event, yaml.CollectionEndEvent):
+            anchor, before = opened.pop()
+            if anchor:
+                size[anchor] = count - before
+        if count > YAML_VALUES or len(opened) > YAML_DEPTH:
+            limits = f"at most {YAML_VALUES} values, nested {YAML_DEPTH} deep, are expected"
+            raise yaml.MarkedYAMLError(None, None, f"too much: {limits}", event.start_mark)
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """A YAML mapping, loaded safely; ConfigError for anything else."""
+    try:
+        with path.open("rb") as stream:
+            data = stream.read(YAML_BYTES + 1)
+        if len(data) > YAML_BYTES:
+            raise ConfigError(f"{path}: at most {YAML_BYTES} bytes of settings are expected")
+        text = data.decode("utf-8-sig")
+    except FileNotFoundError:
+        near = sorted(p.name for p in path.parent.glob("*.yaml")) if path.parent.is_dir() else []
+        hint = f"; there are {', '.join(near)}" if near else ""
+        raise ConfigError(f"no such file: {path}{hint}") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"cannot read {path}: {error}") from error
+    value = parse_yaml(text, str(path))
+    if not isinstance(value, dict):
+        raise ConfigError(f"{path}: expected a mapping of settings, got {type(value).__name__}")
+    return value
+
+
+def validate_settings(kind: type[Model], value: Any, *, source: str) -> Model:
+    """Validate strictly; every fault is named in one ConfigError."""
+    try:
+        # JSON mode is strict about types yet takes lists for tuples, which is what YAML offers.
+        return kind.model_validate_json(json.dumps(value))
+    except (TypeError, ValueError) as error:
+        if isinstance(error, ValidationError):
+            raise ConfigError(_explain(error, kind, source)) from error
+        raise ConfigError(f"{source}: {error}") from error
+
+
+def _explain(error: ValidationError, kind: type[BaseModel], source: str) -> str:
+    lines = []
+    for fault in error.errors():
+        where = ".".join(str(part) for part in fault["loc"]) or kind.__name__
+        if fault["type"] == "extra_forbidden":
+            known = ", ".join(_find_fields(kind, fault["loc"][:-1]))
+            lines.append(f"{where}: no such setting; known here: {known}")
+        elif fault["type"] == "missing":
+            lines.append(f"{where}: missing")
+        else:
+            message = fault["msg"].removeprefix("Value error, ")
+            # A fault of the whole says itself what came; the whole would only bury it.
+            got = repr(fault["input"])
+            got = got if len(got) <= 200 else f"{got[:200]}..."
+            lines.append(f"{where}: {message}, got {got}" if fault["loc"] else message)
+    return f"{source}: " + "; ".join(lines)
+
+
+def _find_fields(kind: type[BaseModel], location: tuple[Any, ...]) -> list[str]:
+    for part in location:
+        if isinstance(part, str) and part in kind.model_fields:
+            inner = kind.model_fields[part].annotation
+            if isinstance(inner, type) and issubclass(inner, BaseModel):
+                kind = inner
+            else:
+                kind = next(
+                    (
+                        a
+                        for a in getattr(inner, "__args__", ())
+                        if isinstance(a, type) and issubclass(a, BaseModel)
+                    ),
+                    kind,
+                )
+    return list(kind.model_fields)

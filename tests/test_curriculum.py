@@ -1,0 +1,74 @@
+"""Lessons: what is left is true to the rows that are left."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from cdp.committee.features import describe_pairs
+from cdp.committee.pairs import make_pairs
+from cdp.knn.graph import build_knn_graphs
+from cdp.mediator.curriculum import CURRICULUM, make_curriculum, thin_identities
+from tests.benchmarks.embeddings import draw_views
+
+K = 12
+
+
+@pytest.fixture(scope="module")
+def labelled():
+    views, identity = draw_views(500, (24, 16), seed=3)
+    return views, build_knn_graphs(views, K, backend="exact"), identity
+
+
+def test_thinning_leaves_one_image_of_the_chosen():
+    identity = np.repeat([5, 9, 2, 7], [4, 1, 6, 3])
+    kept = thin_identities(identity, 0.5, 3)
+    sizes = np.unique(identity[kept], return_counts=True)[1]
+    assert len(sizes) == 4
+    assert (sizes == 1).sum() >= 2
+    assert thin_identities(identity, 0.0, 3).all()
+    np.testing.assert_array_equal(kept, thin_identities(identity, 0.5, 3))
+
+
+def test_the_first_lesson_is_the_rows_as_they_are(labelled):
+    _, graphs, identity = labelled
+    first = make_curriculum(graphs, identity)[0]
+    np.testing.assert_array_equal(first.rows, np.arange(500))
+    np.testing.assert_array_equal(first.identity, identity)
+    for one, other in zip(first.graphs, graphs, strict=True):
+        np.testing.assert_array_equal(one.neighbour, other.neighbour)
+        np.testing.assert_array_equal(one.similarity, other.similarity)
+
+
+def test_every_lesson_keeps_the_nearest_of_those_who_are_left(labelled):
+    _, graphs, identity = labelled
+    for (share, _), step in zip(CURRICULUM, make_curriculum(graphs, identity, seed=5), strict=True):
+        k = round(share * K)
+        np.testing.assert_array_equal(step.identity, identity[step.rows])
+        for small, whole in zip(step.graphs, graphs, strict=True):
+            for at, row in enumerate(step.rows):
+                left = [
+                    (int(np.searchsorted(step.rows, other)), value)
+                    for other, value in zip(
+                        whole.neighbour[row], whole.similarity[row], strict=True
+                    )
+                    if other in set(step.rows.tolist())
+                ][:k]
+                held = small.neighbour[at] >= 0
+                assert held.sum() == len(left)
+                assert [n for n, _ in left] == small.neighbour[at][: len(left)].tolist()
+                assert [v for _, v in left] == small.similarity[at][: len(left)].tolist()
+    assert len(step.rows) < 500
+
+
+def test_lessons_may_come_from_loaders_and_describe_pairs(labelled):
+    views, graphs, identity = labelled
+    loaders = [lambda graph=graph: graph for graph in graphs]
+    for one, other in zip(make_curriculum(loaders, identity), make_curriculum(graphs, identity),
+                          strict=True):  # fmt: skip
+        np.testing.assert_array_equal(one.graphs[1].neighbour, other.graphs[1].neighbour)
+        pairs = make_pairs(one.graphs, candidates="all")
+        features = describe_pairs(
+            [view[one.rows] for view in views], one.graphs, pairs, variant="extended"
+        )
+        assert np.isfinite(features).all()

@@ -1,0 +1,113 @@
+"""parallel: two processes end where one does, and without torchrun nothing changes."""
+
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file
+from test_training import PLAN, make, train
+
+from cdp.training.distillation import fit_target
+from cdp.training.distributed import Team, find_team, gather_rows, join_team, share_moments
+
+ROOT = Path(__file__).parents[1]
+SCRIPT = """
+import sys
+sys.path.insert(0, "tests")
+import torch
+from safetensors.torch import save_file
+from test_parallel import train_everything
+from cdp.training.distributed import join_team
+
+torch.set_num_threads(1)
+with join_team() as team:
+    assert team.size == 2
+    states = []
+    state, history = train_everything(on_epoch=states.append)
+    assert len(states) == (2 if team.leads else 0)
+    state["losses"] = torch.tensor([record["loss"] for record in history])
+    save_file(state, f"{sys.argv[1]}/{team.rank}.safetensors")
+"""
+
+
+def train_everything(**options):
+    """Two branches of unequal size, every moving part of a training: head, moments, teacher."""
+    backbone, branches = make(people=5, each=5, count=2)
+    target = fit_target(np.random.default_rng(0).normal(size=(25, 16)), 16)
+    branches[1] = replace(branches[1], share=0.3, teacher=target)
+    plan = replace(PLAN, epochs=2, batch_size=15, learning_rate=0.02, ema_decay=0.9)
+    history = train(backbone, branches, plan, **options)
+    state = {key: value.clone().contiguous() for key, value in backbone.state_dict().items()}
+    for number, branch in enumerate(branches):
+        state |= {f"{number}.{k}": v.clone() for k, v in branch.head.state_dict().items()}
+    return state, history
+
+
+def test_two_processes_end_where_one_does(tmp_path) -> None:
+    path = tmp_path / "job.py"
+    path.write_text(SCRIPT)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    done = subprocess.run(
+        [*command, str(path), str(tmp_path)], cwd=ROOT, capture_output=True, text=True, timeout=300,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    alone, history = train_everything()
+    for rank in (0, 1):
+        together = load_file(tmp_path / f"{rank}.safetensors")
+        losses = [record["loss"] for record in history]
+        np.testing.assert_allclose(together.pop("losses"), losses, rtol=1e-5)
+        for key, value in alone.items():
+            np.testing.assert_allclose(
+                together[key].float(), value.float(), atol=1e-4, rtol=1e-3, err_msg=key
+            )
+
+
+@pytest.mark.parametrize("count", [1, 7, 8])
+@pytest.mark.parametrize("size", [1, 2, 3])
+def test_every_thing_is_in_one_part(count: int, size: int) -> None:
+    parts = [range(*Team(rank, size).part(count)) for rank in range(size)]
+    assert [row for part in parts for row in part] == list(range(count))
+    lengths = [len(part) for part in parts]
+    assert max(lengths) - min(lengths) <= 1
+
+
+@pytest.mark.long
+def test_a_run_by_two_processes_is_the_run_of_one(tiny, tmp_path) -> None:
+    """The whole command line under torchrun: the second process helps to train, and leaves."""
+    import pandas as pd
+
+    from pipelines.run import main
+
+    options = ["--config", str(tiny), "--workers", "1", "--until", "train"]
+    assert main([*options, "--runs-dir", str(tmp_path / "one")]) == 0
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
+    done = subprocess.run(
+        [*command, "-m", "pipelines.run", *options, "--runs-dir", str(tmp_path / "two")],
+        cwd=ROOT, capture_output=True, text=True, timeout=300,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    one, two = (
+        pd.read_parquet(tmp_path / n / "tiny/train/history.parquet") for n in ("one", "two")
+    )
+    assert list(one.model) == list(two.model)
+    # A separable network on some dozens of images magnifies a perturbation of 1e-7 to percents
+    # within a few steps, whoever trains it: only the base can be compared.
+    told = one.model == "base"
+    np.testing.assert_allclose(one.loss[told], two.loss[told], rtol=1e-3)
+    assert "Traceback" not in done.stderr
+
+
+def test_a_team_of_one_is_no_team() -> None:
+    with join_team() as team:
+        assert team == Team(0, 1) == find_team()
+        rows = torch.ones(3, 2, requires_grad=True)
+        assert gather_rows(rows, 3, team) is rows
+        norm = torch.nn.BatchNorm1d(2)
+        with share_moments(norm, team):
+            assert "forward" not in vars(norm)
