@@ -52,7 +52,7 @@ def documented_runs(finished_run, tiny, tmp_path_factory):
     passing = shutil.ignore_patterns("logs", ".*draft*")  # another test may be running there
     shutil.copytree(finished_run.parent, place / "runs", symlinks=True, ignore=passing)
     config = yaml.safe_load(tiny.read_text())
-    config |= {"name": "default", "propagate": {"split": "raise_threshold", "threshold": 0.0}}
+    config |= {"name": "default", "propagate": {"split": "raise_threshold", "threshold": 1e-6}}
     (place / "configs").mkdir()
     (place / "configs" / "default.yaml").write_text(yaml.safe_dump(config))
     shutil.copy(tiny.parent.parent / "data.yaml", place)
