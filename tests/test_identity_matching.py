@@ -15,7 +15,7 @@ def draw_people(people: int, each: int, seed: int, centres: np.ndarray | None = 
     return (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32), label
 
 
-def test_a_labelled_person_is_found_again() -> None:
+def test_a_labelled_identity_is_found_again() -> None:
     rng = np.random.default_rng(0)
     known, unknown = rng.normal(size=(50, 32)), rng.normal(size=(60, 32))
     vectors, label = draw_people(50, 5, 1, known)
@@ -29,7 +29,7 @@ def test_a_labelled_person_is_found_again() -> None:
     np.testing.assert_array_equal(match.identity != -1, match.similarity > match.threshold)
 
 
-def test_the_threshold_is_a_share_of_the_labelled_people() -> None:
+def test_the_threshold_is_a_share_of_the_labelled_identities() -> None:
     vectors, label = draw_people(40, 3, 0)
     mean = np.stack([vectors[label == person].mean(0) for person in range(40)])
     mean /= np.linalg.norm(mean, axis=1, keepdims=True)

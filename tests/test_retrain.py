@@ -57,7 +57,7 @@ def test_leftovers_are_classes_and_masked_where_in_doubt() -> None:
     assert without.digest() != chosen.digest()
 
 
-def test_a_person_split_over_two_clusters_is_not_pushed_apart() -> None:
+def test_an_identity_split_over_two_clusters_is_not_pushed_apart() -> None:
     within = pd.DataFrame({"source": [10, 10], "target": [11, 12]})
     pairs = pd.concat([PAIRS, within])
     chosen = select_clusters(SAMPLES, "pseudo_label", 2, weigh=False, pairs=pairs)
@@ -72,7 +72,7 @@ def test_a_person_split_over_two_clusters_is_not_pushed_apart() -> None:
     assert masked == {(0, 1), (2, 0)}
 
 
-def test_people_with_one_image_are_treated_alike_where_the_truth_is_used() -> None:
+def test_identities_with_one_image_are_treated_alike_where_the_truth_is_used() -> None:
     known = SAMPLES.assign(identity=["p", "p", "q", "r", "r", "s"])
     dropped = select_clusters(known, "identity", 2, weigh=False)
     kept = select_clusters(known, "identity", 2, weigh=False, alone=True)

@@ -231,7 +231,7 @@ def test_masked_negatives_reach_the_head(soft: bool) -> None:
     count = len(training_set.images)
     rows = np.arange(count)
     masked = MaskedNegatives(rows, (training_set.label + 1 + rows % 5) % 6)
-    if soft:  # some images have the class they are masked for a second one
+    if soft:  # the masked class is some images' second class
         targets = SoftTargets(rows.repeat(2), np.c_[training_set.label, masked.label].ravel(),
                               np.tile([0.75, 0.25], count))  # fmt: skip
         training_set = dataclasses.replace(training_set, soft=targets)
@@ -333,7 +333,7 @@ def test_the_teachers_part_of_the_loss() -> None:
     assert found == pytest.approx(expected.item(), rel=1e-5)
 
 
-def test_without_a_weight_the_classes_are_not_asked() -> None:
+def test_without_a_weight_the_heads_are_not_trained() -> None:
     backbone, (training_set,) = make()
     target = fit_target(np.random.default_rng(1).normal(size=(len(training_set.images), 16)), 16)
     before = [value.detach().clone() for value in training_set.head.parameters()]

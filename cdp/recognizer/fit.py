@@ -80,7 +80,7 @@ class FaceSet:
     def select_classes(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Rows of the kept classes, their labels numbered anew, and the classes' old numbers.
 
-        All three are empty with fewer than two classes: there is nothing to tell apart.
+        All three are empty with fewer than two classes: a head needs two.
         """
         none = np.empty(0, np.int64)
         if self.label is None:

@@ -249,5 +249,5 @@ def _scale_shares(training_sets: Sequence[TrainingSet]) -> np.ndarray:
         for size, each in zip(sizes, training_sets, strict=True)
     ]
     if min(wanted) <= 0:
-        raise ConfigError(f"shares of training sets above 0 expected, got {wanted}")
+        raise ConfigError(f"training set shares above 0 expected, got {wanted}")
     return np.array(wanted) / sum(wanted)

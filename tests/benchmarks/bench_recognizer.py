@@ -4,10 +4,10 @@
         [--only plain,soft] [--teacher NAME] [--runs-dir DIR] [--workers N]
         [section.field=value ...]
 
-Every variant is a whole run that shares all it can with the others: what is the same up to the
-pseudo-labels is made once a seed, and so are the labelled-only and supervised yardsticks where the
-change does not touch them. Figures are means over seeds with the standard deviation over seeds; the
-last column is the share of the gap between labelled only and supervised that is closed.
+Every variant is a whole run that shares all it can with the others: equal stages up to the
+pseudo-labels run once a seed, and so do the trainings of labelled-only and supervised where the
+setting does not change them. Figures are means over seeds with the standard deviation over seeds;
+the last column is the share of the gap between labelled only and supervised that is closed.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What all classification heads share.
+"""The base classes of all classification heads.
 
 The contract:
 - A head maps raw embeddings (b, d) and labels (b,) to a loss per sample and to logits, from which
