@@ -8,6 +8,7 @@ import pytest
 import torch
 from sklearn.base import clone, is_clusterer
 from sklearn.metrics import v_measure_score
+from sklearn.utils.estimator_checks import check_estimator
 
 from cdp import ConsensusClusterer, propagate_labels
 from cdp.errors import ConfigError, DataError
@@ -144,6 +145,27 @@ def test_scikit_learn_conventions():
     assert "k=7" in repr(clusterer)
     with pytest.raises(ValueError, match="Invalid parameter"):
         clusterer.set_params(neighbours=3)
+
+
+ZERO_ROW = (
+    "its random integers hold a row of zeros, and a zero vector has no cosine: as scikit-learn's "
+    "own AgglomerativeClustering(metric='cosine') does, the estimator raises a ValueError"
+)
+
+
+def test_scikit_learn_checks_pass():
+    results = check_estimator(
+        ConsensusClusterer(),
+        expected_failed_checks={"check_estimators_dtypes": ZERO_ROW},
+        on_skip=None,
+    )
+    status = {result["check_name"]: result["status"] for result in results}
+    assert status.pop("check_estimators_dtypes") == "xfail"
+    assert set(status.values()) <= {"passed", "skipped"}
+    assert len(status) > 30
+    numbers = np.random.default_rng(0).integers(1, 9, (20, 5))
+    for dtype in (np.int32, np.int64, np.float32, np.float64):  # the check without a zero row
+        assert ConsensusClusterer().fit(numbers.astype(dtype)).labels_.shape == (20,)
 
 
 def test_one_array_is_one_view(faces):

@@ -30,36 +30,53 @@ def read_labels(run, ids):
     return labels.pseudo_label[ids].to_numpy()
 
 
+def read_scores(run):
+    """The probability of every pair, in the order of the table."""
+    return pd.read_parquet(run / "mediate/pairs.parquet").probability.to_numpy()
+
+
+def read_labelled(run):
+    """What `fit` takes of the labelled split; identities are strings."""
+    views, ids = read_views(run, "labelled")
+    samples = pd.read_parquet(run / "ingest/samples.parquet").set_index("sample_id")
+    return {"labelled_views": views, "labelled_ids": samples.identity[ids]}
+
+
+def rerun(tiny, finished, place, *overrides):
+    """A copy of the finished run, gone through again up to propagate."""
+    passing = shutil.ignore_patterns("logs", ".*draft*")
+    shutil.copytree(finished.parent, place / "runs", symlinks=True, ignore=passing)
+    options = ["--config", str(tiny), "--runs-dir", str(place / "runs"), "--workers", "1"]
+    assert main([*options, "--until", "propagate", *overrides]) == 0
+    return place / "runs" / finished.name
+
+
 def test_a_trained_run(finished_run):
     views, ids = read_views(finished_run, "unlabelled")
-    labelled_views, labelled = read_views(finished_run, "labelled")
-    samples = pd.read_parquet(finished_run / "ingest/samples.parquet").set_index("sample_id")
     clusterer = ConsensusClusterer(k=K)
-    found = clusterer.fit_predict(
-        views, labelled_views=labelled_views, labelled_ids=samples.identity[labelled]
-    )
+    found = clusterer.fit_predict(views, **read_labelled(finished_run))
     np.testing.assert_array_equal(found, read_labels(finished_run, ids))
-    pairs = pd.concat(
-        pd.read_parquet(part)
-        for part in sorted((finished_run / "mediate/pairs").rglob("*.parquet"))
-    )
-    np.testing.assert_array_equal(clusterer.pair_scores_, pairs.probability)
+    np.testing.assert_array_equal(clusterer.pair_scores_, read_scores(finished_run))
 
 
-@pytest.fixture(scope="module")
-def voted_run(tiny, finished_run, tmp_path_factory):
-    """The tiny run again from mediate on, by votes."""
-    runs = tmp_path_factory.mktemp("voted")
-    passing = shutil.ignore_patterns("logs", ".*draft*")
-    shutil.copytree(finished_run.parent, runs / "runs", symlinks=True, ignore=passing)
-    options = ["--config", str(tiny), "--runs-dir", str(runs / "runs"), "--workers", "1"]
-    assert main([*options, "--until", "propagate", "mediate.method=vote"]) == 0
-    return runs / "runs" / "tiny"
+@pytest.mark.parametrize("split", ["consensus", "raise_threshold"])
+def test_a_trained_run_at_a_threshold_that_some_pairs_exceed(tiny, finished_run, tmp_path, split):
+    """Whatever the training gave, there are clusters to compare."""
+    threshold = round(float(np.quantile(read_scores(finished_run), 0.9)), 6)
+    settings = [f"propagate.threshold={threshold}", f"propagate.split={split}"]
+    run = rerun(tiny, finished_run, tmp_path, *settings, "propagate.max_size=12")
+    views, ids = read_views(run, "unlabelled")
+    clusterer = ConsensusClusterer(k=K, threshold=threshold, split=split, max_size=12)
+    found = clusterer.fit_predict(views, **read_labelled(run))
+    assert clusterer.n_clusters_ > 0
+    np.testing.assert_array_equal(found, read_labels(run, ids))
 
 
-def test_a_voting_run(voted_run):
-    views, ids = read_views(voted_run, "unlabelled")
-    found = ConsensusClusterer(k=K).fit_predict(views)
-    expected = read_labels(voted_run, ids)
-    np.testing.assert_array_equal(found, expected)
-    assert expected.max() > 0
+def test_a_voting_run(tiny, finished_run, tmp_path):
+    run = rerun(tiny, finished_run, tmp_path, "mediate.method=vote")
+    views, ids = read_views(run, "unlabelled")
+    clusterer = ConsensusClusterer(k=K)
+    found = clusterer.fit_predict(views)
+    assert clusterer.n_clusters_ > 0
+    np.testing.assert_array_equal(found, read_labels(run, ids))
+    np.testing.assert_array_equal(clusterer.pair_scores_, read_scores(run))

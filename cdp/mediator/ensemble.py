@@ -148,17 +148,17 @@ class Mediator:
 
         logits = score_rows(features, arrays, settings.standardise, workers, held > 0)
         weight = held.sum(1)
-        judged = weight > 0
-        logit = (logits * held).sum(1)[judged] / weight[judged]
-        owner = np.minimum(source_fold, target_fold)[judged]
+        scored = weight > 0
+        logit = (logits * held).sum(1)[scored] / weight[scored]
+        owner = np.minimum(source_fold, target_fold)[scored]
         arrays["calibration"], crossed = _calibrate(
-            logit, same[judged], (weight * pair_weight)[judged], owner, settings
+            logit, same[scored], (weight * pair_weight)[scored], owner, settings
         )
         rate = float(np.average(same, weights=pair_weight))
-        report = make_report(crossed, same[judged], (weight * pair_weight)[judged], rate, history)
+        report = make_report(crossed, same[scored], (weight * pair_weight)[scored], rate, history)
         scale, shift = arrays["calibration"]
         probability = np.full(len(features), np.nan, np.float32)
-        probability[judged] = sigmoid(scale * logit + shift)
+        probability[scored] = sigmoid(scale * logit + shift)
         held_out = HeldOut(probability, pair_weight.astype(np.float64))
         return cls(settings, arrays, report), held_out
 

@@ -72,7 +72,7 @@ def _compose(work: Work, metrics: Any) -> str:
         "people, "
         f"{ingest['unlabelled']:,} unlabelled, {ingest['evaluation']:,} for evaluation, "
         f"{ingest['rejected']:,} set aside",
-        f"Pairs     {mediate['pairs']:,} candidate pairs of unlabelled images, judged by "
+        f"Pairs     {mediate['pairs']:,} candidate pairs of unlabelled images, scored by "
         f"{mediate['method']}",
         f"Clusters  {propagate['clusters']:,} pseudo-labels on {propagate['labelled']:,} images, "
         f"{propagate['unlabelled']:,} left without; largest {propagate['largest']:,}",
