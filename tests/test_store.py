@@ -97,7 +97,7 @@ def test_a_manifest_vouches_for_itself(tmp_path):
     manifest.write_text(json.dumps({**told, "facts": {"rows": 3}}))
     altered = Published.open("toy", published.directory)
     assert altered.find_damage() is None
-    assert f"{manifest} no longer says" in altered.find_damage(rehash=True)
+    assert f"{manifest} differs from what was published" in altered.find_damage(rehash=True)
 
 
 def test_a_table_of_another_schema_is_refused(tmp_path):

@@ -123,6 +123,7 @@ def _label(
     from cdp.propagation.threshold import choose_cut
 
     settings = work.config.propagate
+    threshold: Any  # "auto" is replaced by a number below
     split, threshold, target = settings.split, settings.threshold, settings.target_precision
     if work.input_facts("mediate")["method"] == "vote":
         # Votes are no probabilities: what was kept is kept, and there are no odds to average.
