@@ -12,13 +12,14 @@ ROOT = Path(__file__).parents[1]
 SOURCES = sorted([*ROOT.glob("cdp/**/*.py"), *ROOT.glob("pipelines/**/*.py")])
 
 LAYERS = """
-cdp.errors cdp.types
+cdp.errors cdp.types cdp.progress
 cdp.arrays cdp.images cdp.models cdp.metrics cdp.synthetic
 cdp.knn cdp.committee cdp.propagation cdp.training
 cdp.embedding cdp.mediator cdp.review
 cdp.recognizer cdp.clusterer
 cdp
-pipelines pipelines.files pipelines.yaml_files pipelines.engine
+pipelines
+pipelines.files pipelines.yaml_files pipelines.engine pipelines.invocation pipelines.packaged
 pipelines.tables pipelines.config
 pipelines.store pipelines.decisions pipelines.data
 pipelines.stage pipelines.results
@@ -26,6 +27,7 @@ pipelines.members pipelines.export pipelines.review_session
 pipelines.training pipelines.pages
 pipelines.stages
 pipelines.run pipelines.review
+pipelines.command pipelines.demo
 """
 """Rooms from the ground up: a room imports itself and the rooms of lower lines, lazily or not."""
 
@@ -116,8 +118,9 @@ def test_libraries_are_imported_where_they_belong(path):
         assert not roots & {"faiss", "nmslib"}
 
 
-def test_every_room_of_the_table_exists():
-    assert not LAYER_OF.keys() - MODULES.keys()
+def test_every_module_is_in_a_room_of_the_table():
+    roots = {"cdp", "pipelines"}
+    assert not [name for name in MODULES.keys() - roots if find_room(name) in roots]
 
 
 def test_no_modules_import_each_other():
