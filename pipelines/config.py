@@ -1,13 +1,12 @@
-"""What a run is made of: the strict models behind `configs/*.yaml`.
+"""Settings of a run: the strict models behind `configs/*.yaml`.
 
 The contract:
-- An unknown key, a wrong type or a value out of range is a ConfigError naming the key, what was
-  expected, what came, and the file it stands in.
-- A config is frozen once read. It holds no path of this machine: `--data-root`, `--runs-dir`,
-  workers and device come from the command line and are never part of a fingerprint.
-- YAML is loaded safely and within bounds: a mebibyte, and so many values once every alias is
-  written out; a key given twice is an error, and so is a number that is NaN or infinite.
-- Names with a unit end in it: `_px` pixels, `_rad` radians.
+- An unknown key, a wrong type or a value out of range is a ConfigError with the file, the key, the
+  expected and the given value. NaN and infinite numbers are errors.
+- A config is frozen. It holds no absolute path: `--data-root`, `--runs-dir`, workers and device are
+  command-line options and never part of a fingerprint.
+- YAML is loaded safely and within bounds; see `pipelines.yaml_files`.
+- A name ends in its unit: `_px` pixels, `_rad` radians. Shares and probabilities lie in [0, 1].
 """
 
 from __future__ import annotations
@@ -32,17 +31,21 @@ Positive = Annotated[int, Field(ge=1)]
 
 
 class Settings(BaseModel):
-    """Strict, frozen, and closed to unknown keys."""
+    """Base of all settings: strict types, frozen, unknown keys are errors."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
 class MemberSettings(Settings):
-    """One view: a backbone trained here, an ONNX file, a checkpoint of ours, the recognizer of
-    another run, or ready features.
+    """One embedding model: one of backbone, onnx, checkpoint, recognizer, features is given.
 
-    ONNX files and checkpoints are named relative to the data root; `recognizer` names a run under
-    the same --runs-dir; `features` names a model of a data set of kind `features`.
+    name : of the member, in tables and file names.
+    backbone : architecture to train on the labelled set; see `cdp.models`.
+    width : factor on the backbone's channel counts; 1 is its standard size.
+    onnx : an ONNX model file, relative to the data root.
+    checkpoint : a `.safetensors` file written by this project, relative to the data root.
+    recognizer : name of a run under the same --runs-dir whose recognizer is used.
+    features : name of a model of a data set of kind `features`.
     """
 
     name: Name
@@ -62,7 +65,11 @@ class MemberSettings(Settings):
 
 
 class CommitteeSettings(Settings):
-    """The base view and the N views that judge its edges; N may be 0."""
+    """The embedding models: one base and N committee members; N may be 0.
+
+    base : its k-NN graph proposes the candidate pairs, and its vectors measure distances.
+    members : further models, whose graphs and cosines are features of each pair.
+    """
 
     base: MemberSettings
     members: tuple[MemberSettings, ...] = ()
@@ -156,7 +163,11 @@ class TrainingSettings(Settings):
 
 
 class IngestSettings(Settings):
-    """Which images are set aside."""
+    """Which images are rejected.
+
+    min_px : shortest side an image must have, in pixels.
+    max_pixels : most pixels (width x height) an image may have.
+    """
 
     min_px: Positive = 8
     max_pixels: Annotated[int, Field(ge=1, le=100_000_000)] = 50_000_000
@@ -174,17 +185,26 @@ class TrainSettings(TrainingSettings):
 
 
 class EmbedSettings(Settings):
-    """How images become views."""
+    """How images are embedded.
+
+    reduce_px : side in pixels to which faces are reduced before every model, as the recognizer will
+        see them; null leaves them as they are.
+    flip : average the vectors of a face and its mirror image.
+    """
 
     reduce_px: int | None = Field(24, ge=4)
     flip: bool = False
 
 
 class KnnSettings(Settings):
-    """The neighbour graphs.
+    """The k-nearest-neighbour graphs, by cosine.
 
-    joint : search labelled and unlabelled images together too, so that the mediator learns amid the
-        unlabelled ones; false where many of them show labelled people.
+    k : neighbours per image.
+    backend : "nmslib" or "faiss" approximate, "exact" compares all pairs.
+    options : parameters of the backend's index; see `cdp.knn`.
+    recall_sample : images on which each graph is compared with exact search.
+    joint : also build graphs over labelled and unlabelled images together, on which the mediator
+        is trained; set to false where many unlabelled images show labelled identities.
     """
 
     k: Positive = 20
@@ -195,18 +215,26 @@ class KnnSettings(Settings):
 
 
 class VoteSettings(Settings):
-    """Keep a pair when its base cosine exceeds one number and enough members hold the edge."""
+    """Voting without a mediator: which candidate pairs are kept.
+
+    min_similarity : cosine in the base view that a pair must exceed.
+    min_votes : committee members in whose graph the pair must be an edge.
+    """
 
     min_similarity: float = Field(0.5, ge=-1, le=1)
     min_votes: int = Field(1, ge=0)
 
 
 class MediateSettings(Settings):
-    """Which pairs are judged, and how.
+    """Which candidate pairs are scored, and how.
 
-    candidates : pairs are the edges of the "base" graph, or of "all" graphs, which are more than
-        twice as many; null is all with "extended" and the base, as published, with the others.
-    second_stage : with "extended", judge each pair again by what is known of the pairs around it.
+    method : features of a pair: "extended" (ours), "paper", or "released" (the authors' code);
+        "vote" keeps or drops pairs by `vote` and needs no labelled image.
+    candidates : edges of the "base" graph, or of "all" graphs (more than twice as many pairs); null
+        is "all" for "extended" and "base" for the other methods.
+    second_stage : with "extended", rescore each pair from the scores of neighbouring pairs.
+    dropout : share of hidden units dropped while the mediator is trained.
+    vote : thresholds of method "vote".
     """
 
     method: Literal["extended", "paper", "released", "vote"] = "extended"
@@ -217,7 +245,11 @@ class MediateSettings(Settings):
 
 
 class SoftLabelSettings(Settings):
-    """How far labels spread along the consensus graph; see `cdp.propagation.soft_labels`."""
+    """Diffusion of pseudo-labels along the consensus graph; see `cdp.propagation.soft_labels`.
+
+    depth : edges a label may travel. decay : factor per edge.
+    min_weight : smaller weights are dropped.
+    """
 
     depth: Annotated[int, Field(ge=0)] = 5
     decay: float = Field(0.6, ge=0, le=1)
@@ -225,12 +257,20 @@ class SoftLabelSettings(Settings):
 
 
 class PropagateSettings(Settings):
-    """How judged pairs become pseudo-labels.
+    """How scored pairs become pseudo-labels.
 
-    max_size : largest cluster; null leaves the consensus split without a limit and the rising
-        threshold with its own.
-    target_precision : with the threshold `auto`, the loosest cut for which held-out people and the
-        estimate promise this share of true pairs, at the price of recall; null serves both.
+    threshold : probability at which images are joined; "auto" is the best one on held-out labelled
+        identities, or, for votes, every pair kept.
+    split : "consensus" (average linkage over the scored pairs) or "raise_threshold" (connected
+        components, split by a rising threshold, as in the paper).
+    max_size : images in the largest cluster; null is no limit for "consensus" and the default of
+        `cdp.propagation.propagate_labels` for "raise_threshold".
+    step : how far "raise_threshold" moves the threshold towards 1 in each round, as a share of the
+        remaining distance.
+    target_precision : with threshold "auto", the loosest threshold whose pairwise precision, both
+        on held-out identities and as estimated, reaches this value, at the cost of recall; null
+        balances precision and recall.
+    soft_labels : weighted labels, for `retrain.targets: soft`.
     """
 
     threshold: float | Literal["auto"] = "auto"
@@ -356,10 +396,13 @@ class EvaluateSettings(Settings):
 
 
 class RunConfig(Settings):
-    """One run: `configs/<kind>.yaml` plus the overrides of the command line.
+    """One run: `configs/<name>.yaml` plus the overrides of the command line.
 
-    rounds : 2 makes a run `<name>_round1` first, up to its recognizer, which then is one more
-        member of the committee.
+    name : of the run and its directory; the default is the name of the config file.
+    rounds : 2 makes a run `<name>_round1` first; its recognizer is then one more committee member.
+    seed : of all random choices.
+    data : the data manifest, e.g. `data_manifests/synthetic.yaml`.
+    committee, ingest, ... : settings of the stages.
     """
 
     name: Name
@@ -387,7 +430,7 @@ class RunConfig(Settings):
         return self
 
     def list_rounds(self) -> tuple[RunConfig, ...]:
-        """The runs to make, one after the other; the last has this one's name."""
+        """The runs to make, in order; the last one has the name of this config."""
         if self.rounds == 1:
             return (self,)
         first = self.model_copy(update={"name": f"{self.name}_round1", "rounds": 1})
@@ -397,21 +440,21 @@ class RunConfig(Settings):
         return first, self.model_copy(update={"committee": committee, "rounds": 1})
 
     def pick(self, fields: tuple[str, ...]) -> dict[str, Any]:
-        """The named top-level fields as plain JSON values: what a stage reads."""
+        """The named top-level fields as plain JSON values, for a fingerprint."""
         whole = self.model_dump(mode="json")
         return {field: whole[field] for field in fields}
 
 
 def read_config(path: Path, overrides: list[str]) -> RunConfig:
-    """Read a config and lay dotted overrides (`propagate.max_size=300`) over it."""
+    """Read a config and apply dotted overrides (`propagate.max_size=300`)."""
     value = read_yaml(path)
     value.setdefault("name", path.stem)
     for override in overrides:
-        _lay_over(value, override)
+        _apply_override(value, override)
     return validate_settings(RunConfig, value, source=str(path))
 
 
-def _lay_over(value: dict[str, Any], override: str) -> None:
+def _apply_override(value: dict[str, Any], override: str) -> None:
     key, equals, text = override.partition("=")
     if not equals or not all(key.split(".")):
         raise ConfigError(

@@ -276,7 +276,7 @@ def test_a_manifest_that_says_something_else_is_found_by_verify(own_run, tiny, w
     told["facts"]["clusters"] += 1
     manifest.write_text(json.dumps(told))
     assert run(tiny, own_run.parent, "--verify", "--until", "propagate") == 0
-    assert f"propagate run   damaged: {manifest} no longer says" in capsys.readouterr().out
+    assert f"propagate run   damaged: {manifest} differs from" in capsys.readouterr().out
     assert digest_run(own_run) == whole
 
 

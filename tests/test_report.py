@@ -142,7 +142,7 @@ def test_what_a_run_does_not_have_is_said():
     text = re.sub(r"\s+", " ", make_page("plain"))
     for told in (
         "the data set brings features and no images",
-        "The identities of the unlabelled images are not known",
+        "The true identities of the unlabelled images are unknown",
         "No mediator was trained",
         "No member was trained here",
         "This run has no images",
