@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from numba import njit
 
-from cdp.arrays.cosine import dot_rows, insert
+from cdp.arrays.cosine import dot_rows, insert_neighbour
 from cdp.arrays.threads import limit_blas, list_blocks
 from cdp.knn.pivots import find_axes, group_rows, project_rows, propose_near_pivots
 from cdp.types import UNLABELLED
@@ -135,7 +135,7 @@ def scan_all(vectors: Any, start: int, nearest: Any, best: Any) -> None:
     for i in range(len(nearest)):
         for other in range(len(vectors)):
             if other != start + i:
-                insert(nearest[i], best[i], other, dot_rows(vectors, start + i, other))
+                insert_neighbour(nearest[i], best[i], other, dot_rows(vectors, start + i, other))
 
 
 @njit(cache=True, nogil=True)
@@ -199,9 +199,9 @@ def _compare(
                     continue
                 value = dot_rows(vectors, row, second + j)
                 if value >= own:
-                    insert(nearest[at], best[at], second + j, value)
+                    insert_neighbour(nearest[at], best[at], second + j, value)
                     own = max(floor[at], best[at, -1]) - slack
                 if both and value >= level[j]:
                     other = second + j - offset
-                    insert(nearest[other], best[other], row, value)
+                    insert_neighbour(nearest[other], best[other], row, value)
                     level[j] = max(floor[other], best[other, -1]) - slack

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numba import njit
 
-from cdp.arrays.cosine import insert
+from cdp.arrays.cosine import insert_neighbour
 from cdp.arrays.threads import BLOCK, limit_blas, list_blocks
 from cdp.errors import BackendError
 from cdp.knn.pivots import PivotGroups, project_rows, propose_near_pivots
@@ -218,4 +218,4 @@ def _keep_best(similarity: Any, first: int, nearest: Any, best: Any) -> None:
     for i in range(len(similarity)):
         for j in range(similarity.shape[1]):
             if similarity[i, j] > best[i, -1]:
-                insert(nearest[i], best[i], first + j, similarity[i, j])
+                insert_neighbour(nearest[i], best[i], first + j, similarity[i, j])

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from numba import njit
 
-from cdp.arrays.cosine import dot_rows, insert
+from cdp.arrays.cosine import dot_rows, insert_neighbour
 from cdp.arrays.scratch import allocate
 from cdp.arrays.threads import list_blocks
 from cdp.types import UNLABELLED
@@ -112,7 +112,7 @@ def _join(
             for other in range(start_of[pivot], start_of[pivot + 1]):
                 value = dot_rows(beside, place, other)
                 if value > best[-1] and other != place:
-                    insert(candidate[row], best, order[other], value)
+                    insert_neighbour(candidate[row], best, order[other], value)
 
 
 @njit(cache=True, nogil=True)
@@ -123,4 +123,4 @@ def _pick_best(similarity: Any, out: Any) -> None:
         best[:] = -np.inf
         for j in range(similarity.shape[1]):
             if similarity[i, j] > best[-1]:
-                insert(out[i], best, j, similarity[i, j])
+                insert_neighbour(out[i], best, j, similarity[i, j])

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from numba import njit
 
-from cdp.arrays.cosine import dot_rows, insert
+from cdp.arrays.cosine import dot_rows, insert_neighbour
 from cdp.arrays.threads import list_blocks
 
 
@@ -70,7 +70,7 @@ def _unite(vectors: Any, other: Any, rows: Any, places: Any, candidate: Any) -> 
             for earlier in range(width):
                 known |= nearest[earlier] == row
             if not known:
-                insert(nearest, best, row, dot_rows(vectors, rows[i], row))
+                insert_neighbour(nearest, best, row, dot_rows(vectors, rows[i], row))
         candidate[place] = nearest
 
 
@@ -117,4 +117,4 @@ def refine_candidates(
                     found += 1
         for position in range(found):
             other = listed[position]
-            insert(nearest[at], best[at], other, dot_rows(vectors, row, other))
+            insert_neighbour(nearest[at], best[at], other, dot_rows(vectors, row, other))

@@ -1,6 +1,6 @@
 """The mediator: pair features to calibrated probabilities."""
 
-from cdp.mediator.calibration import MediatorReport, ReliabilityCurve, measure_reliability
+from cdp.mediator.calibration import MediatorReport
 from cdp.mediator.ensemble import Mediator
 from cdp.mediator.settings import MediatorSettings
 
@@ -8,6 +8,4 @@ __all__ = [
     "Mediator",
     "MediatorReport",
     "MediatorSettings",
-    "ReliabilityCurve",
-    "measure_reliability",
 ]

@@ -44,7 +44,7 @@ from cdp.mediator.neighbourhood import (
 )
 from cdp.mediator.prior_shift import PriorCorrection, correct_evenly, weigh_images
 from cdp.mediator.settings import MediatorSettings
-from cdp.metrics.clustering import score_amid_strangers, score_bcubed
+from cdp.metrics.clustering import score_bcubed, score_with_distractors
 from cdp.propagation.average_linkage import Agglomeration, agglomerate
 from cdp.propagation.threshold import THRESHOLDS, choose_threshold, measure_precision_curve
 from cdp.types import PairTable
@@ -245,7 +245,7 @@ class _JointTraining:
         probability = reading.correct(score, self.joint.pairs, len(person)).probability
         found = agglomerate(self.joint.pairs, probability, len(person), threshold=min(THRESHOLDS))
         cuts = [found.cut(threshold) for threshold in THRESHOLDS]
-        return np.array([score_amid_strangers(person, label)[2] for label in cuts])
+        return np.array([score_with_distractors(person, label)[2] for label in cuts])
 
 
 def _cut_steps(

@@ -36,7 +36,7 @@ from cdp.mediator.pair_scorer import score_pairs, teach_mediator
 from cdp.mediator.prior_shift import PriorCorrection
 from cdp.mediator.second_stage import SecondStage, score_second_stage
 from cdp.mediator.settings import MediatorSettings
-from cdp.metrics.calibration import measure_calibration
+from cdp.metrics.calibration import measure_reliability
 from cdp.metrics.clustering import score_bcubed, score_pairwise
 from cdp.propagation.average_linkage import agglomerate
 from cdp.propagation.quality import estimate_quality
@@ -172,7 +172,7 @@ def run_ours(split: Split, seed: int, candidates: str) -> Iterator[Row]:
     ):
         label = agglomerate(pairs, probability, count, threshold=threshold).label
         estimate = estimate_quality(label, pairs, probability)
-        error = measure_calibration(probability, same).error
+        error = measure_reliability(probability, same).expected_calibration_error
         note = (
             f"ECE {error:.3f}, rate {rate:.3f} (true {same.mean():.3f}), "
             f"estimated P {100 * estimate.precision:.1f} R {100 * estimate.recall:.1f} "
@@ -217,9 +217,9 @@ def run_inputs(split: Split, seed: int) -> Iterator[Row]:
             score = score_pairs(mediator, views, graphs[1], pairs)
             read = mediator.correct(score)
             label = agglomerate(pairs, read.probability, len(views[0])).label
-            error = measure_calibration(
+            error = measure_reliability(
                 read.probability, truth[pairs.source] == truth[pairs.target]
-            ).error
+            ).expected_calibration_error
             yield f"{variant} inputs, {candidates}", "auto (0.50)", label, f"ECE {error:.3f}"
 
 
