@@ -56,10 +56,10 @@ def test_bcubed_is_what_averaging_over_images_gives(case):
     precision, recall = [], []
     for i in everyone:
         cluster = [j for j in everyone if together(label, i, j)]
-        person = [j for j in everyone if truth[i] == truth[j]]
-        right = len(set(cluster) & set(person))
+        own = [j for j in everyone if truth[i] == truth[j]]
+        right = len(set(cluster) & set(own))
         precision.append(right / len(cluster))
-        recall.append(right / len(person))
+        recall.append(right / len(own))
     scored = metrics.score_bcubed(truth, label)
     assert scored[:2] == pytest.approx((np.mean(precision), np.mean(recall)))
 
@@ -330,9 +330,9 @@ def test_compare_pairs_is_the_dot_product_whatever_the_block():
 def slow_rank(probe, probe_identity, gallery, gallery_identity):
     """Sort each probe's gallery, mates last on a tie, and look for the first mate."""
     ranks = []
-    for vector, person in zip(probe, probe_identity, strict=True):
+    for vector, wanted in zip(probe, probe_identity, strict=True):
         listed = sorted(
-            (-float(vector @ other), int(person == name))
+            (-float(vector @ other), int(wanted == name))
             for other, name in zip(gallery, gallery_identity, strict=True)
         )
         ranks.append([mate for _, mate in listed].index(1) + 1)

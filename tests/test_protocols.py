@@ -12,24 +12,24 @@ from cdp.metrics.identification import identify
 from cdp.metrics.protocols import Resamples, Score
 
 
-def draw_faces(people: int, each: int, seed: int, spread: float = 0.8):
+def draw_faces(identities: int, each: int, seed: int, spread: float = 0.8):
     rng = np.random.default_rng(seed)
-    centres = rng.normal(size=(people, 6))
-    size = rng.integers(1, each + 1, people)
+    centres = rng.normal(size=(identities, 6))
+    size = rng.integers(1, each + 1, identities)
     size[:2] = each
-    identity = rng.permutation(np.repeat(np.arange(people), size)) * 7
+    identity = rng.permutation(np.repeat(np.arange(identities), size)) * 7
     vectors = centres[identity // 7] + spread * rng.normal(size=(len(identity), 6))
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
     return vectors.astype(np.float32), identity
 
 
-def list_pairs(person: np.ndarray, weight: np.ndarray):
+def list_pairs(identity: np.ndarray, weight: np.ndarray):
     """Every pair of images as often as a resample holds it: by copying identities."""
     copies = [
         (p, copy, image)
         for p in range(len(weight))
         for copy in range(int(weight[p]))
-        for image in np.flatnonzero(person == p)
+        for image in np.flatnonzero(identity == p)
     ]
     genuine, impostor = [], []
     for i, (p, copy, a) in enumerate(copies):
@@ -173,10 +173,10 @@ def test_folds_are_lfws_and_pairs_weigh_by_both_identities() -> None:
 
 def test_intervals_cover_the_figure_and_narrow_with_identities() -> None:
     widths = []
-    for people in (20, 320):
+    for count in (20, 320):
         rng = np.random.default_rng(0)
-        identity = np.repeat(np.arange(people), 5)
-        value = (rng.random(people)[identity] > rng.random(len(identity))).astype(float)
+        identity = np.repeat(np.arange(count), 5)
+        value = (rng.random(count)[identity] > rng.random(len(identity))).astype(float)
         resamples = Resamples(identity, draws=400)
         draws = resamples.average(value, np.arange(len(identity)))
         low, high = Score("share", value.mean(), len(value), draws).interval()

@@ -37,7 +37,7 @@ from cdp.types import UNLABELLED
 EXTRA_CANDIDATES = 12
 """Proposed beyond k, since refinement orders them anew by the cosine in full."""
 PIVOTS_A_ROW = 32
-"""Nearest pivots whose rows are proposed beside those of the index."""
+"""Nearest pivots whose rows are candidates too, in addition to those of the index."""
 _LOST_ENERGY = 0.03
 """Share of the rows' squared length that the projection for HNSW may lose."""
 _SEARCH_WIDTHS = (25, 30, 35, 40, 50, 60, 70, 85, 100, 120, 140, 170, 200, 300, 450)

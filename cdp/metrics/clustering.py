@@ -108,8 +108,8 @@ def score_nmi(truth: np.ndarray, label: np.ndarray) -> float:
     """Normalised mutual information of a clustering, arithmetic normalisation.
 
     I(truth; label) / mean(H(truth), H(label)), in [0, 1]; 1 when both entropies are 0 (one
-    identity in one cluster). Not adjusted for chance: many singletons score high, so read it beside
-    `score_pairwise`.
+    identity in one cluster). Not adjusted for chance: many singletons score high, so read it
+    together with `score_pairwise`.
 
     Parameters and raises as in `score_pairwise`.
     """

@@ -122,7 +122,7 @@ def propagate_labels(
     -----
     The levels t <- t + (1 - t) * step are evaluated in float64; where the formula can no longer
     move t, the next float64 is taken, and 1.0 is the last level. A component larger than `max_size`
-    at level 1.0 consists of pairs scored exactly 1.0, which no threshold can tell apart: its rows
+    at level 1.0 consists of pairs scored exactly 1.0, which no threshold separates: its rows
     get no label and are counted in `unsplittable_count`. No pairs, or none above the threshold:
     all -1.
 

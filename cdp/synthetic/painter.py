@@ -459,10 +459,10 @@ def _photograph(canvas: _Canvas, n: Columns, grain: np.ndarray) -> np.ndarray:
     _, images, size_px, _ = canvas.plane.shape
     soft = _soften(n.blur_px, n.shrink, size_px)
     plane = soft @ canvas.plane @ soft.transpose(0, 2, 1)
-    word = mix_bits(
+    bits = mix_bits(
         grain[:, None] + np.arange(1, (3 * size_px * size_px + 1) // 2 + 1, dtype=np.uint64)
     )
-    half = word.view(np.uint16).reshape(images, -1, 2)[:, : 3 * size_px * size_px]
+    half = bits.view(np.uint16).reshape(images, -1, 2)[:, : 3 * size_px * size_px]
     speck = (half[..., 0].astype(np.float32) - half[..., 1]) * np.float32(2.0**-16 * 6**0.5)
     plane += speck.reshape(images, 3, size_px, size_px).transpose(1, 0, 2, 3) * n.noise
     plane *= 255

@@ -89,16 +89,16 @@ def draw_uniform(
     key = mix_bits(np.uint64(seed % 2**64) + np.zeros(len(identity), np.uint64))
     key = mix_bits(key ^ np.asarray(identity, np.int64).astype(np.uint64))
     key = mix_bits(key ^ (np.asarray(index, np.int64).astype(np.uint64)))
-    word = mix_bits(key[:, None] + np.arange(1, count + 1, dtype=np.uint64))
-    return ((word >> np.uint64(11)).astype(np.float64) + 0.5) * 2.0**-53
+    bits = mix_bits(key[:, None] + np.arange(1, count + 1, dtype=np.uint64))
+    return ((bits >> np.uint64(11)).astype(np.float64) + 0.5) * 2.0**-53
 
 
-def mix_bits(word: np.ndarray) -> np.ndarray:
-    """One step of SplitMix64 on uint64 words."""
-    word = word + np.uint64(0x9E3779B97F4A7C15)
-    word = (word ^ (word >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
-    word = (word ^ (word >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
-    return word ^ (word >> np.uint64(31))
+def mix_bits(bits: np.ndarray) -> np.ndarray:
+    """One step of SplitMix64 on uint64 numbers."""
+    bits = bits + np.uint64(0x9E3779B97F4A7C15)
+    bits = (bits ^ (bits >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+    bits = (bits ^ (bits >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+    return bits ^ (bits >> np.uint64(31))
 
 
 class Columns:

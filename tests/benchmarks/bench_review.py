@@ -3,9 +3,9 @@
     python -m tests.benchmarks.bench_review [--decisions 100] [--draws 3]
 
 The data is `lfw_features` under `CDP_DATA_ROOT` (or `../shared/data`): real faces at 24 px, five
-networks. Answers are simulated from the truth: two groups are one person when most faces of either
-are of the same identity; of a cluster, all faces but those of its most frequent identity are split
-off. After every decision the labels are made to satisfy all of them and the questions are ranked
+networks. Answers are simulated from the truth: a reviewer joins two groups when most faces of both
+are of one identity; of a cluster, all faces but those of its most frequent identity are split off.
+After every decision the labels are made to satisfy all of them and the questions are ranked
 anew, as the review page does. Random draws are from all questions of the first ranking (nearly all
 of them about two clusters that merely have a pair between them), or from its clusters alone, as by
 a reviewer who opens clusters at random; those with an answer already are left out.
