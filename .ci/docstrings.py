@@ -1,4 +1,4 @@
-"""Docstrings of this project for the API pages: `name : what it is` as a description, not as a type.
+"""Docstrings for the API pages: `name : what it is` as a description, not as a type.
 
     mkdocs.yml names this file as an extension of griffe.
 
@@ -35,7 +35,9 @@ def describe_items(text: str) -> str:
             found += [item[1], f"    {item[2]}{'.' if ends else ''}"]
         elif item and not section:
             separate = bool(found) and found[-1] != "" and not found[-1].startswith(("- ", "    "))
-            found += ["", f"- `{item[1]}`: {item[2]}"] if separate else [f"- `{item[1]}`: {item[2]}"]
+            found += (
+                ["", f"- `{item[1]}`: {item[2]}"] if separate else [f"- `{item[1]}`: {item[2]}"]
+            )
         elif line.startswith("- ") and found and found[-1] and found[-1][0] not in "- ":
             found += ["", line]
         else:

@@ -4,8 +4,8 @@
     python -m tests.documents --runs runs      # the outputs of `>>>` blocks too, from finished runs
 
 The contract:
-- `docs/configuration.md` lists each setting of `pipelines.config` with its type and default, which are
-  made here; what a setting does is written by hand and kept.
+- `docs/configuration.md` lists each setting of `pipelines.config` with its type and default, which
+  are made here; what a setting does is written by hand and kept.
 - `docs/architecture.md` lists each file with the first line of its docstring.
 - `--runs` names a folder that holds the runs `default` and `strict`; without it no output changes.
 """
@@ -131,7 +131,9 @@ def replace_outputs(text: str, examples: list[doctest.Example], outputs: list[st
 
 def describe_type(field: FieldInfo) -> str:
     """What a setting may be, in words: `whole number, 1 or more`."""
-    return ", ".join(part for part in (_name_type(field.annotation), _bound(field.metadata)) if part)
+    return ", ".join(
+        part for part in (_name_type(field.annotation), _bound(field.metadata)) if part
+    )
 
 
 def _name_type(kind: Any) -> str:
@@ -185,7 +187,9 @@ def describe_default(field: FieldInfo) -> str:
     return str(value)
 
 
-def list_settings(model: type[BaseModel], *, inherited: bool = False) -> Iterator[tuple[str, FieldInfo]]:
+def list_settings(
+    model: type[BaseModel], *, inherited: bool = False
+) -> Iterator[tuple[str, FieldInfo]]:
     """The plain settings of a model, in order; those of its sections and base class left out."""
     base = model.__mro__[1].model_fields
     for name, field in model.model_fields.items():

@@ -1,4 +1,4 @@
-"""The documents: their code runs, their commands, links and settings exist, nothing is out of date."""
+"""The documents: their code runs; their commands, links and settings exist."""
 
 import contextlib
 import importlib.util
@@ -291,7 +291,8 @@ def test_items_of_docstrings_become_descriptions():
     describe = runpy.run_path(str(ROOT / ".ci" / "docstrings.py"))["describe_items"]
     text = "What it is.\n\nParameters\n----------\nk : how many.\nx : (n,) float\n    The values."
     assert describe(text) == (
-        "What it is.\n\nParameters\n----------\nk\n    how many.\nx\n    (n,) float.\n    The values."
+        "What it is.\n\nParameters\n----------\nk\n    how many.\n"
+        "x\n    (n,) float.\n    The values."
     )
     assert describe("One.\n\na : first.\nb : second.") == "One.\n\n- `a`: first.\n- `b`: second."
     assert describe("The contract:\n- One.") == "The contract:\n\n- One."

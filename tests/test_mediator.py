@@ -13,10 +13,10 @@ from hypothesis import strategies as st
 from sklearn.metrics import average_precision_score, roc_auc_score
 
 from cdp.errors import ConfigError, DataError
-from cdp.mediator.calibration import measure_reliability
 from cdp.mediator.ensemble import Mediator
 from cdp.mediator.prior_shift import correct_prior
 from cdp.mediator.settings import MediatorSettings
+from cdp.metrics.calibration import measure_reliability
 
 WIDTH = 6
 DIRECTION = np.array([1.5, -1.0, 0.5, 0.0, 0.7, -0.3])

@@ -7,7 +7,7 @@ import pytest
 
 from cdp.errors import DataError
 from cdp.mediator.prior_shift import correct_evenly, correct_prior, weigh_images
-from cdp.metrics.calibration import measure_calibration
+from cdp.metrics.calibration import measure_reliability
 from cdp.types import PairTable
 
 
@@ -26,7 +26,7 @@ def test_a_known_shift_is_recovered(rate):
     assert corrected.rate == pytest.approx(rate, abs=0.01)
     assert corrected.probability.dtype == np.float32
     assert np.abs(corrected.probability - known).mean() < 0.01
-    assert measure_calibration(corrected.probability, same).error < 0.01
+    assert measure_reliability(corrected.probability, same).expected_calibration_error < 0.01
 
 
 def test_it_finds_the_fixed_point_of_em():

@@ -1,6 +1,6 @@
 """Pair scoring: pair features to calibrated probabilities that two images show one identity."""
 
-from cdp.mediator.calibration import MediatorReport, ReliabilityCurve, measure_reliability
+from cdp.mediator.calibration import MediatorReport
 from cdp.mediator.curriculum import JointSet
 from cdp.mediator.ensemble import HeldOut, Mediator
 from cdp.mediator.pair_scorer import PairScorer, PairScores, PairVoter
@@ -15,6 +15,4 @@ __all__ = [
     "PairScorer",
     "PairScores",
     "PairVoter",
-    "ReliabilityCurve",
-    "measure_reliability",
 ]

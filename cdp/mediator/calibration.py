@@ -13,71 +13,14 @@ from typing import Any
 
 import numpy as np
 
-from cdp.errors import DataError
 from cdp.mediator.prior_shift import LOGIT_LIMIT
+from cdp.metrics.calibration import ReliabilityCurve, measure_reliability
 
 _NEWTON_STEPS = 50
 _OVERFLOW = 40.0
 """Logits beyond this are clipped while fitting, so that their exponential stays finite."""
 _LEAST_SCALE = 1e-3
 """The fitted scale stays positive, so that calibration never reverses the order of pairs."""
-
-
-@dataclass(frozen=True)
-class ReliabilityCurve:
-    """Mean probability and observed positive rate of pairs, by bins of probability.
-
-    lower : (b,) float64, lower edge of each bin of equal width over [0, 1].
-    mean_probability, observed_rate : (b,) float64; NaN for an empty bin.
-    weight : (b,) float64, total weight of the pairs in the bin.
-    """
-
-    lower: np.ndarray
-    mean_probability: np.ndarray
-    observed_rate: np.ndarray
-    weight: np.ndarray
-
-    @property
-    def expected_calibration_error(self) -> float:
-        """Mean gap between probability and rate, weighted by pairs (Naeini et al. 2015)."""
-        full = self.weight > 0
-        gap = np.abs(self.mean_probability[full] - self.observed_rate[full])
-        return float(np.average(gap, weights=self.weight[full]))
-
-
-def measure_reliability(
-    probability: np.ndarray, same: np.ndarray, *, weight: np.ndarray | None = None, bins: int = 15
-) -> ReliabilityCurve:
-    """Bin pairs by probability and measure the positive rate of each bin.
-
-    Parameters
-    ----------
-    probability : (m,) float in [0, 1].
-    same : (m,) bool, whether the pair shows one identity.
-    weight : (m,) float >= 0, or None for one each.
-    bins : bins of equal width.
-
-    Raises
-    ------
-    DataError
-        No pair, or lengths that differ.
-    """
-    if len(probability) == 0 or len(probability) != len(same):
-        raise DataError(
-            f"reliability expects a label for each probability and at least one; got "
-            f"{len(probability)} probabilities and {len(same)} labels"
-        )
-    value = np.asarray(probability, np.float64)
-    share = np.ones(len(value)) if weight is None else np.asarray(weight, np.float64)
-    bin_of = np.minimum((value * bins).astype(np.int64), bins - 1)
-    total = np.bincount(bin_of, share, bins)
-    with np.errstate(invalid="ignore"):
-        return ReliabilityCurve(
-            lower=np.arange(bins) / bins,
-            mean_probability=np.bincount(bin_of, share * value, bins) / total,
-            observed_rate=np.bincount(bin_of, share * same, bins) / total,
-            weight=total,
-        )
 
 
 @dataclass(frozen=True)

@@ -41,7 +41,7 @@ from cdp.mediator.neighbourhood import (
 )
 from cdp.mediator.prior_shift import PriorCorrection, correct_evenly, weigh_images
 from cdp.mediator.settings import MediatorSettings
-from cdp.metrics.clustering import score_amid_strangers, score_bcubed
+from cdp.metrics.clustering import score_bcubed, score_with_distractors
 from cdp.propagation.average_linkage import Agglomeration, agglomerate
 from cdp.propagation.threshold import (
     NEUTRAL_THRESHOLD,
@@ -297,7 +297,7 @@ class _JointTraining:
         probability = stage.correct(score, pairs, len(identity)).probability
         found = agglomerate(pairs, probability, len(identity), threshold=min(THRESHOLDS))
         cuts = [found.cut(threshold) for threshold in THRESHOLDS]
-        return np.array([score_amid_strangers(identity, label)[2] for label in cuts])
+        return np.array([score_with_distractors(identity, label)[2] for label in cuts])
 
 
 def _cluster_steps(

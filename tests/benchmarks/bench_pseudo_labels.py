@@ -36,7 +36,7 @@ from cdp.knn.graph import build_knn_graphs
 from cdp.mediator.curriculum import JointSet
 from cdp.mediator.pair_scorer import PairScorer
 from cdp.mediator.settings import MediatorSettings
-from cdp.metrics.calibration import measure_calibration
+from cdp.metrics.calibration import measure_reliability
 from cdp.metrics.clustering import score_bcubed, score_pairwise
 from cdp.propagation.clustering import cluster_pairs, sweep_thresholds
 from cdp.propagation.quality import estimate_quality
@@ -168,7 +168,7 @@ def run_ours(split: Split, seed: int, candidates: str) -> Iterator[Row]:
         probability, threshold = scores.probability, stages.threshold
         label = cluster_pairs(pairs, probability, count, threshold=threshold).label
         estimate = estimate_quality(label, pairs, probability)
-        error = measure_calibration(probability, same).error
+        error = measure_reliability(probability, same).expected_calibration_error
         note = (
             f"ECE {error:.3f}, rate {scores.rate:.3f} (true {same.mean():.3f}), "
             f"estimated P {100 * estimate.precision:.1f} R {100 * estimate.recall:.1f} "
@@ -211,7 +211,7 @@ def run_inputs(split: Split, seed: int) -> Iterator[Row]:
             probability = scorer.score(views, graphs[1], pairs).probability
             label = cluster_pairs(pairs, probability, len(views[0])).label
             same = truth[pairs.source] == truth[pairs.target]
-            error = measure_calibration(probability, same).error
+            error = measure_reliability(probability, same).expected_calibration_error
             yield f"{variant} inputs, {candidates}", "auto (0.50)", label, f"ECE {error:.3f}"
 
 
