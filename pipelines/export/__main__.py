@@ -1,4 +1,4 @@
-"""Export: `python -m pipelines.export labels --run runs/x --to csv --out labels.csv`.
+"""Export: `cdp export labels --run runs/x --to csv --out labels.csv`.
 
 The contract:
 - One subcommand a module; a module offers `add_parser(subparsers)` and, on its parser's defaults,
@@ -14,6 +14,7 @@ import sys
 
 from cdp.errors import CdpError, StageError
 from pipelines.export import degradations, labels, recognizer
+from pipelines.invocation import format_command
 
 SUBCOMMANDS = (labels, recognizer, degradations)
 
@@ -21,7 +22,7 @@ SUBCOMMANDS = (labels, recognizer, degradations)
 def build_parser() -> argparse.ArgumentParser:
     """The options of every subcommand."""
     parser = argparse.ArgumentParser(
-        prog="python -m pipelines.export", description="Take results out for other programs."
+        prog=format_command("export"), description="Write results in the formats of other programs."
     )
     subparsers = parser.add_subparsers(required=True, metavar="WHAT")
     for module in SUBCOMMANDS:

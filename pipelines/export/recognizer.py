@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from cdp.errors import ConfigError, DataError, StageError
+from pipelines.invocation import format_command
 from pipelines.store import Published
 
 DEFAULTS = ("distilled", "labelled_pseudo", "labelled_only")
@@ -78,7 +79,7 @@ def _open(run: Path, stage: str) -> Published:
     if published is None:
         raise DataError(
             f"{run} has not published {stage}. Name a finished run, or run "
-            "python -m pipelines.run --stage all first"
+            f"{format_command('run', '--stage', 'all')} first"
         )
     damage = published.find_damage()
     if damage:
