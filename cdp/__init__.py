@@ -51,7 +51,7 @@ _MODULE_OF = {
     "ConfigError": "cdp.errors",
     "ConsensusClusterer": "cdp.clusterer",
     "DataError": "cdp.errors",
-    # "FaceSet": "cdp.recognizer",
+    # "FaceSet": "cdp.recognizer.fit",
     "Recognizer": "cdp.recognizer.recognizer",
     "StageError": "cdp.errors",
     "SyntheticFaces": "cdp.synthetic.identities",

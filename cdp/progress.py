@@ -4,8 +4,9 @@ The contract:
 - On a terminal, `show_progress` draws a tqdm bar. Into a file or a pipe it writes nothing for the
   first half minute, then a line such as `train base: 120 of 700 steps, 60 s` each half minute.
 - `report_elapsed` writes lines alone, such as `mediate: 90 s`; on a terminal it writes nothing.
-- Where one is open inside another, only the inner one writes lines.
-- Both are context managers; lines come from a daemon thread that ends with the block.
+- Where one is open inside another, the lines are about the inner one; the half minutes count from
+  the start of the outer one, so that many short parts do not add up to silence.
+- Both are context managers; lines come from a daemon thread that ends with the outer block.
 """
 
 from __future__ import annotations
@@ -78,27 +79,45 @@ class _Silent:
     def set_postfix(self, *, refresh: bool, **figures: Any) -> None: ...
 
 
+class _Writer:
+    """The thread that writes a line about the innermost open block each half minute."""
+
+    def __init__(self) -> None:
+        self._ended = threading.Event()
+        self._thread = threading.Thread(target=self._write_lines, daemon=True)
+        self._thread.start()
+
+    def end(self) -> None:
+        self._ended.set()
+        self._thread.join()
+
+    def _write_lines(self) -> None:
+        while not self._ended.wait(LINE_INTERVAL_S):
+            for block in _open[-1:]:
+                print(block.describe(), file=sys.stderr, flush=True)
+
+
 class _Lines:
-    """One plain line each half minute."""
+    """A block of work that is reported in plain lines."""
 
     def __init__(
         self, label: str, unit: str = "", total: int | None = None, initial: int = 0
     ) -> None:
         self._label, self._unit, self._total, self._done = label, unit, total, initial
         self._figures: dict[str, Any] = {}
-        self._ended = threading.Event()
-        self._thread = threading.Thread(target=self._write_lines, daemon=True)
+        self._writer: _Writer | None = None
 
     def __enter__(self) -> _Lines:
         self._started = time.monotonic()
         _open.append(self)
-        self._thread.start()
+        if len(_open) == 1:
+            self._writer = _Writer()
         return self
 
     def __exit__(self, *_: object) -> None:
         _open.remove(self)
-        self._ended.set()
-        self._thread.join()
+        if self._writer is not None:
+            self._writer.end()
 
     def update(self, n: int = 1) -> None:
         self._done += n
@@ -106,12 +125,8 @@ class _Lines:
     def set_postfix(self, *, refresh: bool, **figures: Any) -> None:
         self._figures = figures
 
-    def _write_lines(self) -> None:
-        while not self._ended.wait(LINE_INTERVAL_S):
-            if _open and _open[-1] is self:
-                print(self._describe(), file=sys.stderr, flush=True)
-
-    def _describe(self) -> str:
+    def describe(self) -> str:
+        """The line."""
         seconds = f"{time.monotonic() - self._started:.0f} s"
         if self._total is None:
             return f"{self._label}: {seconds}"

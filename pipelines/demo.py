@@ -51,7 +51,7 @@ def main(arguments: list[str] | None = None) -> int:
 def describe_results(run: RunResults) -> str:
     """The largest clusters, how right they are, and what to open next."""
     scores = run.metrics[run.metrics.subject == "pseudo_labels"].set_index("metric").value
-    page = (run.directory / "report" / "report.html").resolve()
+    page = (run.directory / "report" / "report.html").absolute()
     review = format_command("review", "--run", str(run.directory))
     return f"""\
 {len(run.clusters)} clusters of unlabelled faces. The largest, with their true identities:

@@ -34,6 +34,7 @@ from pipelines.invocation import format_command
 from pipelines.packaged import CONFIGS, find_config, find_manifest, list_packaged
 from pipelines.stage import Runtime, Step, execute_step, plan_run
 from pipelines.stages import STAGES, describe_facts
+from pipelines.stages.report import PAGE
 from pipelines.store import RECORD, Store
 from pipelines.training.team import run_as_team
 
@@ -196,6 +197,7 @@ def _carry_out(config: RunConfig, options: argparse.Namespace, *, until: str | N
             report = store.open_run(config.name, "report")
             if report is not None:
                 log.info("\n%s", (report.directory / "summary.txt").read_text("utf-8").rstrip())
+                log.info("\nreport: %s", place / "report" / PAGE)
 
 
 def _take(step: Step, runtime: Runtime, options: argparse.Namespace, log_path: Path) -> None:

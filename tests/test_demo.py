@@ -17,7 +17,7 @@ def test_the_results_are_described(finished_run, tiny, monkeypatch, capsys):
     metric = run.metrics[run.metrics.subject == "pseudo_labels"].set_index("metric").value
     assert f"{len(run.clusters)} clusters of unlabelled faces" in printed
     assert f"F {metric['pairwise_f']:.2f} over all clusters" in printed
-    assert (finished_run / "report" / "report.html").resolve().as_uri() in printed
+    assert (finished_run / "report" / "report.html").as_uri() in printed
     assert f"python -m pipelines.review --run {finished_run}" in printed
 
 

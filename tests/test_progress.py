@@ -102,6 +102,15 @@ def test_work_without_a_count_says_how_long_it_takes(often, capsys):
         assert wait_for_line(capsys).startswith("mediate: 0 s\n")
 
 
+def test_many_short_parts_do_not_add_up_to_silence(monkeypatch, capsys):
+    monkeypatch.setattr(progress, "LINE_INTERVAL_S", 0.5)
+    with report_elapsed("train"):
+        for number in range(40):
+            with show_progress(4, label=f"model {number}", unit="step"):
+                time.sleep(0.05)
+    assert ": 0 of 4 steps, 0 s\n" in capsys.readouterr().err
+
+
 def test_the_outer_block_goes_on_after_the_inner_one(often, capsys):
     with report_elapsed("train"):
         with show_progress(4, label="base", unit="step", initial=1):
