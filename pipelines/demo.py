@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 CONFIG = PACKAGE / CONFIGS / "demo.yaml"
 ROWS = 10
 """Clusters in the table."""
+COLUMNS = ["cluster", "images", "expected precision", "true identity", "of that identity"]
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -85,23 +86,18 @@ To correct clusters by hand:            {review}"""
 
 def tabulate_clusters(run: RunResults) -> Any:
     """DataFrame of the `ROWS` largest clusters: size, expected precision, main true identity."""
+    import pandas as pd
+
     both = run.labels.merge(run.truth, on="sample_id")
     largest = run.clusters.sort_values(["size", "pseudo_label"], ascending=[False, True])
     rows = []
     for cluster in largest.head(ROWS).itertuples():
         counts = both.identity[both.pseudo_label == cluster.pseudo_label].value_counts()
+        precision = f"{cluster.expected_precision:.0%}"
         rows.append(
-            {
-                "cluster": cluster.pseudo_label,
-                "images": cluster.size,
-                "expected precision": f"{cluster.expected_precision:.0%}",
-                "true identity": counts.index[0],
-                "of that identity": counts.iloc[0],
-            }
+            (cluster.pseudo_label, cluster.size, precision, counts.index[0], counts.iloc[0])
         )
-    import pandas as pd
-
-    return pd.DataFrame(rows)
+    return pd.DataFrame(rows, columns=COLUMNS)
 
 
 if __name__ == "__main__":

@@ -1,5 +1,9 @@
 """The first command a newcomer runs."""
 
+from types import SimpleNamespace
+
+import numpy as np
+import pandas as pd
 import pytest
 
 from cdp import open_run
@@ -21,16 +25,39 @@ def test_the_results_are_described(finished_run, tiny, monkeypatch, capsys):
     assert f"python -m pipelines.review --run {finished_run}" in printed
 
 
-def test_the_table_counts_true_identities(finished_run):
-    run = open_run(finished_run)
-    table = demo.tabulate_clusters(run)
-    assert len(table) == min(demo.ROWS, len(run.clusters))
-    assert table.images.is_monotonic_decreasing
-    identity_of = run.truth.set_index("sample_id").identity
-    for row in table.itertuples(index=False):
-        members = run.labels.sample_id[run.labels.pseudo_label == row.cluster]
-        assert len(members) == row.images
-        assert (identity_of[members] == row[3]).sum() == row[4]
+def make_results(identities):
+    """Clusters with these true identities, as a run holds them; an image without a cluster last."""
+    sizes = [len(names) for names in identities]
+    label = np.append(np.repeat(np.arange(len(sizes)), sizes), -1)
+    names = [*(name for each in identities for name in each), "alone"]
+    sample_id = np.arange(len(label)) * 3 + 100
+    return SimpleNamespace(
+        labels=pd.DataFrame({"sample_id": sample_id, "pseudo_label": label}),
+        truth=pd.DataFrame({"sample_id": sample_id, "identity": names})[::-1],
+        clusters=pd.DataFrame({"pseudo_label": range(len(sizes)), "size": sizes,
+                               "expected_precision": np.full(len(sizes), 0.756)}),
+    )  # fmt: skip
+
+
+def test_the_table_counts_true_identities():
+    table = demo.tabulate_clusters(make_results([["ada", "ada", "bob"], ["bob"] * 4, ["eve"] * 3]))
+    assert list(table.columns) == demo.COLUMNS
+    assert table.values.tolist() == [
+        [1, 4, "76%", "bob", 4],
+        [0, 3, "76%", "ada", 2],
+        [2, 3, "76%", "eve", 3],
+    ]
+
+
+def test_the_table_holds_the_largest_clusters():
+    table = demo.tabulate_clusters(make_results([["ada"] * size for size in range(1, 30)]))
+    assert table.images.tolist() == list(range(29, 29 - demo.ROWS, -1))
+
+
+def test_a_run_without_clusters_has_an_empty_table():
+    table = demo.tabulate_clusters(make_results([]))
+    assert table.empty
+    assert list(table.columns) == demo.COLUMNS
 
 
 def test_a_mistake_has_the_exit_code_of_a_run(tmp_path, capsys):
