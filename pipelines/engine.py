@@ -25,6 +25,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
 from cdp.errors import BackendError, ConfigError
+from cdp.progress import show_progress
 
 log = logging.getLogger("cdp")
 
@@ -101,14 +102,11 @@ class Engine:
     def map(
         self, function: Callable[..., Result], parts: Sequence[tuple[Any, ...]], *, label: str
     ) -> Iterator[Result]:
-        """Call `function(*part)` for every part; yield results in order, with a progress bar."""
-        from tqdm import tqdm
-
-        bar = tqdm(total=len(parts), desc=label, unit="part", leave=False, delay=1.0)
+        """Call `function(*part)` for every part; yield results in order, and show progress."""
         done: dict[int, Result] = {}
         left = set(range(len(parts)))
         expected = attempts = 0
-        try:
+        with show_progress(len(parts), label=label, unit="part", leave=False) as bar:
             while left:
                 before = len(left)
                 with contextlib.suppress(_NoWorkers):
@@ -122,8 +120,6 @@ class Engine:
                 if left:
                     attempts = 1 if len(left) < before else attempts + 1
                     self._start_anew(label, attempts)
-        finally:
-            bar.close()
 
     def _compute(
         self,

@@ -23,6 +23,7 @@ import numpy as np
 from cdp.errors import DataError, StageError
 from cdp.types import UNLABELLED
 from pipelines.decisions import CorrectionTable, Decision
+from pipelines.invocation import format_command
 from pipelines.store import RECORD, Published
 
 if TYPE_CHECKING:
@@ -51,7 +52,7 @@ def open_run(path: str | os.PathLike[str]) -> RunResults:
         raise DataError(
             f"no run at {directory}: expected a directory with ingest/, propagate/ and so on. "
             + (f"There is {', '.join(sorted(str(place.parent) for place in near))}"
-               if near else "Make one with: make run")
+               if near else f"Make one with: {format_command('run')}")
         )  # fmt: skip
     return RunResults(directory)
 
@@ -147,7 +148,7 @@ class RunResults:
         if published is None:
             raise StageError(
                 f"{self.directory} has published no {stage}. Make it with: "
-                f"python -m pipelines.run --stage all --until {stage}"
+                f"{format_command('run', '--stage', 'all', '--until', stage)}"
             )
         return published
 
@@ -167,7 +168,7 @@ class RunResults:
         except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             raise StageError(
                 f"cannot read {path}, the record of the run's data set. It is written again by: "
-                " python -m pipelines.run --stage all, with the options of this run"
+                f"{format_command('run', '--stage', 'all')}, with the options of this run"
             ) from error
         settings = validate_settings(DataManifest, manifest, source=str(path))
         if settings.kind == "synthetic":

@@ -1,4 +1,4 @@
-"""The review command: `python -m pipelines.review --run runs/x` serves a page to correct clusters.
+"""The review command: `cdp review --run runs/x` serves a page to correct clusters.
 
 The contract:
 - It listens on loopback unless `--host` names another address. The URL contains a token; without it
@@ -29,6 +29,7 @@ from tornado.web import Application, HTTPError, RequestHandler
 
 from cdp.errors import CdpError, ConfigError
 from pipelines.decisions import FILE_NAME, ContradictionError
+from pipelines.invocation import format_command
 from pipelines.pages import read_page, render
 from pipelines.results import open_run
 from pipelines.review_session import ReviewSession, describe_error, parse_groups
@@ -221,7 +222,7 @@ def make_application(session: ReviewSession, token: str, hosts: frozenset[str]) 
 def build_parser() -> argparse.ArgumentParser:
     """The options, each with what it does."""
     parser = argparse.ArgumentParser(
-        prog="python -m pipelines.review",
+        prog=format_command("review"),
         description="Review and correct the clusters of a run in a browser.",
     )
     add = parser.add_argument
@@ -245,7 +246,7 @@ def main(arguments: list[str] | None = None) -> int:
         return 2
     made = len(session.decisions)
     print(f"\n{made} decisions are kept in {options.run / FILE_NAME}. To apply them:")
-    print("    python -m pipelines.run --stage all    # with the options of this run")
+    print(f"    {format_command('run', '--stage', 'all')}    # with the options of this run")
     return 0
 
 

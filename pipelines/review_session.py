@@ -28,6 +28,7 @@ from pipelines.decisions import (
     list_active,
     resolve_decisions,
 )
+from pipelines.invocation import format_command
 from pipelines.results import RunResults, open_run
 from pipelines.tables import list_pairs
 
@@ -77,8 +78,8 @@ class ReviewSession:
                 if upstream is None or upstream.fingerprint != fingerprint:
                     raise StageError(
                         f"{run.directory}: {stage} was made from another {name} than the one "
-                        "published now. Bring the run up to date first: python -m pipelines.run "
-                        "--stage all, with the options of this run"
+                        "published now. Bring the run up to date first: "
+                        f"{format_command('run', '--stage', 'all')}, with the options of this run"
                     )
 
     def refresh(self) -> None:

@@ -1,9 +1,11 @@
 """The layout of the project as tests: directions of imports, no circles, the tree, the words."""
 
 import ast
+import pkgutil
 import re
 import subprocess
 import sys
+from importlib import metadata
 from pathlib import Path
 
 import pytest
@@ -151,8 +153,10 @@ def test_no_private_name_is_imported():
 def test_open_run_is_the_only_name_of_cdp_that_lives_in_the_plumbing():
     import cdp
 
-    homes = {name: home for name, home in cdp._HOME.items() if not home.startswith("cdp.")}
-    assert homes == {"open_run": "pipelines.results"}
+    elsewhere = {
+        name: module for name, module in cdp._MODULE_OF.items() if not module.startswith("cdp.")
+    }
+    assert elsewhere == {"open_run": "pipelines.results"}
 
 
 def test_no_code_unpickles_or_evaluates():
@@ -253,10 +257,45 @@ def test_importing_cdp_is_cheap():
     assert done.stdout.strip() == "[]"
 
 
-def test_what_cdp_promises_is_there():
+SUBMODULES = {module.name for module in pkgutil.iter_modules([str(ROOT / "cdp")])}
+
+
+def test_cdp_lists_its_public_names_and_every_submodule():
     import cdp
 
-    for name in cdp.__all__:
+    assert sorted(cdp.__all__) == sorted({*cdp._MODULE_OF, *SUBMODULES, "__version__"})
+    assert dir(cdp) == sorted(cdp.__all__)
+    assert (ROOT / "cdp" / "py.typed").is_file()
+
+
+def test_every_public_name_of_cdp_is_imported_on_first_use():
+    import cdp
+
+    for name in cdp._MODULE_OF:
         assert getattr(cdp, name).__name__ == name
+    for name in SUBMODULES:
+        assert getattr(cdp, name).__name__ == f"cdp.{name}"
     with pytest.raises(AttributeError, match="no attribute 'nothing'"):
         _ = cdp.nothing
+
+
+def test_type_checkers_see_what_is_imported():
+    """The imports under TYPE_CHECKING and the lazy table name the same modules."""
+    tree = ast.parse((ROOT / "cdp" / "__init__.py").read_text(encoding="utf-8"))
+    guarded = next(node for node in tree.body if isinstance(node, ast.If))
+    seen = {
+        alias.asname or alias.name: node.module if isinstance(node, ast.ImportFrom) else alias.name
+        for node in guarded.body
+        if isinstance(node, ast.Import | ast.ImportFrom)
+        for alias in node.names
+    }
+    import cdp
+
+    table = {name: module for name, module in cdp._MODULE_OF.items() if module.startswith("cdp.")}
+    assert seen == {**table, **{name: f"cdp.{name}" for name in SUBMODULES}}
+
+
+def test_the_version_is_that_of_the_installed_package():
+    import cdp
+
+    assert cdp.__version__ == metadata.version("cdp")

@@ -285,7 +285,7 @@ def test_fewer_images_than_neighbours_is_said_before_searching(whole, tiny, tmp_
     told = capsys.readouterr().err
     assert re.search(r"the labelled split has \d+ images .*knn\.k=64 needs at least 65", told)
     assert "full log: " in told
-    assert "to go on once that is mended: python -m pipelines.run" in told
+    assert "to resume once that is fixed: python -m pipelines.run" in told
     assert digest_run(runs / "tiny") == before
 
 

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import sys
 
 import numpy as np
 import pytest
@@ -449,7 +450,8 @@ def test_bfloat16_trains_too() -> None:
     assert all(p.dtype == torch.float32 for p in backbone.parameters())
 
 
-def test_progress_goes_to_stderr(capsys) -> None:
+def test_progress_goes_to_stderr(monkeypatch, capsys) -> None:
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     backbone, training_sets = make(each=2)
     plan = dataclasses.replace(PLAN, epochs=1)
     train_model(backbone, training_sets, plan, device="cpu", description="base")

@@ -25,11 +25,11 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from tqdm import tqdm
 
 from cdp.errors import ConfigError, DataError, StageError
 from cdp.models import Backbone
 from cdp.models.heads import Head
+from cdp.progress import Progress, show_progress
 from cdp.training.batches import Batches, Targets
 from cdp.training.distributed import find_team, gather_rows, share_moments, sum_gradients
 from cdp.training.plan import HISTORY, State, TrainingPlan, resolve_device, resolve_precision
@@ -65,9 +65,9 @@ def train_model(
         Called after each epoch with the state: the place to write a checkpoint. In a team of
         processes only the first calls it.
     progress : bool
-        Show a progress bar on stderr; in a team, only in the first process.
+        Show progress on stderr, see `cdp.progress`; in a team, only in the first process.
     description : str
-        Its title.
+        The label of the progress.
 
     Returns
     -------
@@ -88,16 +88,14 @@ def train_model(
     if resume is not None:
         trainer.load(resume)
     remaining = plan.epochs - trainer.epoch
-    bar = tqdm(
-        total=plan.epochs * trainer.steps_per_epoch,
+    shown = show_progress(
+        plan.epochs * trainer.steps_per_epoch,
         initial=trainer.epoch * trainer.steps_per_epoch,
-        desc=description,
+        label=description,
         unit="step",
-        disable=not progress or remaining <= 0 or not trainer.team.leads,
-        dynamic_ncols=True,
-        mininterval=0.5,
+        enabled=progress and remaining > 0 and trainer.team.leads,
     )
-    with bar, _reproducible(where), share_moments(trainer.backbone, trainer.team):
+    with shown as bar, _reproducible(where), share_moments(trainer.backbone, trainer.team):
         for _ in range(remaining):
             trainer.run_epoch(bar)
             if on_epoch is not None and trainer.team.leads:
@@ -231,7 +229,7 @@ class _Trainer:
                     stack.enter_context(each.head.step(step, classes, margin_share, self.optimizer))
             yield
 
-    def run_epoch(self, bar: Any) -> None:
+    def run_epoch(self, bar: Progress) -> None:
         started = time.perf_counter()
         self.backbone.train()
         self.heads.train()

@@ -1,4 +1,4 @@
-"""The export command: `python -m pipelines.export labels --run runs/x --to csv --out labels.csv`.
+"""The export command: `cdp export labels --run runs/x --to csv --out labels.csv`.
 
 The contract:
 - One module a subcommand: `add_parser(subparsers)` adds its options and sets the default `export`,
@@ -14,6 +14,7 @@ import sys
 
 from cdp.errors import CdpError, StageError
 from pipelines.export import degradations, labels, recognizer
+from pipelines.invocation import format_command
 
 SUBCOMMANDS = (labels, recognizer, degradations)
 
@@ -21,7 +22,7 @@ SUBCOMMANDS = (labels, recognizer, degradations)
 def build_parser() -> argparse.ArgumentParser:
     """The options of every subcommand."""
     parser = argparse.ArgumentParser(
-        prog="python -m pipelines.export", description="Export results of a run for other programs."
+        prog=format_command("export"), description="Export results of a run for other programs."
     )
     subparsers = parser.add_subparsers(required=True, metavar="WHAT")
     for module in SUBCOMMANDS:

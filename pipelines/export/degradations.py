@@ -16,14 +16,15 @@ import numpy as np
 
 from cdp.errors import ConfigError, DataError, StageError
 from pipelines.data.dataset import Dataset
+from pipelines.packaged import find_manifest
 
 
 def add_parser(subparsers: Any) -> None:
     """The options of `degradations`."""
     parser = subparsers.add_parser("degradations", help="a page of degraded faces, as PNG")
     add = parser.add_argument
-    add("--data", type=Path, default=Path("data_manifests/synthetic.yaml"), metavar="FILE",
-        help="a data manifest (default: the synthetic faces)")  # fmt: skip
+    add("--data", type=Path, default=Path("synthetic"), metavar="NAME",
+        help="a data manifest, by path or name (default: synthetic)")  # fmt: skip
     add("--data-root", type=Path, default=os.environ.get("CDP_DATA_ROOT"), metavar="DIR")
     add("--preset", nargs="+", metavar="NAME", help="which degradations (default: all)")
     add("--px", type=int, default=24, metavar="N", help="side of the network's input")
@@ -63,7 +64,7 @@ def export_degradations(options: argparse.Namespace) -> str:
 
 def draw_faces(options: argparse.Namespace) -> np.ndarray:
     """Faces chosen from the data set by seed: (n, s, s, 3) uint8 RGB."""
-    dataset = Dataset.open(options.data, options.data_root)
+    dataset = Dataset.open(find_manifest(options.data), options.data_root)
     if dataset.kind == "features":
         raise DataError(f"data set {dataset.manifest.name} is a table of features, not of faces")
     paths = [entry.path for entry in dataset.list_entries()]

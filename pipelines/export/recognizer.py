@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cdp.errors import ConfigError, DataError, StageError
+from pipelines.invocation import format_command
 from pipelines.store import Published
 
 if TYPE_CHECKING:
@@ -80,7 +81,7 @@ def _open(run: Path, stage: str) -> Published:
     if published is None:
         raise DataError(
             f"{run} has not published {stage}. Choose a finished run, or run "
-            "python -m pipelines.run --stage all first"
+            f"{format_command('run', '--stage', 'all')} first"
         )
     damage = published.find_damage()
     if damage:
