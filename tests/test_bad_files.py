@@ -195,9 +195,9 @@ def test_a_file_nobody_may_read_is_set_aside(tmp_path):
     code = """if True:
         import ctypes, sys
         from pathlib import Path
-        from pipelines.dataset import Dataset
+        from pipelines.data.dataset import Dataset
+        from pipelines.files import FileDigests
         from pipelines.stages.ingest import inspect_part
-        from pipelines.store import FileDigests
         place = Path(sys.argv[1])
         version_3 = (ctypes.c_uint32 * 2)(0x20080522, 0)
         assert ctypes.CDLL(None).capset(version_3, (ctypes.c_uint32 * 6)()) == 0

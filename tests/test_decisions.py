@@ -61,7 +61,7 @@ def test_a_damaged_line_is_named(table, line):
 APPEND = """
 import sys
 from pathlib import Path
-from pipelines.corrections import CorrectionTable
+from pipelines.decisions import CorrectionTable
 table = CorrectionTable(Path(sys.argv[1]))
 for number in range(int(sys.argv[3])):
     made = table.append(sys.argv[2], "accept", [[f"{sys.argv[2]}{number}", "x" * 3000]])

@@ -21,7 +21,7 @@ import sys
 sys.path.insert(0, "tests")
 import torch
 from safetensors.torch import save_file
-from test_parallel import train_everything
+from test_distributed import train_everything
 from cdp.training.distributed import join_team
 
 torch.set_num_threads(1)

@@ -277,7 +277,7 @@ def test_a_parquet_extension_type_runs_nothing(tmp_path):
     path = tmp_path / "evil.parquet"
     pq.write_table(pa.table([VECTORS], schema=pa.schema([field])), path)
     code = (
-        "import sys, pathlib; from pipelines.store import open_vectors\n"
+        "import sys, pathlib; from pipelines.tables import open_vectors\n"
         "print(open_vectors(pathlib.Path(sys.argv[1]), 'embedding', 5, 8).shape)"
     )
     done = subprocess.run(

@@ -49,8 +49,8 @@ def read_data(page):
 
 
 @pytest.fixture(scope="module")
-def page(finished_run):
-    return finished_run / "report" / "report.html"
+def page(known_run):
+    return known_run / "report" / "report.html"
 
 
 def test_the_page_needs_no_network_and_no_other_file(page):
@@ -63,13 +63,13 @@ def test_the_page_needs_no_network_and_no_other_file(page):
     assert not re.search(r"@import|url\((?!#)", page.read_text())
 
 
-def test_the_page_shows_the_figures_of_the_tables(page, finished_run):
+def test_the_page_shows_the_figures_of_the_tables(page, known_run):
     text = re.sub(r"\s+", " ", read_page(page).text)
-    metrics = pd.read_parquet(finished_run / "evaluate" / "metrics.parquet")
+    metrics = pd.read_parquet(known_run / "evaluate" / "metrics.parquet")
     for row in metrics[metrics.subject == "labelled_pseudo"].itertuples():
         assert f"{row.value:.3f}" in text or row.metric == "accuracy_std"
     data = read_data(page.read_text())
-    clusters = pd.read_parquet(finished_run / "propagate" / "clusters.parquet")
+    clusters = pd.read_parquet(known_run / "propagate" / "clusters.parquet")
     assert sorted(each["label"] for each in data["clusters"]) == list(range(len(clusters)))
     shown = {each["label"]: each["size"] for each in data["clusters"]}
     assert [shown[label] for label in clusters.pseudo_label] == list(clusters["size"])
@@ -80,10 +80,10 @@ def test_the_page_shows_the_figures_of_the_tables(page, finished_run):
         assert distance[0] < 0.002
 
 
-def test_every_stage_has_its_cost(page, finished_run):
+def test_every_stage_has_its_cost(page, known_run):
     text = read_page(page).text
     for stage in ("ingest", "train", "mediate", "propagate", "retrain", "evaluate", "thumbnails"):
-        manifest = json.loads((finished_run / stage / "manifest.json").read_text())
+        manifest = json.loads((known_run / stage / "manifest.json").read_text())
         assert f"{manifest['peak_memory_mib']:,} MiB" in text
 
 

@@ -14,6 +14,7 @@ from contextlib import contextmanager
 import pandas as pd
 import psutil
 import pytest
+from known_clusters import SIZES
 
 import cdp
 from cdp.errors import StageError
@@ -34,7 +35,7 @@ class Client:
         if method == "POST":
             given |= {"Origin": f"http://{self.host}", "Content-Type": "application/json"}
         given |= {name.replace("_", "-"): value for name, value in headers.items()}
-        connection = http.client.HTTPConnection(self.host, timeout=30)
+        connection = http.client.HTTPConnection(self.host, timeout=120)
         connection.putrequest(method, path, skip_host=True, skip_accept_encoding=True)
         data = body if isinstance(body, bytes) else json.dumps(body).encode() if body else b""
         for name, value in {**given, "Content-Length": str(len(data))}.items():
@@ -65,13 +66,13 @@ def serve(run, stop=signal.SIGINT):
         finally:
             process.send_signal(stop)
             process.stdout.read()
-            assert process.wait(20) == (0 if stop == signal.SIGINT else -stop)
+            assert process.wait(120) == (0 if stop == signal.SIGINT else -stop)
 
 
 @pytest.fixture(scope="module")
-def client(finished_run):
+def client(known_run):
     """A server nobody decides anything on."""
-    with serve(finished_run) as client:
+    with serve(known_run) as client:
         yield client
 
 
@@ -109,7 +110,7 @@ def test_other_hosts_and_other_pages_are_refused(client):
     assert client.ask("POST", decisions, undo)[0] == 400
 
 
-def test_no_file_can_be_reached_by_a_path(client, finished_run):
+def test_no_file_can_be_reached_by_a_path(client, known_run):
     for path in (
         "asset/../../../etc/passwd",
         "asset/%2e%2e/%2e%2e/etc/passwd",
@@ -126,10 +127,10 @@ def test_no_file_can_be_reached_by_a_path(client, finished_run):
         status, _, body = client.ask("GET", f"/{client.token}/{path}")
         assert status == 404, path
         assert b"root:" not in body
-    sample = int(cdp.open_run(finished_run).labels.sample_id[0])
+    sample = int(cdp.open_run(known_run).labels.sample_id[0])
     status, headers, body = client.ask("GET", f"/{client.token}/face/{sample}")
     assert (status, headers["Content-Type"]) == (200, "image/webp")
-    assert body == cdp.open_run(finished_run).thumbnails[sample]
+    assert body == cdp.open_run(known_run).thumbnails[sample]
 
 
 def test_answers_carry_a_policy_and_tell_nothing_of_the_server(client):
@@ -160,17 +161,17 @@ def test_answers_carry_a_policy_and_tell_nothing_of_the_server(client):
     ],
     ids=str,
 )
-def test_malformed_decisions_are_refused(client, finished_run, body):
+def test_malformed_decisions_are_refused(client, known_run, body):
     status, _, told = client.ask("POST", f"/{client.token}/decisions", body)
     assert status == 400
     assert json.loads(told)["error"]
-    assert not (finished_run / "corrections.jsonl").exists()
+    assert not (known_run / "corrections.jsonl").exists()
 
 
-def test_questions_come_in_the_order_of_their_worth(finished_run):
+def test_questions_come_in_the_order_of_their_worth(known_run):
     from pipelines.review_session import ReviewSession
 
-    session = ReviewSession(cdp.open_run(finished_run), "ada")
+    session = ReviewSession(cdp.open_run(known_run), "ada")
     worth = [question.worth for question in session.questions]
     assert worth == sorted(worth, reverse=True)
     assert len(worth) > 3
@@ -190,9 +191,10 @@ def find_clusters(client, count):
     return [ids(client.get(f"cluster/{label}")[1]["sides"][0]) for label in labels]
 
 
-def test_decisions_are_kept_shown_undone_and_honoured(own_run, tiny):
-    with serve(own_run) as client:
+def test_decisions_are_kept_shown_undone_and_honoured(own_known_run, known):
+    with serve(own_known_run) as client:
         one, two, three, four = find_clusters(client, 4)
+        assert [len(each) for each in (one, two, three, four)] == [*SIZES[:4]]
         assert client.post("decisions", {"action": "merge", "groups": [one, two]})[0] == 200
         split = {"action": "split", "groups": [three[:1], three[1:]]}
         assert client.post("decisions", split)[0] == 200
@@ -201,7 +203,7 @@ def test_decisions_are_kept_shown_undone_and_honoured(own_run, tiny):
         assert client.post("decisions", {"action": "accept", "groups": [three]})[0] == 409
         assert client.post("decisions", {"action": "undo", "number": 2})[0] == 200
         assert client.post("decisions", {"action": "accept", "groups": [three]})[0] == 200
-        kept = [each.action for each in CorrectionTable(own_run).read()]
+        kept = [each.action for each in CorrectionTable(own_known_run).read()]
         assert kept == ["merge", "split", "reject", "accept", "undo", "accept"]
         told = client.get("decisions")[1]["decisions"]
         assert [each["active"] for each in told] == [True, False, True, True, False, True]
@@ -209,33 +211,33 @@ def test_decisions_are_kept_shown_undone_and_honoured(own_run, tiny):
         live = find_clusters(client, 1)[0]
         assert set(one + two) <= set(live)
 
-    runs = own_run.parent
-    arguments = ["--config", str(tiny), "--runs-dir", str(runs), "--until", "propagate"]
-    before = cdp.open_run(own_run)
+    runs = own_known_run.parent
+    arguments = [*known, "--runs-dir", str(runs), "--until", "propagate"]
+    before = cdp.open_run(own_known_run)
     assert len(before.labels) <= len(before.samples)
     assert main(arguments) == 0
-    label = cdp.open_run(own_run).labels.set_index("sample_id").pseudo_label
+    label = cdp.open_run(own_known_run).labels.set_index("sample_id").pseudo_label
     for group in (one + two, three, four[1:]):
         assert label[group].nunique() == 1
         assert label[group].iloc[0] >= 0
     assert label[four[0]] == -1
-    changed = before.compare(own_run)
+    changed = before.compare(own_known_run)
     assert len(changed.merged) == 1
-    facts = cdp.open_run(own_run).manifest("propagate")["facts"]
+    facts = cdp.open_run(own_known_run).manifest("propagate")["facts"]
     assert facts["corrections"] == 4
 
     for number in (1, 3, 4, 6):
-        CorrectionTable(own_run).append("bo", "undo", undoes=number)
+        CorrectionTable(own_known_run).append("bo", "undo", undoes=number)
     assert main(arguments) == 0
-    pd.testing.assert_frame_equal(cdp.open_run(own_run).labels, before.labels)
+    pd.testing.assert_frame_equal(cdp.open_run(own_known_run).labels, before.labels)
 
 
-def test_only_what_depends_on_corrections_runs_again(own_run, tiny, capsys):
-    run = cdp.open_run(own_run)
+def test_only_what_depends_on_corrections_runs_again(own_known_run, known, capsys):
+    run = cdp.open_run(own_known_run)
     members = run.cluster(0).images.sample_id
     keys = run.samples.set_index("sample_id").sha256[members]
-    CorrectionTable(own_run).append("ada", "accept", [list(keys)])
-    arguments = ["--config", str(tiny), "--runs-dir", str(own_run.parent), "--dry-run"]
+    CorrectionTable(own_known_run).append("ada", "accept", [list(keys)])
+    arguments = [*known, "--runs-dir", str(own_known_run.parent), "--dry-run"]
     assert main(arguments) == 0
     told = capsys.readouterr().out
     assert "mediate   skip" in told
@@ -243,14 +245,14 @@ def test_only_what_depends_on_corrections_runs_again(own_run, tiny, capsys):
     assert "propagate run   the corrections changed" in told
 
 
-def test_a_decision_that_was_answered_survives_a_kill(own_run):
-    run = cdp.open_run(own_run)
+def test_a_decision_that_was_answered_survives_a_kill(own_known_run):
+    run = cdp.open_run(own_known_run)
     group = [int(sample) for sample in run.cluster(0).images.sample_id]
-    with serve(own_run, stop=signal.SIGKILL) as client:
+    with serve(own_known_run, stop=signal.SIGKILL) as client:
         assert client.post("decisions", {"action": "accept", "groups": [group]})[0] == 200
-    with (own_run / "corrections.jsonl").open("a") as stream:
+    with (own_known_run / "corrections.jsonl").open("a") as stream:
         stream.write('{"number": 2, "at')  # as a kill in the middle of a write would leave it
-    with serve(own_run) as client:
+    with serve(own_known_run) as client:
         assert client.get("question")[1]["progress"]["decisions"] == 1
         assert client.post("decisions", {"action": "undo", "number": 1})[1]["number"] == 2
 
@@ -274,13 +276,16 @@ def decide_until_gone(client, groups, answered):
 
 @pytest.mark.long
 @pytest.mark.parametrize("seed", range(3))
-def test_killed_at_seeded_moments_no_answered_decision_is_lost(own_run, tiny, seed):
+def test_killed_at_seeded_moments_no_answered_decision_is_lost(own_known_run, known, seed):
     """Two servers on one run, both killed while both are being asked; ten times a seed."""
     dice = random.Random(seed)
-    groups = list_groups(cdp.open_run(own_run))
+    groups = list_groups(cdp.open_run(own_known_run))
     answered, kills = [], 0
     for _ in range(10):
-        with serve(own_run, signal.SIGKILL) as one, serve(own_run, signal.SIGKILL) as other:
+        with (
+            serve(own_known_run, signal.SIGKILL) as one,
+            serve(own_known_run, signal.SIGKILL) as other,
+        ):
             asking = [
                 threading.Thread(target=decide_until_gone, args=(each, groups * 50, answered))
                 for each in (one, other)
@@ -293,24 +298,24 @@ def test_killed_at_seeded_moments_no_answered_decision_is_lost(own_run, tiny, se
                 kills += 1
             for thread in asking:
                 thread.join()
-        kept = [decision.number for decision in CorrectionTable(own_run).read()]
+        kept = [decision.number for decision in CorrectionTable(own_known_run).read()]
         assert kept == list(range(1, len(kept) + 1))
         assert len(answered) == len(set(answered))
         assert set(answered) <= set(kept)
     print(f"seed {seed}: killed {kills} servers, {len(answered)} decisions answered, none lost")
     assert len(answered) > 10
-    arguments = ["--config", str(tiny), "--runs-dir", str(own_run.parent), "--until", "propagate"]
+    arguments = [*known, "--runs-dir", str(own_known_run.parent), "--until", "propagate"]
     assert main(arguments) == 0
-    label = cdp.open_run(own_run).labels.set_index("sample_id").pseudo_label
-    for decision in CorrectionTable(own_run).read():
-        samples = cdp.open_run(own_run).samples.set_index("sha256").sample_id
+    label = cdp.open_run(own_known_run).labels.set_index("sample_id").pseudo_label
+    for decision in CorrectionTable(own_known_run).read():
+        samples = cdp.open_run(own_known_run).samples.set_index("sha256").sample_id
         assert label[samples[list(decision.groups[0])]].nunique() == 1
 
 
-def test_two_reviews_at_once_keep_what_both_decide(own_run):
-    one_half, other_half = (list_groups(cdp.open_run(own_run))[start::2] for start in (0, 1))
+def test_two_reviews_at_once_keep_what_both_decide(own_known_run):
+    one_half, other_half = (list_groups(cdp.open_run(own_known_run))[start::2] for start in (0, 1))
     answered = []
-    with serve(own_run) as one, serve(own_run) as other:
+    with serve(own_known_run) as one, serve(own_known_run) as other:
         asking = [
             threading.Thread(target=decide_until_gone, args=(client, groups, answered))
             for client, groups in ((one, one_half), (other, other_half))
@@ -325,27 +330,27 @@ def test_two_reviews_at_once_keep_what_both_decide(own_run):
     assert seen == [count, count]
 
 
-def test_a_running_server_sees_decisions_made_elsewhere(own_run):
-    with serve(own_run) as client:
+def test_a_running_server_sees_decisions_made_elsewhere(own_known_run):
+    with serve(own_known_run) as client:
         before = client.get("question")[1]["progress"]
         assert before["decisions"] == 0
-        run = cdp.open_run(own_run)
+        run = cdp.open_run(own_known_run)
         key = run.samples.set_index("sample_id").sha256[run.labels.sample_id[0]]
-        CorrectionTable(own_run).append("bo", "reject", [[key]])
+        CorrectionTable(own_known_run).append("bo", "reject", [[key]])
         assert client.get("question")[1]["progress"]["decisions"] == 1
 
 
-def test_a_run_half_made_is_refused_and_an_open_review_goes_on(own_run, capsys):
+def test_a_run_half_made_is_refused_and_an_open_review_goes_on(own_known_run, capsys):
     from pipelines.review import main as review
     from pipelines.review_session import ReviewSession
 
-    session = ReviewSession(cdp.open_run(own_run), "ada")
+    session = ReviewSession(cdp.open_run(own_known_run), "ada")
     asked = len(session.questions)
     for stage in ("mediate", "propagate"):
-        manifest = (own_run / stage / "manifest.json").resolve()
+        manifest = (own_known_run / stage / "manifest.json").resolve()
         told = json.loads(manifest.read_text()) | {"fingerprint": "another"}
         manifest.write_text(json.dumps(told))
-    assert review(["--run", str(own_run)]) == 2
+    assert review(["--run", str(own_known_run)]) == 2
     assert "propagate was made from another mediate" in capsys.readouterr().err
     for _ in range(2):
         with pytest.raises(StageError, match="Bring the run up to date first"):
@@ -361,10 +366,10 @@ def test_a_run_half_made_is_refused_and_an_open_review_goes_on(own_run, capsys):
         (["--run", "RUN", "--port", "99999"], "expected a number from 0 to 65535, got 99999"),
     ],
 )
-def test_mistakes_get_one_message(finished_run, capsys, arguments, told):
+def test_mistakes_get_one_message(known_run, capsys, arguments, told):
     from pipelines.review import main as review
 
-    given = [str(finished_run) if each == "RUN" else each for each in arguments]
+    given = [str(known_run) if each == "RUN" else each for each in arguments]
     assert review(given) == 2
     message = capsys.readouterr().err
     assert told in message
