@@ -1,5 +1,6 @@
 """What several tests share: a tiny data set, a way to run the command line, real data."""
 
+import ast
 import fcntl
 import hashlib
 import importlib.util
@@ -48,6 +49,25 @@ TINY_CONFIG = {
                 "backbone": "plain", "width": 0.5},
     "evaluate": {"probe_px": [16], "folds": 2, "pairs_per_fold": 20},
 }  # fmt: skip
+
+
+def list_markers(path: Path) -> set[str]:
+    """The names in a test file's `pytestmark`, read without importing the file."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    marks = [
+        node.value
+        for node in tree.body
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "pytestmark"
+    ]
+    names = [ast.unparse(node) for mark in marks for node in ast.walk(mark)]
+    return {name.removeprefix("pytest.mark.") for name in names if name.startswith("pytest.mark.")}
+
+
+def pytest_ignore_collect(collection_path):
+    """Where torch is missing, files marked `torch` are left out: their imports would fail."""
+    if collection_path.suffix != ".py" or importlib.util.find_spec("torch") is not None:
+        return None
+    return True if "torch" in list_markers(collection_path) else None
 
 
 def pytest_collection_modifyitems(items):

@@ -30,6 +30,8 @@ from pipelines.files import FileDigests
 from pipelines.run import main
 from pipelines.yaml_files import parse_yaml, read_yaml, validate_settings
 
+pytestmark = pytest.mark.torch
+
 
 def encode(image: Image.Image, format: str = "PNG", **options: object) -> bytes:
     buffer = io.BytesIO()

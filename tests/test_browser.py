@@ -15,6 +15,8 @@ import cdp
 from pipelines.decisions import CorrectionTable
 from pipelines.run import main
 
+pytestmark = [pytest.mark.torch, pytest.mark.slow, pytest.mark.trains]
+
 FLAGS = ("--headless=new", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run",
          "--disable-background-networking", "--disable-component-update", "--disable-sync",
          "--disable-dev-shm-usage", "--force-prefers-reduced-motion",

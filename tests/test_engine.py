@@ -22,6 +22,8 @@ from cdp.errors import BackendError, ConfigError, DataError
 from pipelines import engine as engine_module
 from pipelines.engine import Engine, bound_memory
 
+pytestmark = pytest.mark.torch
+
 
 def compute(number, seconds=0.0):
     time.sleep(seconds)

@@ -15,6 +15,8 @@ from test_hostile import NAMES
 from pipelines.export.__main__ import main
 from pipelines.export.labels import defuse_formula, write_csv
 
+pytestmark = [pytest.mark.torch, pytest.mark.slow, pytest.mark.trains]
+
 
 def export(run, to, out, *options):
     return main(["labels", "--run", str(run), "--to", to, "--out", str(out), *options])

@@ -25,6 +25,8 @@ from pipelines.run import main
 from pipelines.stages import STAGES
 from pipelines.store import Published, Store
 
+pytestmark = [pytest.mark.torch, pytest.mark.slow]
+
 ROOT = Path(__file__).parents[1]
 
 

@@ -9,6 +9,8 @@ import yaml
 
 from pipelines.run import main
 
+pytestmark = [pytest.mark.torch, pytest.mark.slow, pytest.mark.trains]
+
 ROOT = Path(__file__).parents[1]
 
 

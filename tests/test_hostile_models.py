@@ -11,6 +11,8 @@ from cdp.embedding import ARENA_BYTES, LONGEST, OnnxEmbedder
 from cdp.errors import DataError
 from cdp.models import build_backbone, load_model, pack_model
 
+pytestmark = pytest.mark.torch
+
 # ------------------------------------------------------------------------------------------- ONNX
 
 WEIGHT = np.random.default_rng(0).normal(size=(192, 6)).astype(np.float32)

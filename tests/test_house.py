@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.torch
+
 ROOT = Path(__file__).parents[1]
 SOURCES = sorted([*ROOT.glob("cdp/**/*.py"), *ROOT.glob("pipelines/**/*.py")])
 PLUMBING = {"pipelines", "dask", "distributed", "pyarrow", "argparse", "yaml"}

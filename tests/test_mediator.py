@@ -18,6 +18,8 @@ from cdp.mediator.ensemble import Mediator
 from cdp.mediator.prior_shift import correct_prior
 from cdp.mediator.settings import MediatorSettings
 
+pytestmark = [pytest.mark.torch, pytest.mark.trains]
+
 WIDTH = 6
 DIRECTION = np.array([1.5, -1.0, 0.5, 0.0, 0.7, -0.3])
 

@@ -21,6 +21,8 @@ from PIL import Image
 from pipelines.export.__main__ import main as export_results
 from pipelines.run import main
 
+pytestmark = [pytest.mark.torch, pytest.mark.slow, pytest.mark.trains]
+
 ROOT = Path(__file__).parents[1]
 TABLES = {
     "ingest/samples": "sample_id dataset path split identity width height sha256",

@@ -10,6 +10,8 @@ from cdp.mediator.prior_shift import correct_evenly, correct_prior, weigh_images
 from cdp.metrics.calibration import measure_calibration
 from cdp.types import PairTable
 
+pytestmark = pytest.mark.torch
+
 
 def draw_scores(same: np.ndarray, rate: float, seed: int) -> np.ndarray:
     """Probabilities at `rate` of pairs of which only a number is seen: 1 or -1, and noise."""

@@ -14,6 +14,8 @@ from pipelines.pages import render_report
 from pipelines.pages.face_sheets import FARTHEST, NEAREST, make_sheets
 from pipelines.pages.figures import draw_recognizers, draw_sizes
 
+pytestmark = [pytest.mark.torch, pytest.mark.slow, pytest.mark.trains]
+
 SECTIONS = ("funnel", "labels", "recognizers", "training", "graphs", "cost", "clusters", "merges",
             "bridges")  # fmt: skip
 

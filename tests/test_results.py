@@ -9,6 +9,8 @@ import cdp
 from cdp.errors import DataError, StageError
 from pipelines.results import compare_labels
 
+pytestmark = [pytest.mark.torch, pytest.mark.slow, pytest.mark.trains]
+
 
 @pytest.fixture(scope="module")
 def run(known_run):

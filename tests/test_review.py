@@ -21,6 +21,8 @@ from cdp.errors import StageError
 from pipelines.decisions import CorrectionTable
 from pipelines.run import main
 
+pytestmark = [pytest.mark.torch, pytest.mark.slow, pytest.mark.trains]
+
 
 class Client:
     """Speaks to one review server as its own page would."""

@@ -10,6 +10,8 @@ import pytest
 from pipelines.config import read_config
 from pipelines.run import main
 
+pytestmark = [pytest.mark.torch, pytest.mark.slow, pytest.mark.trains]
+
 
 def test_the_second_committee_has_the_first_recognizer(tiny):
     one = read_config(tiny, []).list_rounds()

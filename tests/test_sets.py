@@ -12,6 +12,8 @@ from cdp.models.heads import build_head
 from cdp.training.batches import Order, apportion
 from cdp.training.sets import Branch, FaceRows, MaskedNegatives, SoftTargets
 
+pytestmark = pytest.mark.torch
+
 
 def make(label: list[int], **options) -> Branch:
     images = np.zeros((len(label), 4, 4, 3), np.uint8)

@@ -15,6 +15,8 @@ from pipelines.stage import Runtime, Stage, execute_step, plan_run
 from pipelines.store import Store
 from pipelines.yaml_files import validate_settings
 
+pytestmark = pytest.mark.torch
+
 NUMBERS = pa.schema([("value", pa.int64())])
 
 

@@ -18,6 +18,8 @@ from pipelines.stages import STAGES
 from pipelines.store import Store
 from pipelines.yaml_files import validate_settings
 
+pytestmark = [pytest.mark.torch, pytest.mark.slow]
+
 ORDER = ("ingest", "train", "embed", "knn", "mediate", "propagate", "retrain", "evaluate",
          "thumbnails", "report")  # fmt: skip
 CLUSTERED = {"propagate", "retrain", "evaluate", "report"}
