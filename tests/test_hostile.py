@@ -129,10 +129,10 @@ MERGES = "a0: &a0 {x: 1}\n" + "".join(
 def test_yaml_is_loaded_safely_and_within_bounds(tmp_path, text, told):
     path = tmp_path / "hostile.yaml"
     path.write_text(text.replace("HERE", str(tmp_path / "ran")))
-    started = time.monotonic()
+    started = time.process_time()
     with pytest.raises(ConfigError, match=told):
         read_yaml(path)
-    assert time.monotonic() - started < 10
+    assert time.process_time() - started < 10  # of this process, however busy the machine
     assert not (tmp_path / "ran").exists()
     with pytest.raises(ConfigError, match=told):
         parse_yaml(text, "override")
