@@ -11,8 +11,8 @@ import pytest
 from cdp.errors import ConfigError, DataError
 from cdp.metrics.clustering import score_pairwise
 from cdp.propagation.average_linkage import agglomerate
-from cdp.propagation.quality import CUTS, compare_groups, estimate_quality
-from cdp.propagation.threshold import choose_cut
+from cdp.propagation.quality import compare_groups, estimate_quality
+from cdp.propagation.threshold import TARGET_THRESHOLDS, choose_cut
 from cdp.types import PairTable
 
 pytestmark = pytest.mark.torch
@@ -130,7 +130,7 @@ def test_target_precision_trades_recall():
     with pytest.raises(ConfigError, match="target_precision"):
         choose_cut(found.cut, target_precision=1.0, **options)
     assert choose_cut(found.cut, target_precision=0.01, **options) == 0.2
-    assert choose_cut(found.cut, target_precision=1 - 1e-9, **options) == CUTS[-1]
+    assert choose_cut(found.cut, target_precision=1 - 1e-9, **options) == TARGET_THRESHOLDS[-1]
 
 
 def test_bad_input():
