@@ -14,12 +14,16 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from cdp.errors import ConfigError
 from pipelines.yaml_files import parse_yaml, read_yaml, validate_settings
+
+if TYPE_CHECKING:
+    from cdp.recognizer.fit import RecognizerSpec
+    from cdp.training.plan import TrainingPlan
 
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_]{0,40}$")]
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -77,12 +81,18 @@ class CommitteeSettings(Settings):
 
 
 class TrainingSettings(Settings):
-    """How one model is trained; see `cdp.training.TrainingPlan` for what each does.
+    """How one model is trained; see `TrainingPlan` and `RecognizerSpec` for the other settings.
 
+    input_px : side of the faces that the network reads.
+    degradation : name of the degradation of training images; see `cdp.images.degradation`.
+    head_options : parameters of the head, such as `margin`; see its class in `cdp.models.heads`.
     auxiliary : losses added to the head, name to `weight` and the loss's own parameters; see
         `cdp.models.auxiliary`.
-    sampling : "image" shows each image once a pass, "identity" each person equally often.
-    sampled_classes : identities a step looks at, where there are more than fit; null looks at all.
+    sampling : "image" trains on each image once an epoch, "identity" on each identity equally
+        often.
+    images_per_identity : images of one identity in a row, with sampling by identity.
+    sampled_classes : classes that a step's softmax is computed over, for sets of so many identities
+        that all do not fit; null computes all.
     """
 
     input_px: Annotated[int, Field(ge=8)] = 24
@@ -104,6 +114,46 @@ class TrainingSettings(Settings):
     images_per_identity: Positive = 1
     sampled_classes: Positive | None = None
 
+    def make_plan(
+        self, *, seed: int, distil_weight: float = 0.0, class_weight: float = 1.0
+    ) -> TrainingPlan:
+        """These settings as the plan of `train_recognizer`."""
+        from cdp.images.degradation import get_degradation
+        from cdp.training.plan import TrainingPlan
+
+        return TrainingPlan(
+            epochs=self.epochs,
+            batch_size=self.batch_size,
+            optimizer=self.optimizer,
+            learning_rate=self.learning_rate,
+            weight_decay=self.weight_decay,
+            warmup_epochs=self.warmup_epochs,
+            margin_warmup_epochs=self.margin_warmup_epochs,
+            gradient_clip=self.gradient_clip,
+            ema_decay=self.ema_decay,
+            distil_weight=distil_weight,
+            class_weight=class_weight,
+            degradation=get_degradation(self.degradation),
+            sampling=self.sampling,
+            images_per_identity=self.images_per_identity,
+            seed=seed,
+        )
+
+    def make_spec(self, backbone: str, width: float) -> RecognizerSpec:
+        """These settings as the spec of `train_recognizer`, with a backbone of that width."""
+        from cdp.recognizer.fit import RecognizerSpec
+
+        return RecognizerSpec(
+            backbone=backbone,
+            input_px=self.input_px,
+            embedding_dim=self.embedding_dim,
+            width=width,
+            head=self.head,
+            head_params=self.head_options,
+            auxiliaries=self.auxiliary,
+            sampled_classes=self.sampled_classes,
+        )
+
 
 class IngestSettings(Settings):
     """Which images are set aside."""
@@ -115,9 +165,9 @@ class IngestSettings(Settings):
 class TrainSettings(TrainingSettings):
     """Training of the base and the committee on the labelled set.
 
-    mediator_share : share of the labelled people the committee is not trained on, so that the
-        mediator learns from pairs as strange to the committee as the unlabelled ones are. Does
-        not apply when no member is trained here.
+    mediator_share : share of the labelled identities that the committee is not trained on. The
+        mediator is fitted on them, because the committee is no better on them than on the
+        unlabelled set. Ignored when no member is trained here.
     """
 
     mediator_share: float = Field(0.3, ge=0, lt=1)
@@ -206,23 +256,29 @@ class PropagateSettings(Settings):
 class RetrainSettings(TrainingSettings):
     """Training of the low-resolution recognizer.
 
-    leftovers : an image without a pseudo-label, or of too small a cluster, is left out ("drop") or
-        is a class of its own ("alone"); people with too few images alike, where the truth is used.
-    mask_negatives_above : where two images of different classes match with more than this
-        probability, each leaves the other's class out of its negatives; 1 masks none.
-    weigh_by_confidence : an image counts by how sure its pseudo-label is.
-    targets : "hard" is one pseudo-label an image, "soft" the weighted ones of `soft_labels`.
-    pseudo_share : part of batch and loss that the pseudo-labelled set has; null is its part of the
-        images.
-    same_person : a pseudo-cluster that looks like a labelled person is left "apart", or its images
-        are taken for that person's ("merge").
-    merge_far : share of labelled people that may look so much like another one.
-    teacher : a committee member whose vectors every image is also trained to follow, as a further
-        subject `distilled`; null trains none.
-    student : settings of training, backbone and width in which `distilled` differs from the others.
-    blends : faces blended of two or three, for `distilled`: only the teacher can tell of them.
-    teacher_px : side the teacher's faces are reduced to; null shows them as they came.
-    distil_weight, class_weight : how much the teacher counts for `distilled`, and the classes.
+    min_cluster_size : smallest cluster that is a class.
+    leftovers : images without a pseudo-label or of too small a cluster are left out ("drop"), or
+        each is a class ("alone"). The same holds for identities with too few images where the truth
+        is used.
+    mask_negatives_above : where two images of different pseudo-classes match with more than this
+        probability, each image's softmax leaves the other's class out of its negatives; 1 turns
+        this off.
+    weigh_by_confidence : weight the loss of a pseudo-labelled image by its confidence.
+    targets : "hard" trains on one pseudo-label an image, "soft" on the weighted ones of
+        `propagate.soft_labels`.
+    pseudo_share : part of each batch and of the loss that the pseudo-labelled set has; null is its
+        part of the images.
+    same_person : a cluster that matches a labelled identity stays a class ("apart"), or its images
+        join that identity ("merge").
+    merge_far : share of the labelled identities that may match another one: sets the threshold of
+        "merge".
+    teacher : committee member to distil from, in a further recognizer `distilled`; null trains
+        none.
+    teacher_px : side the teacher's faces are reduced to; null keeps their full resolution.
+    distil_weight, class_weight : weights of the distance to the teacher's vectors and of the class
+        losses, for `distilled`.
+    student : training settings, backbone and width of `distilled`, where they differ from these.
+    blends : number of faces blended from two or three images, used for distillation only.
     """
 
     backbone: str = "residual"
@@ -245,7 +301,7 @@ class RetrainSettings(TrainingSettings):
     @model_validator(mode="after")
     def _something_counts(self) -> RetrainSettings:
         if self.distil_weight == self.class_weight == 0:
-            raise ValueError("distil_weight and class_weight are both 0: nothing would be learned")
+            raise ValueError("distil_weight and class_weight are both 0: nothing to train on")
         return self
 
     @model_validator(mode="after")
@@ -262,19 +318,26 @@ class RetrainSettings(TrainingSettings):
         return self
 
     def describe_student(self) -> RetrainSettings:
-        """These settings as the student is trained by them."""
+        """The settings of the student: these, with `student` over them."""
         own = {**self.model_dump(mode="json"), **self.student, "student": {}}
         return RetrainSettings.model_validate_json(json.dumps(own))
 
 
 class EvaluateSettings(Settings):
-    """The protocols; sizes in pixels, rates as shares; every degradation at every size.
+    """The protocols on held-out identities; sizes in pixels, rates as shares.
 
-    gallery : "sharp" enrols faces as they came, "probe" as small and poor as the probes.
-    pair_images : images a person, at most, that TAR@FAR compares with all others.
-    enrolled : share of the people with two images that the open-set gallery knows; the others are
-        its strangers, and the distractors of the closed set.
-    draws : bootstrap resamples of the people behind `low` and `high`.
+    probe_px, degradations : every degradation at every size is a kind of probe.
+    gallery : "sharp" enrols faces at full resolution, "probe" in the size and quality of the
+        probes.
+    folds, pairs_per_fold : of the verification accuracy.
+    far : false accept rates of TAR@FAR.
+    pair_images : images an identity, at most, that TAR@FAR compares with all others.
+    ranks : k of rank-k identification.
+    enrolled : share of the identities with two images that the open-set gallery holds; the others
+        are its impostors, and the distractors of the closed set.
+    fpir, fpir_rank : false positive identification rates and rank of TPIR@FPIR.
+    draws : bootstrap resamples of the identities behind `low` and `high`.
+    supervised : train the upper bound on the true identities, where they are known.
     """
 
     probe_px: tuple[Positive, ...] = (32, 24, 16, 12)

@@ -6,7 +6,7 @@ The contract:
 - It opens no file on request: pages, faces and clusters are answered from memory, so there is no
   path to leave the run by.
 - Every decision is on disk before the page hears of it. The next run honours it; see
-  `pipelines.corrections`.
+  `pipelines.decisions`.
 """
 
 from __future__ import annotations

@@ -143,7 +143,7 @@ def test_centers_follow_their_images() -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_following_it_parts_the_people(name: str) -> None:
+def test_following_it_separates_the_identities(name: str) -> None:
     """Free points go down its gradient: it falls, and people end narrower for their distance."""
     generator = torch.Generator().manual_seed(0)
     points = torch.randn(24, 8, generator=generator).requires_grad_()

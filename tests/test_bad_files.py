@@ -198,8 +198,8 @@ def test_a_file_nobody_may_read_is_set_aside(tmp_path):
         import ctypes, sys
         from pathlib import Path
         from pipelines.data.dataset import Dataset
-        from pipelines.files import FileDigests
         from pipelines.stages.ingest import inspect_part
+        from pipelines.files import FileDigests
         place = Path(sys.argv[1])
         version_3 = (ctypes.c_uint32 * 2)(0x20080522, 0)
         assert ctypes.CDLL(None).capset(version_3, (ctypes.c_uint32 * 6)()) == 0

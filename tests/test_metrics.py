@@ -9,8 +9,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import normalized_mutual_info_score
 
+from cdp import metrics
 from cdp.errors import DataError
-from cdp.metrics import identification as metrics
 
 
 def unit(rng, count, width=8):
@@ -214,7 +214,7 @@ def test_best_threshold_is_the_best_of_all(seed, count):
     rng = np.random.default_rng(seed)
     similarity = rng.integers(0, 6, count) / 5
     same = rng.random(count) < 0.5
-    chosen = metrics._best_threshold(similarity, same)
+    chosen = metrics.verification._best_threshold(similarity, same)
     candidates = np.concatenate([similarity, [-1.0]])
     best = max(np.mean((similarity > t) == same) for t in candidates)
     assert np.mean((similarity > chosen) == same) == best
@@ -296,7 +296,9 @@ def test_too_few_people_are_refused():
 
 
 def test_unranking_reaches_every_pair_once():
-    pair = metrics._genuine_pairs(np.array([7]), np.array([30]), 10**6, np.random.default_rng(0))
+    pair = metrics.verification._genuine_pairs(
+        np.array([7]), np.array([30]), 10**6, np.random.default_rng(0)
+    )
     assert {tuple(p) for p in (pair - 7).tolist()} == set(itertools.combinations(range(30), 2))
 
 

@@ -1,4 +1,4 @@
-"""portable: the ONNX model says what the recognizer says, or it is not given out."""
+"""onnx_export: the ONNX model computes the recognizer's vectors, or it is not exported."""
 
 import numpy as np
 import onnx

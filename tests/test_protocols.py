@@ -5,8 +5,8 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from cdp import metrics
 from cdp.errors import DataError
-from cdp.metrics import identification as metrics
 from cdp.metrics import protocols
 from cdp.metrics.identification import identify
 from cdp.metrics.protocols import Resamples, Score

@@ -71,7 +71,7 @@ def render_report(
     """The report of a run as one HTML file.
 
     figures : name -> SVG; a missing one is said to be missing, with the reason.
-    sheets : `pipelines.sheets.Sheets`.
+    sheets : `pipelines.pages.face_sheets.Sheets`.
     """
     from pipelines.pages.figures import draw_recognizers
 
