@@ -35,9 +35,7 @@ def describe_items(text: str) -> str:
             found += [item[1], f"    {item[2]}{'.' if ends else ''}"]
         elif item and not section:
             separate = bool(found) and found[-1] != "" and not found[-1].startswith(("- ", "    "))
-            found += (
-                ["", f"- `{item[1]}`: {item[2]}"] if separate else [f"- `{item[1]}`: {item[2]}"]
-            )
+            found += ["", f"- `{item[1]}`: {item[2]}"] if separate else [f"- `{item[1]}`: {item[2]}"]
         elif line.startswith("- ") and found and found[-1] and found[-1][0] not in "- ":
             found += ["", line]
         else:

@@ -131,9 +131,7 @@ def replace_outputs(text: str, examples: list[doctest.Example], outputs: list[st
 
 def describe_type(field: FieldInfo) -> str:
     """What a setting may be, in words: `whole number, 1 or more`."""
-    return ", ".join(
-        part for part in (_name_type(field.annotation), _bound(field.metadata)) if part
-    )
+    return ", ".join(part for part in (_name_type(field.annotation), _bound(field.metadata)) if part)
 
 
 def _name_type(kind: Any) -> str:
@@ -187,9 +185,7 @@ def describe_default(field: FieldInfo) -> str:
     return str(value)
 
 
-def list_settings(
-    model: type[BaseModel], *, inherited: bool = False
-) -> Iterator[tuple[str, FieldInfo]]:
+def list_settings(model: type[BaseModel], *, inherited: bool = False) -> Iterator[tuple[str, FieldInfo]]:
     """The plain settings of a model, in order; those of its sections and base class left out."""
     base = model.__mro__[1].model_fields
     for name, field in model.model_fields.items():

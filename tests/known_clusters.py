@@ -24,6 +24,7 @@ DISTRACTORS, MORPHS, MORPH_IMAGES = 8, 4, 8
 """Identities of one image, rows of images between two patterns, and images in each row."""
 LABELLED, EVALUATION = (24, 6), (12, 4)
 """Identities and images of each."""
+KNOWN_K = 8
 SIDE_PX, PATTERN = 48, (8, 8, 3)
 SHIFT = 35.0
 """Standard deviation of a block's colour, of 255."""
@@ -47,7 +48,7 @@ def write_known_config(place: Path, settings: dict[str, Any]) -> Path:
     (place / "configs").mkdir()
     (place / "data.yaml").write_text(yaml.safe_dump(manifest))
     config = place / "configs" / "known.yaml"
-    overlay = {"name": "known", "committee": committee, "knn": {"k": 8}}
+    overlay = {"name": "known", "committee": committee, "knn": {"k": KNOWN_K}}
     config.write_text(yaml.safe_dump({**settings, **overlay}))
     return config
 

@@ -8,13 +8,14 @@ import numpy as np
 import pandas as pd
 import pytest
 from conftest import TINY_CONFIG
+from known_clusters import KNOWN_K, SIZES
 
 from cdp import ConsensusClusterer
 from pipelines.run import main
 from pipelines.tables import read_vectors
 
-pytestmark = pytest.mark.nmslib
-K = TINY_CONFIG["knn"]["k"]
+pytestmark = [pytest.mark.nmslib, pytest.mark.torch, pytest.mark.slow, pytest.mark.trains]
+SEED = TINY_CONFIG["seed"]
 
 
 def read_views(run, split):
@@ -34,7 +35,7 @@ def test_a_trained_run(finished_run):
     views, ids = read_views(finished_run, "unlabelled")
     labelled_views, labelled = read_views(finished_run, "labelled")
     samples = pd.read_parquet(finished_run / "ingest/samples.parquet").set_index("sample_id")
-    clusterer = ConsensusClusterer(k=K)
+    clusterer = ConsensusClusterer(k=TINY_CONFIG["knn"]["k"], random_state=SEED)
     found = clusterer.fit_predict(
         views, labelled_views=labelled_views, labelled_ids=samples.identity[labelled]
     )
@@ -47,19 +48,19 @@ def test_a_trained_run(finished_run):
 
 
 @pytest.fixture(scope="module")
-def voted_run(tiny, finished_run, tmp_path_factory):
-    """The tiny run again from mediate on, by votes."""
+def voted_run(known, known_run, tmp_path_factory):
+    """The run with known clusters again from mediate on, by votes."""
     runs = tmp_path_factory.mktemp("voted")
     passing = shutil.ignore_patterns("logs", ".*draft*")
-    shutil.copytree(finished_run.parent, runs / "runs", symlinks=True, ignore=passing)
-    options = ["--config", str(tiny), "--runs-dir", str(runs / "runs"), "--workers", "1"]
+    shutil.copytree(known_run.parent, runs / "runs", symlinks=True, ignore=passing)
+    options = [*known, "--runs-dir", str(runs / "runs")]
     assert main([*options, "--until", "propagate", "mediate.method=vote"]) == 0
-    return runs / "runs" / "tiny"
+    return runs / "runs" / "known"
 
 
 def test_a_voting_run(voted_run):
     views, ids = read_views(voted_run, "unlabelled")
-    found = ConsensusClusterer(k=K).fit_predict(views)
+    found = ConsensusClusterer(k=KNOWN_K, random_state=SEED).fit_predict(views)
     expected = read_labels(voted_run, ids)
     np.testing.assert_array_equal(found, expected)
-    assert expected.max() > 0
+    assert expected.max() + 1 >= len(SIZES)
