@@ -30,8 +30,6 @@ from pipelines.files import FileDigests
 from pipelines.run import main
 from pipelines.yaml_files import parse_yaml, read_yaml, validate_settings
 
-pytestmark = pytest.mark.torch
-
 
 def encode(image: Image.Image, format: str = "PNG", **options: object) -> bytes:
     buffer = io.BytesIO()
@@ -151,6 +149,7 @@ FOLDERS = {
 }
 
 
+@pytest.mark.torch
 def test_every_bad_file_is_set_aside_with_its_reason_and_the_rest_is_used(tmp_path, capsys):
     secret = tmp_path / "private" / "secret.jpg"
     secret.parent.mkdir()
@@ -225,6 +224,7 @@ def test_a_file_nobody_may_read_is_set_aside(tmp_path):
     ]
 
 
+@pytest.mark.torch
 def test_one_person_in_two_splits_is_one_message(tmp_path, capsys):
     lay_good_files(tmp_path / "data")
     again = tmp_path / "data" / "gate" / "ann lee"

@@ -7,8 +7,6 @@ from pathlib import Path
 
 import pytest
 
-pytestmark = pytest.mark.torch
-
 ROOT = Path(__file__).parents[1]
 SOURCES = sorted([*ROOT.glob("cdp/**/*.py"), *ROOT.glob("pipelines/**/*.py")])
 PLUMBING = {"pipelines", "dask", "distributed", "pyarrow", "argparse", "yaml"}
@@ -75,6 +73,7 @@ def test_importing_cdp_is_cheap():
     assert told.stdout.strip() == "[]"
 
 
+@pytest.mark.torch
 def test_what_cdp_promises_is_there():
     import cdp
 
