@@ -81,7 +81,7 @@ def test_equals_the_slow_one(graph, threshold, max_size):
 
 @given(graphs(), st.randoms(use_true_random=False))
 @settings(max_examples=40, deadline=None)
-def test_a_pair_speaks_as_often_as_it_is_listed(graph, random):
+def test_a_pair_weighs_as_often_as_it_is_listed(graph, random):
     pairs, probability, count = graph
     order = np.lexsort((pairs[:, 1], pairs[:, 0]))
     pairs, probability = pairs[order], probability[order]

@@ -30,10 +30,10 @@ def browser(tmp_path_factory):
     """Headless Chromium; a run with CI=true must find it."""
     chromium, driver = shutil.which("chromium"), shutil.which("chromedriver")
     if not chromium or not driver:
-        told = "no Chromium here: install chromium and chromium-driver (.ci/run does)"
+        reason = "no Chromium here: install chromium and chromium-driver (.ci/run does)"
         if os.environ.get("CI") == "true":
-            pytest.fail(told)
-        pytest.skip(told)
+            pytest.fail(reason)
+        pytest.skip(reason)
     page = start_browser(chromium, driver, tmp_path_factory)
     page.set_script_timeout(PATIENCE_S)
     yield page

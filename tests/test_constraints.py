@@ -1,4 +1,4 @@
-"""Constraints: every word is honoured, whatever the labels, the evidence and the order."""
+"""Constraints: every decision holds, whatever the labels, the evidence and the order."""
 
 import numpy as np
 import pytest
@@ -142,7 +142,7 @@ def test_one_image_moved_takes_nobody_along():
     assert list(apply_constraints(label, pairs, probability, said)) == [0, 0, 1, 1, 1]
 
 
-def test_a_pair_speaks_as_often_as_it_is_listed():
+def test_a_pair_weighs_as_often_as_it_is_listed():
     """Row 3 was taken out; whether row 2 stays with 0 and 1 is for its two pairs to say."""
     label = np.zeros(4, np.int64)
     ends = np.array([0, 0, 1]), np.array([1, 2, 2])
@@ -172,7 +172,7 @@ def test_settled_pairs_are_certain():
 
 
 @pytest.mark.parametrize(
-    ("said", "told"),
+    ("said", "expected"),
     [
         (Constraints(3, (np.array([0, 1]),), ((np.array([1]), np.array([0])),)), "different"),
         (
@@ -182,8 +182,8 @@ def test_settled_pairs_are_certain():
         (Constraints(3, (np.array([0, 1]),), (), np.array([1])), "row 1 is rejected"),
     ],
 )
-def test_contradictions_are_refused(said, told):
-    with pytest.raises(DataError, match=told):
+def test_contradictions_are_refused(said, expected):
+    with pytest.raises(DataError, match=expected):
         apply_constraints(
             np.zeros(3, np.int64), PairTable(*np.empty((2, 0), np.int64)), np.empty(0), said
         )

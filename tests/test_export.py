@@ -88,7 +88,7 @@ def test_fiftyone_finds_an_image_for_every_label(finished_run, labels, tmp_path)
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "expected"),
     [
         (("--min-size", "999"), "no cluster of"),
         (("--out", "HERE"), "exists already"),
@@ -96,13 +96,13 @@ def test_fiftyone_finds_an_image_for_every_label(finished_run, labels, tmp_path)
     ],
 )
 def test_mistakes_get_one_message_and_leave_nothing(
-    finished_run, tmp_path, capsys, arguments, told
+    finished_run, tmp_path, capsys, arguments, expected
 ):
     (tmp_path / "HERE").mkdir()
     given = [str(tmp_path / "HERE") if each == "HERE" else each for each in arguments]
     assert export(finished_run, "folder", tmp_path / "out", *given) == 2
     message = capsys.readouterr().err
-    assert told in message
+    assert expected in message
     assert message.count("\n") == 1
     assert not (tmp_path / "out").exists()
 
@@ -120,7 +120,7 @@ def test_no_name_becomes_a_formula(name, tmp_path):
 
 
 def test_links_point_at_the_images_and_names_stay_inside(own_run, labels, tmp_path):
-    """The same run, told that its images are files with names nobody should trust."""
+    """The same run as if its images were files with names nobody should trust."""
     root = tmp_path / "data"
     (root / "pile").mkdir(parents=True)
     names = [f"pile/{number} ..\\; rm -rf $(x) é.jpg" for number in range(len(labels))]

@@ -86,7 +86,7 @@ LIES = TensorProto(name="weight", data_type=1, dims=[10**9, 10**6], raw_data=b"1
 
 
 @pytest.mark.parametrize(
-    ("model", "told"),
+    ("model", "expected"),
     [
         (make_model([helper.make_node("Evil", ["image"], ["embedding"], domain="evil")], [],
                     domains=("", "evil")), "an ONNX model expected"),
@@ -103,8 +103,8 @@ LIES = TensorProto(name="weight", data_type=1, dims=[10**9, 10**6], raw_data=b"1
     ],
     ids=["operator", "sizes", "cut", "side", "batch", "length", "rows", "any"],
 )  # fmt: skip
-def test_a_model_of_lies_is_one_message(model, told):
-    with pytest.raises(DataError, match=told):
+def test_a_model_of_lies_is_one_message(model, expected):
+    with pytest.raises(DataError, match=expected):
         OnnxEmbedder(model).embed(np.ones((2, 8, 8, 3), np.uint8))
 
 

@@ -69,8 +69,8 @@ def test_the_readme_names_every_file():
 
 def test_importing_cdp_is_cheap():
     code = "import sys, cdp; print([m for m in ('torch', 'numba', 'pandas') if m in sys.modules])"
-    told = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert told.stdout.strip() == "[]"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
 
 
 @pytest.mark.torch

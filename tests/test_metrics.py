@@ -64,7 +64,7 @@ def test_bcubed_is_what_averaging_over_images_gives(case):
 
 
 @given(clusterings(), st.integers(0, 3))
-def test_amid_strangers_is_what_counting_gives(case, strange):
+def test_scores_with_distractors_are_what_counting_gives(case, strange):
     """Identities below `strange` are nobody known."""
     truth, label = case
     truth = np.where(truth < strange, -1, truth)
@@ -134,9 +134,9 @@ def test_one_cluster_for_all():
 
 
 def test_no_pair_and_no_image():
-    lonely = np.array([0, 1, 2])
-    assert metrics.score_pairwise(lonely, np.full(3, -1)) == (1.0, 1.0, 1.0)
-    assert metrics.score_pairwise(lonely, np.zeros(3, int)) == (0.0, 1.0, 0.0)
+    singletons = np.array([0, 1, 2])
+    assert metrics.score_pairwise(singletons, np.full(3, -1)) == (1.0, 1.0, 1.0)
+    assert metrics.score_pairwise(singletons, np.zeros(3, int)) == (0.0, 1.0, 0.0)
     empty = np.array([], dtype=np.int64)
     assert metrics.score_pairwise(empty, empty) == (1.0, 1.0, 1.0)
     assert metrics.score_bcubed(empty, empty) == (1.0, 1.0, 1.0)
@@ -316,7 +316,7 @@ def test_compare_pairs_is_the_dot_product_whatever_the_block():
 
 
 def slow_rank(probe, probe_identity, gallery, gallery_identity):
-    """Sort each probe's gallery, strangers before mates on a tie, and look for the first mate."""
+    """Sort each probe's gallery, distractors before mates on a tie, and look for the first mate."""
     ranks = []
     for vector, person in zip(probe, probe_identity, strict=True):
         listed = sorted(
@@ -357,10 +357,10 @@ def test_distractors_never_help():
     gallery, probe = unit(rng, 10), unit(rng, 30)
     identity = rng.integers(0, 10, 30)
     alone = metrics.rank_k(probe, identity, gallery, np.arange(10), (1, 3))
-    crowded = metrics.rank_k(
+    with_distractors = metrics.rank_k(
         probe, identity, gallery, np.arange(10), (1, 3), distractor=unit(rng, 40)
     )
-    assert all(crowded[k] <= alone[k] for k in (1, 3))
+    assert all(with_distractors[k] <= alone[k] for k in (1, 3))
 
 
 def test_probes_without_a_mate_are_refused_in_the_closed_set():
@@ -378,7 +378,7 @@ def test_open_set_by_hand():
     zero = np.zeros(5, np.float32)
     # All lean towards gallery image 0 by `angle`, the rest of their length lies on image 2's axis.
     probe = np.stack([angle, zero, -rest], axis=1)
-    identity = [0, 0, 8, 9, 1]  # two mated with image 0, two strangers, one mated with image 1
+    identity = [0, 0, 8, 9, 1]  # two mated with image 0, two distractors, one mated with image 1
     at_half = metrics.tpir_at_fpir(probe, identity, gallery, [0, 1, 2], 0.5, rank=1)
     assert at_half == pytest.approx(2 / 3)  # threshold .1; the last one's mate is at 0
     at_zero = metrics.tpir_at_fpir(probe, identity, gallery, [0, 1, 2], 0.0)

@@ -102,19 +102,19 @@ def test_the_clusters_of_the_known_run_are_its_identities(known_run):
 def test_a_second_run_does_nothing_and_says_so(whole, tiny, capsys):
     before = {path: path.stat().st_mtime_ns for path in whole.rglob("*.parquet")}
     assert run(tiny, whole) == 0
-    told = capsys.readouterr().out
-    assert "nothing to do, everything is up to date" in told
-    assert "pairwise F" in told
+    printed = capsys.readouterr().out
+    assert "nothing to do, everything is up to date" in printed
+    assert "pairwise F" in printed
     assert {path: path.stat().st_mtime_ns for path in whole.rglob("*.parquet")} == before
 
 
 def test_dry_run_changes_nothing_and_says_why(whole, tiny, capsys):
     before = sorted(whole.rglob("*"))
     assert run(tiny, whole, "--dry-run", "propagate.max_size=7") == 0
-    told = capsys.readouterr().out
-    assert "mediate   skip  up to date" in told
-    assert "propagate run   propagate.max_size None -> 7" in told
-    assert "retrain   run   propagate changed" in told
+    printed = capsys.readouterr().out
+    assert "mediate   skip  up to date" in printed
+    assert "propagate run   propagate.max_size None -> 7" in printed
+    assert "retrain   run   propagate changed" in printed
     assert sorted(whole.rglob("*")) == before
 
 
@@ -174,7 +174,7 @@ def test_every_protocol_has_its_figures_and_intervals(known_run):
         "rank-20",
         "tpir20@fpir=0.1",
     } <= set(recognizers.index)
-    # 12 people of 4 images: neither 1e-4 of the impostors nor 1 % of the strangers is one.
+    # 12 people of 4 images: neither 1e-4 of the impostors nor 1 % of the distractors is one.
     assert not {"tar@far=0.0001", "tpir20@fpir=0.01"} & set(recognizers.index)
     sure = recognizers.drop(index="accuracy_std")
     assert (sure.low <= sure.high).all()
@@ -291,9 +291,9 @@ def test_a_page_of_degradations_is_drawn(tiny, tmp_path, capsys):
 )
 def test_a_mistake_is_one_message_and_exit_2(tiny, tmp_path, capsys, arguments, expected):
     assert run(tiny, tmp_path, *arguments) == 2
-    told = capsys.readouterr().err
-    assert expected in told
-    assert "Traceback" not in told
+    printed = capsys.readouterr().err
+    assert expected in printed
+    assert "Traceback" not in printed
     assert not list(tmp_path.glob("tiny/train"))
 
 
@@ -302,10 +302,10 @@ def test_fewer_images_than_neighbours_is_said_before_searching(whole, tiny, tmp_
     shutil.copytree(whole, runs, symlinks=True)
     before = digest_run(runs / "tiny")
     assert run(tiny, runs, "knn.k=64") == 2
-    told = capsys.readouterr().err
-    assert re.search(r"the labelled split has \d+ images .*knn\.k=64 needs at least 65", told)
-    assert "full log: " in told
-    assert "to go on once that is mended: python -m pipelines.run" in told
+    printed = capsys.readouterr().err
+    assert re.search(r"the labelled split has \d+ images .*knn\.k=64 needs at least 65", printed)
+    assert "full log: " in printed
+    assert "to go on once that is mended: python -m pipelines.run" in printed
     assert digest_run(runs / "tiny") == before
 
 

@@ -110,8 +110,8 @@ def test_ranks_and_open_set(seed: int) -> None:
                 if not times[found.mated].any() or not times[~found.mated].any():
                     assert np.isnan(draw)
                     continue
-                strangers = np.repeat(found.other[~found.mated], times[~found.mated])
-                threshold = metrics.threshold_at_far(strangers, rate)
+                distractors = np.repeat(found.other[~found.mated], times[~found.mated])
+                threshold = metrics.threshold_at_far(distractors, rate)
                 hit = (found.best > threshold) & (found.rank <= rank)
                 assert draw == pytest.approx(np.repeat(hit[found.mated], times[found.mated]).mean())
         assert not any("0.001" in score.metric for score in scores)
@@ -140,7 +140,7 @@ def test_ranks_and_open_set(seed: int) -> None:
 
 
 def test_open_set_by_hand() -> None:
-    """Three strangers at .9, .5 and .1; FPIR 1/3 lets one of them through: threshold .5."""
+    """Three distractors at .9, .5 and .1; FPIR 1/3 lets one of them through: threshold .5."""
     found = metrics.Identification(
         rank=np.array([1, 1, 25, 1, 1, 1]),
         best=np.array([0.95, 0.5, 0.8, -np.inf, -np.inf, -np.inf]),

@@ -94,7 +94,7 @@ def test_groups_with_few_of_their_pairs_are_less_likely_one():
     assert len(none.chance) == 0
 
 
-def test_a_pair_speaks_as_often_as_it_is_listed():
+def test_a_pair_weighs_as_often_as_it_is_listed():
     pairs, probability, identity = draw(0, strength=6.0)
     label = agglomerate(pairs, probability, len(identity)).label
     plain = estimate_quality(label, pairs, probability)

@@ -38,9 +38,9 @@ def test_a_likely_merge_counts_the_pairs_it_would_win():
 def test_one_pair_between_two_dense_clusters_is_no_likely_merge():
     label = np.array([0] * 3 + [1] * 5)
     pairs, probability = join([range(3), range(3, 8)], [(2, 3, 0.4)])
-    (lonely,) = rank_questions(label, pairs, probability, kinds=("merge",))
+    (single,) = rank_questions(label, pairs, probability, kinds=("merge",))
     # of fifteen pairs one is there: its odds fall by the square root of that
-    assert abs(lonely.chance - 1 / (1 + 1.5 * 15**0.5)) < 1e-6
+    assert abs(single.chance - 1 / (1 + 1.5 * 15**0.5)) < 1e-6
 
 
 def test_kinds_are_on_one_scale_and_sorted():

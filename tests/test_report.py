@@ -142,14 +142,14 @@ def test_names_never_become_markup():
 
 def test_what_a_run_does_not_have_is_said():
     text = re.sub(r"\s+", " ", make_page("plain"))
-    for told in (
+    for sentence in (
         "the data set brings features and no images",
         "The identities of the unlabelled images are not known",
         "No mediator was trained",
         "No member was trained here",
         "This run has no images",
     ):
-        assert told in text
+        assert sentence in text
 
 
 def test_intervals_are_shown_where_they_are_measured():

@@ -79,7 +79,7 @@ def frame(labels):
     )  # fmt: skip
 
 
-def test_compare_tells_merges_splits_and_moves_apart():
+def test_compare_lists_merges_splits_and_moves():
     here = frame([0, 0, 0, 1, 1, 1, 2, 2, 2, 2, 3, 3, -1])
     there = frame([0, 0, 0, 0, 0, 0, 1, 1, 2, 2, 3, -1, 3])
     found = compare_labels(here, there)

@@ -1,4 +1,4 @@
-"""The review server over HTTP, and a rerun that honours what was decided."""
+"""The review server over HTTP, and a rerun that applies the decisions."""
 
 import http.client
 import json
@@ -25,7 +25,7 @@ pytestmark = [pytest.mark.torch, pytest.mark.slow, pytest.mark.trains]
 
 
 class Client:
-    """Speaks to one review server as its own page would."""
+    """Asks one review server as its own page would."""
 
     def __init__(self, process, address):
         self.process = process
@@ -54,8 +54,8 @@ class Client:
         return status, json.loads(body)
 
     def post(self, path, body):
-        status, _, told = self.ask("POST", f"/{self.token}/{path}", body)
-        return status, json.loads(told)
+        status, _, answer = self.ask("POST", f"/{self.token}/{path}", body)
+        return status, json.loads(answer)
 
 
 @contextmanager
@@ -135,7 +135,7 @@ def test_no_file_can_be_reached_by_a_path(client, known_run):
     assert body == cdp.open_run(known_run).thumbnails[sample]
 
 
-def test_answers_carry_a_policy_and_tell_nothing_of_the_server(client):
+def test_answers_carry_a_policy_and_do_not_name_the_server(client):
     for path in ("", "question", "asset/review.js", "nowhere"):
         _, headers, _ = client.ask("GET", f"/{client.token}/{path}")
         assert "default-src 'none'" in headers["Content-Security-Policy"]
@@ -164,9 +164,9 @@ def test_answers_carry_a_policy_and_tell_nothing_of_the_server(client):
     ids=str,
 )
 def test_malformed_decisions_are_refused(client, known_run, body):
-    status, _, told = client.ask("POST", f"/{client.token}/decisions", body)
+    status, _, answer = client.ask("POST", f"/{client.token}/decisions", body)
     assert status == 400
-    assert json.loads(told)["error"]
+    assert json.loads(answer)["error"]
     assert not (known_run / "corrections.jsonl").exists()
 
 
@@ -187,13 +187,13 @@ def ids(side):
 
 
 def find_clusters(client, count):
-    status, told = client.get("clusters?order=size")
+    status, answer = client.get("clusters?order=size")
     assert status == 200
-    labels = [cluster["label"] for cluster in told["clusters"][:count]]
+    labels = [cluster["label"] for cluster in answer["clusters"][:count]]
     return [ids(client.get(f"cluster/{label}")[1]["sides"][0]) for label in labels]
 
 
-def test_decisions_are_kept_shown_undone_and_honoured(own_known_run, known):
+def test_decisions_are_kept_shown_undone_and_applied(own_known_run, known):
     with serve(own_known_run) as client:
         one, two, three, four = find_clusters(client, 4)
         assert [len(each) for each in (one, two, three, four)] == [*SIZES[:4]]
@@ -207,9 +207,9 @@ def test_decisions_are_kept_shown_undone_and_honoured(own_known_run, known):
         assert client.post("decisions", {"action": "accept", "groups": [three]})[0] == 200
         kept = [each.action for each in CorrectionTable(own_known_run).read()]
         assert kept == ["merge", "split", "reject", "accept", "undo", "accept"]
-        told = client.get("decisions")[1]["decisions"]
-        assert [each["active"] for each in told] == [True, False, True, True, False, True]
-        assert {each["who"] for each in told} == {"ada"}
+        answer = client.get("decisions")[1]["decisions"]
+        assert [each["active"] for each in answer] == [True, False, True, True, False, True]
+        assert {each["who"] for each in answer} == {"ada"}
         live = find_clusters(client, 1)[0]
         assert set(one + two) <= set(live)
 
@@ -241,10 +241,10 @@ def test_only_what_depends_on_corrections_runs_again(own_known_run, known, capsy
     CorrectionTable(own_known_run).append("ada", "accept", [list(keys)])
     arguments = [*known, "--runs-dir", str(own_known_run.parent), "--dry-run"]
     assert main(arguments) == 0
-    told = capsys.readouterr().out
-    assert "mediate   skip" in told
-    assert "thumbnails skip" in told
-    assert "propagate run   the corrections changed" in told
+    printed = capsys.readouterr().out
+    assert "mediate   skip" in printed
+    assert "thumbnails skip" in printed
+    assert "propagate run   the corrections changed" in printed
 
 
 def test_a_decision_that_was_answered_survives_a_kill(own_known_run):
@@ -269,11 +269,11 @@ def decide_until_gone(client, groups, answered):
     """Accept one cluster after the other until nobody answers; the numbers of what was answered."""
     for group in groups:
         try:
-            status, told = client.post("decisions", {"action": "accept", "groups": [group]})
+            status, answer = client.post("decisions", {"action": "accept", "groups": [group]})
         except (OSError, http.client.HTTPException, ValueError):
             return
         assert status == 200
-        answered.append(told["number"])
+        answered.append(answer["number"])
 
 
 @pytest.mark.long
@@ -350,8 +350,8 @@ def test_a_run_half_made_is_refused_and_an_open_review_goes_on(own_known_run, ca
     asked = len(session.questions)
     for stage in ("mediate", "propagate"):
         manifest = (own_known_run / stage / "manifest.json").resolve()
-        told = json.loads(manifest.read_text()) | {"fingerprint": "another"}
-        manifest.write_text(json.dumps(told))
+        record = json.loads(manifest.read_text()) | {"fingerprint": "another"}
+        manifest.write_text(json.dumps(record))
     assert review(["--run", str(own_known_run)]) == 2
     assert "propagate was made from another mediate" in capsys.readouterr().err
     for _ in range(2):
@@ -361,18 +361,18 @@ def test_a_run_half_made_is_refused_and_an_open_review_goes_on(own_known_run, ca
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "expected"),
     [
         (["--run", "nowhere"], "no run at nowhere"),
         (["--run", "RUN", "--host", "203.0.113.1"], "cannot listen on 203.0.113.1"),
         (["--run", "RUN", "--port", "99999"], "expected a number from 0 to 65535, got 99999"),
     ],
 )
-def test_mistakes_get_one_message(known_run, capsys, arguments, told):
+def test_mistakes_get_one_message(known_run, capsys, arguments, expected):
     from pipelines.review import main as review
 
     given = [str(known_run) if each == "RUN" else each for each in arguments]
     assert review(given) == 2
     message = capsys.readouterr().err
-    assert told in message
+    assert expected in message
     assert message.count("\n") == 1

@@ -160,7 +160,7 @@ def test_every_pair_below_the_threshold_and_no_pairs():
         assert propagate_labels(pairs, np.empty(0), 0).label.tolist() == []
 
 
-def test_cut_threshold_tells_float32_scores_apart_exactly():
+def test_cut_threshold_separates_float32_scores_exactly():
     levels = [0.0]
     for _ in range(30):
         levels.append(levels[-1] + (1 - levels[-1]) * 0.1)

@@ -28,9 +28,9 @@ def test_a_recognizer_nobody_made_is_named(tiny, tmp_path, capsys):
     member = "committee.members=[{name: student, recognizer: nobody}]"
     command = ["--config", str(tiny), "--runs-dir", str(tmp_path), "--workers", "1"]
     assert main([*command, "--until", "embed", member]) == 2
-    told = capsys.readouterr().err
-    assert "recognizer of run 'nobody'" in told
-    assert "--until retrain" in told
+    printed = capsys.readouterr().err
+    assert "recognizer of run 'nobody'" in printed
+    assert "--until retrain" in printed
 
 
 @pytest.mark.long

@@ -55,7 +55,7 @@ def test_rows_are_sorted_sum_to_one_and_hold_few_labels(seed):
     assert found.weight.min() >= 0.1
 
 
-def test_an_island_keeps_its_label_and_a_stranger_gets_none():
+def test_an_island_keeps_its_label_and_an_unlinked_row_gets_none():
     pairs = PairTable(np.array([0, 1, 3]), np.array([1, 2, 4]))
     label = np.array([0, 0, 0, -1, -1, 1])
     found = diffuse_labels(label, pairs, np.array([0.9, 0.8, 0.9]))
@@ -64,7 +64,7 @@ def test_an_island_keeps_its_label_and_a_stranger_gets_none():
     assert found.weight.tolist() == [1, 1, 1, 1]
 
 
-def test_an_unlabelled_row_hears_its_neighbours():
+def test_an_unlabelled_row_follows_its_neighbours():
     pairs = PairTable(np.array([0, 1]), np.array([1, 2]))
     found = diffuse_labels(np.array([0, -1, 1]), pairs, np.array([0.9, 0.6]))
     middle = found.row == 1

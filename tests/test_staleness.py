@@ -120,9 +120,9 @@ def plan(finished_run, tiny, capsys):
     def ask(*arguments, config=tiny, runs=finished_run.parent):
         capsys.readouterr()
         code = main(["--config", str(config), "--runs-dir", str(runs), "--dry-run", *arguments])
-        told = capsys.readouterr()
-        assert code == 0, told.err
-        return {line.split()[0]: line.split()[1] for line in told.out.splitlines()}
+        printed = capsys.readouterr()
+        assert code == 0, printed.err
+        return {line.split()[0]: line.split()[1] for line in printed.out.splitlines()}
 
     return ask
 

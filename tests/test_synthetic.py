@@ -135,7 +135,7 @@ def test_identity_shows_in_clean_pictures():
     assert within < 0.5 * distance[~same].mean()
 
 
-def test_at_full_nuisance_pixels_alone_do_not_tell_people_apart():
+def test_at_full_nuisance_pixels_alone_do_not_separate_people():
     faces = replace(SMALL, evaluation_identities=120)
     rows = np.flatnonzero(faces.split == "evaluation")
     small = faces.draw(rows)[:, ::2, ::2].astype(float).reshape(len(rows), -1)

@@ -43,7 +43,7 @@ TARGETS = {"knn": 8, "features": 8, "train+score": 10, "propagate": 20, "whole":
 
 
 def read_own_mb() -> float:
-    """Memory of this process that no file backs, in MiB; 0 where the system does not tell."""
+    """Memory of this process that no file backs, in MiB; 0 where the system does not say."""
     try:
         text = Path("/proc/self/status").read_text()
     except OSError:

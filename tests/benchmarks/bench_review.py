@@ -5,7 +5,7 @@
 The data is `lfw_features` under `CDP_DATA_ROOT` (or `../shared/data`): real faces at 24 px, five
 networks. Answers are simulated from the truth: two groups are one person when most faces of either
 are the same person's; of a cluster, all faces but those of its most frequent person are split off.
-After every decision the labels are made to honour all of them and the questions are ranked anew,
+After every decision the labels are made to follow all of them and the questions are ranked anew,
 as the review page does. Random draws are from all questions of the first ranking (nearly all of
 them about two clusters that merely have a pair between them), or from its clusters alone, as one
 who opens clusters at random would; those with an answer already are left out.
@@ -124,9 +124,9 @@ def main() -> None:
         figures, asked, seconds = review(
             pairs, probability, threshold, truth, arguments.decisions, random, kinds
         )
-        told = "".join(f"{100 * figures[min(step, len(figures) - 1)]:8.2f}" for step in steps)
+        shares = "".join(f"{100 * figures[min(step, len(figures) - 1)]:8.2f}" for step in steps)
         kinds = ", ".join(f"{number} {kind}" for kind, number in asked.items())
-        print(f"{name:24}{told}   {kinds}; {seconds:.2f} s a decision", flush=True)
+        print(f"{name:24}{shares}   {kinds}; {seconds:.2f} s a decision", flush=True)
 
 
 if __name__ == "__main__":
