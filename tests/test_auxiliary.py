@@ -15,7 +15,7 @@ NAMES = sorted(AUXILIARIES)
 BATCH, DIM, IDENTITIES = 8, 3, 4
 
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = [pytest.mark.torch, pytest.mark.trains, pytest.mark.usefixtures("one_thread")]
 
 
 def problem(seed: int) -> tuple[torch.Tensor, torch.Tensor]:

@@ -17,6 +17,8 @@ from cdp.metrics.clustering import score_pairwise
 from cdp.propagation.average_linkage import agglomerate
 from tests.benchmarks.embeddings import draw_views
 
+pytestmark = [pytest.mark.torch, pytest.mark.trains]
+
 DIMENSIONS = (24, 16, 32)
 
 

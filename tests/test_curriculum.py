@@ -11,6 +11,8 @@ from cdp.knn.graph import build_knn_graphs
 from cdp.mediator.curriculum import CURRICULUM, make_curriculum, thin_identities
 from tests.benchmarks.embeddings import draw_views
 
+pytestmark = [pytest.mark.torch, pytest.mark.trains]
+
 K = 12
 
 

@@ -20,7 +20,7 @@ from cdp.images.degradation import (
     reduce_faces,
 )
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = [pytest.mark.torch, pytest.mark.usefixtures("one_thread")]
 
 
 def draw_faces(count: int, side: int, seed: int = 0) -> np.ndarray:

@@ -15,6 +15,8 @@ from test_training import PLAN, make, train
 from cdp.training.distillation import fit_target
 from cdp.training.distributed import Team, find_team, gather_rows, join_team, share_moments
 
+pytestmark = [pytest.mark.torch, pytest.mark.slow, pytest.mark.trains]
+
 ROOT = Path(__file__).parents[1]
 SCRIPT = """
 import sys

@@ -14,7 +14,7 @@ from cdp.errors import DataError
 from cdp.images.degradation import reduce_faces
 from cdp.models import BACKBONES, build_backbone
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = [pytest.mark.torch, pytest.mark.usefixtures("one_thread")]
 
 
 def draw_faces(count: int, side: int) -> np.ndarray:

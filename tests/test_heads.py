@@ -16,7 +16,12 @@ NAMES = sorted(HEADS)
 BATCH, DIM, IDENTITIES = 7, 5, 4
 
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = [
+    pytest.mark.torch,
+    pytest.mark.slow,
+    pytest.mark.trains,
+    pytest.mark.usefixtures("one_thread"),
+]
 
 
 def problem(seed: int) -> tuple[torch.Tensor, torch.Tensor]:

@@ -260,6 +260,7 @@ def test_importing_cdp_is_cheap():
 SUBMODULES = {module.name for module in pkgutil.iter_modules([str(ROOT / "cdp")])}
 
 
+@pytest.mark.torch
 def test_cdp_lists_its_public_names_and_every_submodule():
     import cdp
 

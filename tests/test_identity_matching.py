@@ -6,6 +6,8 @@ import pytest
 from cdp.errors import DataError
 from cdp.recognizer.identity_matching import match_identities
 
+pytestmark = pytest.mark.torch
+
 
 def draw_people(people: int, each: int, seed: int, centres: np.ndarray | None = None):
     rng = np.random.default_rng(seed)

@@ -18,6 +18,8 @@ from cdp.mediator.prior_shift import correct_prior
 from cdp.mediator.settings import MediatorSettings
 from cdp.metrics.calibration import measure_reliability
 
+pytestmark = [pytest.mark.torch, pytest.mark.trains]
+
 WIDTH = 6
 DIRECTION = np.array([1.5, -1.0, 0.5, 0.0, 0.7, -0.3])
 
@@ -144,18 +146,21 @@ def test_state_survives_a_safetensors_file(fitted, labelled, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("name", "hidden", "rate", "epochs", "auc"),
-    [("paper", 50, 0.05, 4, 0.8), ("released", 18, 0.001, 2, 0.6)],
+    ("name", "hidden", "rate", "epochs"),
+    [("paper", 50, 0.05, 4), ("released", 18, 0.001, 2)],
 )
-def test_the_published_mediators_are_one_setting(labelled, name, hidden, rate, epochs, auc):
+def test_the_published_mediators_are_one_setting(labelled, name, hidden, rate, epochs):
     chosen = MediatorSettings.named(name)
     assert (chosen.learning_rate, chosen.epochs, chosen.standardise) == (rate, epochs, False)
     mediator, _ = Mediator.fit(*labelled[:4], settings=chosen, seed=0)
     state = mediator.state()
     assert state["weight_0"].shape == (1, WIDTH, hidden)
     assert state["weight_1"].shape == (1, hidden, hidden)
-    assert len(mediator.report.history) == epochs
-    assert mediator.report.auc > auc
+    losses = [row["training_loss"] for row in mediator.report.history]
+    assert len(losses) == epochs
+    # Two epochs at .001 end near where the weights began, so the AUC of `released` is luck.
+    assert losses[-1] < losses[0]
+    assert name == "released" or mediator.report.auc > 0.8
 
 
 def test_dropout_trains_and_is_off_when_scoring(labelled):

@@ -8,6 +8,8 @@ import torch
 
 from cdp.mediator.mlp import CHUNK, Perceptron, Rows
 
+pytestmark = [pytest.mark.torch, pytest.mark.trains]
+
 WIDTH = 7
 
 

@@ -8,12 +8,14 @@ import numpy as np
 import pandas as pd
 import pytest
 from conftest import TINY_CONFIG
+from known_clusters import KNOWN_K, SIZES
 
 from cdp import ConsensusClusterer
 from pipelines.run import main
 from pipelines.tables import read_vectors
 
-pytestmark = pytest.mark.nmslib
+pytestmark = [pytest.mark.nmslib, pytest.mark.torch, pytest.mark.slow, pytest.mark.trains]
+SEED = TINY_CONFIG["seed"]
 K = TINY_CONFIG["knn"]["k"]
 
 
@@ -53,7 +55,7 @@ def rerun(tiny, finished, place, *overrides):
 
 def test_a_trained_run(finished_run):
     views, ids = read_views(finished_run, "unlabelled")
-    clusterer = ConsensusClusterer(k=K)
+    clusterer = ConsensusClusterer(k=K, random_state=SEED)
     found = clusterer.fit_predict(views, **read_labelled(finished_run))
     np.testing.assert_array_equal(found, read_labels(finished_run, ids))
     np.testing.assert_array_equal(clusterer.pair_scores_, read_scores(finished_run))
@@ -66,17 +68,28 @@ def test_a_trained_run_at_a_threshold_that_some_pairs_exceed(tiny, finished_run,
     settings = [f"propagate.threshold={threshold}", f"propagate.split={split}"]
     run = rerun(tiny, finished_run, tmp_path, *settings, "propagate.max_size=12")
     views, ids = read_views(run, "unlabelled")
-    clusterer = ConsensusClusterer(k=K, threshold=threshold, split=split, max_size=12)
+    clusterer = ConsensusClusterer(
+        k=K, random_state=SEED, threshold=threshold, split=split, max_size=12
+    )
     found = clusterer.fit_predict(views, **read_labelled(run))
     assert clusterer.n_clusters_ > 0
     np.testing.assert_array_equal(found, read_labels(run, ids))
 
 
-def test_a_voting_run(tiny, finished_run, tmp_path):
-    run = rerun(tiny, finished_run, tmp_path, "mediate.method=vote")
-    views, ids = read_views(run, "unlabelled")
-    clusterer = ConsensusClusterer(k=K)
-    found = clusterer.fit_predict(views)
-    assert clusterer.n_clusters_ > 0
-    np.testing.assert_array_equal(found, read_labels(run, ids))
-    np.testing.assert_array_equal(clusterer.pair_scores_, read_scores(run))
+@pytest.fixture(scope="module")
+def voted_run(known, known_run, tmp_path_factory):
+    """The run with known clusters again from mediate on, by votes."""
+    runs = tmp_path_factory.mktemp("voted")
+    passing = shutil.ignore_patterns("logs", ".*draft*")
+    shutil.copytree(known_run.parent, runs / "runs", symlinks=True, ignore=passing)
+    options = [*known, "--runs-dir", str(runs / "runs")]
+    assert main([*options, "--until", "propagate", "mediate.method=vote"]) == 0
+    return runs / "runs" / "known"
+
+
+def test_a_voting_run(voted_run):
+    views, ids = read_views(voted_run, "unlabelled")
+    found = ConsensusClusterer(k=KNOWN_K, random_state=SEED).fit_predict(views)
+    expected = read_labels(voted_run, ids)
+    np.testing.assert_array_equal(found, expected)
+    assert expected.max() + 1 >= len(SIZES)

@@ -11,6 +11,8 @@ from cdp.models import build_backbone
 from cdp.recognizer import onnx_export as portable
 from cdp.recognizer.recognizer import Recognizer
 
+pytestmark = pytest.mark.torch
+
 
 @pytest.fixture(scope="module")
 def recognizer() -> Recognizer:

@@ -10,6 +10,8 @@ from cdp.mediator.prior_shift import correct_evenly, correct_prior, weigh_images
 from cdp.metrics.calibration import measure_reliability
 from cdp.types import PairTable
 
+pytestmark = pytest.mark.torch
+
 
 def draw_scores(same: np.ndarray, rate: float, seed: int) -> np.ndarray:
     """Probabilities at `rate` of pairs with one feature: 1 or -1 plus noise."""

@@ -15,6 +15,8 @@ from cdp.propagation.quality import compare_groups, estimate_quality
 from cdp.propagation.threshold import TARGET_THRESHOLDS, choose_cut
 from cdp.types import PairTable
 
+pytestmark = pytest.mark.torch
+
 
 def draw(seed, identities=300, strength=6.0):
     """Images come in tight atoms; all pairs between two atoms repeat one piece of evidence.

@@ -23,7 +23,12 @@ from cdp.training.sets import MaskedNegatives, SoftTargets, TrainingSet
 SMALL = RecognizerSpec("plain", input_px=16, embedding_dim=16, width=0.5)
 
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = [
+    pytest.mark.torch,
+    pytest.mark.slow,
+    pytest.mark.trains,
+    pytest.mark.usefixtures("one_thread"),
+]
 
 
 def draw_people(people: int, each: int, seed: int) -> tuple[np.ndarray, np.ndarray]:

@@ -11,6 +11,8 @@ from cdp.training.sets import MaskedNegatives, SoftTargets
 from pipelines.config import TrainingSettings
 from pipelines.training.request import TrainingRequest, name_arrays, read_face_sets, train_requested
 
+pytestmark = pytest.mark.torch
+
 OTHER = {
     "input_px": 16,
     "embedding_dim": 16,

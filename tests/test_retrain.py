@@ -2,8 +2,11 @@
 
 import numpy as np
 import pandas as pd
+import pytest
 
 from pipelines.training.sets import select_clusters
+
+pytestmark = pytest.mark.torch
 
 SAMPLES = pd.DataFrame(
     {

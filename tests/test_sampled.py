@@ -13,7 +13,12 @@ from cdp.models.heads import SampledHead, build_head
 from cdp.training.plan import OPTIMIZERS
 from cdp.training.sets import TrainingSet
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = [
+    pytest.mark.torch,
+    pytest.mark.slow,
+    pytest.mark.trains,
+    pytest.mark.usefixtures("one_thread"),
+]
 
 
 def sample(head: SampledHead, label: torch.Tensor, number: int) -> torch.Tensor:

@@ -19,6 +19,8 @@ from cdp.propagation.average_linkage import agglomerate
 from cdp.propagation.threshold import choose_cut
 from cdp.types import PairTable
 
+pytestmark = [pytest.mark.torch, pytest.mark.trains]
+
 
 def draw_views(seed, identities, noise=0.16, dimensions=(48, 32)):
     random = np.random.default_rng(seed)

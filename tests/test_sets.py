@@ -13,6 +13,8 @@ from cdp.training.batches import Order, apportion
 from cdp.training.plan import TrainingPlan
 from cdp.training.sets import FaceRows, MaskedNegatives, SoftTargets, TrainingSet
 
+pytestmark = pytest.mark.torch
+
 
 def make(label: list[int], **options) -> TrainingSet:
     images = np.zeros((len(label), 4, 4, 3), np.uint8)

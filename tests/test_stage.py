@@ -16,6 +16,8 @@ from pipelines.stage import Runtime, Stage, Work, execute_step, plan_run
 from pipelines.store import Store
 from pipelines.yaml_files import validate_settings
 
+pytestmark = pytest.mark.torch
+
 NUMBERS = pa.schema([("value", pa.int64())])
 
 

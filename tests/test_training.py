@@ -19,7 +19,12 @@ from cdp.training.loop import _Trainer, train_model
 from cdp.training.plan import HISTORY, TrainingPlan, resolve_device, resolve_precision
 from cdp.training.sets import MaskedNegatives, SoftTargets, TrainingSet
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = [
+    pytest.mark.torch,
+    pytest.mark.slow,
+    pytest.mark.trains,
+    pytest.mark.usefixtures("one_thread"),
+]
 
 
 def draw_people(people: int, each: int, side: int = 16, seed: int = 0):

@@ -40,7 +40,7 @@ def report_stages(run: Path) -> None:
 
 
 def report_clusters(run: Path) -> None:
-    """F of the pseudo-labels, of their own estimate, and of one model alone by hindsight."""
+    """F of the pseudo-labels, of their own estimate, and of one model at its oracle threshold."""
     labels = pd.read_parquet(run / "propagate" / "labels.parquet")
     truth = pd.read_parquet(run / "ingest" / "truth.parquet")
     pairs = pd.read_parquet(run / "mediate" / "pairs.parquet")
@@ -49,14 +49,14 @@ def report_clusters(run: Path) -> None:
     source, target = (both.sample_id.searchsorted(pairs[end]) for end in ("source", "target"))
     same = person[source] == person[target]
 
-    def tell(name: str, label: np.ndarray, note: str = "") -> None:
+    def print_row(name: str, label: np.ndarray, note: str = "") -> None:
         pairwise, bcubed = score_pairwise(person, label), score_bcubed(person, label)
         print(
             f"{name:28}pairwise F {pairwise[2]:.3f} (P {pairwise[0]:.3f} R {pairwise[1]:.3f})  "
             f"BCubed F {bcubed[2]:.3f}  {note}"
         )
 
-    tell("pseudo-labels, no threshold", both.pseudo_label.to_numpy())
+    print_row("pseudo-labels, no threshold", both.pseudo_label.to_numpy())
     table = PairTable(source, target)
     best = max(
         (
@@ -74,7 +74,7 @@ def report_clusters(run: Path) -> None:
         ),
         key=lambda found: found[:2],
     )
-    tell("one model alone, hindsight", best[2], f"at cosine {best[1]:.2f}")
+    print_row("one model alone, oracle threshold", best[2], f"at cosine {best[1]:.2f}")
     error = measure_reliability(pairs.probability.to_numpy(), same).expected_calibration_error
     print(f"calibration error {error:.3f}; true pairs {same.mean():.3f}")
     facts = json.loads((run / "propagate" / "manifest.json").read_text())["facts"]
