@@ -1,4 +1,4 @@
-"""Docstrings for the API pages: `name : what it is` as a description, not as a type.
+"""Docstrings for the API pages: `name : what it is` becomes a description, not a type.
 
     mkdocs.yml names this file as an extension of griffe.
 
@@ -34,10 +34,9 @@ def describe_items(text: str) -> str:
             ends = following[:1].isupper() and not item[2].endswith((".", ","))
             found += [item[1], f"    {item[2]}{'.' if ends else ''}"]
         elif item and not section:
-            separate = bool(found) and found[-1] != "" and not found[-1].startswith(("- ", "    "))
-            found += (
-                ["", f"- `{item[1]}`: {item[2]}"] if separate else [f"- `{item[1]}`: {item[2]}"]
-            )
+            if found and found[-1] and not found[-1].startswith(("- ", "    ")):
+                found.append("")
+            found.append(f"- `{item[1]}`: {item[2]}")
         elif line.startswith("- ") and found and found[-1] and found[-1][0] not in "- ":
             found += ["", line]
         else:

@@ -131,17 +131,15 @@ def replace_outputs(text: str, examples: list[doctest.Example], outputs: list[st
 
 def describe_type(field: FieldInfo) -> str:
     """What a setting may be, in words: `whole number, 1 or more`."""
-    return ", ".join(
-        part for part in (_name_type(field.annotation), _bound(field.metadata)) if part
-    )
+    parts = (_name_type(field.annotation), _bound(field.metadata))
+    return ", ".join(part for part in parts if part)
 
 
 def _name_type(kind: Any) -> str:
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if origin is typing.Annotated:
-        return ", ".join(
-            part for part in (_name_type(arguments[0]), _bound(arguments[1:], deep=True)) if part
-        )
+        parts = (_name_type(arguments[0]), _bound(arguments[1:]))
+        return ", ".join(part for part in parts if part)
     if origin is Literal:
         return ", ".join(f"`{value}`" for value in arguments)
     if origin in (typing.Union, types.UnionType):
@@ -156,7 +154,7 @@ def _name_type(kind: Any) -> str:
     return f"see {kind.__name__.removesuffix('Settings').lower()}"
 
 
-def _bound(metadata: Any, *, deep: bool = False) -> str:
+def _bound(metadata: Any) -> str:
     """The bounds in pydantic's metadata: `0 or more, below 1`."""
     words = {"ge": "{} or more", "gt": "above {}", "le": "{} or less", "lt": "below {}",
              "min_length": "{} or more of them"}  # fmt: skip
@@ -187,15 +185,13 @@ def describe_default(field: FieldInfo) -> str:
     return str(value)
 
 
-def list_settings(
-    model: type[BaseModel], *, inherited: bool = False
-) -> Iterator[tuple[str, FieldInfo]]:
+def list_settings(model: type[BaseModel]) -> Iterator[tuple[str, FieldInfo]]:
     """The plain settings of a model, in order; those of its sections and base class left out."""
     base = model.__mro__[1].model_fields
     for name, field in model.model_fields.items():
         is_section = isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel)
         own = name not in base or describe_default(field) != describe_default(base[name])
-        if not is_section and (inherited or own):
+        if own and not is_section:
             yield name, field
 
 

@@ -1,4 +1,4 @@
-"""The documents: their code runs; their commands, links and settings exist."""
+"""The documents: their code runs; commands, links and settings exist; nothing is out of date."""
 
 import contextlib
 import importlib.util
@@ -52,7 +52,7 @@ def documented_runs(finished_run, tiny, tmp_path_factory):
     passing = shutil.ignore_patterns("logs", ".*draft*")  # another test may be running there
     shutil.copytree(finished_run.parent, place / "runs", symlinks=True, ignore=passing)
     config = yaml.safe_load(tiny.read_text())
-    config |= {"name": "default", "propagate": {"split": "raise_threshold", "threshold": 0.0}}
+    config |= {"name": "default", "propagate": {"split": "raise_threshold", "threshold": 1e-6}}
     (place / "configs").mkdir()
     (place / "configs" / "default.yaml").write_text(yaml.safe_dump(config))
     shutil.copy(tiny.parent.parent / "data.yaml", place)
@@ -132,35 +132,37 @@ def test_examples_run(path, tmp_path, monkeypatch):
 # ------------------------------------------------------------------------------------ commands
 
 
-def list_commands() -> list[tuple[str, list[str]]]:
-    """Every command line in the documents: where it stands, and its words."""
-    found = []
+def list_commands() -> dict[str, list[str]]:
+    """Every command line in the documents, each once: where it stands, and its words."""
+    found: dict[str, list[str]] = {}
     for path in DOCUMENTS:
         for block in list_blocks(path):
             if block.language in ("", "bash"):
-                for line in re.sub(r"\\\n\s*", "", block.text).splitlines():
-                    if re.match(r"(cdp|make|python|pip|torchrun|pytest) ", line):
-                        found.append((f"{name_of(path)}: {line}", shlex.split(line, comments=True)))
+                lines = [line for line in block.text.splitlines() if STARTS.match(line)]
+                found |= {f"{name_of(path)}: {line.partition('  ')[0]}": line for line in lines}
         text = re.sub(r"```.*?```", "", path.read_text(encoding="utf-8"), flags=re.DOTALL)
-        for line in re.findall(r"`((?:cdp|make|python -m) [^`]+)`", text):
-            found.append((f"{name_of(path)}: {line}", shlex.split(line)))
-    return found
+        quoted = re.findall(r"`((?:cdp|make|python -m) [^`]+)`", text)
+        found |= {f"{name_of(path)}: {line}": line for line in quoted}
+    return {at: shlex.split(line, comments=True) for at, line in found.items()}
 
 
-@pytest.mark.parametrize(("words"), [pytest.param(words, id=at) for at, words in list_commands()])
+STARTS = re.compile(r"(cdp|make|python|torchrun) (?! )")
+COMMANDS = list_commands()
+
+
+@pytest.mark.parametrize("words", COMMANDS.values(), ids=COMMANDS)
 def test_commands_exist(words):
     if words[0] == "make":
         targets = re.findall(r"^([\w-]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
-        wanted = [word for word in words[1:] if "=" not in word]
-        assert wanted
-        assert set(wanted) <= set(targets)
+        assert {word for word in words[1:] if "=" not in word} <= set(targets)
     elif words[0] == "cdp":
         project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
         module, _, function = project["scripts"]["cdp"].partition(":")
         usage = show_help(getattr(importlib.import_module(module), function))
         assert words[1] in re.findall(r"[\w-]+", usage)
-        module = {"run": "pipelines.run", "review": "pipelines.review"}.get(words[1])
-        check_options(words[2:], module)
+        check_options(
+            words[2:], {"run": "pipelines.run", "review": "pipelines.review"}.get(words[1])
+        )
     elif words[:2] == ["python", "-m"]:
         if words[2] != "mkdocs":  # a tool of the extra `docs`, not of every environment
             assert importlib.util.find_spec(words[2]) is not None
@@ -289,10 +291,8 @@ def test_items_of_docstrings_become_descriptions():
     griffe = pytest.importorskip("griffe")
     assert griffe
     describe = runpy.run_path(str(ROOT / ".ci" / "docstrings.py"))["describe_items"]
-    text = "What it is.\n\nParameters\n----------\nk : how many.\nx : (n,) float\n    The values."
-    assert describe(text) == (
-        "What it is.\n\nParameters\n----------\nk\n    how many.\n"
-        "x\n    (n,) float.\n    The values."
-    )
+    head = "What it is.\n\nParameters\n----------\n"
+    described = describe(f"{head}k : how many.\nx : (n,) float\n    The values.")
+    assert described == f"{head}k\n    how many.\nx\n    (n,) float.\n    The values."
     assert describe("One.\n\na : first.\nb : second.") == "One.\n\n- `a`: first.\n- `b`: second."
     assert describe("The contract:\n- One.") == "The contract:\n\n- One."

@@ -4,7 +4,7 @@
     python -m tests.benchmarks.bench_run --config configs/lfw.yaml --data-root DIR
 
 With `--run DIR` an existing run is reported instead of a fresh one. Beside the committee stands one
-model alone: the base view's graph, cut where the truth says it is best.
+model alone: the base view's graph, cut at its oracle threshold.
 """
 
 from __future__ import annotations
@@ -40,27 +40,27 @@ def report_stages(run: Path) -> None:
 
 
 def report_clusters(run: Path) -> None:
-    """F of the pseudo-labels, of their own estimate, and of one model at its oracle threshold."""
+    """F of the pseudo-labels, as estimated, and of one model alone at its oracle threshold."""
     labels = pd.read_parquet(run / "propagate" / "labels.parquet")
     truth = pd.read_parquet(run / "ingest" / "truth.parquet")
     pairs = pd.read_parquet(run / "mediate" / "pairs.parquet")
     both = labels.merge(truth, on="sample_id")
-    person = both.identity.factorize()[0]
+    identity = both.identity.factorize()[0]
     source, target = (both.sample_id.searchsorted(pairs[end]) for end in ("source", "target"))
-    same = person[source] == person[target]
+    same = identity[source] == identity[target]
 
-    def print_row(name: str, label: np.ndarray, note: str = "") -> None:
-        pairwise, bcubed = score_pairwise(person, label), score_bcubed(person, label)
+    def print_scores(name: str, label: np.ndarray, note: str = "") -> None:
+        pairwise, bcubed = score_pairwise(identity, label), score_bcubed(identity, label)
         print(
             f"{name:28}pairwise F {pairwise[2]:.3f} (P {pairwise[0]:.3f} R {pairwise[1]:.3f})  "
             f"BCubed F {bcubed[2]:.3f}  {note}"
         )
 
-    print_row("pseudo-labels, no threshold", both.pseudo_label.to_numpy())
+    print_scores("pseudo-labels, no threshold", both.pseudo_label.to_numpy())
     table = PairTable(source, target)
     best = max(
         (
-            (score_pairwise(person, label)[2], threshold, label)
+            (score_pairwise(identity, label)[2], threshold, label)
             for threshold in np.arange(0.2, 1.0, 0.02)
             for label in [
                 propagate_labels(
@@ -74,9 +74,9 @@ def report_clusters(run: Path) -> None:
         ),
         key=lambda found: found[:2],
     )
-    print_row("one model alone, oracle threshold", best[2], f"at cosine {best[1]:.2f}")
+    print_scores("one model alone, oracle", best[2], f"at cosine {best[1]:.2f}")
     error = measure_reliability(pairs.probability.to_numpy(), same).expected_calibration_error
-    print(f"calibration error {error:.3f}; true pairs {same.mean():.3f}")
+    print(f"calibration error {error:.3f}; positive rate {same.mean():.3f}")
     facts = json.loads((run / "propagate" / "manifest.json").read_text())["facts"]
     print(
         f"estimated without truth: precision {facts['estimated_precision']:.3f}, recall "
