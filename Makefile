@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 READY := .venv/.ready
 
-.PHONY: setup run test test-long check audit versions bench golden lfw
+.PHONY: setup demo run lfw test test-long check docs audit versions bench golden
 
 setup: $(READY)
 
@@ -14,7 +14,10 @@ $(READY): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[dev]'
 	@touch $@
 
-run: $(READY)          # the whole pipeline on the embedded default
+demo: $(READY)         # a small run on synthetic faces, in under a minute
+	$(BIN)/python -m pipelines.demo
+
+run: $(READY)          # the whole pipeline on synthetic faces, with the default config
 	$(BIN)/python -m pipelines.run --stage all
 
 lfw: $(READY)          # the whole pipeline on real faces; set CDP_DATA_ROOT
@@ -30,6 +33,13 @@ check: $(READY)        # style and types
 	$(BIN)/python -m ruff check .
 	$(BIN)/python -m ruff format --check .
 	$(BIN)/python -m mypy
+
+docs: .venv/.docs      # the documentation as a site, in site/; a broken link is an error
+	$(BIN)/python -m mkdocs build --strict
+
+.venv/.docs: $(READY)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable '.[docs]'
+	@touch $@
 
 audit: $(READY)        # known vulnerabilities and licences of the dependencies
 	test -x .venv/audit/bin/pip-audit || { $(PYTHON) -m venv .venv/audit && .venv/audit/bin/python -m pip install --quiet pip-audit; }

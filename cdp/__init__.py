@@ -1,4 +1,13 @@
-"""Consensus-Driven Propagation: pseudo-labels for faces from a committee that agrees."""
+"""Consensus-Driven Propagation: pseudo-labels for unlabelled faces from a committee of embedders.
+
+    from cdp import ConsensusClusterer
+    label = ConsensusClusterer().fit_predict(embeddings)
+
+The contract:
+- `dir(cdp)` and `__all__` list every public name; a name or a subpackage is imported on first use,
+  so `import cdp` itself loads nothing.
+- The same names can be imported from the modules that define them, listed in `_MODULE_OF`.
+"""
 
 from __future__ import annotations
 
@@ -6,26 +15,121 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    import cdp.arrays as arrays
+    import cdp.clusterer as clusterer
+    import cdp.committee as committee
+    import cdp.embedding as embedding
+    import cdp.errors as errors
+    import cdp.images as images
+    import cdp.knn as knn
+    import cdp.mediator as mediator
+    import cdp.metrics as metrics
+    import cdp.models as models
+    import cdp.propagation as propagation
+    import cdp.recognizer as recognizer
+    import cdp.review as review
+    import cdp.synthetic as synthetic
+    import cdp.training as training
+    import cdp.types as types
     from cdp.clusterer import ConsensusClusterer
+    from cdp.errors import BackendError, CdpError, ConfigError, DataError, StageError
+    from cdp.images.align import align_face
+    from cdp.knn.graph import build_knn_graph
+    from cdp.propagation.average_linkage import agglomerate
+    from cdp.propagation.quality import estimate_quality
     from cdp.propagation.rising_threshold import propagate_labels
+    from cdp.recognizer.fit import train_recognizer
     from cdp.recognizer.recognizer import Recognizer
+    from cdp.synthetic.identities import SyntheticFaces
+    from cdp.training.plan import TrainingPlan
 
-__version__ = "0.1.0"
-__all__ = ["ConsensusClusterer", "Recognizer", "open_run", "propagate_labels"]
+    __version__: str
 
-_HOME = {
+_MODULE_OF = {
+    "BackendError": "cdp.errors",
+    "CdpError": "cdp.errors",
+    "ConfigError": "cdp.errors",
     "ConsensusClusterer": "cdp.clusterer",
+    "DataError": "cdp.errors",
+    # "FaceSet": "cdp.recognizer.fit",
     "Recognizer": "cdp.recognizer.recognizer",
-    # The one name that lives in the plumbing: people look for it here, and a run is files. It is
-    # looked up by name when used, so nothing in cdp imports pipelines; tests/test_house.py holds
-    # this to be the only such name.
+    "StageError": "cdp.errors",
+    "SyntheticFaces": "cdp.synthetic.identities",
+    "TrainingPlan": "cdp.training.plan",
+    "agglomerate": "cdp.propagation.average_linkage",
+    "align_face": "cdp.images.align",
+    "build_knn_graph": "cdp.knn.graph",
+    "estimate_quality": "cdp.propagation.quality",
+    # The one name defined in `pipelines`: users look for it here, and a run is a folder of files.
+    # It is imported by name on first use, so no module of cdp imports pipelines.
     "open_run": "pipelines.results",
     "propagate_labels": "cdp.propagation.rising_threshold",
+    "train_recognizer": "cdp.recognizer.fit",
 }
+"""Public name -> the module that defines it."""
+
+__all__ = [
+    "BackendError",
+    "CdpError",
+    "ConfigError",
+    "ConsensusClusterer",
+    "DataError",
+    # "FaceSet",
+    "Recognizer",
+    "StageError",
+    "SyntheticFaces",
+    "TrainingPlan",
+    "__version__",
+    "agglomerate",
+    "align_face",
+    "arrays",
+    "build_knn_graph",
+    "clusterer",
+    "committee",
+    "embedding",
+    "errors",
+    "estimate_quality",
+    "images",
+    "knn",
+    "mediator",
+    "metrics",
+    "models",
+    "open_run",
+    "propagate_labels",
+    "propagation",
+    "recognizer",
+    "review",
+    "synthetic",
+    "train_recognizer",
+    "training",
+    "types",
+]
 
 
 def __getattr__(name: str) -> Any:
-    """Load a public name when it is first used, so that `import cdp` costs nothing."""
-    if name in _HOME:
-        return getattr(import_module(_HOME[name]), name)
-    raise AttributeError(f"module 'cdp' has no attribute {name!r}")
+    """Import a public name, a subpackage or the version when it is first used."""
+    if name in _MODULE_OF:
+        value = getattr(import_module(_MODULE_OF[name]), name)
+    elif name == "__version__":
+        value = _read_version()
+    elif name in __all__:
+        value = import_module(f"cdp.{name}")
+    else:
+        raise AttributeError(f"module 'cdp' has no attribute {name!r}")
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    """The public names, for completion."""
+    return sorted(__all__)
+
+
+def _read_version() -> str:
+    """The installed version; "0+unknown" for a source tree that is not installed."""
+    from importlib import metadata
+
+    try:
+        return metadata.version("cdp")
+    except metadata.PackageNotFoundError:
+        return "0+unknown"

@@ -1,46 +1,45 @@
-"""ConsensusClusterer: kNN graphs, committee, mediator and propagation behind scikit-learn's face.
+"""ConsensusClusterer: the whole method as one scikit-learn estimator.
+
+k-NN graphs -> candidate pairs -> `PairScorer` (or `PairVoter`) -> `cluster_pairs`.
 
 The contract:
-- Enters: one (n, d) array, or a list of (n, d_v) arrays, the base view first. Any dimensions,
-  float16/32/64, memory-mapped or not; a list entry may be a function that loads its array.
-- Leaves: `labels_` with -1 for "no identity found". Nothing is ever forced into a cluster.
-- With labelled views and ids a mediator is trained and everything it says of two groups decides
-  whether they are one (the chain of the pipeline's defaults); without, the committee votes and
-  components are split by a rising threshold.
-- Pairs are described and scored in blocks, one view at a time: peak memory is one view, its index
-  and the pairs, never their features.
+- Enters: one (n, d) array, or a list of (n, d_v) arrays, the base view first. Arrays, DataFrames or
+  tensors of any width, float16/32/64 or integers, memory-mapped or not; an entry of the list may be
+  a function that loads its array.
+- Leaves: `labels_` with -1 for "no identity found". No row is ever forced into a cluster.
+- With labelled views and ids a pair scorer is trained, and its probabilities decide; without, the
+  committee votes, and components are split by a rising threshold. Both are the pipeline's chain
+  with the pipeline's defaults: the same views, `k` and seed give the same labels.
+- Pairs are scored in blocks, one view at a time: peak memory is one view, its index and the pairs,
+  never all their features (but those of the labelled pairs, while training).
 - The same input and `random_state` give the same bits, with any number of threads.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any, Literal
 
 import numpy as np
 from sklearn.base import BaseEstimator, ClusterMixin
-from sklearn.utils import check_random_state
+from sklearn.utils import check_array, check_random_state
 
 from cdp.arrays.cosine import make_unit
-from cdp.committee.features import VARIANTS, measure_affinity
-from cdp.committee.pairs import choose_candidates, make_pairs, vote_pairs
+from cdp.committee.features import VARIANTS
+from cdp.committee.pairs import choose_candidates, make_pairs
 from cdp.errors import ConfigError, DataError
 from cdp.knn.graph import build_knn_graphs
 from cdp.mediator.curriculum import JointSet
-from cdp.mediator.ensemble import Mediator
-from cdp.mediator.pair_scorer import score_pairs, teach_mediator
-from cdp.mediator.second_stage import SecondStage, score_second_stage
+from cdp.mediator.pair_scorer import PairScorer, PairVoter
 from cdp.mediator.settings import MediatorSettings
-from cdp.propagation.average_linkage import agglomerate
+from cdp.propagation.clustering import SPLITS, cluster_pairs
 from cdp.propagation.quality import estimate_quality
-from cdp.propagation.rising_threshold import MAX_SIZE, propagate_labels
-from cdp.types import UNLABELLED, KnnGraph, PairTable
+from cdp.types import UNLABELLED, KnnGraph, PairTable, View, load_view
 
-Views = np.ndarray | Sequence[np.ndarray | Callable[[], np.ndarray]]
-
-SPLITS = ("consensus", "raise_threshold")
+Views = Any
+"""(n, d) array, DataFrame or tensor; or a sequence of such or of functions that load them."""
 
 
 class ConsensusClusterer(ClusterMixin, BaseEstimator):
@@ -48,26 +47,28 @@ class ConsensusClusterer(ClusterMixin, BaseEstimator):
 
     Parameters
     ----------
-    k : neighbours a row in each view's graph.
+    k : number of neighbours of a row in each view's graph.
     backend : "nmslib", "faiss" or "exact", see `cdp.knn.build_knn_graph`.
     backend_settings : dict of the backend's settings, or None.
     variant : pair features of the mediator: "extended" (ours), "paper" or "released"; with labels
         only. It also chooses the mediator's settings.
     mediator_settings : `cdp.mediator.MediatorSettings` to use instead, or None.
     candidates : "base": pairs are the edges of the base graph (paper); "all": of every graph. None:
-        all with labels and the variant "extended", else the base.
-    joint : teach the mediator amid the unlabelled rows, searched together with the labelled ones
-        for that; with labels and the variant "extended" only. False where many of the unlabelled
-        rows show labelled people.
-    second_stage : rescore each pair by its neighbouring pairs (`cdp.mediator.second_stage`); with
-        labels and the variant "extended" only.
-    split : "consensus": groups merge while all evidence between them says so (ours); or
-        "raise_threshold" (paper); with labels only.
-    threshold : "auto": where the held-out people were served best, one half without a second
-        reading; or a probability (paper: .96); with labels only.
-    min_similarity : a pair counts when its base cosine is above it; voting only.
-    min_votes : ... and at least so many committee members have the edge; voting only. None: half
-        of them, rounded up; in a group much larger than k, few edges are in every graph.
+        "all" with labels and the variant "extended", else "base".
+    joint : whether the mediator is also trained on labelled and unlabelled rows in one graph, where
+        the unlabelled rows serve as distractors, as they will when it is applied; with labels and
+        the variant "extended" only. Every pair of a labelled and an unlabelled row is taken for
+        negative, so set this to False if many unlabelled rows show labelled identities.
+    second_stage : whether each pair is rescored from the scores of its neighbouring pairs, which
+        recovers blurred images (`cdp.mediator.second_stage`); with labels and the variant
+        "extended" only. False is faster and holds less memory.
+    split : "consensus": groups merge while the mean evidence between them is for it (ours); or
+        "raise_threshold" (paper). Without labels always the latter.
+    threshold : on the scores: "auto", or a number (paper: .96). "auto" is the threshold chosen on
+        held-out identities, one half without second stage, and 0 where the committee votes.
+    min_similarity : a pair is kept if its base cosine exceeds this; voting only.
+    min_votes : and if at least so many committee members have the edge; voting only. With a single
+        view the cosine alone decides.
     max_size : largest cluster, in rows. None: any size for the consensus split, 600 for the rising
         threshold.
     step : how fast the threshold rises in a cluster that is split, see `cdp.propagate_labels`.
@@ -77,37 +78,41 @@ class ConsensusClusterer(ClusterMixin, BaseEstimator):
     Attributes
     ----------
     labels_ : (n,) int64, 0 .. n_clusters_ - 1; -1 none.
-    probabilities_ : (n,) float32, with labels the probability that the row belongs to its cluster
+    probabilities_ : (n,) float32; with labels the probability that the row belongs to its cluster
         (`cdp.propagation.quality`), without the mean base cosine (clipped at 0) to it; 0 where the
         label is -1.
     n_clusters_ : int.
-    pairs_ : PairTable, the pairs that were scored; voting: those with enough votes.
-    pair_scores_ : (m,) float32. Without labels `cdp.propagate_labels(pairs_, pair_scores_, n,
-        threshold=threshold_, ...)` gives `labels_`, with labels and the consensus split
-        `cdp.agglomerate` does; with other settings they give other labels.
+    n_features_in_ : int, width of the base view; absent if that is given as a function.
+    feature_names_in_ : columns of the view, if one DataFrame is given.
+    pairs_ : PairTable, all candidate pairs.
+    pair_scores_ : (m,) float32 in [0, 1], probabilities; voting: base cosines, 0 for pairs that are
+        not kept. `cdp.propagation.cluster_pairs(pairs_, pair_scores_, n, threshold=threshold_,
+        ...)` gives `labels_`, and other labels with other settings.
     threshold_ : the threshold on the scores.
-    cut_thresholds_ : (n,) float32, the level at which each row's cluster was accepted.
-    mediator_ : the trained `cdp.mediator.Mediator`, None where the committee voted.
-    second_stage_ : the trained second stage, None where there was none.
+    cut_thresholds_ : (n,) float32, the threshold at which each row's cluster was accepted.
+    scorer_ : the `cdp.mediator.PairScorer` that was trained, or the `PairVoter`.
+    mediator_ : its mediator, None where the committee voted.
+    second_stage_ : its second stage, None where there is none.
     quality_ : `cdp.propagation.QualityEstimate` of the labels; None where the committee voted.
 
     Examples
     --------
-    Ten people, twenty images of each, seen by three models; without labels the committee votes:
+    Ten identities, twenty images of each, embedded by three models; without labels the committee
+    votes:
 
     >>> import numpy as np
     >>> from cdp import ConsensusClusterer
     >>> generator = np.random.default_rng(0)
-    >>> person = np.repeat(np.arange(10), 20)
+    >>> identity = np.repeat(np.arange(10), 20)
     >>> views = [
-    ...     generator.normal(size=(10, d))[person] + 0.3 * generator.normal(size=(200, d))
+    ...     generator.normal(size=(10, d))[identity] + 0.3 * generator.normal(size=(200, d))
     ...     for d in (64, 32, 48)
     ... ]
-    >>> clusterer = ConsensusClusterer(k=8, backend="exact", min_similarity=0.6, min_votes=1)
+    >>> clusterer = ConsensusClusterer(k=8, backend="exact", min_similarity=0.6)
     >>> labels = clusterer.fit_predict(views)
     >>> clusterer.n_clusters_
     10
-    >>> bool((labels == person).all())
+    >>> bool((labels == identity).all())
     True
     """
 
@@ -125,7 +130,7 @@ class ConsensusClusterer(ClusterMixin, BaseEstimator):
         split: str = "consensus",
         threshold: float | Literal["auto"] = "auto",
         min_similarity: float = 0.5,
-        min_votes: int | None = None,
+        min_votes: int = 1,
         max_size: int | None = None,
         step: float = 0.1,
         random_state: Any = 0,
@@ -154,16 +159,17 @@ class ConsensusClusterer(ClusterMixin, BaseEstimator):
         y: Any = None,
         *,
         labelled_views: Views | None = None,
-        labelled_ids: np.ndarray | None = None,
+        labelled_ids: Any = None,
     ) -> ConsensusClusterer:
         """Cluster the rows of `views`.
 
         Parameters
         ----------
-        views : (n, d) array, or a list of (n, d_v) arrays of the same rows, the base first.
+        views : (n, d) array, DataFrame or tensor, or a list of (n, d_v) ones of the same rows, the
+            base first; n >= 1.
         y : ignored, as scikit-learn's clusterers do.
         labelled_views : the same models' embeddings of labelled images, as `views`; or None.
-        labelled_ids : (l,) integer identities of their rows; or None.
+        labelled_ids : (l,) integers or strings, the identities of their rows; or None.
 
         Returns
         -------
@@ -172,13 +178,67 @@ class ConsensusClusterer(ClusterMixin, BaseEstimator):
         Raises
         ------
         ConfigError
-            A parameter is unknown or out of range.
+            A parameter is unknown or out of range; it is a ValueError too.
         DataError
-            Views that do not belong together, a bad vector (named), or labelled data a mediator
-            cannot learn from.
+            Views that do not belong together, no row, a bad vector (its row is named; a vector of
+            zeros has no cosine), or labelled data a mediator cannot be trained on; a ValueError.
         BackendError
             The kNN library cannot be imported, or failed.
+        TypeError
+            A sparse matrix, or values that are no numbers.
         """
+        self._check_parameters()
+        if (labelled_views is None) != (labelled_ids is None):
+            raise DataError(
+                "labelled_views and labelled_ids belong together: give both to train a mediator, "
+                "or neither to let the committee vote"
+            )
+        seed = self._draw_seed()
+        given = _read_views(views, "views")
+        self._note_features(views, given)
+        scorer: PairScorer | PairVoter
+        if labelled_views is None:
+            scorer = PairVoter(
+                self.min_similarity, self.min_votes, self.candidates or choose_candidates("vote")
+            )
+        else:
+            scorer = self._fit_scorer(given, labelled_views, labelled_ids, seed)
+        graphs = self._build_graphs(given, seed)
+        count = len(graphs[0])
+        if not count:
+            raise DataError("views must hold at least one row, got 0 sample(s)")
+        pairs = make_pairs(graphs, candidates=scorer.candidates)
+        scores = scorer.score(given, graphs, pairs, threads=self.threads).probability
+        found = cluster_pairs(
+            pairs,
+            scores,
+            count,
+            split=self.split,
+            threshold=float(scorer.threshold if self.threshold == "auto" else self.threshold),
+            max_size=self.max_size,
+            step=self.step,
+            calibrated=scorer.calibrated,
+        )
+        self.labels_ = found.label
+        self.n_clusters_ = int(found.label.max(initial=UNLABELLED)) + 1
+        self.cut_thresholds_ = found.cut_threshold
+        self.threshold_ = found.threshold
+        self.pairs_, self.pair_scores_ = pairs, scores
+        self.scorer_ = scorer
+        self.mediator_ = self.second_stage_ = self.quality_ = None
+        if isinstance(scorer, PairScorer):
+            self.mediator_, self.second_stage_ = scorer.mediator, scorer.second_stage
+            self.quality_ = estimate_quality(found.label, pairs, scores)
+            self.probabilities_ = self.quality_.confidence
+        else:
+            self.probabilities_ = _average_inside(found.label, pairs, scores, found.threshold)
+        return self
+
+    def fit_predict(self, views: Views, y: Any = None, **labelled: Any) -> np.ndarray:
+        """Cluster the rows and return `labels_`; parameters and errors are those of `fit`."""
+        return self.fit(views, y, **labelled).labels_
+
+    def _check_parameters(self) -> None:
         for name, known in (("variant", VARIANTS), ("split", SPLITS)):
             if getattr(self, name) not in known:
                 raise ConfigError(
@@ -186,70 +246,24 @@ class ConsensusClusterer(ClusterMixin, BaseEstimator):
                 )
         if isinstance(self.threshold, str) and self.threshold != "auto":
             raise ConfigError(f"threshold must be 'auto' or a number, got {self.threshold!r}")
-        if (labelled_views is None) != (labelled_ids is None):
-            raise DataError(
-                "labelled_views and labelled_ids belong together: give both to train a mediator, "
-                "or neither to let the committee vote"
-            )
-        seed = self._draw_seed()
-        given = _list_views(views, "views")
-        mediator, reading = None, None
-        if labelled_views is not None:
-            mediator, reading = self._train(given, labelled_views, np.asarray(labelled_ids), seed)
-        graphs = self._build_graphs(given, seed)
-        method = "vote" if mediator is None else self.variant
-        pairs = make_pairs(graphs, candidates=self.candidates or choose_candidates(method))
-        count = len(graphs[0])
-        split, threshold, quality = self.split, self.threshold, None
-        if mediator is None:
-            split, threshold = "raise_threshold", self.min_similarity
-            pairs, scores = self._vote(given, graphs, pairs)
-        else:
-            scores = self._score(mediator, given, graphs, pairs)
-            if reading is not None and len(pairs):
-                scores = score_second_stage(
-                    reading, given, pairs, scores, count, threads=self.threads
-                ).probability
-            if threshold == "auto":
-                threshold = reading.threshold if reading is not None else 0.5
-        level = float(threshold)
-        if split == "consensus":
-            labels = agglomerate(
-                pairs, scores, count, threshold=level, max_size=self.max_size
-            ).label
-            cut = np.full(count, level, np.float32)
-        else:
-            limit = MAX_SIZE if self.max_size is None else self.max_size
-            found = propagate_labels(
-                pairs, scores, count, threshold=level, max_size=limit, step=self.step
-            )
-            labels, cut = found.label, found.cut_threshold
-        if mediator is None:
-            self.probabilities_ = _average_inside(labels, pairs, scores, level)
-        else:
-            quality = estimate_quality(labels, pairs, scores)
-            self.probabilities_ = quality.confidence
-        self.labels_ = labels
-        self.n_clusters_ = int(labels.max(initial=UNLABELLED)) + 1
-        self.cut_thresholds_ = cut
-        self.pairs_ = pairs
-        self.pair_scores_ = scores
-        self.threshold_ = level
-        self.mediator_ = mediator
-        self.second_stage_ = reading
-        self.quality_ = quality
-        return self
-
-    def fit_predict(self, views: Views, y: Any = None, **labelled: Any) -> np.ndarray:
-        """Cluster the rows and return `labels_`; parameters and errors are those of `fit`."""
-        return self.fit(views, y, **labelled).labels_
 
     def _draw_seed(self) -> int:
         if isinstance(self.random_state, int | np.integer):
             return int(self.random_state)
         return int(check_random_state(self.random_state).randint(2**31 - 1))
 
-    def _build_graphs(self, views: list[Any], seed: int) -> list[KnnGraph]:
+    def _note_features(self, views: Views, given: list[View]) -> None:
+        """Set `n_features_in_` and `feature_names_in_`, as scikit-learn's conventions ask."""
+        for name in ("n_features_in_", "feature_names_in_"):
+            if hasattr(self, name):
+                delattr(self, name)
+        if not callable(given[0]):
+            self.n_features_in_ = given[0].shape[1]
+        columns = getattr(views, "columns", None)
+        if columns is not None and all(isinstance(name, str) for name in columns):
+            self.feature_names_in_ = np.asarray(columns, dtype=object)
+
+    def _build_graphs(self, views: Sequence[View], seed: int) -> list[KnnGraph]:
         graphs = build_knn_graphs(
             views,
             self.k,
@@ -263,41 +277,26 @@ class ConsensusClusterer(ClusterMixin, BaseEstimator):
             raise DataError(f"all views must show the same rows, got {counts} rows")
         return graphs
 
-    def _train(
-        self, views: list[Any], labelled: Views, ids: np.ndarray, seed: int
-    ) -> tuple[Mediator, SecondStage | None]:
-        taught = _list_views(labelled, "labelled_views")
-        if len(taught) != len(views):
-            raise DataError(
-                f"labelled_views must come from the same models as views, got {len(taught)} views "
-                f"for {len(views)}"
-            )
-        for number, (one, other) in enumerate(zip(taught, views, strict=True)):
-            if not (callable(one) or callable(other)) and one.shape[1] != other.shape[1]:
-                raise DataError(
-                    f"view {number} has {one.shape[1]} dimensions labelled and {other.shape[1]} "
-                    "unlabelled: they are not of one model"
-                )
-        graphs = self._build_graphs(taught, seed)
-        if ids.shape != (len(graphs[0]),) or ids.dtype.kind not in "iu":
-            raise DataError(
-                f"labelled_ids must be {len(graphs[0])} integers, one a labelled row, got shape "
-                f"{ids.shape} of {ids.dtype}"
-            )
-        ids = np.unique(ids, return_inverse=True)[1]
+    def _fit_scorer(
+        self, views: list[View], labelled_views: Views, labelled_ids: Any, seed: int
+    ) -> PairScorer:
+        labelled = _read_views(labelled_views, "labelled_views")
+        _check_models(labelled, views)
+        graphs = self._build_graphs(labelled, seed)
+        identity = _number_identities(labelled_ids, len(graphs[0]))
         settings, joint = self._choose_settings(), None
         if self.joint and settings.variant == "extended":
-            joined = [partial(_join, one, other) for one, other in zip(taught, views, strict=True)]
-            everyone = self._build_graphs(joined, seed)
-            identity = np.full(len(everyone[0]), UNLABELLED, np.int64)
-            identity[: len(ids)] = ids
-            joint = JointSet(joined, everyone, identity)
-        return teach_mediator(
-            taught,
+            both = [partial(_join, one, other) for one, other in zip(labelled, views, strict=True)]
+            joint_graphs = self._build_graphs(both, seed)
+            joint_identity = np.full(len(joint_graphs[0]), UNLABELLED, np.int64)
+            joint_identity[: len(identity)] = identity
+            joint = JointSet(both, joint_graphs, joint_identity)
+        return PairScorer.fit(
+            labelled,
             graphs,
-            ids,
+            identity,
             settings=settings,
-            candidates=self.candidates or choose_candidates(self.variant),
+            candidates=self.candidates,
             joint=joint,
             second_stage=self.second_stage,
             seed=seed,
@@ -309,52 +308,66 @@ class ConsensusClusterer(ClusterMixin, BaseEstimator):
             return MediatorSettings.named(self.variant)
         return replace(self.mediator_settings, variant=self.variant)
 
-    def _score(
-        self, mediator: Mediator, views: list[Any], graphs: list[KnnGraph], pairs: PairTable
-    ) -> np.ndarray:
-        scores = score_pairs(mediator, views, graphs, pairs, threads=self.threads)
-        return mediator.correct(scores).probability
 
-    def _vote(
-        self, views: list[Any], graphs: list[KnnGraph], pairs: PairTable
-    ) -> tuple[PairTable, np.ndarray]:
-        needed = len(views) // 2 if self.min_votes is None else self.min_votes
-        if not 0 <= needed <= len(views) - 1:
-            raise ConfigError(
-                f"min_votes must be in 0 .. {len(views) - 1}, the number of committee members "
-                f"(views without the base), got {needed}"
-            )
-        kept = vote_pairs(graphs, pairs) >= needed
-        pairs = pairs.take(kept)
-        return pairs, measure_affinity(views[0], pairs, threads=self.threads)
-
-
-def _list_views(views: Views, name: str) -> list[Any]:
+def _read_views(views: Views, name: str) -> list[View]:
     """The views as a list, base first, checked as far as possible without loading any."""
-    if isinstance(views, np.ndarray):
-        listed: list[Any] = [views] if views.ndim == 2 else list(views)
+    if len(getattr(views, "shape", ())) == 2:  # an array, a DataFrame, a tensor, a sparse matrix
+        listed = [views]
     elif len(views) and all(not callable(view) and np.ndim(view) == 1 for view in views):
-        listed = [np.asarray(views)]
+        listed = [views]  # a list of rows
     else:
-        listed = [view if callable(view) else np.asarray(view) for view in views]
+        listed = list(views)
     if not listed:
         raise DataError(f"{name} must hold at least one (n, d) array, got none")
-    arrays = [view for view in listed if not callable(view)]
-    if any(array.ndim != 2 for array in arrays):
-        raise DataError(
-            f"{name} must be an (n, d) array or a list of such, got shapes "
-            f"{[array.shape for array in arrays]}"
-        )
-    if len({len(array) for array in arrays}) > 1:
-        raise DataError(
-            f"all {name} must show the same rows, got {[len(array) for array in arrays]} rows"
-        )
-    return listed
+    read = [view if callable(view) else _read_array(view, name) for view in listed]
+    counts = [len(view) for view in read if not callable(view)]
+    if len(set(counts)) > 1:
+        raise DataError(f"all {name} must show the same rows, got {counts} rows")
+    return read
 
 
-def _join(one: Any, other: Any) -> np.ndarray:
+def _read_array(view: Any, name: str) -> np.ndarray:
+    """One view as an array of floats, not copied where it is one; its values are checked later."""
+    if hasattr(view, "detach"):  # a tensor, maybe on a GPU or with gradients
+        view = view.detach().cpu().numpy()
+    try:
+        array: np.ndarray = check_array(
+            view, dtype=(np.float64, np.float32, np.float16), ensure_all_finite=False
+        )
+    except ValueError as error:
+        raise DataError(f"{name} must be an (n, d) array or a list of such: {error}") from error
+    return array
+
+
+def _check_models(labelled: list[View], views: list[View]) -> None:
+    if len(labelled) != len(views):
+        raise DataError(
+            f"labelled_views must come from the same models as views, got {len(labelled)} views "
+            f"for {len(views)}"
+        )
+    for number, (one, other) in enumerate(zip(labelled, views, strict=True)):
+        if not (callable(one) or callable(other)) and one.shape[1] != other.shape[1]:
+            raise DataError(
+                f"view {number} has {one.shape[1]} dimensions labelled and {other.shape[1]} "
+                "unlabelled: they are not of one model"
+            )
+
+
+def _number_identities(labelled_ids: Any, count: int) -> np.ndarray:
+    """Identities as (count,) int64, 0 .. identities - 1 in sorted order."""
+    ids = np.asarray(labelled_ids)
+    kinds = {type(each) for each in ids.ravel()} if ids.dtype.kind == "O" else set()
+    if ids.shape != (count,) or ids.dtype.kind not in "iuUTO" or not kinds <= {str}:
+        raise DataError(
+            f"labelled_ids must be {count} integers or {count} strings, one a labelled row, got "
+            f"shape {ids.shape} of {ids.dtype}"
+        )
+    return np.unique(ids, return_inverse=True)[1].astype(np.int64)
+
+
+def _join(one: View, other: View) -> np.ndarray:
     """Labelled rows, then unlabelled ones, each checked by its own row numbers."""
-    labelled, rest = (make_unit(view() if callable(view) else view)[0] for view in (one, other))
+    labelled, rest = (make_unit(load_view(view))[0] for view in (one, other))
     if labelled.shape[1] != rest.shape[1]:
         raise DataError(
             f"a view has {labelled.shape[1]} dimensions labelled and {rest.shape[1]} unlabelled: "

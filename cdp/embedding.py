@@ -1,4 +1,4 @@
-"""Images to unit vectors: backbones of ours and ONNX models behind one method.
+"""Embedders: backbones of ours and ONNX models behind one method, from images to unit vectors.
 
 The contract:
 - `embed(images)` takes uint8 (n, s, s, 3) RGB of any side and returns unit float32 vectors and the
@@ -9,7 +9,7 @@ The contract:
 - NaN, infinity or a zero vector is a `DataError` that names the row, never a row of the output.
 - An ONNX model is data from anywhere: one file of at most `MODEL_BYTES`, no weights in other files,
   no operators but onnxruntime's own, sides and vectors of at most `LONGEST`, and at most
-  `ARENA_BYTES` for what it computes. How long it computes is not bounded.
+  `ARENA_BYTES` of memory while it runs. Its running time is not bounded.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ LONGEST = 8192
 
 
 class Embedder(Protocol):
-    """What turns images into vectors."""
+    """The one method of all embedders."""
 
     embedding_dim: int
 
@@ -106,7 +106,7 @@ class OnnxEmbedder:
         The file: one input (batch, 3, p, p) float32, RGB in 0..255; one output (batch, d).
     reduce_px : int or None
         Reduce faces to this side first and enlarge them again to the model's, so that a strong
-        model sees no more than a low-resolution one would; None shows it what there is.
+        model gets no more detail than a low-resolution one; None keeps the full resolution.
     threads : int
         Of onnxruntime, per call.
     name : str

@@ -1,13 +1,14 @@
 """The exception tree. Every error a user can cause is one of these, and nothing else.
 
     CdpError
-    ├── ConfigError    a setting is unknown, of the wrong type, or contradicts another
-    ├── DataError      an image, table, label or vector is not what it should be
+    ├── ConfigError    a setting is unknown, of the wrong type, or contradicts another (ValueError)
+    ├── DataError      an image, table, label or vector is not what it should be (ValueError)
     ├── BackendError   a library or a device that was asked for cannot do its part
     └── StageError     a stage failed, or what it published is damaged
 
 The contract:
 - A message says what was expected, what came, where, and what to do next.
+- Wrong settings and wrong data are ValueErrors too, as scikit-learn's conventions ask.
 - A message can be shown anywhere: what a terminal would obey (control characters of a hostile
   file name) and what no encoding takes stand in it as escapes.
 - Library code raises; it never logs a failure and goes on.
@@ -31,11 +32,11 @@ class CdpError(Exception):
         return make_printable(super().__str__())
 
 
-class ConfigError(CdpError):
+class ConfigError(CdpError, ValueError):
     """A setting is unknown, of the wrong type, or contradicts another."""
 
 
-class DataError(CdpError):
+class DataError(CdpError, ValueError):
     """An image, table, label or vector is not what it should be."""
 
 

@@ -1,12 +1,15 @@
-"""The few values that travel between rooms.
+"""The values every package shares: neighbour graphs, pairs, and views that are loaded on demand.
 
 The contract:
 - Every value is frozen; its arrays are not copied and must not be written to.
 - Sample positions are row numbers of the embeddings, 0-based int64. `UNLABELLED` marks "none".
+- A view (the embeddings of one model) or a graph may be given as a function that loads it, so that
+  a caller holds one at a time.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -41,8 +44,8 @@ class PairTable:
     """Unordered pairs of rows.
 
     source, target : (m,) int64, source < target, unique, sorted by (source, target).
-    listings : (m,) int32 >= 1, in how many neighbour lists each stands, of either row in every
-        graph; None: once each.
+    listings : (m,) int32 >= 1, the number of k-NN lists (over all graphs, both directions) that
+        contain the pair; None: 1 each.
     """
 
     source: np.ndarray
@@ -51,15 +54,31 @@ class PairTable:
 
     @property
     def weight(self) -> np.ndarray:
-        """(m,) int64, how much each pair weighs where many are averaged: its listings, or 1."""
+        """(m,) int64, the pair's weight in averages: its `listings`, or 1."""
         if self.listings is None:
             return np.ones(len(self), np.int64)
         return self.listings.astype(np.int64)
 
-    def take(self, kept: np.ndarray) -> PairTable:
-        """Those of a bool mask, or at ascending positions."""
+    def take(self, kept: np.ndarray | slice) -> PairTable:
+        """The pairs of a bool mask, a slice, or ascending positions."""
         listings = None if self.listings is None else self.listings[kept]
         return PairTable(self.source[kept], self.target[kept], listings)
 
     def __len__(self) -> int:
         return len(self.source)
+
+
+View = np.ndarray | Callable[[], np.ndarray]
+"""(n, d) embeddings of one model, or a function that loads them."""
+Graph = KnnGraph | Callable[[], KnnGraph]
+"""A neighbour graph, or a function that loads it."""
+
+
+def load_view(view: View) -> np.ndarray:
+    """The array of a view."""
+    return view() if callable(view) else view
+
+
+def load_graph(graph: Graph) -> KnnGraph:
+    """The graph, loaded if it is given as a function."""
+    return graph if isinstance(graph, KnnGraph) else graph()

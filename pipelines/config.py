@@ -1,25 +1,28 @@
-"""What a run is made of: the strict models behind `configs/*.yaml`.
+"""Settings of a run: the strict models behind `configs/*.yaml`.
 
 The contract:
-- An unknown key, a wrong type or a value out of range is a ConfigError naming the key, what was
-  expected, what came, and the file it stands in.
-- A config is frozen once read. It holds no path of this machine: `--data-root`, `--runs-dir`,
-  workers and device come from the command line and are never part of a fingerprint.
-- YAML is loaded safely and within bounds: a mebibyte, and so many values once every alias is
-  written out; a key given twice is an error, and so is a number that is NaN or infinite.
-- Names with a unit end in it: `_px` pixels, `_rad` radians.
+- An unknown key, a wrong type or a value out of range is a ConfigError with the file, the key, the
+  expected and the given value. NaN and infinite numbers are errors.
+- A config is frozen. It holds no absolute path: `--data-root`, `--runs-dir`, workers and device are
+  command-line options and never part of a fingerprint.
+- YAML is loaded safely and within bounds; see `pipelines.yaml_files`.
+- A name ends in its unit: `_px` pixels, `_rad` radians. Shares and probabilities lie in [0, 1].
 """
 
 from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from cdp.errors import ConfigError
 from pipelines.yaml_files import parse_yaml, read_yaml, validate_settings
+
+if TYPE_CHECKING:
+    from cdp.recognizer.fit import RecognizerSpec
+    from cdp.training.plan import TrainingPlan
 
 Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_]{0,40}$")]
 Share = Annotated[float, Field(ge=0, le=1)]
@@ -28,17 +31,21 @@ Positive = Annotated[int, Field(ge=1)]
 
 
 class Settings(BaseModel):
-    """Strict, frozen, and closed to unknown keys."""
+    """Base of all settings: strict types, frozen, unknown keys are errors."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, allow_inf_nan=False)
 
 
 class MemberSettings(Settings):
-    """One view: a backbone trained here, an ONNX file, a checkpoint of ours, the recognizer of
-    another run, or ready features.
+    """One embedding model: one of backbone, onnx, checkpoint, recognizer, features is given.
 
-    ONNX files and checkpoints are named relative to the data root; `recognizer` names a run under
-    the same --runs-dir; `features` names a model of a data set of kind `features`.
+    name : of the member, in tables and file names.
+    backbone : architecture to train on the labelled set; see `cdp.models`.
+    width : factor on the backbone's channel counts; 1 is its standard size.
+    onnx : an ONNX model file, relative to the data root.
+    checkpoint : a `.safetensors` file written by this project, relative to the data root.
+    recognizer : name of a run under the same --runs-dir whose recognizer is used.
+    features : name of a model of a data set of kind `features`.
     """
 
     name: Name
@@ -58,7 +65,11 @@ class MemberSettings(Settings):
 
 
 class CommitteeSettings(Settings):
-    """The base view and the N views that judge its edges; N may be 0."""
+    """The embedding models: one base and N committee members; N may be 0.
+
+    base : its k-NN graph proposes the candidate pairs, and its vectors measure distances.
+    members : further models, whose graphs and cosines are features of each pair.
+    """
 
     base: MemberSettings
     members: tuple[MemberSettings, ...] = ()
@@ -77,12 +88,18 @@ class CommitteeSettings(Settings):
 
 
 class TrainingSettings(Settings):
-    """How one model is trained; see `cdp.training.TrainingPlan` for what each does.
+    """How one model is trained; see `TrainingPlan` and `RecognizerSpec` for the other settings.
 
+    input_px : side of the faces that the network reads.
+    degradation : name of the degradation of training images; see `cdp.images.degradation`.
+    head_options : parameters of the head, such as `margin`; see its class in `cdp.models.heads`.
     auxiliary : losses added to the head, name to `weight` and the loss's own parameters; see
         `cdp.models.auxiliary`.
-    sampling : "image" shows each image once a pass, "identity" each person equally often.
-    sampled_classes : identities a step looks at, where there are more than fit; null looks at all.
+    sampling : "image" trains on each image once an epoch, "identity" on each identity equally
+        often.
+    images_per_identity : images of one identity in a row, with sampling by identity.
+    sampled_classes : classes that a step's softmax is computed over, for sets of so many identities
+        that all do not fit; null computes all.
     """
 
     input_px: Annotated[int, Field(ge=8)] = 24
@@ -104,9 +121,53 @@ class TrainingSettings(Settings):
     images_per_identity: Positive = 1
     sampled_classes: Positive | None = None
 
+    def make_plan(
+        self, *, seed: int, distil_weight: float = 0.0, class_weight: float = 1.0
+    ) -> TrainingPlan:
+        """These settings as the plan of `train_recognizer`."""
+        from cdp.images.degradation import get_degradation
+        from cdp.training.plan import TrainingPlan
+
+        return TrainingPlan(
+            epochs=self.epochs,
+            batch_size=self.batch_size,
+            optimizer=self.optimizer,
+            learning_rate=self.learning_rate,
+            weight_decay=self.weight_decay,
+            warmup_epochs=self.warmup_epochs,
+            margin_warmup_epochs=self.margin_warmup_epochs,
+            gradient_clip=self.gradient_clip,
+            ema_decay=self.ema_decay,
+            distil_weight=distil_weight,
+            class_weight=class_weight,
+            degradation=get_degradation(self.degradation),
+            sampling=self.sampling,
+            images_per_identity=self.images_per_identity,
+            seed=seed,
+        )
+
+    def make_spec(self, backbone: str, width: float) -> RecognizerSpec:
+        """These settings as the spec of `train_recognizer`, with a backbone of that width."""
+        from cdp.recognizer.fit import RecognizerSpec
+
+        return RecognizerSpec(
+            backbone=backbone,
+            input_px=self.input_px,
+            embedding_dim=self.embedding_dim,
+            width=width,
+            head=self.head,
+            head_params=self.head_options,
+            auxiliaries=self.auxiliary,
+            sampled_classes=self.sampled_classes,
+        )
+
 
 class IngestSettings(Settings):
-    """Which images are set aside."""
+    """Which images are rejected.
+
+    min_px : shortest side an image must have, in pixels.
+    max_pixels : most pixels (width x height) an image may have.
+    """
 
     min_px: Positive = 8
     max_pixels: Annotated[int, Field(ge=1, le=100_000_000)] = 50_000_000
@@ -115,26 +176,35 @@ class IngestSettings(Settings):
 class TrainSettings(TrainingSettings):
     """Training of the base and the committee on the labelled set.
 
-    mediator_share : share of the labelled people the committee is not trained on, so that the
-        mediator learns from pairs as strange to the committee as the unlabelled ones are. Does
-        not apply when no member is trained here.
+    mediator_share : share of the labelled identities that the committee is not trained on. The
+        mediator is fitted on them, because the committee is no better on them than on the
+        unlabelled set. Ignored when no member is trained here.
     """
 
     mediator_share: float = Field(0.3, ge=0, lt=1)
 
 
 class EmbedSettings(Settings):
-    """How images become views."""
+    """How images are embedded.
+
+    reduce_px : side in pixels to which faces are reduced before every model, as the recognizer will
+        see them; null leaves them as they are.
+    flip : average the vectors of a face and its mirror image.
+    """
 
     reduce_px: int | None = Field(24, ge=4)
     flip: bool = False
 
 
 class KnnSettings(Settings):
-    """The neighbour graphs.
+    """The k-nearest-neighbour graphs, by cosine.
 
-    joint : search labelled and unlabelled images together too, so that the mediator learns amid the
-        unlabelled ones; false where many of them show labelled people.
+    k : neighbours per image.
+    backend : "nmslib" or "faiss" approximate, "exact" compares all pairs.
+    options : parameters of the backend's index; see `cdp.knn`.
+    recall_sample : images on which each graph is compared with exact search.
+    joint : also build graphs over labelled and unlabelled images together, on which the mediator
+        is trained; set to false where many unlabelled images show labelled identities.
     """
 
     k: Positive = 20
@@ -145,18 +215,26 @@ class KnnSettings(Settings):
 
 
 class VoteSettings(Settings):
-    """Keep a pair when its base cosine exceeds one number and enough members hold the edge."""
+    """Voting without a mediator: which candidate pairs are kept.
+
+    min_similarity : cosine in the base view that a pair must exceed.
+    min_votes : committee members in whose graph the pair must be an edge.
+    """
 
     min_similarity: float = Field(0.5, ge=-1, le=1)
     min_votes: int = Field(1, ge=0)
 
 
 class MediateSettings(Settings):
-    """Which pairs are judged, and how.
+    """Which candidate pairs are scored, and how.
 
-    candidates : pairs are the edges of the "base" graph, or of "all" graphs, which are more than
-        twice as many; null is all with "extended" and the base, as published, with the others.
-    second_stage : with "extended", judge each pair again by what is known of the pairs around it.
+    method : features of a pair: "extended" (ours), "paper", or "released" (the authors' code);
+        "vote" keeps or drops pairs by `vote` and needs no labelled image.
+    candidates : edges of the "base" graph, or of "all" graphs (more than twice as many pairs); null
+        is "all" for "extended" and "base" for the other methods.
+    second_stage : with "extended", rescore each pair from the scores of neighbouring pairs.
+    dropout : share of hidden units dropped while the mediator is trained.
+    vote : thresholds of method "vote".
     """
 
     method: Literal["extended", "paper", "released", "vote"] = "extended"
@@ -167,7 +245,11 @@ class MediateSettings(Settings):
 
 
 class SoftLabelSettings(Settings):
-    """How far labels spread along the consensus graph; see `cdp.propagation.soft_labels`."""
+    """Diffusion of pseudo-labels along the consensus graph; see `cdp.propagation.soft_labels`.
+
+    depth : edges a label may travel. decay : factor per edge.
+    min_weight : smaller weights are dropped.
+    """
 
     depth: Annotated[int, Field(ge=0)] = 5
     decay: float = Field(0.6, ge=0, le=1)
@@ -175,12 +257,20 @@ class SoftLabelSettings(Settings):
 
 
 class PropagateSettings(Settings):
-    """How judged pairs become pseudo-labels.
+    """How scored pairs become pseudo-labels.
 
-    max_size : largest cluster; null leaves the consensus split without a limit and the rising
-        threshold with its own.
-    target_precision : with the threshold `auto`, the loosest cut for which held-out people and the
-        estimate promise this share of true pairs, at the price of recall; null serves both.
+    threshold : probability at which images are joined; "auto" is the best one on held-out labelled
+        identities, or, for votes, every pair kept.
+    split : "consensus" (average linkage over the scored pairs) or "raise_threshold" (connected
+        components, split by a rising threshold, as in the paper).
+    max_size : images in the largest cluster; null is no limit for "consensus" and the default of
+        `cdp.propagation.propagate_labels` for "raise_threshold".
+    step : how far "raise_threshold" moves the threshold towards 1 in each round, as a share of the
+        remaining distance.
+    target_precision : with threshold "auto", the loosest threshold whose pairwise precision, both
+        on held-out identities and as estimated, reaches this value, at the cost of recall; null
+        balances precision and recall.
+    soft_labels : weighted labels, for `retrain.targets: soft`.
     """
 
     threshold: float | Literal["auto"] = "auto"
@@ -206,23 +296,29 @@ class PropagateSettings(Settings):
 class RetrainSettings(TrainingSettings):
     """Training of the low-resolution recognizer.
 
-    leftovers : an image without a pseudo-label, or of too small a cluster, is left out ("drop") or
-        is a class of its own ("alone"); people with too few images alike, where the truth is used.
-    mask_negatives_above : where two images of different classes match with more than this
-        probability, each leaves the other's class out of its negatives; 1 masks none.
-    weigh_by_confidence : an image counts by how sure its pseudo-label is.
-    targets : "hard" is one pseudo-label an image, "soft" the weighted ones of `soft_labels`.
-    pseudo_share : part of batch and loss that the pseudo-labelled set has; null is its part of the
-        images.
-    same_person : a pseudo-cluster that looks like a labelled person is left "apart", or its images
-        are taken for that person's ("merge").
-    merge_far : share of labelled people that may look so much like another one.
-    teacher : a committee member whose vectors every image is also trained to follow, as a further
-        subject `distilled`; null trains none.
-    student : settings of training, backbone and width in which `distilled` differs from the others.
-    blends : faces blended of two or three, for `distilled`: only the teacher can tell of them.
-    teacher_px : side the teacher's faces are reduced to; null shows them as they came.
-    distil_weight, class_weight : how much the teacher counts for `distilled`, and the classes.
+    min_cluster_size : smallest cluster that is a class.
+    leftovers : images without a pseudo-label or of too small a cluster are left out ("drop"), or
+        each is a class ("alone"). The same holds for identities with too few images where the truth
+        is used.
+    mask_negatives_above : where two images of different pseudo-classes match with more than this
+        probability, each image's softmax leaves the other's class out of its negatives; 1 turns
+        this off.
+    weigh_by_confidence : weight the loss of a pseudo-labelled image by its confidence.
+    targets : "hard" trains on one pseudo-label an image, "soft" on the weighted ones of
+        `propagate.soft_labels`.
+    pseudo_share : part of each batch and of the loss that the pseudo-labelled set has; null is its
+        part of the images.
+    same_person : a cluster that matches a labelled identity stays a class ("apart"), or its images
+        join that identity ("merge").
+    merge_far : share of the labelled identities that may match another one: sets the threshold of
+        "merge".
+    teacher : committee member to distil from, in a further recognizer `distilled`; null trains
+        none.
+    teacher_px : side the teacher's faces are reduced to; null keeps their full resolution.
+    distil_weight, class_weight : weights of the distance to the teacher's vectors and of the class
+        losses, for `distilled`.
+    student : training settings, backbone and width of `distilled`, where they differ from these.
+    blends : number of faces blended from two or three images, used for distillation only.
     """
 
     backbone: str = "residual"
@@ -245,7 +341,7 @@ class RetrainSettings(TrainingSettings):
     @model_validator(mode="after")
     def _something_counts(self) -> RetrainSettings:
         if self.distil_weight == self.class_weight == 0:
-            raise ValueError("distil_weight and class_weight are both 0: nothing would be learned")
+            raise ValueError("distil_weight and class_weight are both 0: nothing to train on")
         return self
 
     @model_validator(mode="after")
@@ -262,19 +358,26 @@ class RetrainSettings(TrainingSettings):
         return self
 
     def describe_student(self) -> RetrainSettings:
-        """These settings as the student is trained by them."""
+        """The settings of the student: these, with `student` over them."""
         own = {**self.model_dump(mode="json"), **self.student, "student": {}}
         return RetrainSettings.model_validate_json(json.dumps(own))
 
 
 class EvaluateSettings(Settings):
-    """The protocols; sizes in pixels, rates as shares; every degradation at every size.
+    """The protocols on held-out identities; sizes in pixels, rates as shares.
 
-    gallery : "sharp" enrols faces as they came, "probe" as small and poor as the probes.
-    pair_images : images a person, at most, that TAR@FAR compares with all others.
-    enrolled : share of the people with two images that the open-set gallery knows; the others are
-        its strangers, and the distractors of the closed set.
-    draws : bootstrap resamples of the people behind `low` and `high`.
+    probe_px, degradations : every degradation at every size is a kind of probe.
+    gallery : "sharp" enrols faces at full resolution, "probe" in the size and quality of the
+        probes.
+    folds, pairs_per_fold : of the verification accuracy.
+    far : false accept rates of TAR@FAR.
+    pair_images : images an identity, at most, that TAR@FAR compares with all others.
+    ranks : k of rank-k identification.
+    enrolled : share of the identities with two images that the open-set gallery holds; the others
+        are its impostors, and the distractors of the closed set.
+    fpir, fpir_rank : false positive identification rates and rank of TPIR@FPIR.
+    draws : bootstrap resamples of the identities behind `low` and `high`.
+    supervised : train the upper bound on the true identities, where they are known.
     """
 
     probe_px: tuple[Positive, ...] = (32, 24, 16, 12)
@@ -293,10 +396,13 @@ class EvaluateSettings(Settings):
 
 
 class RunConfig(Settings):
-    """One run: `configs/<kind>.yaml` plus the overrides of the command line.
+    """One run: `configs/<name>.yaml` plus the overrides of the command line.
 
-    rounds : 2 makes a run `<name>_round1` first, up to its recognizer, which then is one more
-        member of the committee.
+    name : of the run and its directory; the default is the name of the config file.
+    rounds : 2 makes a run `<name>_round1` first; its recognizer is then one more committee member.
+    seed : of all random choices.
+    data : the data manifest, e.g. `data_manifests/synthetic.yaml`.
+    committee, ingest, ... : settings of the stages.
     """
 
     name: Name
@@ -324,7 +430,7 @@ class RunConfig(Settings):
         return self
 
     def list_rounds(self) -> tuple[RunConfig, ...]:
-        """The runs to make, one after the other; the last has this one's name."""
+        """The runs to make, in order; the last one has the name of this config."""
         if self.rounds == 1:
             return (self,)
         first = self.model_copy(update={"name": f"{self.name}_round1", "rounds": 1})
@@ -334,21 +440,21 @@ class RunConfig(Settings):
         return first, self.model_copy(update={"committee": committee, "rounds": 1})
 
     def pick(self, fields: tuple[str, ...]) -> dict[str, Any]:
-        """The named top-level fields as plain JSON values: what a stage reads."""
+        """The named top-level fields as plain JSON values, for a fingerprint."""
         whole = self.model_dump(mode="json")
         return {field: whole[field] for field in fields}
 
 
 def read_config(path: Path, overrides: list[str]) -> RunConfig:
-    """Read a config and lay dotted overrides (`propagate.max_size=300`) over it."""
+    """Read a config and apply dotted overrides (`propagate.max_size=300`)."""
     value = read_yaml(path)
     value.setdefault("name", path.stem)
     for override in overrides:
-        _lay_over(value, override)
+        _apply_override(value, override)
     return validate_settings(RunConfig, value, source=str(path))
 
 
-def _lay_over(value: dict[str, Any], override: str) -> None:
+def _apply_override(value: dict[str, Any], override: str) -> None:
     key, equals, text = override.partition("=")
     if not equals or not all(key.split(".")):
         raise ConfigError(

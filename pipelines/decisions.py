@@ -1,15 +1,15 @@
-"""The corrections table of a run: what people decided, appended once and never rewritten.
+"""The corrections table of a run: the decisions of reviewers, in an append-only file.
 
     runs/<run>/corrections.jsonl     one decision a line: pd.read_json(path, lines=True)
 
 The contract:
-- A decision is on disk, synced, before `append` returns. A line cut short by a crash was never
-  confirmed to anybody; it is dropped at the next append. A damaged line in the middle is an error.
-- Images are named by the SHA-256 of their bytes (ready features by their path), so decisions
-  outlive a changed order, a rename and a new run; images that are gone are set aside and counted.
-- A decision that contradicts those before it is refused with the number of the one in its way.
-- Undoing is a decision too. What counts for a fingerprint is what is left: undo all, and
-  everything is as it was.
+- A decision is fsynced before `append` returns. An incomplete last line, left by a crash, was never
+  confirmed and is removed at the next append. A damaged line in the middle is a DataError.
+- Images are identified by the SHA-256 of their bytes (ready features by their path), so decisions
+  stay valid after a rename, a new order or a new run. Images that no longer exist are counted.
+- A decision that contradicts earlier ones is rejected with the number of the decision to undo.
+- An undo is a decision too. Only decisions that are not undone enter the fingerprint: after undoing
+  all of them, it is that of a run without decisions.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import numpy as np
 
@@ -31,19 +31,25 @@ from cdp.errors import DataError, StageError
 from cdp.review.constraints import Constraints, find_conflict
 from pipelines.files import digest_json
 
+if TYPE_CHECKING:
+    import pandas as pd
+
 FILE_NAME = "corrections.jsonl"
 Action = Literal["accept", "merge", "split", "apart", "reject", "undo"]
 GROUPS = {"accept": 1, "merge": 2, "split": 2, "apart": 2, "reject": 1, "undo": 0}
-"""How many groups of images an action speaks of."""
+"""Action -> number of groups of images it takes."""
 
 
 @dataclass(frozen=True)
 class Decision:
-    """Who said what, and when.
+    """One decision of a reviewer.
 
-    groups : keys of images. accept: one person. merge: both groups are one person. split and
-        apart: nobody is in both groups. reject: no usable face, or nobody's.
-    undoes : for `undo`, the number of the decision it takes back.
+    number : 1, 2, ... in the order of the file.
+    at : time in UTC, ISO 8601 with milliseconds. who : the reviewer.
+    groups : keys of images, see `find_keys`. accept: all images show one person. merge: both groups
+        show one person. split, apart: no person is in both groups. reject: images without a usable
+        face.
+    undoes : for `undo`, the number of the decision it cancels.
     """
 
     number: int
@@ -55,7 +61,7 @@ class Decision:
 
 
 class ContradictionError(DataError):
-    """A decision contradicts an earlier one; `number` is the one to undo, if one is enough."""
+    """A decision contradicts earlier ones; `number` is the one to undo, None for several."""
 
     def __init__(self, message: str, number: int | None) -> None:
         super().__init__(message)
@@ -63,20 +69,20 @@ class ContradictionError(DataError):
 
 
 class CorrectionTable:
-    """The file; safe for several processes that append at once."""
+    """The corrections file of one run; several processes may append at the same time."""
 
     def __init__(self, run_directory: Path) -> None:
         self.path = run_directory / FILE_NAME
 
     def read(self) -> tuple[Decision, ...]:
-        """All decisions, undone ones included, in the order they were made."""
+        """All decisions in the order of the file, undone ones included."""
         try:
             data = self.path.read_bytes()
         except (FileNotFoundError, NotADirectoryError):
-            return ()  # nobody decided anything; whether a run can be made there is not ours to say
+            return ()
         except OSError as error:
             raise StageError(
-                f"cannot read {self.path}: {error.strerror}. Mend its permissions, or choose "
+                f"cannot read {self.path}: {error.strerror}. Fix its permissions, or choose "
                 "another --runs-dir"
             ) from error
         return self._parse(data)
@@ -89,7 +95,7 @@ class CorrectionTable:
         *,
         undoes: int | None = None,
     ) -> Decision:
-        """Add one decision and sync it; ContradictionError when it cannot hold beside the rest."""
+        """Append one decision and sync it; ContradictionError when earlier ones contradict it."""
         decision = Decision(
             number=1,
             at=datetime.now(UTC).isoformat(timespec="milliseconds"),
@@ -99,7 +105,7 @@ class CorrectionTable:
             undoes=undoes,
         )
         if not self.path.exists():
-            check_decision(decision, ())  # a refusal leaves no empty file behind
+            check_decision(decision, ())  # a rejected decision leaves no empty file
         with self._open() as stream:
             data = stream.read()
             whole = data[: data.rfind(b"\n") + 1]
@@ -118,7 +124,7 @@ class CorrectionTable:
                     stream.truncate(len(whole))
                 raise StageError(
                     f"cannot write {self.path}: {error.strerror}; this decision was not kept, "
-                    "those before it were. Free space or mend the permissions, then decide again"
+                    "those before it were. Free space or correct the permissions, then decide again"
                 ) from error
             return decision
 
@@ -129,7 +135,7 @@ class CorrectionTable:
             stream = self.path.open("r+b" if not fresh else "a+b", buffering=0)
         except OSError as error:
             raise StageError(
-                f"cannot write {self.path}: {error.strerror}; no decision can be kept. Mend the "
+                f"cannot write {self.path}: {error.strerror}; no decision can be kept. Fix its "
                 "permissions, then decide again"
             ) from error
         with stream:
@@ -142,7 +148,7 @@ class CorrectionTable:
             yield stream
 
     def _parse(self, data: bytes) -> tuple[Decision, ...]:
-        lines = data.split(b"\n")[:-1]  # what follows the last newline was cut short
+        lines = data.split(b"\n")[:-1]  # an incomplete last line was never confirmed
         decisions = []
         for number, line in enumerate(lines, 1):
             try:
@@ -156,7 +162,7 @@ class CorrectionTable:
 
 
 def _write_all(stream: Any, data: bytes) -> None:
-    """An unbuffered stream may take less than it is given."""
+    """Write all of `data`; one call to an unbuffered stream may write only a part of it."""
     while data:
         data = data[stream.write(data) :]
 
@@ -183,7 +189,7 @@ def _read_decision(value: Any) -> Decision:
 
 
 def list_active(decisions: Sequence[Decision]) -> tuple[Decision, ...]:
-    """The decisions that count: neither undone nor an undo."""
+    """The decisions in force: neither undone nor an undo."""
     undone = {decision.undoes for decision in decisions if decision.action == "undo"}
     return tuple(
         decision
@@ -193,16 +199,16 @@ def list_active(decisions: Sequence[Decision]) -> tuple[Decision, ...]:
 
 
 def digest_decisions(decisions: Sequence[Decision]) -> str:
-    """What the active decisions say, whoever said it and when; empty when they say nothing."""
-    said = sorted(
+    """Digest of the active decisions without reviewer and time; empty when there is none."""
+    content = sorted(
         [decision.action, *sorted(sorted(group) for group in decision.groups)]
         for decision in list_active(decisions)
     )
-    return digest_json(said) if said else ""
+    return digest_json(content) if content else ""
 
 
-def find_keys(samples: Any) -> list[str]:
-    """The name of each image in the table: its SHA-256, or its path where there are no bytes.
+def find_keys(samples: pd.DataFrame) -> list[str]:
+    """The key of each image in the table: its SHA-256, or its path for ready features.
 
     samples : DataFrame with path and sha256. A path that repeats is numbered from its second use.
     """
@@ -217,12 +223,12 @@ def find_keys(samples: Any) -> list[str]:
 def resolve_decisions(
     decisions: Sequence[Decision], keys: Sequence[str]
 ) -> tuple[Constraints, int]:
-    """Active decisions as corrections of rows, row i being the image `keys[i]`.
+    """Active decisions as constraints on rows; row i is the image `keys[i]`.
 
     Returns
     -------
-    corrections, missing
-        And the number of images that decisions name and that are no longer there.
+    constraints : must-link, cannot-link and rejected rows.
+    missing : number of images in the decisions that are not in `keys`.
     """
     row_of = {key: row for row, key in enumerate(keys)}
     missing: set[str] = set()
@@ -247,7 +253,7 @@ def resolve_decisions(
 
 
 def check_decision(decision: Decision, earlier: Sequence[Decision]) -> None:
-    """DataError when a decision is malformed, ContradictionError when it cannot hold."""
+    """DataError for a malformed decision, ContradictionError for an impossible one."""
     active = list_active(earlier)
     if decision.action == "undo":
         if decision.undoes not in {each.number for each in active}:

@@ -1,17 +1,17 @@
-"""Dask: where the parts of a stage are computed.
+"""The engine: computes the parts of a stage on Dask workers, local or behind a scheduler.
 
 The contract:
-- A part is a call of a module-level function with picklable arguments; parts do not know of each
-  other, and each computes with one thread, so results do not depend on the number of workers.
-- Results come back in the order of the parts. The first failure cancels the rest and is raised
-  here as itself.
+- A part is a call of a module-level function with picklable arguments. Parts are independent and
+  each computes with one thread, so results do not depend on the number of workers.
+- Results are yielded in the order of the parts. The first failure cancels the rest and is raised
+  unchanged.
 - The cluster starts with the first part and ends with the engine.
-- A worker that dies is replaced and its part is computed again. A map never waits without end: a
-  local cluster that has had no worker for a minute is made anew, as often as that brings parts
-  forward; a scheduler that is lost, or stays without workers, is an error.
-- With a memory limit no process of the run gets more private memory than its share: half is the
-  run's own, the other half is the workers'. What it maps of files is the system's to take back and
-  does not count. A part that wants more is an error at once, and is not tried again.
+- A worker that dies is replaced and its part is computed again. No map waits forever: a local
+  cluster without a worker for `PATIENCE_S` is replaced, as long as that finishes further parts; a
+  lost scheduler, or one without workers for `PATIENCE_ELSEWHERE_S`, is a BackendError.
+- `memory_limit` bounds the private memory of every process: half of it is for the main process, the
+  other half is divided among the workers. Mapped files do not count. A part that needs more is a
+  BackendError at once and is not repeated.
 """
 
 from __future__ import annotations
@@ -25,25 +25,26 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
 from cdp.errors import BackendError, ConfigError
+from cdp.progress import show_progress
 
 log = logging.getLogger("cdp")
 
 Result = TypeVar("Result")
 
 PATIENCE_S, PATIENCE_ELSEWHERE_S = 60.0, 300.0
-"""How long there may be no worker at all: of a cluster of ours, of a scheduler's."""
+"""Seconds without any worker before giving up: of a local cluster, of a scheduler."""
 LOOK_S = 5.0
+"""Seconds between two looks for workers."""
 CLOSE_S = 5.0
 ATTEMPTS = 3
-"""Clusters made in a row of which none computes a part."""
+"""Local clusters in a row that may fail to compute a single part."""
 LEAST_BYTES = 640 << 20
-"""What a process needs before it computes anything: the libraries alone take 450 MiB."""
-
+"""Smallest limit of one process; the imported libraries alone take 450 MiB."""
 
 LOCAL = {
-    # Dask gives up for good on a worker that is lost twice within this time.
+    # Dask never restarts a worker that is lost twice within this time.
     "distributed.deploy.lost-worker-timeout": "1000 days",
-    # A worker that is paused for what a library keeps is never given a part again.
+    # A worker paused for memory that a library keeps allocated would get no part again.
     "distributed.worker.memory.pause": False,
     "distributed.worker.memory.spill": False,
     "distributed.worker.memory.target": False,
@@ -56,7 +57,11 @@ def count_cores() -> int:
 
 
 class Engine:
-    """A Dask client, started when first needed: a local cluster, or a scheduler by address."""
+    """A Dask client, started with the first part.
+
+    workers : local processes; None is one a core. scheduler : address of a running scheduler, used
+        instead of a local cluster. memory_limit : bytes for all processes together.
+    """
 
     def __init__(
         self,
@@ -97,14 +102,11 @@ class Engine:
     def map(
         self, function: Callable[..., Result], parts: Sequence[tuple[Any, ...]], *, label: str
     ) -> Iterator[Result]:
-        """Call `function(*part)` for every part; yield results in order, with a progress bar."""
-        from tqdm import tqdm
-
-        bar = tqdm(total=len(parts), desc=label, unit="part", leave=False, delay=1.0)
+        """Call `function(*part)` for every part; yield results in order, and show progress."""
         done: dict[int, Result] = {}
         left = set(range(len(parts)))
         expected = attempts = 0
-        try:
+        with show_progress(len(parts), label=label, unit="part", leave=False) as bar:
             while left:
                 before = len(left)
                 with contextlib.suppress(_NoWorkers):
@@ -118,8 +120,6 @@ class Engine:
                 if left:
                     attempts = 1 if len(left) < before else attempts + 1
                     self._start_anew(label, attempts)
-        finally:
-            bar.close()
 
     def _compute(
         self,
@@ -132,7 +132,7 @@ class Engine:
         client = self._connect()
         futures = {
             client.submit(
-                _run_alone, function, parts[position], self.part_limit, pure=False
+                _run_part, function, parts[position], self.part_limit, pure=False
             ): position
             for position in sorted(wanted)
         }
@@ -150,7 +150,7 @@ class Engine:
 
     @staticmethod
     def _wait(ask: Callable[[], Any], watch: _Watch) -> Any:
-        """What `ask` returns in the end; whenever it has nothing yet, look for the workers."""
+        """Repeat `ask` until it returns; after each timeout, check that there are workers."""
         while True:
             try:
                 return ask()
@@ -162,8 +162,8 @@ class Engine:
         from distributed.scheduler import KilledWorker
 
         def ask() -> Any:
-            # What a part raised is its own, also a TimeoutError; what its worker held when it died
-            # is computed again, which may take as long as it takes.
+            # An error of a part is passed on, even a TimeoutError, which would mean "not yet" here.
+            # A result lost with its worker is computed again, however long that takes.
             if future.status == "error":
                 raise _PartError(future.exception())
             return future.result(timeout=LOOK_S)
@@ -193,10 +193,10 @@ class Engine:
         if attempts >= ATTEMPTS:
             raise BackendError(
                 f"{label}: {attempts} local Dask clusters in a row lost all their workers and "
-                "computed nothing. Look for what kills them (memory, a full /tmp), then run the "
+                "computed nothing. Find out why they die (memory, a full /tmp), then run the "
                 "same command again: finished parts are kept"
             )
-        log.info("          no worker is left; starting new ones")
+        log.info("          no worker is left; starting a new local cluster")
         self.close()
 
     def _connect(self) -> Any:
@@ -205,7 +205,7 @@ class Engine:
         import dask
         from distributed import Client, LocalCluster
 
-        # What is lost is told once, by what is raised, not by each of its connections.
+        # A lost worker or scheduler is reported once, by the error raised, not per connection.
         for name in ("asyncio", "distributed", "distributed.client"):
             logging.getLogger(name).setLevel(logging.CRITICAL)
         if self.scheduler:
@@ -232,31 +232,31 @@ class Engine:
             except (OSError, RuntimeError, TimeoutError) as error:
                 if attempt == ATTEMPTS:
                     raise BackendError(
-                        f"no local Dask workers could be started ({error}). Look at memory and at "
-                        "the room in the folder for temporary files, then run the same command "
+                        f"no local Dask workers could be started ({error}). Check free memory and "
+                        "the space in the folder for temporary files, then run the same command "
                         "again: finished parts are kept"
                     ) from error
         self._client = Client(self._cluster)
         return self._client
 
 
-class _NoWorkers(Exception):  # noqa: N818 - a state of the cluster, not an error of a user's
-    """A local cluster has been without workers for too long."""
+class _NoWorkers(Exception):  # noqa: N818 - a state, not an error
+    """A local cluster had no worker for `PATIENCE_S`."""
 
 
 class _PartError(Exception):
-    """Carries what a part raised past those who wait."""
+    """Wraps the exception of a part, so that waiting does not take it for a timeout."""
 
 
 class _Watch:
-    """Looks whether anyone is there to compute what is being waited for."""
+    """Checks how long the cluster has been without workers."""
 
     def __init__(self, client: Any, scheduler: str | None) -> None:
         self._client, self._scheduler = client, scheduler
         self._seen = time.monotonic()
 
     def look(self) -> None:
-        """_NoWorkers or BackendError when there has been no worker for too long."""
+        """Raise _NoWorkers (local) or BackendError (scheduler) after too long without workers."""
         try:
             alive = self._client.sync(self._client.scheduler.ncores, callback_timeout=LOOK_S)
         except (OSError, TimeoutError):
@@ -264,19 +264,19 @@ class _Watch:
         if alive:
             self._seen = time.monotonic()
             return
-        alone_s = time.monotonic() - self._seen
-        if self._scheduler is None and alone_s > PATIENCE_S:
+        absent_s = time.monotonic() - self._seen
+        if self._scheduler is None and absent_s > PATIENCE_S:
             raise _NoWorkers
-        if self._scheduler is not None and alone_s > PATIENCE_ELSEWHERE_S:
+        if self._scheduler is not None and absent_s > PATIENCE_ELSEWHERE_S:
             raise BackendError(
-                f"the Dask scheduler at {self._scheduler} has had no worker for {alone_s:.0f} s. "
+                f"the Dask scheduler at {self._scheduler} has had no worker for {absent_s:.0f} s. "
                 f"Start some with `dask worker {self._scheduler}`, then run the same command "
                 "again: finished parts are kept"
             )
 
 
-def _run_alone(function: Callable[..., Result], part: tuple[Any, ...], limit: int | None) -> Result:
-    """Run one part on one thread of every native library, in no more memory than its share."""
+def _run_part(function: Callable[..., Result], part: tuple[Any, ...], limit: int | None) -> Result:
+    """Run one part with one thread in every native library, within its memory limit."""
     from threadpoolctl import threadpool_limits
 
     with threadpool_limits(1), bound_memory(limit):
@@ -285,14 +285,14 @@ def _run_alone(function: Callable[..., Result], part: tuple[Any, ...], limit: in
 
 @contextlib.contextmanager
 def bound_memory(limit: int | None) -> Iterator[None]:
-    """Let this process have `limit` bytes of private memory; say so when it wants more."""
+    """Limit this process to `limit` bytes of private memory; BackendError when it needs more."""
     import resource
 
     before = resource.getrlimit(resource.RLIMIT_DATA)
     if limit is not None:
         import pyarrow as pa
 
-        pa.set_cpu_count(1)  # a thread that cannot be had any more would be waited for
+        pa.set_cpu_count(1)  # Arrow would wait for threads it cannot start
         pa.set_io_thread_count(1)
         resource.setrlimit(resource.RLIMIT_DATA, (limit, before[1]))
     try:
@@ -300,8 +300,8 @@ def bound_memory(limit: int | None) -> Iterator[None]:
     except (MemoryError, RuntimeError) as error:
         if not _is_memory_short(error):
             raise
-        told = str(error).strip().splitlines()
-        reason = f" ({told[0][:160]})" if told else ""
+        lines = str(error).strip().splitlines()
+        reason = f" ({lines[0][:160]})" if lines else ""
         if limit is None:
             raise BackendError(
                 f"out of memory{reason}. Give fewer --workers, or free some, then run the same "
@@ -318,6 +318,6 @@ def bound_memory(limit: int | None) -> Iterator[None]:
 
 
 def _is_memory_short(error: BaseException) -> bool:
-    """Also where a library tells it in words of its own: torch, ONNX Runtime, C++."""
-    words = ("allocate memory", "bad_alloc", "bad allocation", "out of memory")
-    return isinstance(error, MemoryError) or any(word in str(error).lower() for word in words)
+    """Also for RuntimeErrors of torch, ONNX Runtime and C++, known by their messages."""
+    phrases = ("allocate memory", "bad_alloc", "bad allocation", "out of memory")
+    return isinstance(error, MemoryError) or any(each in str(error).lower() for each in phrases)

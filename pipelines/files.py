@@ -1,4 +1,10 @@
-"""Files: written whole or not at all, and known by their digests."""
+"""Atomic files, and digests of their content.
+
+The contract:
+- A file written here appears complete under its name, or not at all; it is synced first.
+- A file that cannot be written is a StageError with the path and the system's reason.
+- A digest is a SHA-256 in hex; that of a JSON value does not depend on the order of its keys.
+"""
 
 from __future__ import annotations
 
@@ -37,7 +43,7 @@ def digest_file(path: Path) -> str:
 
 @contextmanager
 def open_atomically(path: Path) -> Iterator[Path]:
-    """Give a sibling path to write to; move it to `path` once the block ends without an error."""
+    """Yield a sibling path to write to, and rename it to `path` when the block succeeds."""
     path.parent.mkdir(parents=True, exist_ok=True)
     draft = path.with_name(f".{path.name}.draft-{os.getpid()}")
     try:
@@ -52,9 +58,9 @@ def open_atomically(path: Path) -> Iterator[Path]:
 
 
 def reserve_array(path: Path, dtype: npt.DTypeLike, shape: tuple[int, ...]) -> None:
-    """Make a .npy file to be mapped and give it all of its room; StageError when there is none.
+    """Create a .npy file to be mapped, with all its blocks allocated; StageError on a full disk.
 
-    A mapped file without room ends the process that writes to it, without a word.
+    Without the allocation, a full disk would kill the process that writes to the map (SIGBUS).
     """
     try:
         np.lib.format.open_memmap(path, "w+", dtype, shape).flush()
@@ -68,13 +74,13 @@ def reserve_array(path: Path, dtype: npt.DTypeLike, shape: tuple[int, ...]) -> N
 def _cannot_write(path: Path, error: Exception) -> StageError:
     reason = getattr(error, "strerror", None) or error
     return StageError(
-        f"cannot write {path}: {reason}; what was published before is untouched. Free "
-        "space or mend the permissions, then run the same command again"
+        f"cannot write {path}: {reason}; earlier publications are untouched. Free space or "
+        "correct the permissions, then run the same command again"
     )
 
 
 def drop_drafts(directory: Path) -> None:
-    """Remove what writers that were killed left; for the holder of the directory's lock alone."""
+    """Delete the drafts of killed writers; call it with the directory locked."""
     for draft in directory.rglob(".*.draft-*"):
         draft.unlink(missing_ok=True)
 
@@ -86,6 +92,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 def sync_directory(directory: Path) -> None:
+    """Sync the entries of a directory, so that a rename in it survives a power failure."""
     handle = os.open(directory, os.O_RDONLY)
     try:
         os.fsync(handle)
@@ -97,10 +104,12 @@ def sync_directory(directory: Path) -> None:
 
 
 class FileDigests:
-    """SHA-256 of input files, remembered by path, size, inode and modification time.
+    """SHA-256 of input files, cached by path, size, inode and modification time.
 
-    A file touched within two seconds of being remembered is read again next time, so that an edit
-    in the same clock tick is never missed. `rehash` distrusts everything remembered.
+    path : the cache, JSON. rehash : ignore it.
+
+    The digest of a file modified less than two seconds ago is not cached, so that a second edit in
+    the same clock tick is noticed.
     """
 
     def __init__(self, path: Path, *, rehash: bool = False) -> None:
@@ -129,8 +138,8 @@ class FileDigests:
     def digest_tree(self, root: Path, paths: Iterable[str]) -> str:
         """One digest over (relative path, content) of many files.
 
-        A file that cannot be read counts with the reason: it costs itself only, and once it can be
-        read the digest is another one.
+        A file that cannot be read enters with the error number instead of its content, so the
+        digest changes once the file becomes readable.
         """
         total = hashlib.sha256()
         for path in sorted(paths):
@@ -143,7 +152,7 @@ class FileDigests:
         return total.hexdigest()
 
     def save(self) -> None:
-        """Remember for next time; a store that cannot be written is no reason to fail."""
+        """Write the cache; a failure to write is ignored, as the cache only saves time."""
         if self._changed:
             try:
                 write_text(self._path, json.dumps(self._known))

@@ -1,4 +1,4 @@
-"""Committee members on disk: where each one's file is, opened once a process."""
+"""Committee members on disk: the file of each member, and its embedder, opened once a process."""
 
 from __future__ import annotations
 
@@ -25,15 +25,25 @@ def find_origin(work: Work, member: MemberSettings) -> Path | None:
 
 
 def reduce_to(faces: np.ndarray, size_px: int | None) -> np.ndarray:
-    """Faces as a camera further away would see them; those already that small stay."""
+    """Faces reduced to a side as a camera further away would take them; smaller ones are kept."""
     from cdp.images.degradation import reduce_faces
 
     return faces if size_px is None or faces.shape[1] <= size_px else reduce_faces(faces, size_px)
 
 
+def open_embedder(path: Path, device: str) -> Any:
+    """The embedder in a file, ONNX or ours; kept open by the worker until the file changes.
+
+    Raises
+    ------
+    DataError
+        The file is larger than `MODEL_BYTES`, or holds no model.
+    """
+    return _open_embedder(path, path.stat().st_mtime_ns, device)
+
+
 @lru_cache(maxsize=16)
-def open_embedder(path: Path, changed_ns: int, device: str) -> Any:
-    """The embedder in a file, ONNX or ours; kept open by the worker until the file changes."""
+def _open_embedder(path: Path, _changed_ns: int, device: str) -> Any:
     from cdp.embedding import MODEL_BYTES, BackboneEmbedder, OnnxEmbedder
     from cdp.models import load_model
 

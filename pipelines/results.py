@@ -1,9 +1,9 @@
-"""A run as DataFrames: `cdp.open_run("runs/default")`.
+"""The results of a run as DataFrames: `cdp.open_run("runs/default")`.
 
 The contract:
-- Nothing is read before it is asked for, and each table once. Nothing here writes.
-- Rows of unlabelled images are named by `sample_id` everywhere.
-- A run that lacks a stage is told by name, with the command that makes it.
+- A table is read on first use, and once. Nothing is written.
+- Images are identified by `sample_id` in every table.
+- A stage that is not published is a StageError with the command that makes it.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ import numpy as np
 from cdp.errors import DataError, StageError
 from cdp.types import UNLABELLED
 from pipelines.decisions import CorrectionTable, Decision
+from pipelines.invocation import format_command
 from pipelines.store import RECORD, Published
 
 if TYPE_CHECKING:
@@ -32,11 +33,11 @@ if TYPE_CHECKING:
     from pipelines.data.dataset import Dataset
 
 SHOWN = 60
-"""Faces a notebook shows of one cluster."""
+"""Most faces of one cluster in a notebook."""
 
 
 def open_run(path: str | os.PathLike[str]) -> RunResults:
-    """Open what a run has published.
+    """The published results of a run.
 
     path : the directory of the run, e.g. `runs/default`.
 
@@ -51,7 +52,7 @@ def open_run(path: str | os.PathLike[str]) -> RunResults:
         raise DataError(
             f"no run at {directory}: expected a directory with ingest/, propagate/ and so on. "
             + (f"There is {', '.join(sorted(str(place.parent) for place in near))}"
-               if near else "Make one with: make run")
+               if near else f"Make one with: {format_command('run')}")
         )  # fmt: skip
     return RunResults(directory)
 
@@ -76,22 +77,22 @@ class RunResults:
 
     @cached_property
     def samples(self) -> pd.DataFrame:
-        """Every image that could be read: sample_id, path, split, identity (labelled), size."""
+        """Every accepted image: sample_id, path, split, identity (if labelled), size in pixels."""
         return self.read("ingest", "samples")
 
     @cached_property
     def rejected(self) -> pd.DataFrame:
-        """Every image that was set aside, with the reason."""
+        """Every rejected image, with the reason."""
         return self.read("ingest", "rejected")
 
     @cached_property
     def truth(self) -> pd.DataFrame:
-        """sample_id and identity of unlabelled images, where a benchmark knows them."""
+        """sample_id and true identity of unlabelled images, where the data set has them."""
         return self.read("ingest", "truth")
 
     @cached_property
     def labels(self) -> pd.DataFrame:
-        """The pseudo-label of every unlabelled image; -1 none."""
+        """The pseudo-label of every unlabelled image; -1 is none."""
         return self.read("propagate", "labels")
 
     @cached_property
@@ -106,12 +107,12 @@ class RunResults:
 
     @cached_property
     def metrics(self) -> pd.DataFrame:
-        """What was measured: subject, protocol, metric, value, count."""
+        """The evaluation: subject, protocol, metric, value, count."""
         return self.read("evaluate", "metrics")
 
     @cached_property
     def corrections(self) -> pd.DataFrame:
-        """What people decided in review, in order; empty when nobody did."""
+        """The reviewers' decisions, in order; may be empty."""
         import pandas as pd
 
         names = list(Decision.__dataclass_fields__)
@@ -120,7 +121,7 @@ class RunResults:
 
     @cached_property
     def thumbnails(self) -> Mapping[int, bytes]:
-        """sample_id -> a small WebP picture; empty where the run shows no images."""
+        """sample_id -> WebP file of the unlabelled image; empty for a run on features."""
         published = self.find("thumbnails")
         if published is None:
             return {}
@@ -128,14 +129,14 @@ class RunResults:
         ids, images = table["sample_id"].to_pylist(), table["image"].to_pylist()
         return dict(zip(ids, images, strict=True))
 
-    # -- what is behind them
+    # -- stages and their tables
 
     def find(self, stage: str) -> Published | None:
-        """What a stage published, or None."""
+        """The publication of a stage, or None."""
         return Published.open(stage, self.directory / stage)
 
     def manifest(self, stage: str) -> Mapping[str, Any]:
-        """How a stage was made: fingerprint, facts, seconds, memory, environment."""
+        """The manifest of a stage: fingerprint, facts, seconds, memory, environment."""
         return self._require(stage).manifest
 
     def read(self, stage: str, table: str, columns: list[str] | None = None) -> pd.DataFrame:
@@ -147,14 +148,14 @@ class RunResults:
         if published is None:
             raise StageError(
                 f"{self.directory} has published no {stage}. Make it with: "
-                f"python -m pipelines.run --stage all --until {stage}"
+                f"{format_command('run', '--stage', 'all', '--until', stage)}"
             )
         return published
 
     def open_dataset(self, data_root: Path | None = None) -> Dataset:
-        """The data set this run was made from, to read its images.
+        """The data set of this run, to read its images.
 
-        data_root : where it lies now; None where the run found it.
+        data_root : the data root; None is the one recorded with the run.
         """
         from pipelines.data.dataset import Dataset
         from pipelines.data.manifest import DataManifest
@@ -166,8 +167,8 @@ class RunResults:
             manifest, root = record["data"], record["data_root"]
         except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
             raise StageError(
-                f"cannot read {path}, which says what data the run is made from. It is written "
-                "again by: python -m pipelines.run --stage all, with the options of this run"
+                f"cannot read {path}, the record of the run's data set. It is written again by: "
+                f"{format_command('run', '--stage', 'all')}, with the options of this run"
             ) from error
         settings = validate_settings(DataManifest, manifest, source=str(path))
         if settings.kind == "synthetic":
@@ -177,7 +178,7 @@ class RunResults:
             raise DataError(f"the data root {place} is not a directory. Pass --data-root DIR")
         return Dataset(settings, place.resolve())
 
-    # -- questions
+    # -- clusters
 
     def cluster(self, label: int) -> Cluster:
         """One cluster: its images, the pairs inside it, and its graph.
@@ -218,7 +219,7 @@ class RunResults:
         return np.round(np.clip(1 - vectors[:-1] @ vectors[-1], 0, 2), 4)
 
     def view_of(self, sample_id: np.ndarray) -> np.ndarray | None:
-        """(n, d) float32 unit vectors of unlabelled images in the base view; None without."""
+        """(n, d) float32 unit vectors of unlabelled images in the base view, or None."""
         view = self._base_view
         return None if view is None else view[1][np.searchsorted(view[0], sample_id)]
 
@@ -235,7 +236,7 @@ class RunResults:
         return ids, read_vectors(published.path(table), "embedding")
 
     def compare(self, other: RunResults | str | os.PathLike[str]) -> Comparison:
-        """What changed from this run's clusters to those of another run over the same images."""
+        """The difference between this run's clusters and another's over the same images."""
         other = other if isinstance(other, RunResults) else open_run(other)
         return compare_labels(
             _name_labels(self.labels, self.samples), _name_labels(other.labels, other.samples)
@@ -244,11 +245,12 @@ class RunResults:
 
 @dataclass(frozen=True)
 class Cluster:
-    """One cluster. In a notebook it shows its faces.
+    """One cluster. A notebook displays its faces.
 
+    facts : the row of `clusters`.
     images : rows of `labels`, nearest to the medoid first, with their distance (1 - cosine in the
         base view).
-    pairs : candidate pairs inside, surest first.
+    pairs : candidate pairs inside the cluster, most probable first.
     """
 
     label: int
@@ -270,7 +272,7 @@ class Cluster:
     def graph(self) -> networkx.Graph:
         """Images as `sample_id`, candidate pairs as edges with `score`; bridges are marked.
 
-        `graph.graph["bridges"]` lists the edges that alone hold two sides together, weakest first.
+        `graph.graph["bridges"]` lists the edges whose removal disconnects the graph, weakest first.
         """
         import networkx
 
@@ -292,11 +294,11 @@ class Cluster:
         faces = []
         for row in self.images.head(SHOWN).itertuples():
             picture = self.thumbnails.get(row.sample_id)
-            told = html.escape(f"{row.path}, confidence {row.confidence:.2f}", quote=True)
+            caption = html.escape(f"{row.path}, confidence {row.confidence:.2f}", quote=True)
             if picture is not None:
                 data = base64.b64encode(picture).decode()
                 faces.append(
-                    f'<img alt="{told}" title="{told}" width="64" height="64" '
+                    f'<img alt="{caption}" title="{caption}" width="64" height="64" '
                     f'src="data:image/webp;base64,{data}">'
                 )
         more = f" and {len(self) - SHOWN} more" if len(self) > SHOWN else ""
@@ -305,14 +307,14 @@ class Cluster:
 
 @dataclass(frozen=True)
 class Comparison:
-    """What changed between two labellings of the same images.
+    """The difference between two labellings of the same images.
 
-    merged : a cluster of the second run that holds two clusters of the first or more.
-    split : a cluster of the first run that fell into two of the second or more.
-    moved : images whose cluster in the second run is not where most of their old cluster went,
-        which is `others_there`. Numbers of clusters mean nothing across runs.
-    same : clusters with exactly the same images in both.
-    only_here, only_there : images the other run does not have.
+    merged : clusters of the second run that contain at least two clusters of the first.
+    split : clusters of the first run that were divided among at least two of the second.
+    moved : images whose cluster in the second run is not the one that got most images of their old
+        cluster (`others_there`). Cluster numbers of two runs are unrelated.
+    same : number of clusters with exactly the same images in both.
+    only_here, only_there : number of images that the other run does not have.
     """
 
     merged: pd.DataFrame
@@ -323,17 +325,17 @@ class Comparison:
     only_there: int
 
     def __repr__(self) -> str:
-        told = (
+        text = (
             f"{self.same:,} clusters are the same, {len(self.merged):,} merged, "
             f"{len(self.split):,} split, {len(self.moved):,} images moved"
         )
         if self.only_here or self.only_there:
-            told += f"; {self.only_here:,} images only here, {self.only_there:,} only there"
-        return told
+            text += f"; {self.only_here:,} images only here, {self.only_there:,} only there"
+        return text
 
 
 def _name_labels(labels: pd.DataFrame, samples: pd.DataFrame) -> pd.DataFrame:
-    """Labels with a key that means the same image in every run."""
+    """Labels with a column `key` that identifies the image in every run."""
     from pipelines.decisions import find_keys
 
     known = samples[["sample_id", "sha256"]]
@@ -342,7 +344,7 @@ def _name_labels(labels: pd.DataFrame, samples: pd.DataFrame) -> pd.DataFrame:
 
 
 def compare_labels(here: pd.DataFrame, there: pd.DataFrame) -> Comparison:
-    """Compare two tables of key, path and pseudo_label; see `Comparison`."""
+    """Compare two labellings, tables of key, path and pseudo_label; see `Comparison`."""
     import pandas as pd
 
     both = here[["key", "path", "pseudo_label"]].merge(
@@ -351,16 +353,16 @@ def compare_labels(here: pd.DataFrame, there: pd.DataFrame) -> Comparison:
     old, new = "pseudo_label", "pseudo_label_there"
     labelled = both[(both[old] != UNLABELLED) & (both[new] != UNLABELLED)]
     cells = labelled.groupby([old, new]).size().rename("images").reset_index()
-    # A handful of strays is a move; a merge or split takes at least two images of both parts.
+    # A single image counts as moved; a merge or split needs at least two images of each part.
     parts = cells[cells.images >= 2]
 
     def gather(by: str, other: str) -> pd.DataFrame:
-        told = [
+        rows = [
             (label, group[other].tolist(), group.images.tolist())
             for label, group in parts.groupby(by)
             if len(group) > 1
         ]
-        return pd.DataFrame(told, columns=[by, "clusters", "images"])
+        return pd.DataFrame(rows, columns=[by, "clusters", "images"])
 
     merged = gather(new, old).rename(columns={new: "cluster_there", "clusters": "clusters_here"})
     split = gather(old, new).rename(columns={old: "cluster_here", "clusters": "clusters_there"})

@@ -1,12 +1,12 @@
-"""Review: `python -m pipelines.review --run runs/x` serves a page to judge and correct clusters.
+"""The review command: `cdp review --run runs/x` serves a page to correct clusters.
 
 The contract:
-- It listens on loopback unless told otherwise. The address carries a token; without it every
-  answer is "not found". Requests that name another host, or come from another page, are refused.
-- It opens no file on request: pages, faces and clusters are answered from memory, so there is no
-  path to leave the run by.
-- Every decision is on disk before the page hears of it. The next run honours it; see
-  `pipelines.corrections`.
+- It listens on loopback unless `--host` names another address. The URL contains a token; without it
+  every response is 404. Requests with another Host or from another page are rejected.
+- No request opens a file: pages, faces and clusters are served from memory, so no path can lead out
+  of the run.
+- Each decision is fsynced to `corrections.jsonl` before the browser gets its response; the next run
+  applies it. See `pipelines.decisions`.
 """
 
 from __future__ import annotations
@@ -29,6 +29,7 @@ from tornado.web import Application, HTTPError, RequestHandler
 
 from cdp.errors import CdpError, ConfigError
 from pipelines.decisions import FILE_NAME, ContradictionError
+from pipelines.invocation import format_command
 from pipelines.pages import read_page, render
 from pipelines.results import open_run
 from pipelines.review_session import ReviewSession, describe_error, parse_groups
@@ -44,11 +45,11 @@ POLICY = (
     "connect-src 'self'; frame-ancestors 'none'; base-uri 'none'; form-action 'none'"
 )
 BODY_LIMIT = 4 << 20
-"""Bytes of one request; a decision names each image by a number."""
+"""Most bytes of one request; a decision lists images by sample id."""
 
 
 class _Handler(RequestHandler):
-    """What every answer has in common: the token, the host, the headers."""
+    """The base of all handlers: checks of token, host and origin, security headers."""
 
     def initialize(self, session: ReviewSession, token: str, hosts: frozenset[str]) -> None:
         self.session, self.token, self.hosts = session, token, hosts
@@ -62,7 +63,7 @@ class _Handler(RequestHandler):
         self.clear_header("Server")
 
     def prepare(self) -> None:
-        # A name that merely resolves to this machine is how foreign pages reach loopback servers.
+        # Against DNS rebinding: a foreign name that resolves to this machine is rejected.
         host = self.request.headers.get("Host", "")
         if host.lower() not in self.hosts:
             raise HTTPError(403)
@@ -130,7 +131,7 @@ class _Face(_Handler):
 
 
 class _Question(_Handler):
-    """The next question, and how far the review is."""
+    """The next question, and the progress of the review."""
 
     def get(self, _token: str) -> None:
         session = self.session
@@ -211,7 +212,7 @@ def make_application(session: ReviewSession, token: str, hosts: frozenset[str]) 
         ],
         default_handler_class=_Handler,
         default_handler_args=given,
-        log_function=lambda handler: None,  # addresses hold the token
+        log_function=lambda handler: None,  # the URLs contain the token
     )
 
 
@@ -221,13 +222,13 @@ def make_application(session: ReviewSession, token: str, hosts: frozenset[str]) 
 def build_parser() -> argparse.ArgumentParser:
     """The options, each with what it does."""
     parser = argparse.ArgumentParser(
-        prog="python -m pipelines.review",
-        description="Judge and correct the clusters of a run in a browser.",
+        prog=format_command("review"),
+        description="Review and correct the clusters of a run in a browser.",
     )
     add = parser.add_argument
     add("--run", type=Path, required=True, metavar="DIR", help="a finished run, e.g. runs/default")
-    add("--reviewer", metavar="NAME", help="who decides (default: the name you are logged in by)")
-    add("--port", type=int, default=0, metavar="N", help="default: any that is free")
+    add("--reviewer", metavar="NAME", help="recorded with each decision (default: the login name)")
+    add("--port", type=int, default=0, metavar="N", help="default: any free port")
     add("--host", default="127.0.0.1", metavar="ADDRESS",
         help="default: 127.0.0.1, this machine only")  # fmt: skip
     return parser
@@ -244,8 +245,8 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2
     made = len(session.decisions)
-    print(f"\n{made} decisions are kept in {options.run / FILE_NAME}. To honour them:")
-    print("    python -m pipelines.run --stage all    # with the options of this run")
+    print(f"\n{made} decisions are kept in {options.run / FILE_NAME}. To apply them:")
+    print(f"    {format_command('run', '--stage', 'all')}    # with the options of this run")
     return 0
 
 
@@ -275,9 +276,9 @@ async def _serve(session: ReviewSession, host: str, port: int) -> None:
     server = HTTPServer(make_application(session, token, hosts), max_body_size=BODY_LIMIT)
     server.add_socket(listening)
     if not _is_loopback(host):
-        print(f"warning: {host} can be reached from other machines; the address below is a key")
+        print(f"warning: {host} can be reached from other machines; keep the address below secret")
     print(f"review of {session.run.directory} at\n    http://{shown}:{port}/{token}/", flush=True)
-    print("Ctrl-C ends it; decisions are kept as they are made.", flush=True)
+    print("Ctrl-C ends it; every decision is saved as it is made.", flush=True)
     stopped = asyncio.Event()
     for number in (signal.SIGINT, signal.SIGTERM):
         asyncio.get_running_loop().add_signal_handler(number, stopped.set)

@@ -1,12 +1,12 @@
-"""A review session: what to ask next, and the labels as decided so far.
+"""A review session: open questions, the labels as corrected so far, new decisions.
 
 The contract:
-- Enters: a finished run and its corrections table. Every decision goes to the table at once; the
-  session holds nothing that is not read back from there, but for what was skipped.
-- Shows the clusters as they would be now: the published labels with all decisions honoured.
-- A question is asked while its answer is open: not accepted, not kept apart, not skipped. What an
-  answer is worth follows `cdp.review.questions`; skipped questions come last.
-- A run made again, or decisions made elsewhere, are noticed at the next request.
+- Enters: a finished run and its corrections table. Every decision is appended to the table at once;
+  apart from skipped questions, all state is read back from there.
+- The clusters shown are the published labels after applying all active decisions.
+- A question is open until its images are accepted or kept apart. Questions are ranked by
+  `cdp.review.questions`; skipped ones come last.
+- A new version of the run, and decisions made elsewhere, are noticed at the next request.
 """
 
 from __future__ import annotations
@@ -28,17 +28,18 @@ from pipelines.decisions import (
     list_active,
     resolve_decisions,
 )
+from pipelines.invocation import format_command
 from pipelines.results import RunResults, open_run
 from pipelines.tables import list_pairs
 
 ASKED = 200
-"""Questions kept ready, best first."""
+"""Most open questions in the list, highest worth first."""
 LEAST_WORTH = 0.02
-"""Expected wrong pairs below which a question is not worth a person's time."""
+"""Expected number of wrong pairs below which a question is not asked."""
 
 
 class ReviewSession:
-    """One person at work on one run."""
+    """One reviewer of one run."""
 
     def __init__(self, run: RunResults, reviewer: str) -> None:
         self.reviewer = reviewer
@@ -50,7 +51,7 @@ class ReviewSession:
 
     def _load(self, run: RunResults) -> None:
         labels = run.labels
-        self._check_whole(run)  # before anything is replaced
+        self._check_whole(run)  # before any state is replaced
         self.run = run
         self.fingerprint = run.manifest("propagate")["fingerprint"]
         self.sample_id = labels.sample_id.to_numpy()
@@ -77,12 +78,12 @@ class ReviewSession:
                 if upstream is None or upstream.fingerprint != fingerprint:
                     raise StageError(
                         f"{run.directory}: {stage} was made from another {name} than the one "
-                        "published now. Bring the run up to date first: python -m pipelines.run "
-                        "--stage all, with the options of this run"
+                        "published now. Bring the run up to date first: "
+                        f"{format_command('run', '--stage', 'all')}, with the options of this run"
                     )
 
     def refresh(self) -> None:
-        """Read again what changed on disk: the run, the decisions."""
+        """Read again the run and the decisions if they changed on disk."""
         published = self.run.find("propagate")
         if published is not None and published.fingerprint != self.fingerprint:
             self._load(open_run(self.run.directory))
@@ -107,7 +108,7 @@ class ReviewSession:
 
     @property
     def questions(self) -> list[Question]:
-        """The open questions, best first, skipped ones last."""
+        """The open questions, highest worth first, skipped ones last."""
         if self._questions is None:
             ranked = rank_questions(self.label, self.pairs, self.settled, limit=4 * ASKED)
             still_open = filter_answered(ranked, self.corrections, checked=self._list_checked())
@@ -117,7 +118,7 @@ class ReviewSession:
         return [*first, *last]
 
     def _list_checked(self) -> set[frozenset[int]]:
-        """Groups somebody saw whole: those left and those taken out when a cluster was split."""
+        """Groups a reviewer has seen completely: both parts of every split."""
         row_of = {key: row for row, key in enumerate(self.keys)}
         return {
             frozenset(row_of[key] for key in group if key in row_of)
@@ -127,17 +128,17 @@ class ReviewSession:
         }
 
     def skip(self, question: Question) -> None:
-        """Ask this one after all others."""
+        """Move a question behind all others."""
         self.skipped.add(_name_question(question))
 
     # -- decisions
 
     def decide(self, action: Action, groups: Sequence[Sequence[int]]) -> Decision:
-        """Append a decision about images named by sample_id; DataError when it cannot be."""
+        """Append a decision on groups of sample ids; DataError when it is invalid."""
         return self._append(action, [self._find_keys(group) for group in groups])
 
     def undo(self, number: int) -> Decision:
-        """Take one decision back."""
+        """Undo one decision."""
         decision = self.table.append(self.reviewer, "undo", undoes=number)
         self.refresh()
         return decision
@@ -155,10 +156,10 @@ class ReviewSession:
             raise DataError(f"there is no unlabelled image {int(unknown[0])} in this run")
         return [self.keys[row] for row in rows.tolist()]
 
-    # -- what the page shows
+    # -- answers to the page
 
     def describe_progress(self) -> dict[str, Any]:
-        """How far the review is."""
+        """Counts of decisions, open questions, clusters and images that a rerun would move."""
         active = list_active(self.decisions)
         return {
             "run": self.run.directory.name,
@@ -172,7 +173,7 @@ class ReviewSession:
         }
 
     def count_pending(self) -> int:
-        """Images whose cluster a rerun would change."""
+        """Number of images whose cluster a rerun would change."""
         import pandas as pd
 
         from pipelines.results import compare_labels
@@ -193,7 +194,7 @@ class ReviewSession:
         }
 
     def describe_cluster(self, label: int) -> dict[str, Any]:
-        """One cluster as it is now, with all its faces."""
+        """One current cluster with all its faces."""
         rows = np.flatnonzero(self.label == label) if label >= 0 else np.empty(0, np.int64)
         if not len(rows):
             raise DataError(f"there is no cluster {label}")
@@ -202,7 +203,7 @@ class ReviewSession:
     def list_clusters(
         self, *, order: str = "size", text: str = "", offset: int = 0, limit: int = 24
     ) -> dict[str, Any]:
-        """Clusters as they are now, a page of them: largest first, or most doubtful first."""
+        """One page of the current clusters: largest, or lowest expected precision, first."""
         from cdp.propagation.quality import estimate_quality
 
         precision = estimate_quality(self.label, self.pairs, self.settled).expected_precision
@@ -228,16 +229,16 @@ class ReviewSession:
         }
 
     def list_decisions(self) -> list[dict[str, Any]]:
-        """Every decision, newest first, and whether it still counts."""
+        """Every decision, newest first, with whether it is active."""
         active = {decision.number for decision in list_active(self.decisions)}
         row_of = {key: row for row, key in enumerate(self.keys)}
-        told = []
+        described = []
         for decision in reversed(self.decisions):
             shown = [
                 [self._describe_face(row_of[key]) for key in group[:6] if key in row_of]
                 for group in decision.groups
             ]
-            told.append(
+            described.append(
                 {
                     "number": decision.number,
                     "at": decision.at,
@@ -249,7 +250,7 @@ class ReviewSession:
                     "active": decision.number in active,
                 }
             )
-        return told
+        return described
 
     def _describe_side(self, rows: np.ndarray, limit: int | None = None) -> dict[str, Any]:
         label = int(self.label[rows[0]])
@@ -264,7 +265,7 @@ class ReviewSession:
         }
 
     def _order(self, rows: np.ndarray) -> tuple[np.ndarray, list[float | None]]:
-        """Nearest to the middle of the group first."""
+        """Rows and distances (1 - cosine), nearest to the group's medoid first."""
         if self.vectors is None:
             return rows, [None] * len(rows)
         vectors = self.vectors[rows]
@@ -285,7 +286,7 @@ class ReviewSession:
 
 
 def _name_question(question: Question) -> tuple[int, int]:
-    """Stays the same while the groups keep their first rows."""
+    """A key of the question that stays the same while its groups keep their first rows."""
     other = int(question.other[0]) if len(question.other) else -1
     return int(question.one[0]), other
 
@@ -300,5 +301,5 @@ def parse_groups(value: Any) -> list[list[int]]:
 
 
 def describe_error(error: Exception) -> Mapping[str, Any]:
-    """What a page is told of an error."""
+    """An error as JSON for the page."""
     return {"error": str(error), "number": getattr(error, "number", None)}

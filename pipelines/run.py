@@ -1,10 +1,12 @@
-"""The command line: `python -m pipelines.run --stage all`.
+"""The command `cdp run`, or `python -m pipelines.run`: make a run, stage by stage.
 
 The contract:
 - Exit 0 done, 1 a stage failed, 2 bad config or data, 130 interrupted. A user's mistake prints one
   message and no traceback; a failed stage names the log and the command that resumes.
-- This is the only place that sets up logging. What a run says goes to the console and, in full,
-  to `runs/<run>/logs/<time>.log`.
+- A stage prints one line when it starts and one when it is done. Into a file or a pipe, long work
+  adds one line each half minute; on a terminal it shows a progress bar.
+- Only this module sets up logging: messages go to stdout and, in full, to
+  `runs/<run>/logs/<time>.log`.
 """
 
 from __future__ import annotations
@@ -15,7 +17,6 @@ import json
 import logging
 import os
 import platform
-import shlex
 import sys
 import time
 from importlib import metadata
@@ -23,13 +24,17 @@ from pathlib import Path
 from typing import Any
 
 from cdp.errors import CdpError, ConfigError, DataError
+from cdp.progress import report_elapsed
 from pipelines.config import RunConfig, read_config
 from pipelines.data.dataset import Dataset
 from pipelines.decisions import CorrectionTable
 from pipelines.engine import Engine, bound_memory
 from pipelines.files import FileDigests, write_text
+from pipelines.invocation import format_command
+from pipelines.packaged import CONFIGS, find_config, find_manifest, list_packaged
 from pipelines.stage import Runtime, Step, execute_step, plan_run
 from pipelines.stages import STAGES, describe_facts
+from pipelines.stages.report import PAGE
 from pipelines.store import RECORD, Store
 from pipelines.training.team import run_as_team
 
@@ -47,7 +52,7 @@ def build_parser() -> argparse.ArgumentParser:
     """The options, each with what it does."""
     names = [stage.name for stage in STAGES]
     parser = argparse.ArgumentParser(
-        prog="python -m pipelines.run",
+        prog=format_command("run"),
         description="Pseudo-label unlabelled faces and train a low-resolution recognizer on them.",
         epilog="Stages, in order: " + ", ".join(names),
     )
@@ -60,17 +65,24 @@ def build_parser() -> argparse.ArgumentParser:
         help="all (what is missing or stale), or one stage from what is published upstream",
     )
     add("--until", choices=names, metavar="STAGE", help="with --stage all: stop after this stage")
-    add("--config", type=Path, default=Path("configs/default.yaml"), metavar="FILE")
-    add("--runs-dir", type=Path, default=Path("runs"), metavar="DIR")
+    add(
+        "--config",
+        type=Path,
+        default=Path("default"),
+        metavar="NAME",
+        help=f"a YAML file, or one of {', '.join(list_packaged(CONFIGS))} (default: default)",
+    )
+    add("--runs-dir", type=Path, default=Path("runs"), metavar="DIR",
+        help="where the results go (default: runs)")  # fmt: skip
     add(
         "--data-root",
         type=Path,
         default=os.environ.get(DATA_ROOT),
         metavar="DIR",
-        help=f"where the files of the data manifest lie (or set {DATA_ROOT})",
+        help=f"the folder that the data manifest's paths start at (or set {DATA_ROOT})",
     )
-    add("--dry-run", action="store_true", help="say what would run and why; change nothing")
-    add("--force", action="store_true", help="run again from nothing, even what is up to date")
+    add("--dry-run", action="store_true", help="print what would run and why; change nothing")
+    add("--force", action="store_true", help="run every stage again, even where it is up to date")
     add("--verify", action="store_true", help="rehash every input and published file first")
     add("--workers", type=int, metavar="N", help="local Dask workers (default: one a core)")
     add("--scheduler", metavar="ADDRESS", help="a running Dask scheduler, e.g. tcp://host:8786")
@@ -98,14 +110,14 @@ def main(arguments: list[str] | None = None) -> int:
             return run_as_team(options.device, lambda: _run(options))
         return _run(options)
     except KeyboardInterrupt:
-        print(f"\ninterrupted; finished parts are kept. To go on: {_resume(arguments)}",
+        print(f"\ninterrupted; finished parts are kept. To resume: {_resume(arguments)}",
               file=sys.stderr)  # fmt: skip
         return 130
     except _StageFailure as failure:
         print(
-            f"error: stage {failure.stage}: {_tell(failure.cause)}\n"
+            f"error: stage {failure.stage}: {_describe_error(failure.cause)}\n"
             f"full log: {failure.log_path}\n"
-            f"to go on once that is mended: {_resume(arguments)}",
+            f"to resume once that is fixed: {_resume(arguments)}",
             file=sys.stderr,
         )
         return _exit_code(failure.cause)
@@ -116,7 +128,7 @@ def main(arguments: list[str] | None = None) -> int:
         _close_logs()
 
 
-class _StageFailure(Exception):  # noqa: N818 - not an error of its own, it carries one
+class _StageFailure(Exception):  # noqa: N818 - it carries the error of a stage
     def __init__(self, stage: str, cause: Exception, log_path: Path) -> None:
         super().__init__(stage)
         self.stage, self.cause, self.log_path = stage, cause, log_path
@@ -126,7 +138,7 @@ def _exit_code(error: Exception) -> int:
     return 2 if isinstance(error, ConfigError | DataError) else 1
 
 
-def _tell(error: Exception) -> str:
+def _describe_error(error: Exception) -> str:
     return str(error) if isinstance(error, CdpError) else f"{type(error).__name__}: {error}"
 
 
@@ -135,6 +147,7 @@ def _run(options: argparse.Namespace) -> int:
         raise ConfigError(f"--workers: expected 1 or more, got {options.workers}")
     if options.stage != "all" and options.until:
         raise ConfigError("--until goes with --stage all only")
+    options.config = find_config(options.config)
     *earlier, config = read_config(options.config, options.overrides).list_rounds()
     if options.stage == "all":
         for one in earlier:
@@ -145,7 +158,7 @@ def _run(options: argparse.Namespace) -> int:
 
 def _carry_out(config: RunConfig, options: argparse.Namespace, *, until: str | None) -> None:
     """Plan and make one run."""
-    dataset = Dataset.open(_find_manifest(config.data, options.config), options.data_root)
+    dataset = Dataset.open(find_manifest(config.data, options.config), options.data_root)
     store = Store(options.runs_dir)
     digests = FileDigests(store.root / "files.json", rehash=options.verify)
     engine = Engine(
@@ -178,22 +191,23 @@ def _carry_out(config: RunConfig, options: argparse.Namespace, *, until: str | N
         place = options.runs_dir / config.name
         seconds = time.perf_counter() - started
         idle = all(step.action in ("skip", "omit") for step in steps)
-        told = "nothing to do, everything is up to date" if idle else "done"
-        log.info("%s: %s (%.1f s)", told, place, seconds)
+        outcome = "nothing to do, everything is up to date" if idle else "done"
+        log.info("%s: %s (%.1f s)", outcome, place, seconds)
         if steps[-1].stage.name == "report":
             report = store.open_run(config.name, "report")
             if report is not None:
                 log.info("\n%s", (report.directory / "summary.txt").read_text("utf-8").rstrip())
+                log.info("\nreport: %s", place / "report" / PAGE)
 
 
 def _take(step: Step, runtime: Runtime, options: argparse.Namespace, log_path: Path) -> None:
-    """Run, link or skip one stage and say so."""
+    """Run, link or skip one stage and log it."""
     name = step.stage.name
     log.info("%-9s %-5s %s", name, step.action, step.reason)
     if step.action in ("skip", "omit"):
         return
     try:
-        with bound_memory(runtime.engine.own_limit):
+        with bound_memory(runtime.engine.own_limit), report_elapsed(name):
             published = execute_step(
                 step,
                 runtime,
@@ -211,7 +225,7 @@ def _take(step: Step, runtime: Runtime, options: argparse.Namespace, log_path: P
 
 
 def _record_request(runtime: Runtime, options: argparse.Namespace) -> None:
-    """Keep what the run was asked for, for those who open it later; no fingerprint reads it."""
+    """Save config and data manifest beside the results; no fingerprint reads the file."""
     dataset = runtime.dataset
     record = {
         "config": runtime.config.model_dump(mode="json"),
@@ -219,12 +233,6 @@ def _record_request(runtime: Runtime, options: argparse.Namespace) -> None:
         "data_root": None if dataset.root is None else str(dataset.root),
     }
     write_text(options.runs_dir / runtime.config.name / RECORD, json.dumps(record, indent=1) + "\n")
-
-
-def _find_manifest(name: str, config_path: Path) -> Path:
-    """A data manifest is named from the working directory, or from the config's neighbourhood."""
-    beside = config_path.resolve().parent.parent / name
-    return Path(name) if Path(name).is_file() or not beside.is_file() else beside
 
 
 def _read_size(text: str | None) -> int | None:
@@ -237,7 +245,7 @@ def _read_size(text: str | None) -> int | None:
 
 
 def _describe_environment(options: argparse.Namespace, seed: int) -> dict[str, Any]:
-    """What figures may depend on beyond the fingerprint; no fingerprint reads it."""
+    """Versions, device and threads, which figures may depend on; no fingerprint reads them."""
     import torch
 
     from cdp.training.plan import resolve_device
@@ -267,20 +275,20 @@ def _describe_environment(options: argparse.Namespace, seed: int) -> dict[str, A
 
 def _resume(arguments: list[str] | None) -> str:
     given = sys.argv[1:] if arguments is None else arguments
-    return shlex.join(["python", "-m", "pipelines.run", *given])
+    return format_command("run", *given)
 
 
 class _LogFile(logging.FileHandler):
-    """A log that can no longer be written is told once, and stops nothing."""
+    """A log that can no longer be written is reported once, and stops nothing."""
 
-    told = False
+    reported = False
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - logging's name
         error = sys.exc_info()[1]
         if not isinstance(error, OSError):
             super().handleError(record)
-        elif not self.told:
-            self.told = True
+        elif not self.reported:
+            self.reported = True
             print(f"the log {self.baseFilename} ends here: {error.strerror}", file=sys.stderr)
 
 
@@ -306,7 +314,7 @@ def _open_logs(run_directory: Path) -> Path:
 
 def _close_logs() -> None:
     for handler in log.handlers:
-        with contextlib.suppress(OSError):  # told already
+        with contextlib.suppress(OSError):  # reported already
             handler.close()
     log.handlers = []
 

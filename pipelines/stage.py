@@ -1,13 +1,14 @@
-"""Stage, fingerprint, plan, execute.
+"""Stages of the pipeline: fingerprint them, plan which run, execute and publish them.
 
 The contract:
 - A stage is a frozen value. Its fingerprint is the SHA-256 over name, version, schemas, the config
   fields it reads, the content of the files it reads, and the fingerprints of its inputs; the root
   is the content of the data set. Workers, device and paths are never in it.
-- A stage sees only the tables and config fields it declares; reading anything else is an error.
-- A stage is skipped only when what the run points at has its fingerprint and its files are whole.
-- Work happens in a sibling directory that outlives a crash; `Work.part` lets a stage find the
-  parts it finished before.
+- A stage reads only the tables and config fields it declares; anything else is a StageError.
+- A stage is skipped only when the publication that the run links to has its fingerprint and all
+  files of that publication are whole.
+- A stage writes into a working directory that outlives a crash; a part whose output file
+  (`Work.path`) is already there need not be computed again.
 """
 
 from __future__ import annotations
@@ -18,8 +19,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
+from typing import Any, cast
 
 import pyarrow as pa
 
@@ -35,21 +35,22 @@ from pipelines.tables import describe_schema, write_table
 log = logging.getLogger("cdp")
 
 RECOGNIZER = "labelled_pseudo.safetensors"
-"""What retrain calls its product."""
+"""File name of the recognizer that `retrain` publishes."""
 
 
 @dataclass(frozen=True)
 class Stage:
-    """One step of the pipeline.
+    """One step of the pipeline, as a frozen value.
 
+    version : raised whenever the same inputs would give other outputs, or other names for them.
     inputs : tables it reads, as `stage.table`.
-    outputs : table -> schema; a vector column is declared with length 0, which means any.
-    reads : top-level config fields.
+    outputs : table -> schema; a vector column is declared with length 0, which means any length.
+    reads : top-level fields of `RunConfig` it may read.
     run : does the work and returns the facts for the manifest (plain JSON values).
-    files : config -> paths below the data root whose content counts.
-    borrows : config -> names of runs whose recognizer counts.
-    needs_images : skipped for a data set that brings its own features.
-    corrected : reads what people decided; stale when that changes.
+    files : config -> paths below the data root whose content enters the fingerprint.
+    borrows : config -> names of runs whose recognizer enters the fingerprint.
+    needs_images : left out for a data set of ready features.
+    corrected : reads the reviewers' decisions; their digest enters the fingerprint.
     """
 
     name: str
@@ -65,13 +66,13 @@ class Stage:
 
     @property
     def upstream(self) -> tuple[str, ...]:
-        """The stages whose tables it reads, each once, in order."""
+        """The stages whose tables it reads, each once, in the order of `inputs`."""
         return tuple(dict.fromkeys(name.partition(".")[0] for name in self.inputs))
 
 
 @dataclass(frozen=True)
 class Runtime:
-    """What a run needs to know and a fingerprint must not."""
+    """The surroundings of a run, which must not change a fingerprint: paths, workers, device."""
 
     config: RunConfig
     dataset: Dataset
@@ -82,12 +83,41 @@ class Runtime:
     decisions: tuple[Decision, ...] = ()
 
 
+class _DeclaredConfig:
+    """The fields of a config that one stage declares in `reads`; any other is refused."""
+
+    def __init__(self, config: RunConfig, stage: Stage) -> None:
+        self._config, self._stage = config, stage
+
+    def __getattr__(self, field: str) -> Any:
+        if field not in self._stage.reads:
+            raise StageError(
+                f"stage {self._stage.name} does not declare that it reads config.{field}; "
+                f"it declares: {', '.join(self._stage.reads) or 'none'}"
+            )
+        return getattr(self._config, field)
+
+
+def restrict_config(config: RunConfig, stage: Stage) -> RunConfig:
+    """The config as one stage may read it: typed as the whole, StageError for undeclared fields.
+
+    The type checker sees every field of `RunConfig`; what a stage has not declared would not be in
+    its fingerprint, and is refused when it is read.
+    """
+    return cast(RunConfig, _DeclaredConfig(config, stage))
+
+
 @dataclass
 class Work:
-    """What a stage is given: its config fields, its input tables, and a directory to fill."""
+    """All that a stage is given: its config fields, its input tables, a directory to write to.
+
+    config : the fields in `stage.reads`; any other is a StageError.
+    upstream : stage name -> its publication; a stage left out for features is missing.
+    fresh : parts of an earlier attempt were deleted, because the user asked for --force.
+    """
 
     stage: Stage
-    config: SimpleNamespace
+    config: RunConfig
     seed: int
     directory: Path
     runtime: Runtime
@@ -104,7 +134,7 @@ class Work:
 
     @property
     def scratch(self) -> Path:
-        """A directory that is dropped at publication."""
+        """A directory for intermediate files, deleted at publication."""
         place = self.directory / SCRATCH
         place.mkdir(exist_ok=True)
         return place
@@ -115,19 +145,19 @@ class Work:
         return published.read(name, columns)
 
     def locate(self, table: str, part: str = "") -> Path:
-        """Where an input table lies, for workers that read it themselves."""
+        """The path of an input table, for workers that read it themselves."""
         published, name = self._find(table, part)
         return published.path(name)
 
     @property
     def decisions(self) -> tuple[Decision, ...]:
-        """What people decided, as it was when the run was planned."""
+        """The reviewers' decisions, as read when the run was planned."""
         if not self.stage.corrected:
             raise StageError(f"stage {self.stage.name} does not declare that it reads corrections")
         return self.runtime.decisions
 
     def locate_recognizer(self, run: str) -> Path:
-        """The weights of the recognizer that another run has published."""
+        """The path of the weights of the recognizer that another run has published."""
         return _require_recognizer(self.runtime.store, run).directory / RECOGNIZER
 
     def input_facts(self, stage: str) -> Mapping[str, Any]:
@@ -141,7 +171,7 @@ class Work:
         return self.upstream[stage], f"{name}/{part}" if part else name
 
     def path(self, table: str, part: str = "") -> Path:
-        """Where an output table goes."""
+        """The path to write an output table to."""
         if table not in self.stage.outputs:
             raise StageError(f"stage {self.stage.name} does not declare that it writes {table}")
         return self.directory / (f"{table}/{part}.parquet" if part else f"{table}.parquet")
@@ -156,7 +186,7 @@ class Work:
 
 @dataclass(frozen=True)
 class Step:
-    """What will happen to one stage, and why. `action` is run, link, skip or omit."""
+    """The planned action for one stage (run, link, skip or omit) and the reason for it."""
 
     stage: Stage
     fingerprint: str
@@ -168,7 +198,7 @@ class Step:
 def collect_ingredients(
     stage: Stage, runtime: Runtime, fingerprints: Mapping[str, str]
 ) -> dict[str, Any]:
-    """Everything the output of a stage depends on; its digest is the fingerprint."""
+    """Everything the output of a stage depends on; the digest of it is the fingerprint."""
     dataset, config = runtime.dataset, runtime.config
     decided = digest_decisions(runtime.decisions) if stage.corrected else ""
     return {
@@ -221,7 +251,7 @@ def plan_run(
     force: bool = False,
     verify: bool = False,
 ) -> list[Step]:
-    """Decide for every stage whether it runs, and say why.
+    """Decide for every stage whether it runs, and give the reason.
 
     With `only`, that stage alone runs, from what the run has published upstream, current or not.
     """
@@ -288,7 +318,7 @@ def _decide(
 
 
 def explain_change(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
-    """Name the first thing by which two sets of ingredients differ."""
+    """The first difference between two sets of ingredients, in words."""
     if before.get("version") != now["version"] or before.get("schemas") != now["schemas"]:
         return "its code or tables changed"
     changes = _find_changes(before.get("config", {}), now["config"], "")
@@ -351,21 +381,21 @@ def _require_upstream(
 def execute_step(
     step: Step, runtime: Runtime, *, force: bool, environment: Mapping[str, Any]
 ) -> Published:
-    """Run one stage and publish it; what is published stays whole if this fails."""
+    """Run one stage and publish it; after a failure the previous publication is still whole."""
     store, run, stage = runtime.store, runtime.config.name, step.stage
 
     waited = False
 
-    def tell(holder: str) -> None:
+    def log_waiting(holder: str) -> None:
         nonlocal waited
         waited = True
         log.info("%-9s waiting for %s, which is making the same", stage.name, holder)
 
-    with store.lock(f"{stage.name}/{step.fingerprint[:20]}", wait=True, waiting=tell):
+    with store.lock(f"{stage.name}/{step.fingerprint[:20]}", wait=True, waiting=log_waiting):
         if step.action == "link" or (waited and not force):
             shared = store.find(stage.name, step.fingerprint)
             if shared is not None:
-                with _disk_told(stage.name):
+                with report_disk_errors(stage.name):
                     store.link(run, shared)
                 return shared
         directory = store.open_work(stage.name, step.fingerprint, fresh=force)
@@ -376,7 +406,7 @@ def execute_step(
                 upstream[name] = published
         work = Work(
             stage=stage,
-            config=SimpleNamespace(**{name: getattr(runtime.config, name) for name in stage.reads}),
+            config=restrict_config(runtime.config, stage),
             seed=runtime.config.seed,
             directory=directory,
             runtime=runtime,
@@ -384,7 +414,7 @@ def execute_step(
             fresh=force,
         )
         started = time.perf_counter()
-        with _PeakMemory() as memory, _disk_told(stage.name):
+        with _PeakMemory() as memory, report_disk_errors(stage.name):
             facts = dict(stage.run(work))
         manifest = {
             "stage": stage.name,
@@ -396,21 +426,21 @@ def execute_step(
             "peak_memory_mib": memory.peak_mib,
             "environment": environment,
         }
-        with _disk_told(stage.name):
+        with report_disk_errors(stage.name):
             published = store.publish(stage.name, directory, manifest)
             store.link(run, published)
         return published
 
 
 @contextmanager
-def _disk_told(stage: str) -> Iterator[None]:
-    """What the disk refuses is a StageError; the error of the system names the file."""
+def report_disk_errors(stage: str) -> Iterator[None]:
+    """Raise an OSError of the block as a StageError; the system's message names the file."""
     try:
         yield
     except OSError as error:
         raise StageError(
-            f"stage {stage} could not read or write: {error}. What was published before is "
-            "untouched. Free space or mend the permissions, then run the same command again"
+            f"stage {stage} could not read or write: {error}. Earlier publications are untouched. "
+            "Free space or correct the permissions, then run the same command again"
         ) from error
 
 

@@ -1,20 +1,21 @@
-"""What is on disk: atomic files, published stages, their manifests, and the models they share.
+"""The store of a runs directory: published stages with their manifests, shared models, locks.
 
     runs/
       .store/<stage>/<fingerprint>.partial/    work in progress, resumable
       .store/<stage>/<fingerprint>-<attempt>/  published, never written again
       .store/model/<key>/                      one trained model, shared by every stage that asks
-      <run>/<stage> -> ../.store/<stage>/...   the stable path people open
-      <run>/run.json                           what it was asked for: settings, data set
-      <run>/corrections.jsonl                  what people decided; never rewritten
+      <run>/<stage> -> ../.store/<stage>/...   the stable path to open
+      <run>/run.json                           settings and data manifest of the run
+      <run>/corrections.jsonl                  decisions of reviewers; append-only
 
 The contract:
-- A published directory is complete: its manifest is written last, then one rename makes it appear,
-  then one rename of a link makes it the run's. A reader sees the old tables or the new, whole.
+- A published directory is complete: the manifest is written last, one rename makes the directory
+  appear, and one rename of a link makes it part of the run. A reader sees either all old tables or
+  all new ones.
 - A manifest lists every file with size and SHA-256, and ends with a digest of itself;
-  `Published.find_damage` holds the files and the manifest to it.
-- Tables carry the Arrow schema their stage declares; a table with another schema is refused.
-- Nothing here is pickled.
+  `Published.find_damage` compares the files and the manifest with it.
+- A table has the Arrow schema that its stage declares; reading one with another schema is an error.
+- No pickle.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ import fcntl
 import json
 import os
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -61,14 +62,14 @@ class Published:
 
     @classmethod
     def open(cls, stage: str, directory: Path) -> Published | None:
-        """Read the manifest; None when there is none or it is cut short."""
+        """The publication in a directory; None when its manifest is missing or incomplete."""
         try:
             manifest = json.loads((directory / MANIFEST).read_text(encoding="utf-8"))
         except (FileNotFoundError, NotADirectoryError, ValueError, RecursionError):
             return None
         except OSError as error:
             raise StageError(
-                f"cannot read {directory / MANIFEST}: {error.strerror}. Mend the permissions, or "
+                f"cannot read {directory / MANIFEST}: {error.strerror}. Fix its permissions, or "
                 f"make it again with --stage {stage} --force"
             ) from error
         whole = isinstance(manifest, dict) and {"fingerprint", "files", "facts"} <= manifest.keys()
@@ -83,7 +84,10 @@ class Published:
         return dict(self.manifest["facts"])
 
     def find_damage(self, *, rehash: bool = False) -> str | None:
-        """Hold every file to the manifest: size always, SHA-256 if `rehash`. None when whole."""
+        """The first difference between files and manifest, or None.
+
+        rehash : compare SHA-256 too, of the files and of the manifest; sizes are always compared.
+        """
         for name, record in self.manifest["files"].items():
             path = self.directory / name
             try:
@@ -94,13 +98,13 @@ class Published:
                 return f"{path} has {size} bytes, published with {record['bytes']}"
             if rehash and digest_file(path) != record["sha256"]:
                 return f"{path} no longer has the SHA-256 it was published with"
-        said = {name: value for name, value in self.manifest.items() if name != DIGEST}
-        if rehash and self.manifest.get(DIGEST, digest_json(said)) != digest_json(said):
-            return f"{self.directory / MANIFEST} no longer says what it was published with"
+        content = {name: value for name, value in self.manifest.items() if name != DIGEST}
+        if rehash and self.manifest.get(DIGEST, digest_json(content)) != digest_json(content):
+            return f"{self.directory / MANIFEST} differs from what was published"
         return None
 
     def read(self, table: str, columns: list[str] | None = None) -> pa.Table:
-        """One table, checked against the schema recorded at publication."""
+        """One table, its types checked against the schema in the manifest."""
         path = self.path(table)
         try:
             read = pq.read_table(path, columns=columns)
@@ -119,7 +123,7 @@ class Published:
         return read
 
     def path(self, table: str) -> Path:
-        """Where a table lies: `labels` or, per split and member, `embeddings/labelled/base`."""
+        """The path of a table: `labels` or, per split and member, `embeddings/labelled/base`."""
         return self.directory / f"{table}.parquet"
 
 
@@ -133,18 +137,18 @@ class Store:
     # -- stages
 
     def open_run(self, run: str, stage: str) -> Published | None:
-        """What `runs/<run>/<stage>` points at, if it is published."""
+        """The publication that `runs/<run>/<stage>` links to, if any."""
         return Published.open(stage, self.runs_directory / run / stage)
 
     def find_torn(self, run: str, stage: str) -> Path | None:
-        """The run's manifest of a stage when it is there and cannot be understood."""
+        """The path of a stage's manifest that exists and cannot be parsed; None otherwise."""
         directory = self.runs_directory / run / stage
         there = (directory / MANIFEST).exists()
         torn = there and Published.open(stage, directory) is None
         return directory.resolve() / MANIFEST if torn else None
 
     def find(self, stage: str, fingerprint: str) -> Published | None:
-        """A whole publication with this fingerprint, made by any run."""
+        """An undamaged publication with this fingerprint, from any run."""
         for directory in sorted(
             self.root.joinpath(stage).glob(f"{fingerprint[:20]}-*"), reverse=True
         ):
@@ -154,7 +158,7 @@ class Store:
         return None
 
     def open_work(self, stage: str, fingerprint: str, *, fresh: bool) -> Path:
-        """The working directory of a stage; what an earlier attempt left in it is kept."""
+        """The working directory of a stage, with the parts of an earlier attempt unless `fresh`."""
         directory = self.root / stage / f"{fingerprint[:20]}.partial"
         if fresh and directory.exists():
             shutil.rmtree(directory)
@@ -168,7 +172,7 @@ class Store:
         return directory
 
     def publish(self, stage: str, work: Path, manifest: Mapping[str, Any]) -> Published:
-        """Write the manifest, then let the directory appear under its final name."""
+        """Write the manifest, then rename the working directory to its final name."""
         shutil.rmtree(work / SCRATCH, ignore_errors=True)
         files = {}
         for path in sorted(work.rglob("*")):
@@ -180,8 +184,8 @@ class Store:
                 if path.suffix == ".parquet":
                     record["rows"] = pq.ParquetFile(path).metadata.num_rows
                 files[path.relative_to(work).as_posix()] = record
-        said = json.loads(json.dumps({**manifest, "files": files}))
-        text = json.dumps({**said, DIGEST: digest_json(said)}, indent=1)
+        content = json.loads(json.dumps({**manifest, "files": files}))
+        text = json.dumps({**content, DIGEST: digest_json(content)}, indent=1)
         write_text(work / MANIFEST, text + "\n")
         prefix = f"{manifest['fingerprint'][:20]}-"
         attempts = [int(d.name[len(prefix) :]) for d in work.parent.glob(f"{prefix}*")]
@@ -193,7 +197,7 @@ class Store:
         return published
 
     def link(self, run: str, published: Published) -> None:
-        """Make a publication the run's own, then drop attempts no run points at any more."""
+        """Link a publication into the run, then delete attempts that no run links to any more."""
         link = self.runs_directory / run / published.stage
         link.parent.mkdir(parents=True, exist_ok=True)
         for left in link.parent.glob(f".{link.name}.draft-*"):
@@ -206,7 +210,7 @@ class Store:
         self._drop_replaced(published)
 
     def drop_left(self, run: str) -> None:
-        """Remove the drafts of killed writers beside the stages; for the holder of the run."""
+        """Delete the drafts of killed writers beside the stages; call it with the run locked."""
         for draft in (self.runs_directory / run).glob(".*.draft-*"):
             draft.unlink(missing_ok=True)
         for draft in self.root.glob(".*.draft-*"):  # other runs may be writing theirs
@@ -227,17 +231,19 @@ class Store:
     # -- models
 
     def model_directory(self, key: str) -> Path:
-        """Where the model with this key is trained and kept."""
+        """The directory in which the model with this key is trained and stored."""
         return self.root / "model" / key[:20]
 
     # -- locks
 
     @contextmanager
-    def lock(self, name: str, *, wait: bool, waiting: Any = None) -> Iterator[None]:
-        """Hold `name` for this process; the lock of a dead process frees itself.
+    def lock(
+        self, name: str, *, wait: bool, waiting: Callable[[str], None] | None = None
+    ) -> Iterator[None]:
+        """Hold the lock `name` for this process; the system frees the lock of a dead process.
 
-        With `wait`, another holder is waited for (`waiting(holder)` is told once); otherwise a
-        StageError names it.
+        wait : wait for another holder, after calling `waiting(holder)` once; without it, a
+            StageError names the holder.
         """
         path = self.root / "lock" / name.replace("/", "_")
         try:

@@ -1,4 +1,10 @@
-"""Parquet tables: schemas, columns of vectors, views of several splits."""
+"""Parquet tables: their schemas, columns of vectors, and views over one split or several.
+
+The contract:
+- A table is written atomically and in the schema its stage declares.
+- A view is read in the order of `sample_id`.
+- A Parquet file of unknown origin is checked against its expected size before memory is allocated.
+"""
 
 from __future__ import annotations
 
@@ -18,12 +24,13 @@ if TYPE_CHECKING:
     import pandas as pd
 
 SPLITS = ("labelled", "unlabelled")
-
+"""The splits that are embedded and searched."""
 JOINT = "joint"
+"""The graph over labelled and unlabelled images together."""
 
 
 def read_view(embeddings: list[Path]) -> tuple[np.ndarray, np.ndarray]:
-    """Sample ids and vectors of one view over some splits, in the order of `sample_id`."""
+    """(n,) sample ids and (n, d) vectors of one view over some splits, ascending by sample id."""
     ids = np.concatenate(
         [pq.read_table(path, columns=["sample_id"])["sample_id"].to_numpy() for path in embeddings]
     )
@@ -35,7 +42,7 @@ def read_view(embeddings: list[Path]) -> tuple[np.ndarray, np.ndarray]:
 
 
 def describe_schema(schema: pa.Schema) -> dict[str, str]:
-    """Column name -> Arrow type, the form in which a schema enters a fingerprint."""
+    """Column name -> name of its Arrow type, as it enters a fingerprint."""
     return {field.name: str(field.type) for field in schema}
 
 
@@ -55,9 +62,9 @@ def vector_column(values: np.ndarray) -> pa.FixedSizeListArray:
 
 
 def list_pairs(pairs: pd.DataFrame, sample_id: np.ndarray) -> PairTable:
-    """The table `mediate/pairs`, ids as positions in the ascending `sample_id`.
+    """The table `mediate/pairs` with ids as positions in the ascending `sample_id`.
 
-    Runs of earlier versions did not count listings: their pairs weigh alike.
+    Runs of earlier versions have no column `listings`: their pairs all get the weight 1.
     """
     listings = pairs.get("listings")
     return PairTable(
@@ -89,9 +96,8 @@ def read_vectors(path: Path, column: str) -> np.ndarray:
 def open_vectors(path: Path, column: str, count: int, longest: int) -> np.ndarray:
     """Vectors of a Parquet file from anywhere -> (n, d) array, or a DataError.
 
-    What its footer declares is held to what is expected before anything is read: a column of
-    `count` fixed-size lists of at most `longest` floats, in one file. The rows are then held to the
-    footer; none may be missing or null.
+    The footer is checked before any row is read: it must declare one column of `count` fixed-size
+    lists of at most `longest` floats. The rows must then match the footer; none may be null.
     """
     wanted = f"a column {column!r} of {count} fixed-size lists of 1 to {longest} floats"
     try:
@@ -118,7 +124,7 @@ def open_vectors(path: Path, column: str, count: int, longest: int) -> np.ndarra
             row += len(batch)
     except DataError:
         raise
-    except Exception as error:  # a broken file can make the reader raise anything at all
+    except Exception as error:  # on a broken file the reader may raise any exception
         reason = str(error).splitlines()[0][:160] if str(error) else type(error).__name__
         raise DataError(f"{path}: {wanted} expected; it cannot be read: {reason}") from error
     if row != count:
@@ -127,5 +133,5 @@ def open_vectors(path: Path, column: str, count: int, longest: int) -> np.ndarra
 
 
 def types_agree(declared: str, found: str) -> bool:
-    """Vectors are declared without their length, which depends on the model."""
+    """Whether a column's type is the declared one; a declared length of 0 means any length."""
     return found == declared or (declared.endswith("[0]") and found.startswith(declared[:-3]))

@@ -1,4 +1,10 @@
-"""YAML files within bounds, and their checked settings."""
+"""YAML files: parsed safely and within bounds, validated against strict models.
+
+The contract:
+- At most `YAML_BYTES`, `YAML_VALUES` values with aliases written out, `YAML_DEPTH` levels; a key
+  given twice is an error.
+- Any fault is a ConfigError with the file, the key, the expected and the given value.
+"""
 
 from __future__ import annotations
 
@@ -16,12 +22,12 @@ Model = TypeVar("Model", bound=BaseModel)
 
 YAML_BYTES = 1 << 20
 YAML_VALUES = 10_000
-"""Values of one file, those an alias repeats counted each time."""
+"""Values of one file; values repeated by an alias are counted each time."""
 YAML_DEPTH = 50
 
 
 class _OneOfEachKey(yaml.SafeLoader):
-    """Safe, and a key given twice is an error: YAML itself would drop the first in silence."""
+    """The safe loader, with an error for a key given twice; YAML would drop the first silently."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         given = Counter(key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode))
@@ -34,7 +40,7 @@ class _OneOfEachKey(yaml.SafeLoader):
 
 
 def parse_yaml(text: str, source: str) -> Any:
-    """The value of a YAML text from anywhere, loaded safely; ConfigError where that fails."""
+    """The value of a YAML text of any origin, loaded safely; ConfigError where that fails."""
     try:
         _check_bounds(text)
         return _OneOfEachKey(text).get_single_data()
@@ -43,15 +49,15 @@ def parse_yaml(text: str, source: str) -> Any:
         where = f", line {place.line + 1}" if place else ""
         problem = getattr(error, "problem", None) or getattr(error, "reason", None) or "not YAML"
         raise ConfigError(f"{source}{where}: {problem}") from error
-    except Exception as error:  # a date, number or tag that is none can raise anything at all
+    except Exception as error:  # an invalid date, number or tag may raise any exception
         reason = str(error).splitlines()[0][:120] if str(error) else type(error).__name__
         raise ConfigError(f"{source}: not YAML that can be read: {reason}") from error
 
 
 def _check_bounds(text: str) -> None:
-    """YAMLError for a text whose value would be too large or too deep, aliases written out."""
+    """YAMLError for a text whose value is too large or too deep once aliases are written out."""
     size: dict[str, int] = {}
-    opened: list[tuple[str | None, int]] = []  # of each open collection: its anchor, count before
+    opened: list[tuple[str | None, int]] = []  # (anchor, count before) of each
     count = 0
     for event in yaml.parse(text, yaml.SafeLoader):
         if isinstance(event, yaml.AliasEvent):
@@ -75,7 +81,7 @@ def _check_bounds(text: str) -> None:
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
-    """A YAML mapping, loaded safely; ConfigError for anything else."""
+    """The YAML mapping in a file, loaded safely; ConfigError for anything else."""
     try:
         with path.open("rb") as stream:
             data = stream.read(YAML_BYTES + 1)
@@ -95,7 +101,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
 
 
 def validate_settings(kind: type[Model], value: Any, *, source: str) -> Model:
-    """Validate strictly; every fault is named in one ConfigError."""
+    """Validate strictly; one ConfigError lists every fault."""
     try:
         # JSON mode is strict about types yet takes lists for tuples, which is what YAML offers.
         return kind.model_validate_json(json.dumps(value))
@@ -116,7 +122,7 @@ def _explain(error: ValidationError, kind: type[BaseModel], source: str) -> str:
             lines.append(f"{where}: missing")
         else:
             message = fault["msg"].removeprefix("Value error, ")
-            # A fault of the whole says itself what came; the whole would only bury it.
+            # The message of a fault of the whole includes the value; the whole would be too long.
             got = repr(fault["input"])
             got = got if len(got) <= 200 else f"{got[:200]}..."
             lines.append(f"{where}: {message}, got {got}" if fault["loc"] else message)

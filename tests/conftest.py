@@ -1,5 +1,6 @@
 """What several tests share: a tiny data set, a way to run the command line, real data."""
 
+import ast
 import fcntl
 import hashlib
 import importlib.util
@@ -9,12 +10,15 @@ from pathlib import Path
 
 # One thread a process: tests run side by side, and spinning threads of two torches starve each
 # other. Set before anything imports torch, and inherited by every process a test starts.
+# CDP_TEST_THREADS takes another number.
+THREADS = os.environ.get("CDP_TEST_THREADS", "1")
 for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
-    os.environ[name] = "1"
+    os.environ[name] = THREADS
 
 import pyarrow.parquet as pq
 import pytest
 import yaml
+from known_clusters import write_known_config
 
 TINY_DATA = {
     "name": "tiny",
@@ -31,6 +35,8 @@ TINY_DATA = {
 }
 TINY_CONFIG = {
     "name": "tiny",
+    # Another seed stands for another processor: every weight, probability and cluster differs.
+    "seed": int(os.environ.get("CDP_TEST_SEED", "0")),
     "data": "data.yaml",
     "committee": {
         "base": {"name": "base", "backbone": "plain", "width": 0.5},
@@ -43,6 +49,25 @@ TINY_CONFIG = {
                 "backbone": "plain", "width": 0.5},
     "evaluate": {"probe_px": [16], "folds": 2, "pairs_per_fold": 20},
 }  # fmt: skip
+
+
+def list_markers(path: Path) -> set[str]:
+    """The names in a test file's `pytestmark`, read without importing the file."""
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    marks = [
+        node.value
+        for node in tree.body
+        if isinstance(node, ast.Assign) and ast.unparse(node.targets[0]) == "pytestmark"
+    ]
+    names = [ast.unparse(node) for mark in marks for node in ast.walk(mark)]
+    return {name.removeprefix("pytest.mark.") for name in names if name.startswith("pytest.mark.")}
+
+
+def pytest_ignore_collect(collection_path):
+    """Where torch is missing, files marked `torch` are left out: their imports would fail."""
+    if collection_path.suffix != ".py" or importlib.util.find_spec("torch") is not None:
+        return None
+    return True if "torch" in list_markers(collection_path) else None
 
 
 def pytest_collection_modifyitems(items):
@@ -78,18 +103,40 @@ def data_root():
 
 
 @pytest.fixture(scope="session")
+def known(tmp_path_factory):
+    """The options of a run whose clusters are known, see `known_clusters`."""
+    place = tmp_path_factory.mktemp("known")
+    config = write_known_config(place, TINY_CONFIG)
+    return ["--config", str(config), "--data-root", str(place / "data"), "--workers", "1"]
+
+
+@pytest.fixture(scope="session")
 def finished_run(tiny, tmp_path_factory):
-    """A finished tiny run; made once, whichever worker asks first. Copy it before changing it."""
+    """A finished tiny run; made once, whichever worker asks first. Copy it before changing it.
+
+    Its clusters are what a short training gives: a test that needs a certain one takes `known_run`.
+    """
+    return finish_once("tiny", ["--config", str(tiny), "--workers", "1"], tmp_path_factory)
+
+
+@pytest.fixture(scope="session")
+def known_run(known, tmp_path_factory):
+    """A finished run whose clusters are known; made once. Copy it before changing it."""
+    return finish_once("known", known, tmp_path_factory)
+
+
+def finish_once(name, options, tmp_path_factory):
+    """The directory of a run that all workers of this session share."""
     session = os.environ.get("PYTEST_XDIST_TESTRUNUID", str(os.getpid()))
-    runs = tmp_path_factory.getbasetemp().parent / f"finished-{session}"
+    runs = tmp_path_factory.getbasetemp().parent / f"finished-{name}-{session}"
     runs.mkdir(exist_ok=True)
     with (runs / "lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        if not (runs / "tiny" / "report").exists():
+        if not (runs / name / "report").exists():
             from pipelines.run import main
 
-            assert main(["--config", str(tiny), "--runs-dir", str(runs), "--workers", "1"]) == 0
-    return runs / "tiny"
+            assert main([*options, "--runs-dir", str(runs)]) == 0
+    return runs / name
 
 
 @pytest.fixture
@@ -98,7 +145,7 @@ def one_thread():
     import torch
 
     before = torch.get_num_threads()
-    torch.set_num_threads(1)
+    torch.set_num_threads(int(THREADS))
     yield
     torch.set_num_threads(before)
 
@@ -106,9 +153,19 @@ def one_thread():
 @pytest.fixture
 def own_run(finished_run, tmp_path):
     """A copy of the finished run that a test may change."""
+    return copy_run(finished_run, tmp_path / "runs")
+
+
+@pytest.fixture
+def own_known_run(known_run, tmp_path):
+    """A copy of the run with known clusters that a test may change."""
+    return copy_run(known_run, tmp_path / "runs")
+
+
+def copy_run(run: Path, runs: Path) -> Path:
     passing = shutil.ignore_patterns("logs", ".*draft*")  # another test may be running there
-    shutil.copytree(finished_run.parent, tmp_path / "runs", symlinks=True, ignore=passing)
-    return tmp_path / "runs" / "tiny"
+    shutil.copytree(run.parent, runs, symlinks=True, ignore=passing)
+    return runs / run.name
 
 
 def digest_run(run: Path) -> dict[str, str]:

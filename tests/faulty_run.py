@@ -108,9 +108,9 @@ def run(kind: str, count: float, arguments: list[str], out: str) -> int:
     from pipelines.run import main
 
     os.setsid()
-    told = os.open(out, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
-    os.dup2(told, 1)
-    os.dup2(told, 2)
+    output = os.open(out, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    os.dup2(output, 1)
+    os.dup2(output, 2)
     sys.stdout.reconfigure(line_buffering=True)
     arm(kind, count)
     return main(arguments)

@@ -97,7 +97,7 @@ def fuzz(count: int, seed: int) -> dict[str, object]:
     from cdp.images.decode import decode_image
 
     seeds = make_seeds()
-    told: Counter[str] = Counter()
+    outcomes: Counter[str] = Counter()
     others = []
     for case in range(count):
         data = mutate(seeds, np.random.default_rng([seed, case]))
@@ -106,14 +106,14 @@ def fuzz(count: int, seed: int) -> dict[str, object]:
             whole = image.dtype == np.uint8 and image.ndim == 3 and image.shape[2] == 3
             if not whole or image.shape[0] * image.shape[1] > MAX_PIXELS:
                 others.append([case, f"{image.dtype} {image.shape}"])
-            told["images"] += 1
+            outcomes["images"] += 1
         except DataError as error:
             if not 0 < len(str(error)) <= 160 or "\n" in str(error):
                 others.append([case, f"a reason of {len(str(error))} characters"])
-            told[f"reason: {str(error).partition(':')[0]}"] += 1
+            outcomes[f"reason: {str(error).partition(':')[0]}"] += 1
         except BaseException as error:
             others.append([case, f"{type(error).__name__}: {error}"[:200]])
-    return {"count": count, "told": dict(told), "others": others}
+    return {"count": count, "outcomes": dict(outcomes), "others": others}
 
 
 if __name__ == "__main__":

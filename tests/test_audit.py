@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[1]
 PIP_AUDIT = ROOT / ".venv" / "audit" / "bin" / "python"
 
@@ -57,11 +59,11 @@ def test_what_one_service_does_not_know_the_other_is_asked(audit, pinned, monkey
     assert audit.audit_vulnerabilities("python", pinned) == 1
     answering(audit, monkeypatch, pypi={"dependencies": [STRANGE, WHOLE]})
     assert audit.audit_vulnerabilities("python", pinned) == 0
-    told = capsys.readouterr().out
-    assert "NOT AUDITED: no service that answers knows 1 of pinned.txt" in told
+    printed = capsys.readouterr().out
+    assert "NOT AUDITED: no service that answers knows 1 of pinned.txt" in printed
 
 
-def test_services_out_of_reach_fail_nothing_and_are_told(audit, pinned, monkeypatch, capsys):
+def test_services_out_of_reach_fail_nothing_and_are_reported(audit, pinned, monkeypatch, capsys):
     answering(audit, monkeypatch)
     assert audit.audit_vulnerabilities("python", pinned) == 0
     assert "NOT AUDITED" in capsys.readouterr().out
@@ -70,7 +72,7 @@ def test_services_out_of_reach_fail_nothing_and_are_told(audit, pinned, monkeypa
     assert "!! old==1.0, new==2.0" in capsys.readouterr().out
 
 
-def test_a_vulnerability_told_by_a_server_fails_the_real_command(tmp_path):
+def test_a_vulnerability_named_by_a_server_fails_the_real_command(tmp_path):
     """pip-audit itself, asking a server on loopback that answers as OSV does."""
     if not PIP_AUDIT.exists():
         pytest.skip("no pip-audit; make it with: make audit")

@@ -15,7 +15,7 @@ NAMES = sorted(AUXILIARIES)
 BATCH, DIM, IDENTITIES = 8, 3, 4
 
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = [pytest.mark.torch, pytest.mark.trains, pytest.mark.usefixtures("one_thread")]
 
 
 def problem(seed: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -143,7 +143,7 @@ def test_centers_follow_their_images() -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_following_it_parts_the_people(name: str) -> None:
+def test_following_it_separates_the_identities(name: str) -> None:
     """Free points go down its gradient: it falls, and people end narrower for their distance."""
     generator = torch.Generator().manual_seed(0)
     points = torch.randn(24, 8, generator=generator).requires_grad_()

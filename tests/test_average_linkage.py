@@ -11,12 +11,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cdp.errors import ConfigError, DataError
-from cdp.propagation.average_linkage import EVIDENCE_LIMIT, SCALE, agglomerate
+from cdp.propagation.average_linkage import LOG_ODDS_LIMIT, SCALE, agglomerate
 from cdp.types import PairTable
 
 
 def log_odds(p: float) -> float:
-    return float(np.clip(np.log(p) - np.log1p(-p), -EVIDENCE_LIMIT, EVIDENCE_LIMIT))
+    return float(np.clip(np.log(p) - np.log1p(-p), -LOG_ODDS_LIMIT, LOG_ODDS_LIMIT))
 
 
 def slow(pairs, probability, count, stop=0.0, max_size=10**9, listings=None):
@@ -36,8 +36,8 @@ def slow(pairs, probability, count, stop=0.0, max_size=10**9, listings=None):
             across = [(min(i, j), max(i, j)) for i in groups[a] for j in groups[b]]
             found = [pair for pair in across if pair in weight]
             if found:
-                said = sum(times[pair] * weight[pair] for pair in found)
-                between[a, b] = said / sum(times[pair] for pair in found)
+                total = sum(times[pair] * weight[pair] for pair in found)
+                between[a, b] = total / sum(times[pair] for pair in found)
         allowed = [
             (-mean, a, b)
             for (a, b), mean in between.items()
@@ -81,7 +81,7 @@ def test_equals_the_slow_one(graph, threshold, max_size):
 
 @given(graphs(), st.randoms(use_true_random=False))
 @settings(max_examples=40, deadline=None)
-def test_a_pair_speaks_as_often_as_it_is_listed(graph, random):
+def test_a_pair_weighs_as_often_as_it_is_listed(graph, random):
     pairs, probability, count = graph
     order = np.lexsort((pairs[:, 1], pairs[:, 0]))
     pairs, probability = pairs[order], probability[order]
@@ -106,9 +106,9 @@ def test_order_and_orientation_of_the_pairs_do_not_matter(graph, random):
     np.testing.assert_array_equal(one.height, other.height)
 
 
-def planted(seed, people=150, within=0.6, noise=1.5):
+def planted(seed, identities=150, within=0.6, noise=1.5):
     random = np.random.default_rng(seed)
-    identity = random.integers(0, people, people * 8)
+    identity = random.integers(0, identities, identities * 8)
     count = len(identity)
     a, b = random.integers(0, count, (2, count * 10))
     same_a = random.integers(0, count, count * 5)
@@ -133,8 +133,8 @@ def test_merges_never_gain_height_and_prefixes_are_stricter_cuts(seed):
         np.testing.assert_array_equal(whole.cut(threshold), again.label)
 
 
-def test_every_pair_has_a_say():
-    """One likely pair between two groups of ten is outvoted; a component cut joins them."""
+def test_all_pairs_between_two_groups_decide():
+    """One likely pair between two groups of ten is outweighed; a component cut joins them."""
     one, other = (
         list(itertools.combinations(range(10), 2)),
         [(a + 10, b + 10) for a, b in itertools.combinations(range(10), 2)],

@@ -108,7 +108,7 @@ def lay_bad_files(root: Path, secret: Path) -> dict[str, str]:
     }
     for name, (data, _) in files.items():
         (pile / name).write_bytes(data)
-    told = {f"pile/{name}": reason for name, (_, reason) in files.items()}
+    reasons = {f"pile/{name}": reason for name, (_, reason) in files.items()}
     with (pile / "huge.jpg").open("wb") as stream:
         stream.truncate(LARGEST_FILE + 1)  # holes: nothing of it is on disk
     os.mkfifo(pile / "pipe.jpg")
@@ -120,7 +120,7 @@ def lay_bad_files(root: Path, secret: Path) -> dict[str, str]:
     (pile / "looks_like.jpg").symlink_to("folder.jpg")
     with open(os.fsencode(pile) + b"/\xff\xfe.jpg", "wb") as stream:
         stream.write(encode(draw(23)))
-    return told | {
+    return reasons | {
         "pile/huge.jpg": "too large",
         "pile/pipe.jpg": "no file",
         "pile/gone.jpg": "cannot be read: No such file",
@@ -149,6 +149,7 @@ FOLDERS = {
 }
 
 
+@pytest.mark.torch
 def test_every_bad_file_is_set_aside_with_its_reason_and_the_rest_is_used(tmp_path, capsys):
     secret = tmp_path / "private" / "secret.jpg"
     secret.parent.mkdir()
@@ -195,9 +196,9 @@ def test_a_file_nobody_may_read_is_set_aside(tmp_path):
     code = """if True:
         import ctypes, sys
         from pathlib import Path
-        from pipelines.dataset import Dataset
+        from pipelines.data.dataset import Dataset
         from pipelines.stages.ingest import inspect_part
-        from pipelines.store import FileDigests
+        from pipelines.files import FileDigests
         place = Path(sys.argv[1])
         version_3 = (ctypes.c_uint32 * 2)(0x20080522, 0)
         assert ctypes.CDLL(None).capset(version_3, (ctypes.c_uint32 * 6)()) == 0
@@ -223,6 +224,7 @@ def test_a_file_nobody_may_read_is_set_aside(tmp_path):
     ]
 
 
+@pytest.mark.torch
 def test_one_person_in_two_splits_is_one_message(tmp_path, capsys):
     lay_good_files(tmp_path / "data")
     again = tmp_path / "data" / "gate" / "ann lee"
@@ -230,9 +232,9 @@ def test_one_person_in_two_splits_is_one_message(tmp_path, capsys):
     (again / "9.png").write_bytes(encode(draw(60)))
     arguments = write_run(tmp_path, {**FOLDERS, "evaluation": {"root": "gate"}})
     assert main([*arguments, "--until", "ingest"]) == 2
-    told = capsys.readouterr().err
-    assert "'ann lee' is in the labelled and in the evaluation split" in told
-    assert "Traceback" not in told
+    message = capsys.readouterr().err
+    assert "'ann lee' is in the labelled and in the evaluation split" in message
+    assert "Traceback" not in message
 
 
 # ------------------------------------------------------------------------------- drawn settings
@@ -269,10 +271,10 @@ def open_drawn(place: Path, data: bytes) -> None:
     try:
         Dataset.open(path, root)
     except CdpError as error:
-        told = str(error).encode()
+        message = str(error).encode()
     else:
-        told = b"a data set"
-    assert told
+        message = b"a data set"
+    assert message
 
 
 def check_manifest(place: Path, value: object) -> None:
@@ -410,11 +412,11 @@ def read_features(dataset: Dataset, suffix: str, data: bytes, count: int = 5) ->
     """Any bytes as features: vectors that fit the list, or one message."""
     path = dataset.locate(f"u/features/x{suffix}")
     path.write_bytes(data)
-    told = "x."
+    message = "x."
     try:
         found = dataset.read_features("unlabelled", "x")
     except DataError as error:
-        told = str(error)
+        message = str(error)
     else:
         assert found.dtype.kind == "f"
         assert found.ndim == 2
@@ -422,7 +424,7 @@ def read_features(dataset: Dataset, suffix: str, data: bytes, count: int = 5) ->
         np.asarray(found).sum()  # every byte of it is there
     finally:
         path.unlink()
-    assert "x." in told
+    assert "x." in message
 
 
 ARRAYS = npst.arrays(

@@ -1,4 +1,4 @@
-"""blending: faces that are two people's, each a function of its pair and its seed."""
+"""blending: each blend is a mixture of its two faces and a function of them and its seed."""
 
 import numpy as np
 import pytest
@@ -66,7 +66,7 @@ def test_faces_are_mirrored_half_of_the_time() -> None:
     assert 0.4 < (left > right).mean() < 0.6
 
 
-def test_arrays_that_do_not_match_are_told() -> None:
+def test_arrays_that_do_not_match_are_errors() -> None:
     with pytest.raises(DataError, match="two arrays of faces"):
         blend_faces(draw((0, 0, 0), 2), draw((0, 0, 0), 3), np.arange(2))
     with pytest.raises(DataError, match="n seeds"):

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import numpy as np
+import pandas as pd
 import pytest
+import torch
 from sklearn.base import clone, is_clusterer
 from sklearn.metrics import v_measure_score
+from sklearn.utils.estimator_checks import check_estimator
 
 from cdp import ConsensusClusterer, propagate_labels
 from cdp.errors import ConfigError, DataError
@@ -13,6 +16,8 @@ from cdp.mediator.settings import MediatorSettings
 from cdp.metrics.clustering import score_pairwise
 from cdp.propagation.average_linkage import agglomerate
 from tests.benchmarks.embeddings import draw_views
+
+pytestmark = [pytest.mark.torch, pytest.mark.trains]
 
 DIMENSIONS = (24, 16, 32)
 
@@ -35,7 +40,7 @@ def count_pairs(label):
 
 
 def score_pairs(label, identity):
-    """Pairwise precision and recall, rows without label alone."""
+    """Pairwise precision and recall; a row without label is a cluster of one."""
     alone = np.where(label < 0, label.max() + 1 + np.arange(len(label)), label)
     both = count_pairs(alone * (identity.max() + 1) + identity)
     return both / max(count_pairs(alone), 1), both / count_pairs(identity)
@@ -53,7 +58,7 @@ def test_votes_without_labels(faces, backend):
     check_attributes(clusterer, len(identity))
 
 
-FEW_EPOCHS = MediatorSettings(epochs=15, members=2, folds=2)
+FEW_EPOCHS = MediatorSettings(epochs=15, ensemble_size=2, folds=2)
 
 
 @pytest.mark.parametrize("variant", ["extended", "paper", "released"])
@@ -91,8 +96,8 @@ def test_chooses_everything_itself_and_beats_one_rising_threshold(faces):
     rising = clusterer.set_params(split="raise_threshold", second_stage=False, threshold=0.96)
     assert f > score_pairwise(identity, rising.fit_predict(views, **labelled))[2]
     assert f > 0.9
-    lone = MediatorSettings(epochs=1, members=1, folds=2)
-    with pytest.raises(ConfigError, match="as many members as folds, got 1 and 2"):
+    lone = MediatorSettings(epochs=1, ensemble_size=1, folds=2)
+    with pytest.raises(ConfigError, match="an ensemble_size equal to folds, got 1 and 2"):
         ConsensusClusterer(backend="exact", mediator_settings=lone).fit(views, **labelled)
 
 
@@ -112,12 +117,15 @@ def check_attributes(clusterer, count):
     else:
         again = propagate_labels(*scored, **limits, step=clusterer.step)
     np.testing.assert_array_equal(again.label, labels)
+    scorer = clusterer.scorer_
+    assert scorer.calibrated == (clusterer.mediator_ is not None)
+    assert clusterer.mediator_ is getattr(scorer, "mediator", None)
 
 
 @pytest.mark.nmslib
 def test_same_bits_whatever_the_threads_and_the_storage(faces, tmp_path):
     views, _, labelled_views, labelled_ids = faces
-    options = {"k": 8, "mediator_settings": MediatorSettings(epochs=2, members=2, folds=2)}
+    options = {"k": 8, "mediator_settings": MediatorSettings(epochs=2, ensemble_size=2, folds=2)}
     labelled = {"labelled_views": labelled_views, "labelled_ids": labelled_ids}
     first = ConsensusClusterer(threads=1, **options).fit(views, **labelled)
     paths = [tmp_path / f"{number}.npy" for number in range(len(views))]
@@ -141,6 +149,27 @@ def test_scikit_learn_conventions():
         clusterer.set_params(neighbours=3)
 
 
+ZERO_ROW = (
+    "its random integers hold a row of zeros, and a zero vector has no cosine: as scikit-learn's "
+    "own AgglomerativeClustering(metric='cosine') does, the estimator raises a ValueError"
+)
+
+
+def test_scikit_learn_checks_pass():
+    results = check_estimator(
+        ConsensusClusterer(),
+        expected_failed_checks={"check_estimators_dtypes": ZERO_ROW},
+        on_skip=None,
+    )
+    status = {result["check_name"]: result["status"] for result in results}
+    assert status.pop("check_estimators_dtypes") == "xfail"
+    assert set(status.values()) <= {"passed", "skipped"}
+    assert len(status) > 30
+    numbers = np.random.default_rng(0).integers(1, 9, (20, 5))
+    for dtype in (np.int32, np.int64, np.float32, np.float64):  # the check without a zero row
+        assert ConsensusClusterer().fit(numbers.astype(dtype)).labels_.shape == (20,)
+
+
 def test_one_array_is_one_view(faces):
     views, identity, _, _ = faces
     base = views[0].astype(np.float16)
@@ -153,13 +182,49 @@ def test_one_array_is_one_view(faces):
     assert v_measure_score(identity[kept], single.labels_[kept]) > 0.9
 
 
+def test_data_frames_and_tensors_are_views(faces):
+    views = [view[:200] for view in faces[0]]
+    exact = ConsensusClusterer(k=10, backend="exact", min_similarity=0.7)
+    expected = exact.fit_predict(views)
+    assert exact.n_features_in_ == views[0].shape[1]
+    frames = [pd.DataFrame(view) for view in views]
+    np.testing.assert_array_equal(exact.fit_predict(frames), expected)
+    tensors = [torch.from_numpy(view).requires_grad_() for view in views]
+    np.testing.assert_array_equal(exact.fit_predict(tensors), expected)
+    alone = exact.fit_predict(views[0])
+    named = frames[0].add_prefix("axis_")
+    np.testing.assert_array_equal(exact.fit_predict(named), alone)
+    assert exact.feature_names_in_.tolist() == named.columns.tolist()
+    np.testing.assert_array_equal(exact.fit_predict(tensors[0]), alone)
+    assert not hasattr(exact, "feature_names_in_")
+
+
+def test_identities_may_be_strings(faces):
+    views, _, labelled_views, labelled_ids = faces
+    exact = ConsensusClusterer(
+        k=8,
+        backend="exact",
+        mediator_settings=MediatorSettings(epochs=2, ensemble_size=2, folds=2),
+    )
+    expected = exact.fit_predict(views, labelled_views=labelled_views, labelled_ids=labelled_ids)
+    names = np.array([f"person {each:04d}" for each in labelled_ids])
+    for ids in (names, names.tolist(), pd.Series(names, dtype=object)):
+        found = exact.fit_predict(views, labelled_views=labelled_views, labelled_ids=ids)
+        np.testing.assert_array_equal(found, expected)
+    missing = pd.Series(names, dtype=object)
+    missing[3] = None
+    for ids in (missing, np.full(len(names), 0.5)):
+        with pytest.raises(DataError, match="integers or"):
+            exact.fit(views, labelled_views=labelled_views, labelled_ids=ids)
+
+
 def test_random_state_may_be_a_generator_or_none(faces):
     views = faces[0]
     for state in (None, np.random.RandomState(1), np.int64(3)):
         ConsensusClusterer(k=5, backend="exact", random_state=state).fit([v[:60] for v in views])
 
 
-@pytest.mark.parametrize("count", [0, 1, 2])
+@pytest.mark.parametrize("count", [1, 2])
 @pytest.mark.parametrize("backend", ["exact", "nmslib", "faiss"])
 def test_hardly_any_points(faces, count, backend):
     views, _, labelled_views, labelled_ids = faces
@@ -167,16 +232,32 @@ def test_hardly_any_points(faces, count, backend):
     expected = [0, 0] if count == 2 else [-1] * count
     assert ConsensusClusterer(backend=backend).fit_predict(few).tolist() == expected
     mediated = ConsensusClusterer(
-        backend=backend, mediator_settings=MediatorSettings(epochs=1, members=2, folds=2)
+        backend=backend, mediator_settings=MediatorSettings(epochs=1, ensemble_size=2, folds=2)
     ).fit(few, labelled_views=labelled_views, labelled_ids=labelled_ids)
     assert mediated.labels_.shape == (count,)
+
+
+@pytest.mark.parametrize("labelled", [False, True])
+def test_no_row_is_refused_as_scikit_learn_does(faces, labelled):
+    views, _, labelled_views, labelled_ids = faces
+    given = {"labelled_views": labelled_views, "labelled_ids": labelled_ids} if labelled else {}
+    exact = ConsensusClusterer(
+        k=5,
+        backend="exact",
+        mediator_settings=MediatorSettings(epochs=1, ensemble_size=2, folds=2),
+    )
+    for none in (views[0][:0], [view[:0] for view in views]):
+        with pytest.raises(ValueError, match=r"0 sample\(s\)"):
+            exact.fit(none)
+    with pytest.raises(ValueError, match=r"0 sample\(s\)"):
+        exact.fit([lambda view=view: view[:0] for view in views], **given)
 
 
 def test_all_duplicates_and_k_of_n_and_more(faces):
     same = np.ones((40, 5), np.float32)
     clusterer = ConsensusClusterer(k=50, backend="exact").fit([same, same])
     assert clusterer.labels_.tolist() == [0] * 40
-    # One component of pairs that all score 1: no threshold can split it, so nobody is labelled.
+    # One component of pairs that all score 1: no threshold can split it, so no row is labelled.
     assert ConsensusClusterer(k=50, backend="exact", max_size=30).fit(same).n_clusters_ == 0
 
 
@@ -196,6 +277,7 @@ def test_wrong_input_is_refused(faces):
         (DataError, "same rows", {"views": [views[0], views[1][:-1]]}),
         (DataError, "same rows", {"views": [views[0], lambda: views[1][:-1]]}),
         (DataError, "at least one", {"views": []}),
+        (DataError, "minimum of 1 is required", {"views": np.ones((0, 3))}),
         (DataError, "list of such", {"views": [views[0], np.ones(3)]}),
         (DataError, "belong together", {"views": views, "labelled_ids": labelled_ids}),
         (
@@ -240,6 +322,7 @@ def test_wrong_input_is_refused(faces):
         {"variant": "other"},
         {"backend": "other"},
         {"min_votes": 9},
+        {"min_votes": -1},
         {"candidates": "some"},
         {"split": "by hand"},
         {"threshold": "high"},

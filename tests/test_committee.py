@@ -36,6 +36,13 @@ def committee():
     return views, graphs, identity
 
 
+def draw_cosines(pairs: PairTable, variant: str) -> dict[str, np.ndarray]:
+    """The `wccn` argument of `describe_pairs` where the variant has that column."""
+    if variant != "extended":
+        return {}
+    return {"wccn": np.random.default_rng(6).uniform(-1, 1, len(pairs)).astype(np.float32)}
+
+
 def as_table(pairs: PairTable) -> np.ndarray:
     return np.column_stack([pairs.source, pairs.target])
 
@@ -98,8 +105,11 @@ def test_extended_features_equal_python_sets(committee):
     views, graphs, _ = committee
     pairs = make_pairs(graphs, candidates="all")
     part = slice(100, 400)
-    found = describe_pairs(views, graphs, pairs, variant="extended", rows=part)
+    cosine = draw_cosines(pairs, "extended")
+    found = describe_pairs(views, graphs, pairs, variant="extended", rows=part, **cosine)
     names = name_features(2, "extended")
+    assert names[-1] == "wccn_cosine"
+    np.testing.assert_array_equal(found[:, -1], cosine["wccn"][part])
     paper = describe_pairs(views, graphs, pairs, rows=part)
     np.testing.assert_array_equal(found[:, : paper.shape[1]], paper)
     assert names[: paper.shape[1]] == name_features(2, "paper")
@@ -122,7 +132,7 @@ def test_extended_features_equal_python_sets(committee):
 def test_feature_counts(members):
     assert count_features(members, "paper") == 6 * members + 5
     assert count_features(members, "released") == 3 * members + 2
-    assert count_features(members, "extended") == 10 * members + 9
+    assert count_features(members, "extended") == 10 * members + 10
     for variant in VARIANTS:
         assert len(set(name_features(members, variant))) == count_features(members, variant)
 
@@ -131,7 +141,8 @@ def test_feature_counts(members):
 def test_same_bits_by_part_by_thread_from_scratch_and_in_any_order(committee, variant, tmp_path):
     views, graphs, _ = committee
     pairs = make_pairs(graphs)
-    whole = describe_pairs(views, graphs, pairs, variant=variant, threads=1)
+    cosine = draw_cosines(pairs, variant)
+    whole = describe_pairs(views, graphs, pairs, variant=variant, threads=1, **cosine)
     affinity = np.lib.format.open_memmap(
         tmp_path / "affinity.npy", "w+", np.float32, (len(pairs), len(views))
     )
@@ -140,18 +151,19 @@ def test_same_bits_by_part_by_thread_from_scratch_and_in_any_order(committee, va
     loaders = [lambda graph=graph: graph for graph in graphs]
     parts = [
         describe_pairs(
-            (), loaders, pairs, variant=variant, rows=slice(a, a + 999), affinity=affinity
+            (), loaders, pairs, variant=variant, rows=slice(a, a + 999), affinity=affinity, **cosine
         )
         for a in range(0, len(pairs), 999)
     ]
     np.testing.assert_array_equal(np.concatenate(parts), whole)
     order = np.random.default_rng(0).permutation(len(pairs))
     shuffled = PairTable(pairs.source[order], pairs.target[order])
+    moved = {name: values[order] for name, values in cosine.items()}
     np.testing.assert_array_equal(
-        describe_pairs(views, graphs, shuffled, variant=variant, threads=3), whole[order]
+        describe_pairs(views, graphs, shuffled, variant=variant, threads=3, **moved), whole[order]
     )
     out = np.empty_like(whole)
-    assert describe_pairs(views, graphs, pairs, variant=variant, out=out) is out
+    assert describe_pairs(views, graphs, pairs, variant=variant, out=out, **cosine) is out
 
 
 def test_votes_count_members_without_the_base(committee):
@@ -170,7 +182,9 @@ def test_degenerate_graphs():
         pairs = make_pairs([graph, graph])
         assert len(pairs) == (1 if count == 2 else 0)
         for variant in VARIANTS:
-            features = describe_pairs([view, view], [graph, graph], pairs, variant=variant)
+            features = describe_pairs(
+                [view, view], [graph, graph], pairs, variant=variant, **draw_cosines(pairs, variant)
+            )
             assert features.shape == (len(pairs), count_features(1, variant))
             assert np.isfinite(features).all()
 
@@ -180,7 +194,8 @@ def test_an_isolated_view_shares_no_edge():
     graphs = [build_knn_graph(view, 5, backend="exact") for view in views]
     empty = KnnGraph(np.full((300, 5), -1), np.zeros((300, 5), np.float32))
     pairs = make_pairs(graphs)
-    features = describe_pairs(views, [graphs[0], empty], pairs, variant="extended")
+    cosine = draw_cosines(pairs, "extended")
+    features = describe_pairs(views, [graphs[0], empty], pairs, variant="extended", **cosine)
     value = dict(zip(name_features(1, "extended"), features.T, strict=True))
     for name in (
         "relationship",
@@ -200,6 +215,10 @@ def test_what_does_not_belong_together_is_refused(committee):
         describe_pairs(views, graphs, pairs, variant="other")
     with pytest.raises(ConfigError, match="candidates"):
         make_pairs(graphs, candidates="some")
+    with pytest.raises(DataError, match="give wccn of shape"):
+        describe_pairs(views, graphs, pairs, variant="extended")
+    with pytest.raises(DataError, match="no column for wccn"):
+        describe_pairs(views, graphs, pairs, variant="paper", wccn=np.zeros(len(pairs)))
     with pytest.raises(DataError, match="at least the base"):
         make_pairs([])
     with pytest.raises(DataError, match="2 views, 3 graphs"):

@@ -1,4 +1,4 @@
-"""Constraints: every word is honoured, whatever the labels, the evidence and the order."""
+"""Constraints: all of them are satisfied, whatever the labels, the pairs and the order."""
 
 import numpy as np
 import pytest
@@ -46,11 +46,11 @@ def worlds(draw):
 
 
 @st.composite
-def words(draw):
+def constraint_sets(draw):
     """Constraints that can all hold: contradicting ones are left out, as the review page does."""
-    said = Constraints(COUNT)
+    constraints = Constraints(COUNT)
     for kind in draw(st.lists(st.sampled_from(["same", "apart", "rejected"]), max_size=6)):
-        same, apart, rejected = said.same, said.apart, said.rejected
+        same, apart, rejected = constraints.same, constraints.apart, constraints.rejected
         if kind == "same":
             same = (*same, draw(rows))
         elif kind == "apart":
@@ -58,47 +58,53 @@ def words(draw):
         else:
             rejected = np.union1d([] if rejected is None else rejected, draw(rows)).astype(int)
         more = Constraints(COUNT, same, apart, rejected)
-        said = said if find_conflict(more) else more
-    return said
+        constraints = constraints if find_conflict(more) else more
+    return constraints
 
 
 @settings(max_examples=150, deadline=None)
-@given(worlds(), words())
-def test_every_correction_holds(world, said):
+@given(worlds(), constraint_sets())
+def test_every_constraint_is_satisfied(world, constraints):
     label, pairs, probability = world
-    found = apply_constraints(label, pairs, settle_pairs(pairs, probability, said), said)
-    for group in said.same:
+    found = apply_constraints(
+        label, pairs, settle_pairs(pairs, probability, constraints), constraints
+    )
+    for group in constraints.same:
         if len(group) > 1:
             assert len(set(found[group])) == 1
             assert found[group[0]] != UNLABELLED
-    for one, other in said.apart:
+    for one, other in constraints.apart:
         assert not set(found[one]) & set(found[other]) - {UNLABELLED}
-    if said.rejected is not None:
-        assert (found[said.rejected] == UNLABELLED).all()
+    if constraints.rejected is not None:
+        assert (found[constraints.rejected] == UNLABELLED).all()
     assert (found == number(np.where(found == UNLABELLED, 100 + np.arange(COUNT), found))).all()
 
 
 @settings(max_examples=100, deadline=None)
-@given(worlds(), words(), st.randoms(use_true_random=False))
-def test_the_order_of_words_does_not_matter_and_twice_is_once(world, said, random):
+@given(worlds(), constraint_sets(), st.randoms(use_true_random=False))
+def test_the_order_does_not_matter_and_twice_is_once(world, constraints, random):
     label, pairs, probability = world
-    found = apply_constraints(label, pairs, probability, said)
-    assert (apply_constraints(found, pairs, probability, said) == found).all()
-    same = [group[::-1] for group in random.sample(said.same, len(said.same))]
-    apart = [(b, a) for a, b in random.sample(said.apart, len(said.apart))]
-    shuffled = Constraints(COUNT, tuple(same), tuple(apart), said.rejected)
+    found = apply_constraints(label, pairs, probability, constraints)
+    assert (apply_constraints(found, pairs, probability, constraints) == found).all()
+    same = [group[::-1] for group in random.sample(constraints.same, len(constraints.same))]
+    apart = [(b, a) for a, b in random.sample(constraints.apart, len(constraints.apart))]
+    shuffled = Constraints(COUNT, tuple(same), tuple(apart), constraints.rejected)
     assert (apply_constraints(label, pairs, probability, shuffled) == found).all()
 
 
 @settings(max_examples=100, deadline=None)
-@given(worlds(), words())
-def test_clusters_nobody_spoke_of_keep_their_rows(world, said):
+@given(worlds(), constraint_sets())
+def test_clusters_without_a_constraint_keep_their_rows(world, constraints):
     label, pairs, probability = world
     named = np.zeros(COUNT, bool)
-    for group in [*said.same, *(g for pair in said.apart for g in pair), said.rejected]:
+    for group in [
+        *constraints.same,
+        *(g for pair in constraints.apart for g in pair),
+        constraints.rejected,
+    ]:
         if group is not None:
             named[group] = True
-    found = apply_constraints(label, pairs, probability, said)
+    found = apply_constraints(label, pairs, probability, constraints)
     for cluster in range(label.max(initial=-1) + 1):
         members = np.flatnonzero(label == cluster)
         if not named[members].any():
@@ -106,73 +112,75 @@ def test_clusters_nobody_spoke_of_keep_their_rows(world, said):
 
 
 @settings(max_examples=150, deadline=None)
-@given(worlds(), words())
-def test_soft_labels_keep_people_apart_too(world, said):
+@given(worlds(), constraint_sets())
+def test_soft_labels_satisfy_cannot_links_too(world, constraints):
     label, pairs, probability = world
-    settled = settle_pairs(pairs, probability, said)
-    label = apply_constraints(label, pairs, settled, said)
-    soft = bar_labels(diffuse_labels(label, pairs, settled, threshold=0.2), label, said)
+    settled = settle_pairs(pairs, probability, constraints)
+    label = apply_constraints(label, pairs, settled, constraints)
+    soft = bar_labels(diffuse_labels(label, pairs, settled, threshold=0.2), label, constraints)
     held = [set(soft.label[soft.row == row]) for row in range(COUNT)]
-    for one, other in said.apart:
+    for one, other in constraints.apart:
         for here, there in ((one, other), (other, one)):
             for row in here:
                 assert not held[row] & set(label[there])
-    for row in [] if said.rejected is None else said.rejected:
+    for row in [] if constraints.rejected is None else constraints.rejected:
         assert not held[row]
     for row in range(COUNT):
         assert not held[row] or soft.weight[soft.row == row].sum() == pytest.approx(1, abs=1e-5)
         assert label[row] == UNLABELLED or label[row] in held[row]
 
 
-def test_nothing_said_changes_nothing():
+def test_no_constraint_changes_nothing():
     label = np.array([0, 0, -1, 1, 1])
     pairs = PairTable(np.array([0, 1]), np.array([1, 3]))
     probability = np.array([0.1, 0.9], np.float32)
-    said = Constraints(5)
-    assert (apply_constraints(label, pairs, probability, said) == label).all()
-    assert (settle_pairs(pairs, probability, said) == probability).all()
+    constraints = Constraints(5)
+    assert (apply_constraints(label, pairs, probability, constraints) == label).all()
+    assert (settle_pairs(pairs, probability, constraints) == probability).all()
 
 
-def test_one_image_moved_takes_nobody_along():
-    """Row 2 belongs to the second person; rows 0 and 1 stay, evidence or not."""
+def test_one_image_moved_takes_no_other_along():
+    """Row 2 belongs to the second identity; rows 0 and 1 stay, whatever their pairs."""
     label = np.array([0, 0, 0, 1, 1])
     pairs = PairTable(np.array([0, 1, 2, 3, 0]), np.array([1, 2, 3, 4, 3]))
     probability = np.array([0.9, 0.9, 0.4, 0.9, 0.2], np.float32)
-    said = Constraints(5, (np.array([2, 3, 4]),), ((np.array([2]), np.array([0, 1])),))
-    assert list(apply_constraints(label, pairs, probability, said)) == [0, 0, 1, 1, 1]
+    constraints = Constraints(5, (np.array([2, 3, 4]),), ((np.array([2]), np.array([0, 1])),))
+    assert list(apply_constraints(label, pairs, probability, constraints)) == [0, 0, 1, 1, 1]
 
 
-def test_a_pair_speaks_as_often_as_it_is_listed():
-    """Row 3 was taken out; whether row 2 stays with 0 and 1 is for its two pairs to say."""
+def test_a_pair_weighs_as_often_as_it_is_listed():
+    """Row 3 was taken out; whether row 2 stays with 0 and 1 depends on its two pairs."""
     label = np.zeros(4, np.int64)
     ends = np.array([0, 0, 1]), np.array([1, 2, 2])
     probability = np.array([0.99, 0.9, 0.02], np.float32)
-    said = Constraints(4, (), ((np.array([3]), np.array([0])),))
+    constraints = Constraints(4, (), ((np.array([3]), np.array([0])),))
     for listings, stays in ((None, False), (np.array([1, 10, 1], np.int32), True)):
-        found = apply_constraints(label, PairTable(*ends, listings), probability, said)
+        found = apply_constraints(label, PairTable(*ends, listings), probability, constraints)
         assert found[0] == found[1] != found[3]
         assert (found[2] == found[0]) == stays
 
 
-def test_newcomers_follow_the_cluster_their_evidence_binds_them_to():
-    """Rows 0-3 were merged by a person; row 4 joined the second cluster later on its evidence."""
+def test_new_rows_follow_the_cluster_of_their_pairs():
+    """Rows 0-3 were merged by a reviewer; row 4 joined the second cluster later by its pairs."""
     label = np.array([0, 0, 1, 1, 1, 2, 2])
     pairs = PairTable(np.array([0, 2, 2, 3, 5]), np.array([1, 3, 4, 4, 6]))
     probability = np.full(5, 0.95, np.float32)
-    said = Constraints(7, (np.array([0, 1, 2, 3]),))
-    assert list(apply_constraints(label, pairs, probability, said)) == [0] * 5 + [1, 1]
+    constraints = Constraints(7, (np.array([0, 1, 2, 3]),))
+    assert list(apply_constraints(label, pairs, probability, constraints)) == [0] * 5 + [1, 1]
 
 
 def test_settled_pairs_are_certain():
     pairs = PairTable(np.array([0, 0, 1, 2]), np.array([1, 2, 3, 3]))
-    said = Constraints(4, (np.array([0, 1]),), ((np.array([1]), np.array([2])),), np.array([3]))
-    settled = settle_pairs(pairs, np.full(4, 0.5, np.float32), said)
+    constraints = Constraints(
+        4, (np.array([0, 1]),), ((np.array([1]), np.array([2])),), np.array([3])
+    )
+    settled = settle_pairs(pairs, np.full(4, 0.5, np.float32), constraints)
     assert list(settled) == [1, 0, 0, 0]
     assert settled.dtype == np.float32
 
 
 @pytest.mark.parametrize(
-    ("said", "told"),
+    ("constraints", "message"),
     [
         (Constraints(3, (np.array([0, 1]),), ((np.array([1]), np.array([0])),)), "different"),
         (
@@ -182,8 +190,8 @@ def test_settled_pairs_are_certain():
         (Constraints(3, (np.array([0, 1]),), (), np.array([1])), "row 1 is rejected"),
     ],
 )
-def test_contradictions_are_refused(said, told):
-    with pytest.raises(DataError, match=told):
+def test_contradictions_are_refused(constraints, message):
+    with pytest.raises(DataError, match=message):
         apply_constraints(
-            np.zeros(3, np.int64), PairTable(*np.empty((2, 0), np.int64)), np.empty(0), said
+            np.zeros(3, np.int64), PairTable(*np.empty((2, 0), np.int64)), np.empty(0), constraints
         )

@@ -1,4 +1,4 @@
-"""Lessons: what is left is true to the rows that are left."""
+"""The training curriculum: every step is the graphs of the rows it keeps."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ from cdp.knn.graph import build_knn_graphs
 from cdp.mediator.curriculum import CURRICULUM, make_curriculum, thin_identities
 from tests.benchmarks.embeddings import draw_views
 
+pytestmark = [pytest.mark.torch, pytest.mark.trains]
+
 K = 12
 
 
@@ -20,7 +22,7 @@ def labelled():
     return views, build_knn_graphs(views, K, backend="exact"), identity
 
 
-def test_thinning_leaves_one_image_of_the_chosen():
+def test_thinning_leaves_one_image_of_the_chosen_identities():
     identity = np.repeat([5, 9, 2, 7], [4, 1, 6, 3])
     kept = thin_identities(identity, 0.5, 3)
     sizes = np.unique(identity[kept], return_counts=True)[1]
@@ -30,7 +32,7 @@ def test_thinning_leaves_one_image_of_the_chosen():
     np.testing.assert_array_equal(kept, thin_identities(identity, 0.5, 3))
 
 
-def test_the_first_lesson_is_the_rows_as_they_are(labelled):
+def test_the_first_step_is_the_labelled_set_unchanged(labelled):
     _, graphs, identity = labelled
     first = make_curriculum(graphs, identity)[0]
     np.testing.assert_array_equal(first.rows, np.arange(500))
@@ -40,7 +42,7 @@ def test_the_first_lesson_is_the_rows_as_they_are(labelled):
         np.testing.assert_array_equal(one.similarity, other.similarity)
 
 
-def test_every_lesson_keeps_the_nearest_of_those_who_are_left(labelled):
+def test_every_step_keeps_the_nearest_of_the_rows_that_are_left(labelled):
     _, graphs, identity = labelled
     for (share, _), step in zip(CURRICULUM, make_curriculum(graphs, identity, seed=5), strict=True):
         k = round(share * K)
@@ -61,7 +63,7 @@ def test_every_lesson_keeps_the_nearest_of_those_who_are_left(labelled):
     assert len(step.rows) < 500
 
 
-def test_lessons_may_come_from_loaders_and_describe_pairs(labelled):
+def test_steps_may_come_from_loaders_and_describe_pairs(labelled):
     views, graphs, identity = labelled
     loaders = [lambda graph=graph: graph for graph in graphs]
     for one, other in zip(make_curriculum(loaders, identity), make_curriculum(graphs, identity),
@@ -69,6 +71,6 @@ def test_lessons_may_come_from_loaders_and_describe_pairs(labelled):
         np.testing.assert_array_equal(one.graphs[1].neighbour, other.graphs[1].neighbour)
         pairs = make_pairs(one.graphs, candidates="all")
         features = describe_pairs(
-            [view[one.rows] for view in views], one.graphs, pairs, variant="extended"
+            [view[one.rows] for view in views], one.graphs, pairs, variant="paper"
         )
         assert np.isfinite(features).all()

@@ -1,4 +1,4 @@
-"""curves: what TensorBoard reads is what the history says, once."""
+"""curves: TensorBoard reads each value of the history, once."""
 
 from pathlib import Path
 

@@ -61,7 +61,7 @@ def test_a_damaged_line_is_named(table, line):
 APPEND = """
 import sys
 from pathlib import Path
-from pipelines.corrections import CorrectionTable
+from pipelines.decisions import CorrectionTable
 table = CorrectionTable(Path(sys.argv[1]))
 for number in range(int(sys.argv[3])):
     made = table.append(sys.argv[2], "accept", [[f"{sys.argv[2]}{number}", "x" * 3000]])
@@ -132,7 +132,7 @@ def test_a_contradiction_names_the_decision_in_its_way(table):
 
 
 @pytest.mark.parametrize(
-    ("action", "groups", "undoes", "told"),
+    ("action", "groups", "undoes", "expected"),
     [
         ("accept", [], None, "accept expects 1"),
         ("merge", [["a"]], None, "merge expects 2"),
@@ -140,8 +140,8 @@ def test_a_contradiction_names_the_decision_in_its_way(table):
         ("undo", [], 9, "no decision 9 to undo"),
     ],
 )
-def test_malformed_decisions_are_refused_and_not_kept(table, action, groups, undoes, told):
-    with pytest.raises(DataError, match=told):
+def test_malformed_decisions_are_refused_and_not_kept(table, action, groups, undoes, expected):
+    with pytest.raises(DataError, match=expected):
         table.append("ada", action, groups, undoes=undoes)
     assert table.read() == ()
 

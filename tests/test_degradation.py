@@ -20,7 +20,7 @@ from cdp.images.degradation import (
     reduce_faces,
 )
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = [pytest.mark.torch, pytest.mark.usefixtures("one_thread")]
 
 
 def draw_faces(count: int, side: int, seed: int = 0) -> np.ndarray:
@@ -202,7 +202,7 @@ def test_jitter_moves_the_frame_and_no_further() -> None:
     assert 24 - 4.8 <= middle.min() < 24 - 4.2
 
 
-def test_noise_is_as_strong_as_asked() -> None:
+def test_noise_has_its_strength() -> None:
     for light in (0, 128, 255):
         flat = np.full((100, 24, 24, 3), light, np.uint8)
         recipe = Degradation(noise_rate=1.0, noise_sigma=(0.05, 0.05))

@@ -6,6 +6,8 @@ import pytest
 from cdp.errors import DataError
 from cdp.training.distillation import fit_target
 
+pytestmark = [pytest.mark.torch, pytest.mark.trains]
+
 
 def draw_unit(count: int, dim: int, seed: int = 0, scale: np.ndarray | None = None) -> np.ndarray:
     vectors = np.random.default_rng(seed).normal(size=(count, dim))

@@ -1,4 +1,4 @@
-"""parallel: two processes end where one does, and without torchrun nothing changes."""
+"""distributed: two processes end where one does, and without torchrun nothing changes."""
 
 import os
 import subprocess
@@ -15,13 +15,15 @@ from test_training import PLAN, make, train
 from cdp.training.distillation import fit_target
 from cdp.training.distributed import Team, find_team, gather_rows, join_team, share_moments
 
+pytestmark = [pytest.mark.torch, pytest.mark.slow, pytest.mark.trains]
+
 ROOT = Path(__file__).parents[1]
 SCRIPT = """
 import sys
 sys.path.insert(0, "tests")
 import torch
 from safetensors.torch import save_file
-from test_parallel import train_everything
+from test_distributed import train_everything
 from cdp.training.distributed import join_team
 
 torch.set_num_threads(1)
@@ -36,15 +38,15 @@ with join_team() as team:
 
 
 def train_everything(**options):
-    """Two branches of unequal size, every moving part of a training: head, moments, teacher."""
-    backbone, branches = make(people=5, each=5, count=2)
+    """Two sets of unequal size, every moving part of a training: head, moments, teacher."""
+    backbone, training_sets = make(people=5, each=5, count=2)
     target = fit_target(np.random.default_rng(0).normal(size=(25, 16)), 16)
-    branches[1] = replace(branches[1], share=0.3, teacher=target)
+    training_sets[1] = replace(training_sets[1], share=0.3, teacher=target)
     plan = replace(PLAN, epochs=2, batch_size=15, learning_rate=0.02, ema_decay=0.9)
-    history = train(backbone, branches, plan, **options)
+    history = train(backbone, training_sets, plan, **options)
     state = {key: value.clone().contiguous() for key, value in backbone.state_dict().items()}
-    for number, branch in enumerate(branches):
-        state |= {f"{number}.{k}": v.clone() for k, v in branch.head.state_dict().items()}
+    for number, training_set in enumerate(training_sets):
+        state |= {f"{number}.{k}": v.clone() for k, v in training_set.head.state_dict().items()}
     return state, history
 
 
@@ -98,8 +100,8 @@ def test_a_run_by_two_processes_is_the_run_of_one(tiny, tmp_path) -> None:
     assert list(one.model) == list(two.model)
     # A separable network on some dozens of images magnifies a perturbation of 1e-7 to percents
     # within a few steps, whoever trains it: only the base can be compared.
-    told = one.model == "base"
-    np.testing.assert_allclose(one.loss[told], two.loss[told], rtol=1e-3)
+    base = one.model == "base"
+    np.testing.assert_allclose(one.loss[base], two.loss[base], rtol=1e-3)
     assert "Traceback" not in done.stderr
 
 

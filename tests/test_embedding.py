@@ -1,4 +1,4 @@
-"""embedding: two kinds of models, one behaviour, checked against what each computes."""
+"""embedding: two kinds of models, one behaviour, checked against each model's own output."""
 
 import pickle
 
@@ -14,7 +14,7 @@ from cdp.errors import DataError
 from cdp.images.degradation import reduce_faces
 from cdp.models import BACKBONES, build_backbone
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = [pytest.mark.torch, pytest.mark.usefixtures("one_thread")]
 
 
 def draw_faces(count: int, side: int) -> np.ndarray:
@@ -163,7 +163,7 @@ def test_onnx_checks_itself() -> None:
     onnx.checker.check_model(onnx.load_from_string(make_onnx()))
 
 
-def test_real_models_tell_people_apart_at_24_px(data_root) -> None:
+def test_real_models_separate_identities_at_24_px(data_root) -> None:
     """A few people of LFW: the same person's images are nearer than others', in each model."""
     from cdp.images.decode import decode_image
 

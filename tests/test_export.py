@@ -15,14 +15,28 @@ from test_hostile import NAMES
 from pipelines.export.__main__ import main
 from pipelines.export.labels import defuse_formula, write_csv
 
+pytestmark = [pytest.mark.torch, pytest.mark.slow, pytest.mark.trains]
+
 
 def export(run, to, out, *options):
     return main(["labels", "--run", str(run), "--to", to, "--out", str(out), *options])
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def labels(finished_run):
-    return pd.read_parquet(finished_run / "propagate" / "labels.parquet")
+    """The run's labels, but for the clusters: three images each, and the last have none."""
+    labels = pd.read_parquet(finished_run / "propagate" / "labels.parquet")
+    labelled = np.arange(len(labels)) < len(labels) // 3 * 3 - 3
+    labels["pseudo_label"] = np.where(labelled, np.arange(len(labels)) // 3, -1)
+    labels["cluster_size"] = np.where(labelled, 3, 0)
+    return labels
+
+
+@pytest.fixture(autouse=True)
+def known_labels(labels, monkeypatch):
+    """What a training clusters is not known, so the run is given labels; and no other data root."""
+    monkeypatch.setattr("pipelines.results.RunResults.labels", labels)
+    monkeypatch.delenv("CDP_DATA_ROOT", raising=False)
 
 
 def test_a_folder_a_cluster(finished_run, labels, tmp_path, capsys):
@@ -74,7 +88,7 @@ def test_fiftyone_finds_an_image_for_every_label(finished_run, labels, tmp_path)
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "expected"),
     [
         (("--min-size", "999"), "no cluster of"),
         (("--out", "HERE"), "exists already"),
@@ -82,13 +96,13 @@ def test_fiftyone_finds_an_image_for_every_label(finished_run, labels, tmp_path)
     ],
 )
 def test_mistakes_get_one_message_and_leave_nothing(
-    finished_run, tmp_path, capsys, arguments, told
+    finished_run, tmp_path, capsys, arguments, expected
 ):
     (tmp_path / "HERE").mkdir()
     given = [str(tmp_path / "HERE") if each == "HERE" else each for each in arguments]
     assert export(finished_run, "folder", tmp_path / "out", *given) == 2
     message = capsys.readouterr().err
-    assert told in message
+    assert expected in message
     assert message.count("\n") == 1
     assert not (tmp_path / "out").exists()
 
@@ -105,11 +119,10 @@ def test_no_name_becomes_a_formula(name, tmp_path):
     assert defuse_formula("a;=b\t+c\r\n-d") == "a;'=b\t'+c\r'\n'-d"
 
 
-def test_links_point_at_the_images_and_names_stay_inside(own_run, tmp_path, monkeypatch):
-    """The same run, told that its images are files with names nobody should trust."""
+def test_links_point_at_the_images_and_names_stay_inside(own_run, labels, tmp_path):
+    """The same run as if its images were files with names nobody should trust."""
     root = tmp_path / "data"
     (root / "pile").mkdir(parents=True)
-    labels = pd.read_parquet(own_run / "propagate" / "labels.parquet")
     names = [f"pile/{number} ..\\; rm -rf $(x) é.jpg" for number in range(len(labels))]
     for name in names:
         (root / name).write_bytes(b"image")
@@ -117,7 +130,6 @@ def test_links_point_at_the_images_and_names_stay_inside(own_run, tmp_path, monk
     record = json.loads((own_run / "run.json").read_text())
     record["data"] |= {"kind": "images", "unlabelled": {"root": "pile", "layout": "pile"}}
     (own_run / "run.json").write_text(json.dumps(record | {"data_root": str(root)}))
-    monkeypatch.setattr("pipelines.results.RunResults.labels", labels)
     assert export(own_run, "folder", tmp_path / "out", "--links") == 0
     links = list((tmp_path / "out").glob("*/*"))
     assert len(links) == (labels.pseudo_label >= 0).sum()
@@ -130,11 +142,10 @@ def test_links_point_at_the_images_and_names_stay_inside(own_run, tmp_path, monk
     assert not Path(tmp_path / "again").exists()
 
 
-def test_no_name_becomes_markup_or_a_path_in_exports(own_run, tmp_path, monkeypatch):
+def test_no_name_becomes_markup_or_a_path_in_exports(own_run, labels, tmp_path):
     """Folders, Label Studio and FiftyOne of a run whose images have these names."""
     root = tmp_path / "data"
     (root / "pile").mkdir(parents=True)
-    labels = pd.read_parquet(own_run / "propagate" / "labels.parquet")
     names = [f"pile/{n} {NAMES[n % len(NAMES)].replace('/', '_')}" for n in range(len(labels))]
     names = [name.replace("\x00", "") for name in names]
     for name in names:
@@ -143,7 +154,6 @@ def test_no_name_becomes_markup_or_a_path_in_exports(own_run, tmp_path, monkeypa
     record = json.loads((own_run / "run.json").read_text())
     record["data"] |= {"kind": "images", "unlabelled": {"root": "pile", "layout": "pile"}}
     (own_run / "run.json").write_text(json.dumps(record | {"data_root": str(root)}))
-    monkeypatch.setattr("pipelines.results.RunResults.labels", labels)
     safe = set("abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789._-")
     for kind in ("folder", "label-studio", "fiftyone"):
         out = tmp_path / kind

@@ -9,6 +9,8 @@ import yaml
 
 from pipelines.run import main
 
+pytestmark = [pytest.mark.torch, pytest.mark.slow, pytest.mark.trains]
+
 ROOT = Path(__file__).parents[1]
 
 
@@ -53,8 +55,8 @@ def features(tmp_path):
 
 def test_features_run_from_knn_on(features, capsys):
     assert features() == 0
-    told = capsys.readouterr().out
-    assert "train     omit  the data set brings its own features" in told
+    printed = capsys.readouterr().out
+    assert "train     omit  the data set brings its own features" in printed
     metrics = pd.read_parquet(features.run / "evaluate" / "metrics.parquet")
     value = metrics.set_index("metric").value
     assert value["pairwise_f"] > 0.95
@@ -101,9 +103,9 @@ def spoil(features, split, view, row, value):
 def test_a_bad_vector_is_named_and_nothing_is_published(features, capsys, value, expected):
     spoil(features, "u", "two", 7, value)
     assert features() == 2
-    told = capsys.readouterr().err
-    assert "view two: the embedding of p01/7.jpg" in told
-    assert expected in told
+    printed = capsys.readouterr().err
+    assert "view two: the embedding of p01/7.jpg" in printed
+    assert expected in printed
     assert not (features.run / "embed").exists()
 
 
@@ -111,10 +113,10 @@ def test_no_positive_pair_is_said_plainly(features, capsys):
     count = len((features.root / "l" / "list.txt").read_text().splitlines())
     (features.root / "l" / "meta.txt").write_text("\n".join(map(str, range(count))) + "\n")
     assert features() == 2
-    told = capsys.readouterr().err
-    assert "stage mediate" in told
-    assert "pair" in told
-    assert "Traceback" not in told
+    printed = capsys.readouterr().err
+    assert "stage mediate" in printed
+    assert "pair" in printed
+    assert "Traceback" not in printed
 
 
 @pytest.fixture(scope="module")

@@ -16,7 +16,12 @@ NAMES = sorted(HEADS)
 BATCH, DIM, IDENTITIES = 7, 5, 4
 
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = [
+    pytest.mark.torch,
+    pytest.mark.slow,
+    pytest.mark.trains,
+    pytest.mark.usefixtures("one_thread"),
+]
 
 
 def problem(seed: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -151,7 +156,7 @@ def test_the_multiplied_angle_is_annealed(name: str) -> None:
     def own_logit(share: float) -> torch.Tensor:
         head.margin_share = share
         loss, logits = head.score(embedding, label)
-        # The loss tells the own logit v: loss = log(exp(v) + rest) - v.
+        # The loss gives the own logit v: loss = log(exp(v) + rest) - v.
         rest = torch.exp(logits).sum(1) - torch.exp(logits.gather(1, label[:, None])).squeeze(1)
         return torch.log(rest / torch.expm1(loss))
 
@@ -167,7 +172,7 @@ def test_the_multiplied_angle_is_annealed(name: str) -> None:
 
 @pytest.mark.parametrize("seed", range(5))
 def test_margins_agree_with_pytorch_metric_learning(seed: int) -> None:
-    """A second opinion on the formulas that are ours: the library's, in its own units."""
+    """An independent check of our formulas: the library's, in its own units."""
     embedding, label = problem(seed)
     cases = {
         "arcface": losses.ArcFaceLoss(IDENTITIES, DIM, margin=math.degrees(0.4), scale=20),
@@ -196,7 +201,7 @@ def test_eval_does_not_depend_on_the_batch(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_spared_class_is_as_if_it_were_not_there(name: str) -> None:
+def test_a_masked_class_is_left_out_of_loss_and_gradient(name: str) -> None:
     """By hand: the loss over the other classes alone, and no pull on the masked class."""
     embedding, label = problem(5)
     head = build_head(name, DIM, IDENTITIES, **PARAMS[name]).double()

@@ -113,7 +113,7 @@ MERGES = "a0: &a0 {x: 1}\n" + "".join(
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "expected"),
     [
         (LAUGHS, r"line \d: too much"),
         (MERGES, "too much"),
@@ -126,15 +126,15 @@ MERGES = "a0: &a0 {x: 1}\n" + "".join(
     ],
     ids=["laughs", "merges", "lists", "maps", "circle", "long", "call", "name"],
 )
-def test_yaml_is_loaded_safely_and_within_bounds(tmp_path, text, told):
+def test_yaml_is_loaded_safely_and_within_bounds(tmp_path, text, expected):
     path = tmp_path / "hostile.yaml"
     path.write_text(text.replace("HERE", str(tmp_path / "ran")))
-    started = time.monotonic()
-    with pytest.raises(ConfigError, match=told):
+    started = time.process_time()
+    with pytest.raises(ConfigError, match=expected):
         read_yaml(path)
-    assert time.monotonic() - started < 10
+    assert time.process_time() - started < 10  # of this process, however busy the machine
     assert not (tmp_path / "ran").exists()
-    with pytest.raises(ConfigError, match=told):
+    with pytest.raises(ConfigError, match=expected):
         parse_yaml(text, "override")
 
 
@@ -277,7 +277,7 @@ def test_a_parquet_extension_type_runs_nothing(tmp_path):
     path = tmp_path / "evil.parquet"
     pq.write_table(pa.table([VECTORS], schema=pa.schema([field])), path)
     code = (
-        "import sys, pathlib; from pipelines.store import open_vectors\n"
+        "import sys, pathlib; from pipelines.tables import open_vectors\n"
         "print(open_vectors(pathlib.Path(sys.argv[1]), 'embedding', 5, 8).shape)"
     )
     done = subprocess.run(

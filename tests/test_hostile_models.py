@@ -11,6 +11,8 @@ from cdp.embedding import ARENA_BYTES, LONGEST, OnnxEmbedder
 from cdp.errors import DataError
 from cdp.models import build_backbone, load_model, pack_model
 
+pytestmark = pytest.mark.torch
+
 # ------------------------------------------------------------------------------------------- ONNX
 
 WEIGHT = np.random.default_rng(0).normal(size=(192, 6)).astype(np.float32)
@@ -84,7 +86,7 @@ LIES = TensorProto(name="weight", data_type=1, dims=[10**9, 10**6], raw_data=b"1
 
 
 @pytest.mark.parametrize(
-    ("model", "told"),
+    ("model", "expected"),
     [
         (make_model([helper.make_node("Evil", ["image"], ["embedding"], domain="evil")], [],
                     domains=("", "evil")), "an ONNX model expected"),
@@ -101,8 +103,8 @@ LIES = TensorProto(name="weight", data_type=1, dims=[10**9, 10**6], raw_data=b"1
     ],
     ids=["operator", "sizes", "cut", "side", "batch", "length", "rows", "any"],
 )  # fmt: skip
-def test_a_model_of_lies_is_one_message(model, told):
-    with pytest.raises(DataError, match=told):
+def test_a_model_of_lies_is_one_message(model, expected):
+    with pytest.raises(DataError, match=expected):
         OnnxEmbedder(model).embed(np.ones((2, 8, 8, 3), np.uint8))
 
 

@@ -1,10 +1,12 @@
-"""merging: a cluster of a labelled person is found, and a stranger is left apart."""
+"""identity matching: a cluster of a labelled identity is found, an unknown one is not."""
 
 import numpy as np
 import pytest
 
 from cdp.errors import DataError
 from cdp.recognizer.identity_matching import match_identities
+
+pytestmark = pytest.mark.torch
 
 
 def draw_people(people: int, each: int, seed: int, centres: np.ndarray | None = None):
@@ -15,21 +17,21 @@ def draw_people(people: int, each: int, seed: int, centres: np.ndarray | None = 
     return (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32), label
 
 
-def test_a_labelled_person_is_found_again() -> None:
+def test_a_labelled_identity_is_found_again() -> None:
     rng = np.random.default_rng(0)
-    known, strange = rng.normal(size=(50, 32)), rng.normal(size=(60, 32))
+    known, unknown = rng.normal(size=(50, 32)), rng.normal(size=(60, 32))
     vectors, label = draw_people(50, 5, 1, known)
-    pseudo, clusters = draw_people(70, 4, 2, np.concatenate([known[:10], strange]))
+    pseudo, clusters = draw_people(70, 4, 2, np.concatenate([known[:10], unknown]))
     clusters[-2:] = -1
     match = match_identities(vectors, label * 3, pseudo, clusters)
-    np.testing.assert_array_equal(match.person[:10], np.arange(10) * 3)
-    # A stranger looks as much like somebody as the labelled people do like each other: few do.
-    assert (match.person[10:] != -1).mean() < 0.1
+    np.testing.assert_array_equal(match.identity[:10], np.arange(10) * 3)
+    # Unknown identities match as rarely as the labelled ones match each other.
+    assert (match.identity[10:] != -1).mean() < 0.1
     assert match.similarity[:10].min() > match.threshold
-    np.testing.assert_array_equal(match.person != -1, match.similarity > match.threshold)
+    np.testing.assert_array_equal(match.identity != -1, match.similarity > match.threshold)
 
 
-def test_the_threshold_is_a_share_of_the_labelled_people() -> None:
+def test_the_threshold_is_a_share_of_the_labelled_identities() -> None:
     vectors, label = draw_people(40, 3, 0)
     mean = np.stack([vectors[label == person].mean(0) for person in range(40)])
     mean /= np.linalg.norm(mean, axis=1, keepdims=True)
@@ -44,13 +46,13 @@ def test_the_threshold_is_a_share_of_the_labelled_people() -> None:
 def test_odd_cases() -> None:
     vectors, label = draw_people(5, 3, 0)
     nothing = match_identities(vectors, label, vectors, np.full(15, -1))
-    assert len(nothing.person) == 0
+    assert len(nothing.identity) == 0
     gap = match_identities(vectors, label, vectors[:1], np.array([2]))
-    assert gap.person[:2].tolist() == [-1, -1]
+    assert gap.identity[:2].tolist() == [-1, -1]
     assert gap.similarity[:2].tolist() == [-1, -1]
-    with pytest.raises(DataError, match="two labelled people"):
+    with pytest.raises(DataError, match="two labelled identities"):
         match_identities(vectors, label * 0, vectors, label)
     with pytest.raises(DataError, match="one label a vector"):
         match_identities(vectors, label[1:], vectors, label)
-    with pytest.raises(DataError, match="nobody is unseen"):
+    with pytest.raises(DataError, match="no identity is unseen"):
         match_identities(vectors, label, vectors, label, unseen=np.zeros(15, bool))

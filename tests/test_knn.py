@@ -74,7 +74,7 @@ def test_contract_and_recall(backend, exact_limit, faces):
 
 
 def test_exact_search_is_the_brute_search_bit_for_bit():
-    """Bounds, pivots and blocks prune; they decide nothing, not even among exact ties."""
+    """Bounds, pivots and blocks save comparisons and change no result, nor the order of ties."""
     generator = np.random.default_rng(8)
     kinds = {
         "clustered": draw_views(2600, (48,), seed=2)[0][0],

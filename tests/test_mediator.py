@@ -13,22 +13,24 @@ from hypothesis import strategies as st
 from sklearn.metrics import average_precision_score, roc_auc_score
 
 from cdp.errors import ConfigError, DataError
-from cdp.mediator.calibration import measure_reliability
 from cdp.mediator.ensemble import Mediator
 from cdp.mediator.prior_shift import correct_prior
 from cdp.mediator.settings import MediatorSettings
+from cdp.metrics.calibration import measure_reliability
+
+pytestmark = [pytest.mark.torch, pytest.mark.trains]
 
 WIDTH = 6
 DIRECTION = np.array([1.5, -1.0, 0.5, 0.0, 0.7, -0.3])
 
 
-def draw_pairs(count: int, rate: float, seed: int, people: int = 300):
+def draw_pairs(count: int, rate: float, seed: int, identities: int = 300):
     """Pairs whose true probability is known: two normal classes apart by `DIRECTION`."""
     random = np.random.default_rng(seed)
     same = random.random(count) < rate
     features = random.normal(size=(count, WIDTH)) + np.where(same[:, None], 0.5, -0.5) * DIRECTION
-    source = random.integers(0, people, count)
-    target = np.where(same, source, (source + random.integers(1, people, count)) % people)
+    source = random.integers(0, identities, count)
+    target = np.where(same, source, (source + random.integers(1, identities, count)) % identities)
     logit = features @ DIRECTION + np.log(rate / (1 - rate))
     known = 1 / (1 + np.exp(-logit))
     return features.astype(np.float32), same, source, target, known
@@ -41,7 +43,7 @@ def labelled():
 
 @pytest.fixture(scope="module")
 def fitted(labelled):
-    return Mediator.fit(*labelled[:4], seed=3)
+    return Mediator.fit(*labelled[:4], seed=3)[0]
 
 
 def test_probabilities_are_the_known_ones(fitted):
@@ -53,11 +55,11 @@ def test_probabilities_are_the_known_ones(fitted):
     assert fitted.report.expected_calibration_error < 0.02
 
 
-def test_the_report_describes_held_out_people(fitted, labelled):
+def test_the_report_describes_held_out_identities(fitted, labelled):
     report = fitted.report
     assert report.pair_rate == pytest.approx(labelled[1].mean())
     assert report.pairs == len(labelled[1])
-    # a pair between two folds counts one half for each, so every pair counts once
+    # a pair between two folds has weight one half in each, so every pair has weight 1
     assert report.reliability.weight.sum() == pytest.approx(len(labelled[1]))
     score = fitted.score(labelled[0])
     assert report.auc == pytest.approx(roc_auc_score(labelled[1], score), abs=0.025)
@@ -67,21 +69,22 @@ def test_the_report_describes_held_out_people(fitted, labelled):
     assert {row["member"] for row in report.history} == set(range(5))
 
 
-def test_memorising_the_people_does_not_look_good():
+def test_memorised_identities_do_not_improve_the_report():
     """A feature that names the identity must not leak into the held-out figures."""
     random = np.random.default_rng(0)
-    people, count = 60, 6000
-    source = random.integers(0, people, count)
+    identities, count = 60, 6000
+    source = random.integers(0, identities, count)
     same = random.random(count) < 0.5
-    # a pair is true exactly when its source is an even-coded person: learnable only by rote
-    code = random.normal(size=(people, 8))
-    lucky = random.random(people) < 0.5
-    same = lucky[source]
-    target = np.where(same, source, (source + 1 + random.integers(0, people - 1, count)) % people)
+    # a pair is positive exactly when its source is one of half the identities: only memorised
+    code = random.normal(size=(identities, 8))
+    chosen = random.random(identities) < 0.5
+    same = chosen[source]
+    away = 1 + random.integers(0, identities - 1, count)
+    target = np.where(same, source, (source + away) % identities)
     features = code[source].astype(np.float32)
     report = Mediator.fit(
-        features, same, source, target, settings=MediatorSettings(folds=5, members=5), seed=0
-    ).report
+        features, same, source, target, settings=MediatorSettings(folds=5, ensemble_size=5), seed=0
+    )[0].report
     assert report.auc < 0.8
 
 
@@ -121,10 +124,10 @@ def test_the_same_seed_gives_the_same_mediator(labelled):
     for threads in (1, 2):
         torch.set_num_threads(threads)
         torch.manual_seed(threads)
-        states.append(Mediator.fit(features, same, source, target, seed=9).state())
+        states.append(Mediator.fit(features, same, source, target, seed=9)[0].state())
         assert torch.get_num_threads() == threads
     torch.set_num_threads(before)
-    other = Mediator.fit(features, same, source, target, seed=10).state()
+    other = Mediator.fit(features, same, source, target, seed=10)[0].state()
     for name, value in states[0].items():
         np.testing.assert_array_equal(value, states[1][name])
     assert not np.array_equal(states[0]["weight_0"], other["weight_0"])
@@ -143,35 +146,55 @@ def test_state_survives_a_safetensors_file(fitted, labelled, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("name", "hidden", "rate", "epochs", "auc"),
-    [("paper", 50, 0.05, 4, 0.8), ("released", 18, 0.001, 2, 0.6)],
+    ("name", "hidden", "rate", "epochs"),
+    [("paper", 50, 0.05, 4), ("released", 18, 0.001, 2)],
 )
-def test_the_published_mediators_are_one_setting(labelled, name, hidden, rate, epochs, auc):
+def test_the_published_mediators_are_one_setting(labelled, name, hidden, rate, epochs):
     chosen = MediatorSettings.named(name)
     assert (chosen.learning_rate, chosen.epochs, chosen.standardise) == (rate, epochs, False)
-    mediator = Mediator.fit(*labelled[:4], settings=chosen, seed=0)
+    mediator, _ = Mediator.fit(*labelled[:4], settings=chosen, seed=0)
     state = mediator.state()
     assert state["weight_0"].shape == (1, WIDTH, hidden)
     assert state["weight_1"].shape == (1, hidden, hidden)
-    assert len(mediator.report.history) == epochs
-    assert mediator.report.auc > auc
+    losses = [row["training_loss"] for row in mediator.report.history]
+    assert len(losses) == epochs
+    # Two epochs at .001 end near where the weights began, so the AUC of `released` is luck.
+    assert losses[-1] < losses[0]
+    assert name == "released" or mediator.report.auc > 0.8
 
 
 def test_dropout_trains_and_is_off_when_scoring(labelled):
-    chosen = MediatorSettings(dropout=0.3, members=1)
-    mediator = Mediator.fit(*labelled[:4], settings=chosen, seed=0)
+    chosen = MediatorSettings(dropout=0.3, ensemble_size=1)
+    mediator, _ = Mediator.fit(*labelled[:4], settings=chosen, seed=0)
     np.testing.assert_array_equal(mediator.score(labelled[0]), mediator.score(labelled[0]))
     assert mediator.report.auc > 0.8
 
 
+def test_held_out_scores_are_of_mlps_that_saw_neither_identity(labelled):
+    """With fewer MLPs than folds some pairs are held out from none."""
+    features, same, source, target, _ = (a[:3000] for a in labelled)
+    chosen = MediatorSettings(ensemble_size=2, folds=4, epochs=2)
+    mediator, held_out = Mediator.fit(features, same, source, target, settings=chosen, seed=1)
+    assert held_out.probability.shape == held_out.weight.shape == (3000,)
+    assert held_out.probability.dtype == np.float32
+    assert held_out.weight.dtype == np.float64
+    judged = np.isfinite(held_out.probability)
+    assert 0 < judged.sum() == mediator.report.pairs < 3000
+    assert mediator.training_rate == pytest.approx(np.average(same, weights=held_out.weight))
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        held_out.weight = None
+    with pytest.raises(AttributeError):
+        mediator.settings = chosen
+
+
 def test_a_constant_feature_is_harmless(labelled):
     features = np.concatenate([labelled[0][:4000], np.full((4000, 1), 7, np.float32)], 1)
-    mediator = Mediator.fit(features, *(a[:4000] for a in labelled[1:4]), seed=0)
+    mediator, _ = Mediator.fit(features, *(a[:4000] for a in labelled[1:4]), seed=0)
     assert np.isfinite(mediator.score(features)).all()
 
 
-def test_folds_share_out_the_people_with_many_pairs():
-    """Five people own nearly all true pairs; each fold must get one of them."""
+def test_folds_share_out_the_identities_with_many_pairs():
+    """Five identities own nearly all positive pairs; each fold must get one of them."""
     random = np.random.default_rng(0)
     source = np.concatenate([np.repeat(np.arange(5), 400), np.arange(5, 105)])
     same = np.ones(len(source), bool)
@@ -180,27 +203,27 @@ def test_folds_share_out_the_people_with_many_pairs():
     source, target = np.concatenate([source, false[:, 0]]), np.concatenate([source, false[:, 1]])
     same = source == target
     features = random.normal(size=(len(source), 3)).astype(np.float32) + same[:, None]
-    report = Mediator.fit(features, same, source, target, seed=1).report
+    report = Mediator.fit(features, same, source, target, seed=1)[0].report
     assert report.pairs == len(source)
 
 
-def test_one_person_with_most_pairs_does_not_speak_for_all(labelled):
-    """Person 0 owns three true pairs of four, and they look neither true nor false."""
+def test_one_identity_with_most_pairs_does_not_dominate(labelled):
+    """Identity 0 owns three of four positive pairs, and their features are uninformative."""
     features, same, source, target, _ = labelled
     random = np.random.default_rng(7)
     odd = random.normal(size=(3 * int(same.sum()), WIDTH))
-    nobody = np.zeros(len(odd), np.int64)
-    mediator = Mediator.fit(
+    zero = np.zeros(len(odd), np.int64)
+    mediator, _ = Mediator.fit(
         np.concatenate([features, odd.astype(np.float32)]),
-        np.concatenate([same, nobody == 0]),
-        np.concatenate([source, nobody]),
-        np.concatenate([target, nobody]),
+        np.concatenate([same, zero == 0]),
+        np.concatenate([source, zero]),
+        np.concatenate([target, zero]),
         seed=3,
     )
-    strangers, truth, *_ = draw_pairs(20_000, 0.4, 2)
-    read = correct_prior(mediator.score(strangers), mediator.training_rate).probability
-    # .60 where all of them are heard
-    assert measure_reliability(read, truth).expected_calibration_error < 0.05
+    others, truth, *_ = draw_pairs(20_000, 0.4, 2)
+    corrected = correct_prior(mediator.score(others), mediator.training_rate).probability
+    # .60 without the limit
+    assert measure_reliability(corrected, truth).expected_calibration_error < 0.05
 
 
 def test_bad_input_is_one_clear_message(labelled, fitted):
@@ -222,7 +245,7 @@ def test_bad_input_is_one_clear_message(labelled, fitted):
         fitted.score(broken)
     with pytest.raises(DataError, match=r"\(pairs, 6\)"):
         fitted.score(features[:, :5])
-    with pytest.raises(DataError, match="label more people"):
+    with pytest.raises(DataError, match="label more identities"):
         Mediator.fit(features[:4], np.array([1, 1, 0, 0], bool), [0, 1, 0, 1], [0, 1, 1, 0])
     assert fitted.score(features[:0]).shape == (0,)
 
@@ -233,7 +256,7 @@ def test_bad_input_is_one_clear_message(labelled, fitted):
         {"variant": "ours"},
         {"hidden": (50,)},
         {"dropout": 1.0},
-        {"members": 6},
+        {"ensemble_size": 6},
         {"optimizer": "lbfgs"},
         {"patience": 0},
     ],

@@ -9,8 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sklearn.metrics import normalized_mutual_info_score
 
+from cdp import metrics
 from cdp.errors import DataError
-from cdp.metrics import identification as metrics
+from cdp.metrics import verification
 
 
 def unit(rng, count, width=8):
@@ -55,19 +56,19 @@ def test_bcubed_is_what_averaging_over_images_gives(case):
     precision, recall = [], []
     for i in everyone:
         cluster = [j for j in everyone if together(label, i, j)]
-        person = [j for j in everyone if truth[i] == truth[j]]
-        right = len(set(cluster) & set(person))
+        own = [j for j in everyone if truth[i] == truth[j]]
+        right = len(set(cluster) & set(own))
         precision.append(right / len(cluster))
-        recall.append(right / len(person))
+        recall.append(right / len(own))
     scored = metrics.score_bcubed(truth, label)
     assert scored[:2] == pytest.approx((np.mean(precision), np.mean(recall)))
 
 
 @given(clusterings(), st.integers(0, 3))
-def test_amid_strangers_is_what_counting_gives(case, strange):
-    """Identities below `strange` are nobody known."""
+def test_scores_with_distractors_are_what_counting_gives(case, first_known):
+    """Images of identities below `first_known` are distractors."""
     truth, label = case
-    truth = np.where(truth < strange, -1, truth)
+    truth = np.where(truth < first_known, -1, truth)
     everyone = range(len(truth))
     known = [i for i in everyone if truth[i] >= 0]
     shares = [
@@ -79,7 +80,7 @@ def test_amid_strangers_is_what_counting_gives(case, strange):
     ]
     precision, recall = np.mean(shares, axis=0) if shares else (1.0, 1.0)
     expected = (precision, recall, 2 * precision * recall / (precision + recall))
-    assert metrics.score_amid_strangers(truth, label) == pytest.approx(expected)
+    assert metrics.score_with_distractors(truth, label) == pytest.approx(expected)
 
 
 @given(clusterings())
@@ -134,9 +135,9 @@ def test_one_cluster_for_all():
 
 
 def test_no_pair_and_no_image():
-    lonely = np.array([0, 1, 2])
-    assert metrics.score_pairwise(lonely, np.full(3, -1)) == (1.0, 1.0, 1.0)
-    assert metrics.score_pairwise(lonely, np.zeros(3, int)) == (0.0, 1.0, 0.0)
+    single = np.array([0, 1, 2])
+    assert metrics.score_pairwise(single, np.full(3, -1)) == (1.0, 1.0, 1.0)
+    assert metrics.score_pairwise(single, np.zeros(3, int)) == (0.0, 1.0, 0.0)
     empty = np.array([], dtype=np.int64)
     assert metrics.score_pairwise(empty, empty) == (1.0, 1.0, 1.0)
     assert metrics.score_bcubed(empty, empty) == (1.0, 1.0, 1.0)
@@ -167,32 +168,43 @@ def test_bad_partitions_are_refused():
 def test_calibration_by_hand():
     probability = np.array([0.1, 0.1, 0.9, 0.9, 1.0, 0.5])
     same = np.array([False, True, True, True, True, False])
-    curve = metrics.measure_calibration(probability, same, bins=2)
-    assert curve.count.tolist() == [2, 4]
-    assert curve.share == pytest.approx([0.5, 0.75])
-    assert curve.probability == pytest.approx([0.1, 0.825])
-    assert curve.error == pytest.approx((2 * 0.4 + 4 * 0.075) / 6)
+    curve = metrics.measure_reliability(probability, same, bins=2)
+    assert curve.weight.tolist() == [2, 4]
+    assert curve.observed_rate == pytest.approx([0.5, 0.75])
+    assert curve.mean_probability == pytest.approx([0.1, 0.825])
+    assert curve.expected_calibration_error == pytest.approx((2 * 0.4 + 4 * 0.075) / 6)
+
+
+def test_a_weight_counts_as_so_many_pairs():
+    rng = np.random.default_rng(0)
+    probability, same, weight = rng.random(300), rng.random(300) < 0.4, rng.integers(0, 4, 300)
+    weighted = metrics.measure_reliability(probability, same, weight=weight)
+    repeated = metrics.measure_reliability(np.repeat(probability, weight), np.repeat(same, weight))
+    for name in ("lower", "mean_probability", "observed_rate", "weight"):
+        np.testing.assert_allclose(getattr(weighted, name), getattr(repeated, name))
 
 
 def test_calibrated_draws_have_a_small_error_and_shifted_ones_a_large_one():
     rng = np.random.default_rng(0)
     probability = rng.random(50_000)
     same = rng.random(50_000) < probability
-    assert metrics.measure_calibration(probability, same).error < 0.02
-    assert metrics.measure_calibration(probability**3, same).error > 0.1
+    assert metrics.measure_reliability(probability, same).expected_calibration_error < 0.02
+    assert metrics.measure_reliability(probability**3, same).expected_calibration_error > 0.1
 
 
 def test_an_empty_bin_is_nan_and_harmless():
-    curve = metrics.measure_calibration(np.array([0.0, 1.0]), np.array([False, True]), bins=4)
-    assert curve.error == 0.0
-    assert np.isnan(curve.share[1:3]).all()
-    assert curve.edge.tolist() == [0, 0.25, 0.5, 0.75, 1]
+    curve = metrics.measure_reliability(np.array([0.0, 1.0]), np.array([False, True]), bins=4)
+    assert curve.expected_calibration_error == 0.0
+    assert np.isnan(curve.observed_rate[1:3]).all()
+    assert curve.lower.tolist() == [0, 0.25, 0.5, 0.75]
 
 
 def test_bad_probabilities_are_refused():
     for probability in ([1.5], [-0.1], [math.nan], []):
         with pytest.raises(DataError):
-            metrics.measure_calibration(np.array(probability), np.ones(len(probability), bool))
+            metrics.measure_reliability(np.array(probability), np.ones(len(probability), bool))
+    with pytest.raises(DataError, match="one weight a pair"):
+        metrics.measure_reliability(np.ones(2), np.ones(2, bool), weight=np.ones(3))
 
 
 # --- verification
@@ -214,7 +226,7 @@ def test_best_threshold_is_the_best_of_all(seed, count):
     rng = np.random.default_rng(seed)
     similarity = rng.integers(0, 6, count) / 5
     same = rng.random(count) < 0.5
-    chosen = metrics._best_threshold(similarity, same)
+    chosen = verification._best_threshold(similarity, same)
     candidates = np.concatenate([similarity, [-1.0]])
     best = max(np.mean((similarity > t) == same) for t in candidates)
     assert np.mean((similarity > chosen) == same) == best
@@ -243,7 +255,7 @@ def test_tar_at_far_by_hand():
 
 @settings(max_examples=50)
 @given(st.integers(0, 10_000), st.floats(0, 0.99))
-def test_the_threshold_keeps_its_promise_and_is_the_lowest(seed, far):
+def test_the_threshold_keeps_the_rate_and_is_the_lowest(seed, far):
     impostor = np.random.default_rng(seed).integers(0, 20, 60) / 20
     threshold = metrics.threshold_at_far(impostor, far)
     assert np.mean(impostor > threshold) <= far + 1e-9
@@ -275,7 +287,7 @@ def test_pairs_are_balanced_disjoint_and_repeatable():
     assert (other.source != pairs.source).any()
 
 
-def test_a_person_with_many_images_does_not_take_over():
+def test_an_identity_with_many_images_does_not_dominate():
     identity = np.concatenate([np.zeros(500, int), np.repeat(np.arange(1, 40), 2)])
     pairs = metrics.sample_verification_pairs(identity, 10, 2, seed=0)
     assert (identity[pairs.source[pairs.same]] == 0).sum() <= 1
@@ -288,15 +300,17 @@ def test_scarce_folds_hold_what_there_is():
     assert pairs.same.sum() == 4
 
 
-def test_too_few_people_are_refused():
-    with pytest.raises(DataError, match="people"):
+def test_too_few_identities_are_refused():
+    with pytest.raises(DataError, match="identities"):
         metrics.sample_verification_pairs(np.repeat(np.arange(5), 4), 10, 10)
     with pytest.raises(DataError, match="two"):
         metrics.sample_verification_pairs(np.arange(100), 10, 10)
 
 
 def test_unranking_reaches_every_pair_once():
-    pair = metrics._genuine_pairs(np.array([7]), np.array([30]), 10**6, np.random.default_rng(0))
+    pair = verification._genuine_pairs(
+        np.array([7]), np.array([30]), 10**6, np.random.default_rng(0)
+    )
     assert {tuple(p) for p in (pair - 7).tolist()} == set(itertools.combinations(range(30), 2))
 
 
@@ -314,11 +328,11 @@ def test_compare_pairs_is_the_dot_product_whatever_the_block():
 
 
 def slow_rank(probe, probe_identity, gallery, gallery_identity):
-    """Sort each probe's gallery, strangers before mates on a tie, and look for the first mate."""
+    """Sort each probe's gallery, mates last on a tie, and look for the first mate."""
     ranks = []
-    for vector, person in zip(probe, probe_identity, strict=True):
+    for vector, wanted in zip(probe, probe_identity, strict=True):
         listed = sorted(
-            (-float(vector @ other), int(person == name))
+            (-float(vector @ other), int(wanted == name))
             for other, name in zip(gallery, gallery_identity, strict=True)
         )
         ranks.append([mate for _, mate in listed].index(1) + 1)
@@ -354,11 +368,11 @@ def test_distractors_never_help():
     rng = np.random.default_rng(2)
     gallery, probe = unit(rng, 10), unit(rng, 30)
     identity = rng.integers(0, 10, 30)
-    alone = metrics.rank_k(probe, identity, gallery, np.arange(10), (1, 3))
-    crowded = metrics.rank_k(
+    without = metrics.rank_k(probe, identity, gallery, np.arange(10), (1, 3))
+    distracted = metrics.rank_k(
         probe, identity, gallery, np.arange(10), (1, 3), distractor=unit(rng, 40)
     )
-    assert all(crowded[k] <= alone[k] for k in (1, 3))
+    assert all(distracted[k] <= without[k] for k in (1, 3))
 
 
 def test_probes_without_a_mate_are_refused_in_the_closed_set():
@@ -376,7 +390,7 @@ def test_open_set_by_hand():
     zero = np.zeros(5, np.float32)
     # All lean towards gallery image 0 by `angle`, the rest of their length lies on image 2's axis.
     probe = np.stack([angle, zero, -rest], axis=1)
-    identity = [0, 0, 8, 9, 1]  # two mated with image 0, two strangers, one mated with image 1
+    identity = [0, 0, 8, 9, 1]  # two mated with image 0, two unmated, one mated with image 1
     at_half = metrics.tpir_at_fpir(probe, identity, gallery, [0, 1, 2], 0.5, rank=1)
     assert at_half == pytest.approx(2 / 3)  # threshold .1; the last one's mate is at 0
     at_zero = metrics.tpir_at_fpir(probe, identity, gallery, [0, 1, 2], 0.0)
@@ -402,7 +416,7 @@ def test_a_looser_rank_or_rate_never_lowers_tpir():
     assert (np.diff(score, axis=1) >= 0).all()
 
 
-def test_gallery_has_one_image_a_person():
+def test_gallery_has_one_image_an_identity():
     identity = np.random.default_rng(0).integers(0, 30, 100)
     probe, gallery = metrics.sample_probe_gallery(identity, seed=1)
     assert sorted(identity[gallery]) == sorted(set(identity))
@@ -423,7 +437,7 @@ def test_bootstrap_by_identity_is_wider_than_by_image():
     assert (low, high) == metrics.bootstrap_interval(value, identity)
 
 
-def test_bootstrap_of_one_person_or_one_value():
+def test_bootstrap_of_one_identity_or_one_value():
     assert metrics.bootstrap_interval(np.array([0.0, 1.0]), np.array([4, 4])) == (0.5, 0.5)
     assert metrics.bootstrap_interval(np.ones(10), np.arange(10)) == (1.0, 1.0)
     with pytest.raises(DataError):

@@ -8,6 +8,8 @@ import torch
 
 from cdp.mediator.mlp import CHUNK, Perceptron, Rows
 
+pytestmark = [pytest.mark.torch, pytest.mark.trains]
+
 WIDTH = 7
 
 
@@ -43,8 +45,8 @@ def test_steps_are_those_of_autograd(optimizer, batch):
         hidden = torch.relu(torch.relu(inputs @ layers[0] + layers[1]) @ layers[2] + layers[3])
         logits = hidden @ layers[4] + layers[5]
         loss = torch.nn.functional.cross_entropy(logits, truth)
-        odds = ours.weigh(rows, chosen)
-        np.testing.assert_allclose(odds, (logits[:, 1] - logits[:, 0]).detach(), atol=2e-4)
+        found = ours.logits(rows, chosen)
+        np.testing.assert_allclose(found, (logits[:, 1] - logits[:, 0]).detach(), atol=2e-4)
         theirs.zero_grad()
         loss.backward()
         theirs.step()
@@ -53,7 +55,7 @@ def test_steps_are_those_of_autograd(optimizer, batch):
         np.testing.assert_allclose(one, other.detach(), atol=5e-5, rtol=5e-4)
 
 
-def test_dropout_slopes_are_those_of_the_loss():
+def test_dropout_gradients_are_those_of_the_loss():
     rows, chosen = draw_rows(40, 3), np.arange(40)
 
     def measure(shift, place):
@@ -62,10 +64,10 @@ def test_dropout_slopes_are_those_of_the_loss():
         loss = network.learn(rows, chosen)
         return loss, network.gradient.copy()
 
-    slopes = measure(0.0, 0)[1]
+    gradient = measure(0.0, 0)[1]
     for place in (0, 10, 40, 70, 80, 95):
         numeric = (measure(5e-3, place)[0] - measure(-5e-3, place)[0]) / 1e-2
-        assert slopes[place] == pytest.approx(numeric, abs=2e-3)
+        assert gradient[place] == pytest.approx(numeric, abs=2e-3)
 
 
 def test_a_second_thread_changes_no_bit():

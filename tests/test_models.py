@@ -18,7 +18,7 @@ from cdp.models import (
 FAMILIES = sorted(BACKBONES)
 
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = [pytest.mark.torch, pytest.mark.usefixtures("one_thread")]
 
 
 def faces(count: int, side: int, seed: int = 0) -> torch.Tensor:

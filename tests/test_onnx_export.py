@@ -1,4 +1,4 @@
-"""portable: the ONNX model says what the recognizer says, or it is not given out."""
+"""onnx_export: the ONNX model computes the recognizer's vectors, or it is not exported."""
 
 import numpy as np
 import onnx
@@ -10,6 +10,8 @@ from cdp.errors import BackendError
 from cdp.models import build_backbone
 from cdp.recognizer import onnx_export as portable
 from cdp.recognizer.recognizer import Recognizer
+
+pytestmark = pytest.mark.torch
 
 
 @pytest.fixture(scope="module")

@@ -1,4 +1,4 @@
-"""The prior correction: the share of true pairs of a set nobody labelled."""
+"""Prior-shift correction: the positive rate of an unlabelled set."""
 
 from __future__ import annotations
 
@@ -7,14 +7,16 @@ import pytest
 
 from cdp.errors import DataError
 from cdp.mediator.prior_shift import correct_evenly, correct_prior, weigh_images
-from cdp.metrics.calibration import measure_calibration
+from cdp.metrics.calibration import measure_reliability
 from cdp.types import PairTable
+
+pytestmark = pytest.mark.torch
 
 
 def draw_scores(same: np.ndarray, rate: float, seed: int) -> np.ndarray:
-    """Probabilities at `rate` of pairs of which only a number is seen: 1 or -1, and noise."""
-    seen = np.random.default_rng(seed).normal(np.where(same, 1.0, -1.0), 1.0)
-    return 1 / (1 + (1 - rate) / rate * np.exp(-2 * seen))
+    """Probabilities at `rate` of pairs with one feature: 1 or -1 plus noise."""
+    feature = np.random.default_rng(seed).normal(np.where(same, 1.0, -1.0), 1.0)
+    return 1 / (1 + (1 - rate) / rate * np.exp(-2 * feature))
 
 
 @pytest.mark.parametrize("rate", [0.02, 0.1, 0.28, 0.4, 0.7])
@@ -26,10 +28,10 @@ def test_a_known_shift_is_recovered(rate):
     assert corrected.rate == pytest.approx(rate, abs=0.01)
     assert corrected.probability.dtype == np.float32
     assert np.abs(corrected.probability - known).mean() < 0.01
-    assert measure_calibration(corrected.probability, same).error < 0.01
+    assert measure_reliability(corrected.probability, same).expected_calibration_error < 0.01
 
 
-def test_it_stands_where_em_stands():
+def test_it_finds_the_fixed_point_of_em():
     """The fixed point of the EM steps of Saerens et al. (2002), iterated plainly."""
     random = np.random.default_rng(3)
     probability = draw_scores(random.random(5000) < 0.2, 0.3, 4)
@@ -46,63 +48,64 @@ def test_it_stands_where_em_stands():
 
 
 def draw_set(sizes: list[int], seed: int) -> tuple[PairTable, np.ndarray, np.ndarray]:
-    """All pairs within people, ten of strangers an image; the size of the person behind each pair,
-    0 for strangers; and of the person on each image."""
-    person = np.repeat(np.arange(len(sizes)), sizes)
-    count = len(person)
-    low, high = np.nonzero(np.triu(person[:, None] == person, 1))
+    """All positive pairs and ten negative ones an image; the number of images of each pair's
+    identity, 0 for a negative pair; and of the identity of each image."""
+    identity = np.repeat(np.arange(len(sizes)), sizes)
+    count = len(identity)
+    low, high = np.nonzero(np.triu(identity[:, None] == identity, 1))
     random = np.random.default_rng(seed)
     one, other = np.arange(count).repeat(10), random.integers(0, count, 10 * count)
-    apart = person[one] != person[other]
-    ends = np.unique(np.sort(np.stack([one[apart], other[apart]], 1), 1), axis=0)
-    size = np.array(sizes)[person]
+    negative = identity[one] != identity[other]
+    ends = np.unique(np.sort(np.stack([one[negative], other[negative]], 1), 1), axis=0)
+    size = np.array(sizes)[identity]
     pairs = PairTable(np.r_[low, ends[:, 0]], np.r_[high, ends[:, 1]])
     return pairs, np.r_[size[low], np.zeros(len(ends), np.int64)], size
 
 
-def read_pairs(behind: np.ndarray, rate: float, share: float, seed: int) -> np.ndarray:
-    """Probabilities at `rate`; people of twenty have `share` of the true pairs, and look surer."""
-    looks = {0: -1.5, 3: 1.5, 20: 4.0}
-    seen = np.random.default_rng(seed).normal([looks[size] for size in behind])
-    strangers, few, many = (np.exp(-((seen - middle) ** 2) / 2) for middle in looks.values())
-    true = rate * ((1 - share) * few + share * many)
-    return true / (true + (1 - rate) * strangers)
+def score_set(pair_size: np.ndarray, rate: float, share: float, seed: int) -> np.ndarray:
+    """Probabilities at `rate`; identities of twenty have `share` of the positive pairs, and easy
+    ones."""
+    centre = {0: -1.5, 3: 1.5, 20: 4.0}
+    feature = np.random.default_rng(seed).normal([centre[size] for size in pair_size])
+    negative, few, many = (np.exp(-((feature - middle) ** 2) / 2) for middle in centre.values())
+    positive = rate * ((1 - share) * few + share * many)
+    return positive / (positive + (1 - rate) * negative)
 
 
 def weigh(pairs: PairTable, probability: np.ndarray, count: int) -> float:
     return float(np.average(probability, weights=weigh_images(pairs, probability, count)))
 
 
-def test_people_with_many_easy_pairs_do_not_speak_for_the_others():
-    """People of twenty look easy; there are more of them among strangers, and people with one."""
-    taught, behind, size = draw_set([3] * 300 + [20] * 4, 5)
-    true, easy = behind > 0, behind == 20
-    rate, share = true.mean(), easy.sum() / true.sum()
-    probability = read_pairs(behind, rate, share, 7)
-    even = weigh(taught, probability, len(size))
-    pairs, behind, size = draw_set([3] * 100 + [20] * 40 + [1] * 900, 6)
-    same = behind > 0
-    probability = read_pairs(behind, rate, share, 8)
+def test_identities_with_many_easy_pairs_do_not_dominate_the_rate():
+    """Identities of twenty are easy; the unlabelled set has more of them, and singletons."""
+    labelled, pair_size, size = draw_set([3] * 300 + [20] * 4, 5)
+    positive, easy = pair_size > 0, pair_size == 20
+    rate, share = positive.mean(), easy.sum() / positive.sum()
+    probability = score_set(pair_size, rate, share, 7)
+    even_rate = weigh(labelled, probability, len(size))
+    pairs, pair_size, size = draw_set([3] * 100 + [20] * 40 + [1] * 900, 6)
+    same = pair_size > 0
+    probability = score_set(pair_size, rate, share, 8)
     plain = correct_prior(probability, rate)
-    evenly = correct_evenly(probability, rate, even, pairs, len(size))
-    rest = behind != 20
-    excess = [abs(found.probability[rest].sum() - same[rest].sum()) for found in (plain, evenly)]
+    weighted = correct_evenly(probability, rate, even_rate, pairs, len(size))
+    rest = pair_size != 20
+    excess = [abs(found.probability[rest].sum() - same[rest].sum()) for found in (plain, weighted)]
     assert excess[1] < 0.9 * excess[0]
-    assert evenly.rate == pytest.approx(evenly.probability.mean(), abs=1e-6)
+    assert weighted.rate == pytest.approx(weighted.probability.mean(), abs=1e-6)
 
 
-def test_pairs_of_images_with_many_partners_are_heard_less():
+def test_pairs_of_images_with_many_positives_weigh_less():
     pairs = PairTable(np.array([0, 0, 1, 3]), np.array([1, 2, 2, 4]))
     pair_weight = weigh_images(pairs, np.array([1.0, 1.0, 1.0, 0.0]), 5)
     np.testing.assert_allclose(pair_weight, [9**-0.2, 9**-0.2, 9**-0.2, 1])
 
 
-def test_a_set_like_the_taught_one_stays_as_it_is():
-    pairs, behind, size = draw_set([3] * 300 + [20] * 4 + [1] * 200, 8)
-    same = behind > 0
+def test_a_set_like_the_labelled_one_is_unchanged():
+    pairs, pair_size, size = draw_set([3] * 300 + [20] * 4 + [1] * 200, 8)
+    same = pair_size > 0
     probability = draw_scores(same, same.mean(), 9)
-    even = weigh(pairs, probability, len(size))
-    found = correct_evenly(probability, same.mean(), even, pairs, len(size))
+    even_rate = weigh(pairs, probability, len(size))
+    found = correct_evenly(probability, same.mean(), even_rate, pairs, len(size))
     np.testing.assert_allclose(found.probability, probability, atol=1e-3)
     assert found.rate == pytest.approx(probability.mean(), abs=1e-3)
 

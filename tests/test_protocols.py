@@ -1,35 +1,35 @@
-"""protocols: every figure by the definitions, every resample by copying people out."""
+"""Protocols: every figure by its definition, every resample by copying identities."""
 
 import numpy as np
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from cdp import metrics
 from cdp.errors import DataError
-from cdp.metrics import identification as metrics
 from cdp.metrics import protocols
 from cdp.metrics.identification import identify
 from cdp.metrics.protocols import Resamples, Score
 
 
-def draw_faces(people: int, each: int, seed: int, spread: float = 0.8):
+def draw_faces(identities: int, each: int, seed: int, spread: float = 0.8):
     rng = np.random.default_rng(seed)
-    centres = rng.normal(size=(people, 6))
-    size = rng.integers(1, each + 1, people)
+    centres = rng.normal(size=(identities, 6))
+    size = rng.integers(1, each + 1, identities)
     size[:2] = each
-    identity = rng.permutation(np.repeat(np.arange(people), size)) * 7
+    identity = rng.permutation(np.repeat(np.arange(identities), size)) * 7
     vectors = centres[identity // 7] + spread * rng.normal(size=(len(identity), 6))
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
     return vectors.astype(np.float32), identity
 
 
-def list_pairs(person: np.ndarray, weight: np.ndarray):
-    """Every pair of images as often as a resample holds it: by people copied out."""
+def list_pairs(identity: np.ndarray, weight: np.ndarray):
+    """Every pair of images as often as a resample holds it: by copying identities."""
     copies = [
         (p, copy, image)
         for p in range(len(weight))
         for copy in range(int(weight[p]))
-        for image in np.flatnonzero(person == p)
+        for image in np.flatnonzero(identity == p)
     ]
     genuine, impostor = [], []
     for i, (p, copy, a) in enumerate(copies):
@@ -43,7 +43,7 @@ def list_pairs(person: np.ndarray, weight: np.ndarray):
 
 @settings(max_examples=15, deadline=None)
 @given(st.integers(0, 1000))
-@example(678)  # resamples of few people, whose threshold lies beyond the share that is kept
+@example(678)  # resamples of few identities, whose threshold lies beyond the share that is kept
 @example(985)
 def test_tar_at_far_over_all_pairs(seed: int) -> None:
     vectors, identity = draw_faces(7, 4, seed)
@@ -56,7 +56,7 @@ def test_tar_at_far_over_all_pairs(seed: int) -> None:
     cosine = vectors @ vectors.T
 
     def measure(weight: np.ndarray, rate: float) -> float:
-        genuine, impostor = list_pairs(resamples.person, weight)
+        genuine, impostor = list_pairs(resamples.identity, weight)
         if not genuine or not impostor:
             return float("nan")
         similar = [np.array([cosine[min(p), max(p)] for p in part]) for part in (genuine, impostor)]
@@ -106,12 +106,12 @@ def test_ranks_and_open_set(seed: int) -> None:
             assert score.value == pytest.approx(expected)
             assert score.count == len(chosen.mated)
             for draw, weight in zip(score.draws, resamples.weight, strict=True):
-                times = weight[resamples.person[probes]].astype(int)
+                times = weight[resamples.identity[probes]].astype(int)
                 if not times[found.mated].any() or not times[~found.mated].any():
                     assert np.isnan(draw)
                     continue
-                strangers = np.repeat(found.other[~found.mated], times[~found.mated])
-                threshold = metrics.threshold_at_far(strangers, rate)
+                unmated = np.repeat(found.other[~found.mated], times[~found.mated])
+                threshold = metrics.threshold_at_far(unmated, rate)
                 hit = (found.best > threshold) & (found.rank <= rank)
                 assert draw == pytest.approx(np.repeat(hit[found.mated], times[found.mated]).mean())
         assert not any("0.001" in score.metric for score in scores)
@@ -134,13 +134,13 @@ def test_ranks_and_open_set(seed: int) -> None:
             hits.append(ahead + 1 <= rank)
         assert score.value == pytest.approx(np.mean(hits))
         for draw, weight in zip(score.draws, resamples.weight, strict=True):
-            times = weight[resamples.person[chosen.mated]].astype(int)
+            times = weight[resamples.identity[chosen.mated]].astype(int)
             expected = np.repeat(hits, times).mean() if times.any() else np.nan
             assert draw == pytest.approx(expected, nan_ok=True)
 
 
 def test_open_set_by_hand() -> None:
-    """Three strangers at .9, .5 and .1; FPIR 1/3 lets one of them through: threshold .5."""
+    """Three unmated probes at .9, .5 and .1; FPIR 1/3 accepts one of them: threshold .5."""
     found = metrics.Identification(
         rank=np.array([1, 1, 25, 1, 1, 1]),
         best=np.array([0.95, 0.5, 0.8, -np.inf, -np.inf, -np.inf]),
@@ -154,7 +154,7 @@ def test_open_set_by_hand() -> None:
     assert score.value == pytest.approx(2 / 3)
 
 
-def test_folds_are_lfws_and_pairs_weigh_by_both_people() -> None:
+def test_folds_are_lfws_and_pairs_weigh_by_both_identities() -> None:
     vectors, identity = draw_faces(24, 5, 1, spread=1.2)
     pairs = metrics.sample_verification_pairs(identity, 15, 3, seed=0)
     similarity = metrics.compare_pairs(vectors, pairs.source, pairs.target)
@@ -166,17 +166,17 @@ def test_folds_are_lfws_and_pairs_weigh_by_both_people() -> None:
     for draw, weight in zip(accuracy.draws, resamples.weight, strict=True):
         total = count = 0.0
         for s, t, same, ok in zip(pairs.source, pairs.target, pairs.same, right, strict=True):
-            times = weight[resamples.person[s]] * (1 if same else weight[resamples.person[t]])
+            times = weight[resamples.identity[s]] * (1 if same else weight[resamples.identity[t]])
             total, count = total + times * ok, count + times
         assert draw == pytest.approx(total / count)
 
 
-def test_intervals_cover_the_figure_and_narrow_with_people() -> None:
+def test_intervals_cover_the_figure_and_narrow_with_identities() -> None:
     widths = []
-    for people in (20, 320):
+    for count in (20, 320):
         rng = np.random.default_rng(0)
-        identity = np.repeat(np.arange(people), 5)
-        value = (rng.random(people)[identity] > rng.random(len(identity))).astype(float)
+        identity = np.repeat(np.arange(count), 5)
+        value = (rng.random(count)[identity] > rng.random(len(identity))).astype(float)
         resamples = Resamples(identity, draws=400)
         draws = resamples.average(value, np.arange(len(identity)))
         low, high = Score("share", value.mean(), len(value), draws).interval()
@@ -186,7 +186,7 @@ def test_intervals_cover_the_figure_and_narrow_with_people() -> None:
     assert np.isnan(Score("std", 0.1, 3).interval()).all()
 
 
-def test_nobody_dominates_all_pairs() -> None:
+def test_no_identity_dominates_all_pairs() -> None:
     identity = np.array([4] * 50 + [1] * 3 + [9])
     rows = protocols.pick_images(identity, 5)
     assert np.bincount(identity[rows]).tolist() == [0, 3, 0, 0, 5, 0, 0, 0, 0, 1]
@@ -194,7 +194,7 @@ def test_nobody_dominates_all_pairs() -> None:
     np.testing.assert_array_equal(rows, protocols.pick_images(identity, 5))
 
 
-def test_people_are_enrolled_whole() -> None:
+def test_identities_are_enrolled_whole() -> None:
     identity = np.repeat(np.arange(30), np.arange(30) % 4 + 1)
     chosen = protocols.sample_open_set(identity, 0.4, 0)
     assert len(chosen.gallery) == round(0.4 * (np.arange(30) % 4 > 0).sum())
@@ -209,9 +209,9 @@ def test_errors() -> None:
     vectors, identity = draw_faces(5, 3, 0)
     resamples = Resamples(identity, draws=2)
     alone = np.flatnonzero(identity == identity[0])
-    with pytest.raises(DataError, match="pairs of one person and of two"):
+    with pytest.raises(DataError, match="pairs of one identity and of two"):
         protocols.score_all_pairs(vectors, alone, resamples, (0.1,))
-    with pytest.raises(DataError, match="people with two images"):
+    with pytest.raises(DataError, match="identities with two images"):
         protocols.sample_open_set(np.arange(5))
     with pytest.raises(DataError, match="images and draws"):
         Resamples(identity, draws=0)

@@ -1,4 +1,4 @@
-"""Estimates without truth, against the truth they were drawn from."""
+"""Quality estimated without ground truth, against the truth the pairs were drawn from."""
 
 from __future__ import annotations
 
@@ -11,25 +11,27 @@ import pytest
 from cdp.errors import ConfigError, DataError
 from cdp.metrics.clustering import score_pairwise
 from cdp.propagation.average_linkage import agglomerate
-from cdp.propagation.quality import CUTS, compare_groups, estimate_quality
-from cdp.propagation.threshold import choose_cut
+from cdp.propagation.quality import compare_groups, estimate_quality
+from cdp.propagation.threshold import TARGET_THRESHOLDS, choose_cut
 from cdp.types import PairTable
 
+pytestmark = pytest.mark.torch
 
-def draw(seed, people=300, strength=6.0):
+
+def draw(seed, identities=300, strength=6.0):
     """Images come in tight atoms; all pairs between two atoms repeat one piece of evidence.
 
     That is what the estimates assume of real pairs: those between the same groups are far from
-    independent. Every pair within a block of two people is a candidate.
+    independent. Every pair within a block of two identities is a candidate.
     """
     random = np.random.default_rng(seed)
-    atom_identity = np.repeat(np.arange(people), random.integers(1, 4, people))
+    atom_identity = np.repeat(np.arange(identities), random.integers(1, 4, identities))
     atom = np.repeat(np.arange(len(atom_identity)), random.integers(1, 5, len(atom_identity)))
     identity = atom_identity[atom]
     block = identity // 2
     listed = [
         pair
-        for b in range(people // 2)
+        for b in range(identities // 2)
         for pair in itertools.combinations(np.flatnonzero(block == b), 2)
     ]
     pairs = np.array(listed)
@@ -56,7 +58,7 @@ def test_estimates_are_near_the_truth(strength):
     assert found.recall == pytest.approx(recall, abs=0.06)
 
 
-def test_sure_pairs_promise_everything_and_a_wrong_row_is_pointed_at():
+def test_certain_pairs_give_certain_clusters_and_a_wrong_row_has_the_least_confidence():
     listed = list(itertools.combinations(range(5), 2))
     pairs = PairTable(np.array([a for a, _ in listed]), np.array([b for _, b in listed]))
     sure = np.full(10, 0.999999)
@@ -70,7 +72,7 @@ def test_sure_pairs_promise_everything_and_a_wrong_row_is_pointed_at():
     assert found.expected_precision[0] == pytest.approx(0.62, abs=0.01)
 
 
-def test_pairs_of_one_row_repeat_each_other():
+def test_pairs_of_one_row_are_correlated():
     """Ten of .7 weigh as 10 / (1 + 9 / 2) independent ones."""
     pairs = PairTable(np.zeros(10, np.int64), np.arange(1, 11))
     found = estimate_quality(np.zeros(11, np.int64), pairs, np.full(10, 0.7))
@@ -92,7 +94,7 @@ def test_groups_with_few_of_their_pairs_are_less_likely_one():
     assert len(none.chance) == 0
 
 
-def test_a_pair_speaks_as_often_as_it_is_listed():
+def test_a_pair_weighs_as_often_as_it_is_listed():
     pairs, probability, identity = draw(0, strength=6.0)
     label = agglomerate(pairs, probability, len(identity)).label
     plain = estimate_quality(label, pairs, probability)
@@ -128,7 +130,7 @@ def test_target_precision_trades_recall():
     with pytest.raises(ConfigError, match="target_precision"):
         choose_cut(found.cut, target_precision=1.0, **options)
     assert choose_cut(found.cut, target_precision=0.01, **options) == 0.2
-    assert choose_cut(found.cut, target_precision=1 - 1e-9, **options) == CUTS[-1]
+    assert choose_cut(found.cut, target_precision=1 - 1e-9, **options) == TARGET_THRESHOLDS[-1]
 
 
 def test_bad_input():

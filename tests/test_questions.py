@@ -1,4 +1,4 @@
-"""Questions: worth is the wrong pairs an answer removes, and the best come first."""
+"""Questions: worth is the number of wrong pairs an answer removes, and the best come first."""
 
 import numpy as np
 
@@ -16,7 +16,7 @@ def join(groups, links):
     return PairTable(table[:, 0], table[:, 1]), np.array([found[k] for k in keys], np.float32)
 
 
-def test_a_weak_joint_is_shown_with_its_two_sides():
+def test_a_weak_bridge_is_shown_with_its_two_sides():
     pairs, probability = join([range(3), range(3, 8)], [(2, 3, 0.3)])
     (first, *_) = rank_questions(np.zeros(8, np.int64), pairs, probability, kinds=("bridge",))
     assert first.kind == "bridge"
@@ -38,9 +38,9 @@ def test_a_likely_merge_counts_the_pairs_it_would_win():
 def test_one_pair_between_two_dense_clusters_is_no_likely_merge():
     label = np.array([0] * 3 + [1] * 5)
     pairs, probability = join([range(3), range(3, 8)], [(2, 3, 0.4)])
-    (lonely,) = rank_questions(label, pairs, probability, kinds=("merge",))
+    (single,) = rank_questions(label, pairs, probability, kinds=("merge",))
     # of fifteen pairs one is there: its odds fall by the square root of that
-    assert abs(lonely.chance - 1 / (1 + 1.5 * 15**0.5)) < 1e-6
+    assert abs(single.chance - 1 / (1 + 1.5 * 15**0.5)) < 1e-6
 
 
 def test_kinds_are_on_one_scale_and_sorted():
@@ -67,8 +67,8 @@ def test_what_was_answered_is_not_asked_again():
     )
     asked = rank_questions(label, pairs, probability)
     first, second, third = (np.flatnonzero(label == cluster) for cluster in range(3))
-    said = Constraints(10, (np.concatenate([second, third]),), ((first[:1], second),))
-    left = filter_answered(asked, said, checked={frozenset(first.tolist())})
+    constraints = Constraints(10, (np.concatenate([second, third]),), ((first[:1], second),))
+    left = filter_answered(asked, constraints, checked={frozenset(first.tolist())})
     shown = {(q.kind, q.one[0], *q.other[:1]) for q in left}
     assert not [key for key in shown if key[0] == "merge"]  # third is one with second
     assert ("bridge", first[0]) in {(kind, row) for kind, row, *_ in shown}

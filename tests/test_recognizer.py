@@ -1,4 +1,4 @@
-"""recognizer: pseudo-labels help, what has no label is left out, and a file gives it back."""
+"""recognizer: sets with and without labels, distillation, options, and saving to a file."""
 
 import dataclasses
 
@@ -14,16 +14,21 @@ from cdp.images.degradation import get_degradation
 from cdp.models import build_backbone
 from cdp.models.auxiliary import AUXILIARIES
 from cdp.models.heads import HEADS
-from cdp.recognizer.fit import select_classes, train_recognizer
+from cdp.recognizer.fit import FaceSet, RecognizerSpec, select_classes, train_recognizer
 from cdp.recognizer.recognizer import Recognizer
 from cdp.training.distillation import fit_target
 from cdp.training.plan import TrainingPlan
-from cdp.training.sets import Branch, MaskedNegatives, SoftTargets
+from cdp.training.sets import MaskedNegatives, SoftTargets, TrainingSet
 
-SMALL = {"backbone": "plain", "input_px": 16, "embedding_dim": 16, "width": 0.5}
+SMALL = RecognizerSpec("plain", input_px=16, embedding_dim=16, width=0.5)
 
 
-pytestmark = pytest.mark.usefixtures("one_thread")
+pytestmark = [
+    pytest.mark.torch,
+    pytest.mark.slow,
+    pytest.mark.trains,
+    pytest.mark.usefixtures("one_thread"),
+]
 
 
 def draw_people(people: int, each: int, seed: int) -> tuple[np.ndarray, np.ndarray]:
@@ -37,8 +42,8 @@ def draw_people(people: int, each: int, seed: int) -> tuple[np.ndarray, np.ndarr
 PLAN = TrainingPlan(epochs=3, batch_size=16, flip=False)
 
 
-def train(*arguments, plan: TrainingPlan = PLAN, **options):
-    return train_recognizer(*arguments, plan=plan, device="cpu", progress=False, **SMALL, **options)
+def train(*sets, plan: TrainingPlan = PLAN, spec: RecognizerSpec = SMALL, **options):
+    return train_recognizer(*sets, plan=plan, spec=spec, device="cpu", progress=False, **options)
 
 
 @given(st.lists(st.integers(-1, 6), max_size=40), st.integers(1, 4))
@@ -57,11 +62,12 @@ def test_two_heads_train_and_unlabelled_images_are_left_out() -> None:
     pseudo = pseudo * 10
     pseudo[::6] = -1  # no label
     pseudo[1] = 777  # a cluster of one
-    recognizer, history = train(images, label, others, pseudo, meta={"k": 20})
+    known = FaceSet(images, label)
+    recognizer, history = train(known, FaceSet(others, pseudo, min_size=2), meta={"k": 20})
     assert len(history) == 3
     assert recognizer.meta == {"k": 20}
     kept = np.flatnonzero((pseudo != -1) & (pseudo != 777))
-    again, _ = train(images, label, others[kept], pseudo[kept])
+    again, _ = train(known, FaceSet(others[kept], pseudo[kept]))
     np.testing.assert_array_equal(recognizer.embed(others), again.embed(others))
 
 
@@ -72,13 +78,13 @@ def test_equals_a_training_by_hand() -> None:
     images, label = draw_people(4, 5, seed=0)
     others, pseudo = draw_people(6, 5, seed=1)
     confidence = np.linspace(0.2, 1, len(pseudo))
-    recognizer, history = train(images, label, others, pseudo, confidence=confidence)
+    recognizer, history = train(FaceSet(images, label), FaceSet(others, pseudo, confidence))
     backbone = build_backbone("plain", input_px=16, embedding_dim=16, width=0.5)
-    branches = [
-        Branch(build_head("adaface", 16, 4, seed=0), images, label),
-        Branch(build_head("adaface", 16, 6, seed=1), others, pseudo, confidence),
+    training_sets = [
+        TrainingSet(build_head("adaface", 16, 4, seed=0), images, label),
+        TrainingSet(build_head("adaface", 16, 6, seed=1), others, pseudo, confidence),
     ]
-    expected = train_model(backbone, branches, PLAN, device="cpu", progress=False)
+    expected = train_model(backbone, training_sets, PLAN, device="cpu", progress=False)
     assert [h["loss"] for h in history] == [h["loss"] for h in expected]
     for key, value in backbone.state_dict().items():
         assert torch.equal(value, recognizer.backbone.state_dict()[key])
@@ -86,10 +92,11 @@ def test_equals_a_training_by_hand() -> None:
 
 def test_one_set_alone_is_enough() -> None:
     images, label = draw_people(4, 5, seed=0)
-    only_true, _ = train(images, label)
-    only_pseudo, _ = train(None, None, images, label)
-    empty = np.full(len(label), -1)
-    nothing_found, _ = train(images, label, images, empty, share=0.5)
+    faces = FaceSet(images, label)
+    only_true, _ = train(faces)
+    only_pseudo, _ = train(None, faces)
+    empty = FaceSet(images, np.full(len(label), -1))
+    nothing_found, _ = train(faces, empty, pseudo_share=0.5)
     expected = only_true.embed(images)
     np.testing.assert_array_equal(only_pseudo.embed(images), expected)
     np.testing.assert_array_equal(nothing_found.embed(images), expected)
@@ -98,12 +105,13 @@ def test_one_set_alone_is_enough() -> None:
 def test_a_share_moves_the_result_and_resume_does_not() -> None:
     images, label = draw_people(4, 5, seed=0)
     others, pseudo = draw_people(6, 5, seed=1)
-    plain, _ = train(images, label, others, pseudo)
-    shared, _ = train(images, label, others, pseudo, share=0.2)
+    sets = FaceSet(images, label), FaceSet(others, pseudo)
+    plain, _ = train(*sets)
+    shared, _ = train(*sets, pseudo_share=0.2)
     assert not np.array_equal(plain.embed(images), shared.embed(images))
     states = []
-    train(images, label, others, pseudo, on_epoch=states.append)
-    resumed, history = train(images, label, others, pseudo, resume=states[1])
+    train(*sets, on_epoch=states.append)
+    resumed, history = train(*sets, resume=states[1])
     np.testing.assert_array_equal(plain.embed(images), resumed.embed(images))
     assert len(history) == 3
 
@@ -116,90 +124,101 @@ def test_soft_targets_of_classes_left_out_are_dropped() -> None:
     pseudo[3], pseudo[7] = 999, -1
     row = np.array([0, 0, 3, 7, 8, 8])
     soft = SoftTargets(row, np.array([0, 10, 999, 20, 10, 999]), np.array([3, 1, 1, 1, 1, 4.0]))
-    found, _ = train(images, label, others, pseudo, soft=soft)
+    known = FaceSet(images, label)
+    found, _ = train(known, FaceSet(others, pseudo, soft=soft, min_size=2))
     kept = np.flatnonzero((pseudo != 999) & (pseudo != -1))
     rows = np.searchsorted(kept, [0, 0, 8])
     left = SoftTargets(rows, np.array([0, 1, 1]), np.array([3, 1, 1.0]))
-    expected, _ = train(images, label, others[kept], pseudo[kept] // 10, soft=left)
-    hard, _ = train(images, label, others[kept], pseudo[kept])
+    expected, _ = train(known, FaceSet(others[kept], pseudo[kept] // 10, soft=left))
+    hard, _ = train(known, FaceSet(others[kept], pseudo[kept]))
     np.testing.assert_array_equal(found.embed(others), expected.embed(others))
     assert not np.array_equal(found.embed(others), hard.embed(others))
 
 
-def test_spared_classes_keep_their_numbers() -> None:
+def test_masked_negatives_keep_their_numbers() -> None:
     images, label = draw_people(4, 5, seed=0)
     others, pseudo = draw_people(6, 5, seed=1)
     pseudo = pseudo * 10
     pseudo[7] = -1
     masked = MaskedNegatives(np.array([0, 7, 8]), np.array([20, 30, 50]))
-    found, _ = train(images, label, others, pseudo, masked=masked)
+    known = FaceSet(images, label)
+    found, _ = train(known, FaceSet(others, pseudo, masked_negatives=masked))
     kept = np.flatnonzero(pseudo != -1)
     left = MaskedNegatives(np.searchsorted(kept, [0, 8]), np.array([2, 5]))
-    expected, _ = train(images, label, others[kept], pseudo[kept] // 10, masked=left)
-    without, _ = train(images, label, others[kept], pseudo[kept] // 10)
+    rest = FaceSet(others[kept], pseudo[kept] // 10)
+    expected, _ = train(known, dataclasses.replace(rest, masked_negatives=left))
+    without, _ = train(known, rest)
     np.testing.assert_array_equal(found.embed(others), expected.embed(others))
     assert not np.array_equal(found.embed(others), without.embed(others))
 
 
 def test_a_teacher_reaches_every_image() -> None:
-    """Two sets with heads, and what neither has a class for in a branch without one."""
+    """Two sets with heads, and the images without a class in a set without one."""
     from cdp.models.heads import build_head
     from cdp.training.loop import train_model
 
     images, label = draw_people(4, 5, seed=0)
     others, pseudo = draw_people(6, 5, seed=1)
     pseudo[::4] = -1
-    taught = np.random.default_rng(0).normal(size=(50, 24))
-    taught /= np.linalg.norm(taught, axis=1, keepdims=True)
-    found, history = train(
-        images, label, others, pseudo, teacher=taught[:20], pseudo_teacher=taught[20:]
-    )
-    target = fit_target(taught, 16)
+    vectors = np.random.default_rng(0).normal(size=(50, 24))
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    known = FaceSet(images, label, teacher=vectors[:20])
+    guessed = FaceSet(others, pseudo, teacher=vectors[20:])
+    found, history = train(known, guessed)
+    target = fit_target(vectors, 16)
     kept, rest = np.flatnonzero(pseudo != -1), np.flatnonzero(pseudo == -1)
     backbone = build_backbone("plain", input_px=16, embedding_dim=16, width=0.5)
     heads = [build_head("adaface", 16, count, seed=i) for i, count in enumerate((4, 6))]
-    branches = [
-        Branch(heads[0], images, label, teacher=target[:20]),
-        Branch(heads[1], others[kept], pseudo[kept], teacher=target[20:][kept]),
-        Branch(None, others[rest], None, teacher=target[20:][rest]),
+    training_sets = [
+        TrainingSet(heads[0], images, label, teacher=target[:20]),
+        TrainingSet(heads[1], others[kept], pseudo[kept], teacher=target[20:][kept]),
+        TrainingSet(None, others[rest], None, teacher=target[20:][rest]),
     ]
-    expected = train_model(backbone, branches, PLAN, device="cpu", progress=False)
+    expected = train_model(backbone, training_sets, PLAN, device="cpu", progress=False)
     assert [h["loss"] for h in history] == [h["loss"] for h in expected]
     np.testing.assert_array_equal(
         found.embed(others), Recognizer(backbone, device="cpu").embed(others)
     )
-    without_labels, _ = train(None, None, others, None, pseudo_teacher=taught[20:])
+    unlabelled = FaceSet(others, teacher=vectors[20:])
+    without_labels, _ = train(None, unlabelled)
     assert np.isfinite(without_labels.embed(others)).all()
-    more = np.random.default_rng(1).normal(size=(20, 24))
-    more /= np.linalg.norm(more, axis=1, keepdims=True)
-    faces, _ = draw_people(5, 4, seed=2)
-    further, _ = train(None, None, others, None, pseudo_teacher=taught[20:], more_images=faces,
-                       more_teacher=more)  # fmt: skip
-    aim = fit_target(np.concatenate([taught[20:], more]), 16)[30:]
-    reached, before = ((each.embed(faces) * aim).sum(1) for each in (further, without_labels))
+    further = np.random.default_rng(1).normal(size=(20, 24))
+    further /= np.linalg.norm(further, axis=1, keepdims=True)
+    faces, more_label = draw_people(5, 4, seed=2)
+    extra = FaceSet(faces, teacher=further)
+    with_extra, _ = train(None, unlabelled, extra)
+    aim = fit_target(np.concatenate([vectors[20:], further]), 16)[30:]
+    reached, before = ((each.embed(faces) * aim).sum(1) for each in (with_extra, without_labels))
     assert reached.mean() > before.mean() + 0.05
+    for wrong in (FaceSet(faces), dataclasses.replace(extra, label=more_label)):
+        with pytest.raises(DataError, match="used for distillation only"):
+            train(known, None, wrong)
     with pytest.raises(DataError, match="one teacher vector an image"):
-        train(images, label, teacher=taught)
+        FaceSet(images, label, teacher=vectors)
     with pytest.raises(DataError, match="different lengths"):
-        train(images, label, others, pseudo, teacher=taught[:20, :9], pseudo_teacher=taught[20:])
+        train(FaceSet(images, label, teacher=vectors[:20, :9]), guessed)
 
 
 @pytest.mark.parametrize(
-    "options",
+    ("spec", "plan"),
     [
-        {"auxiliaries": {"center": {"weight": 0.003}, "coco": {"weight": 0.1, "scale": 10.0}}},
-        {"sampled_classes": 5, "plan": TrainingPlan(epochs=3, batch_size=4, flip=False)},
-        {"sampling": "identity", "images_per_identity": 2},
+        (
+            {"auxiliaries": {"center": {"weight": 0.003}, "coco": {"weight": 0.1, "scale": 10.0}}},
+            {},
+        ),
+        ({"sampled_classes": 5}, {"batch_size": 4}),
+        ({}, {"sampling": "identity", "images_per_identity": 2}),
     ],
     ids=["auxiliaries", "sampled", "balanced"],
 )
-def test_options_reach_both_heads_and_resume(options) -> None:
-    images, label = draw_people(8, 5, seed=0)
-    others, pseudo = draw_people(9, 5, seed=1)
+def test_options_reach_both_heads_and_resume(spec, plan) -> None:
+    sets = [FaceSet(*draw_people(people, 5, seed)) for seed, people in enumerate((8, 9))]
+    others = sets[1].images
+    spec, plan = dataclasses.replace(SMALL, **spec), dataclasses.replace(PLAN, **plan)
     states = []
-    plain, _ = train(images, label, others, pseudo, plan=options.get("plan", PLAN))
-    whole, _ = train(images, label, others, pseudo, on_epoch=states.append, **options)
-    again, _ = train(images, label, others, pseudo, resume=states[1], **options)
+    plain, _ = train(*sets, plan=dataclasses.replace(plan, sampling="image"))
+    whole, _ = train(*sets, spec=spec, plan=plan, on_epoch=states.append)
+    again, _ = train(*sets, spec=spec, plan=plan, resume=states[1])
     np.testing.assert_array_equal(whole.embed(others), again.embed(others))
     assert not np.array_equal(whole.embed(others), plain.embed(others))
 
@@ -233,7 +252,7 @@ def test_a_file_gives_it_back(tmp_path) -> None:
 
 @pytest.fixture(scope="module")
 def default_faces():
-    """The default data set: labelled faces to train on, held-out people to tell apart."""
+    """The default data set: labelled faces to train on, held-out identities to verify."""
     from cdp.metrics.verification import sample_verification_pairs
     from cdp.synthetic.identities import SyntheticFaces
 
@@ -247,24 +266,23 @@ def default_faces():
 
 @pytest.mark.long
 @pytest.mark.parametrize(
-    "options",
-    [{"head": name} for name in HEADS]
-    + [{"head": "adaface", "sampled_classes": 64}]
+    "spec",
+    [RecognizerSpec("plain", head=name) for name in HEADS]
+    + [RecognizerSpec("plain", sampled_classes=64)]
     + [
-        {
-            "head": "normface",
-            "auxiliaries": {name: {"weight": 0.003 if name in ("center", "range") else 0.3}},
-            "sampling": "identity",
-            "images_per_identity": 2,
-        }
+        RecognizerSpec(
+            "plain",
+            head="normface",
+            auxiliaries={name: {"weight": 0.003 if name in ("center", "range") else 0.3}},
+        )
         for name in AUXILIARIES
     ],
-    ids=lambda options: "-".join(
-        [options["head"], *options.get("auxiliaries", {}), *(["sampled"] * (len(options) == 2))]
+    ids=lambda spec: "-".join(
+        [spec.head, *spec.auxiliaries, *(["sampled"] * (spec.sampled_classes is not None))]
     ),
 )
-def test_it_trains_on_the_default_set(options, default_faces) -> None:
-    """Every head and every added loss: people nobody was trained on are told apart."""
+def test_it_trains_on_the_default_set(spec, default_faces) -> None:
+    """Every head and every added loss: unseen identities are separated."""
     from cdp.metrics.verification import compare_pairs, verification_accuracy
 
     images, label, held_out, pairs = default_faces
@@ -274,24 +292,29 @@ def test_it_trains_on_the_default_set(options, default_faces) -> None:
         return verification_accuracy(similarity, pairs.same, pairs.fold)[0]
 
     plan = TrainingPlan(epochs=6, degradation=get_degradation("adaface"))
+    if spec.auxiliaries:
+        plan = dataclasses.replace(plan, sampling="identity", images_per_identity=2)
     recognizer, history = train_recognizer(
-        images, label, plan=plan, backbone="plain", device="cpu", progress=False, **options
+        FaceSet(images, label), spec=spec, plan=plan, device="cpu", progress=False
     )
     before = measure(Recognizer(build_backbone("plain"), device="cpu"))
     after = measure(recognizer)
-    print(f"{options}: accuracy {before:.3f} -> {after:.3f}, on training {history[-1]['accuracy']}")
+    print(f"{spec}: accuracy {before:.3f} -> {after:.3f}, on training {history[-1]['accuracy']}")
     assert after > before + 0.1
 
 
 def test_errors() -> None:
     images, label = draw_people(4, 5, seed=0)
+    faces = FaceSet(images, label)
     with pytest.raises(DataError, match="two identities"):
-        train(images, label * 0)
+        train(FaceSet(images, label * 0))
     with pytest.raises(DataError, match="two identities"):
-        train(None, None, images, label, min_size=6)
+        train(None, FaceSet(images, label, min_size=6))
     with pytest.raises(DataError, match="20 images and 19 labels"):
-        train(images, label[1:])
+        FaceSet(images, label[1:])
+    with pytest.raises(DataError, match="20 images and 19 weights"):
+        FaceSet(images, label, np.ones(19))
     with pytest.raises(ConfigError, match="share"):
-        train(images, label, images, label, share=1.0)
+        train(faces, faces, pseudo_share=1.0)
     with pytest.raises(ConfigError, match="unknown head"):
-        train(images, label, plan=dataclasses.replace(PLAN, epochs=1), head="none")
+        train(faces, spec=dataclasses.replace(SMALL, head="none"))

@@ -14,6 +14,8 @@ from pipelines.pages import render_report
 from pipelines.pages.face_sheets import FARTHEST, NEAREST, make_sheets
 from pipelines.pages.figures import draw_recognizers, draw_sizes
 
+pytestmark = [pytest.mark.torch, pytest.mark.slow, pytest.mark.trains]
+
 SECTIONS = ("funnel", "labels", "recognizers", "training", "graphs", "cost", "clusters", "merges",
             "bridges")  # fmt: skip
 
@@ -49,8 +51,8 @@ def read_data(page):
 
 
 @pytest.fixture(scope="module")
-def page(finished_run):
-    return finished_run / "report" / "report.html"
+def page(known_run):
+    return known_run / "report" / "report.html"
 
 
 def test_the_page_needs_no_network_and_no_other_file(page):
@@ -63,13 +65,13 @@ def test_the_page_needs_no_network_and_no_other_file(page):
     assert not re.search(r"@import|url\((?!#)", page.read_text())
 
 
-def test_the_page_shows_the_figures_of_the_tables(page, finished_run):
+def test_the_page_shows_the_figures_of_the_tables(page, known_run):
     text = re.sub(r"\s+", " ", read_page(page).text)
-    metrics = pd.read_parquet(finished_run / "evaluate" / "metrics.parquet")
+    metrics = pd.read_parquet(known_run / "evaluate" / "metrics.parquet")
     for row in metrics[metrics.subject == "labelled_pseudo"].itertuples():
         assert f"{row.value:.3f}" in text or row.metric == "accuracy_std"
     data = read_data(page.read_text())
-    clusters = pd.read_parquet(finished_run / "propagate" / "clusters.parquet")
+    clusters = pd.read_parquet(known_run / "propagate" / "clusters.parquet")
     assert sorted(each["label"] for each in data["clusters"]) == list(range(len(clusters)))
     shown = {each["label"]: each["size"] for each in data["clusters"]}
     assert [shown[label] for label in clusters.pseudo_label] == list(clusters["size"])
@@ -80,10 +82,10 @@ def test_the_page_shows_the_figures_of_the_tables(page, finished_run):
         assert distance[0] < 0.002
 
 
-def test_every_stage_has_its_cost(page, finished_run):
+def test_every_stage_has_its_cost(page, known_run):
     text = read_page(page).text
     for stage in ("ingest", "train", "mediate", "propagate", "retrain", "evaluate", "thumbnails"):
-        manifest = json.loads((finished_run / stage / "manifest.json").read_text())
+        manifest = json.loads((known_run / stage / "manifest.json").read_text())
         assert f"{manifest['peak_memory_mib']:,} MiB" in text
 
 
@@ -140,14 +142,14 @@ def test_names_never_become_markup():
 
 def test_what_a_run_does_not_have_is_said():
     text = re.sub(r"\s+", " ", make_page("plain"))
-    for told in (
+    for sentence in (
         "the data set brings features and no images",
-        "The identities of the unlabelled images are not known",
+        "The true identities of the unlabelled images are unknown",
         "No mediator was trained",
         "No member was trained here",
         "This run has no images",
     ):
-        assert told in text
+        assert sentence in text
 
 
 def test_intervals_are_shown_where_they_are_measured():

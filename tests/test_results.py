@@ -9,13 +9,15 @@ import cdp
 from cdp.errors import DataError, StageError
 from pipelines.results import compare_labels
 
+pytestmark = [pytest.mark.torch, pytest.mark.slow, pytest.mark.trains]
+
 
 @pytest.fixture(scope="module")
-def run(finished_run):
-    return cdp.open_run(finished_run)
+def run(known_run):
+    return cdp.open_run(known_run)
 
 
-def test_tables_are_what_the_stages_published(run, finished_run):
+def test_tables_are_what_the_stages_published(run, known_run):
     for name, path in (
         ("samples", "ingest/samples"),
         ("labels", "propagate/labels"),
@@ -24,17 +26,17 @@ def test_tables_are_what_the_stages_published(run, finished_run):
         ("metrics", "evaluate/metrics"),
     ):
         pd.testing.assert_frame_equal(
-            getattr(run, name), pd.read_parquet(finished_run / f"{path}.parquet")
+            getattr(run, name), pd.read_parquet(known_run / f"{path}.parquet")
         )
     assert run.labels is run.labels
     assert list(run.corrections.columns)[:4] == ["number", "at", "who", "action"]
 
 
-def test_nothing_is_read_before_it_is_asked_for(finished_run, monkeypatch):
+def test_nothing_is_read_before_it_is_asked_for(known_run, monkeypatch):
     from pipelines.store import Published
 
     monkeypatch.setattr(Published, "read", None)
-    assert "tiny" in repr(cdp.open_run(finished_run))
+    assert "known" in repr(cdp.open_run(known_run))
 
 
 def test_a_cluster_shows_images_pairs_and_graph(run):
@@ -62,9 +64,9 @@ def test_a_cluster_that_is_not_there_is_said(run, label):
         run.cluster(label)
 
 
-def test_mistakes_in_the_path_are_answered(tmp_path, finished_run):
-    with pytest.raises(DataError, match=r"no run at .*tinny.* There is .*/tiny"):
-        cdp.open_run(finished_run.parent / "tinny")
+def test_mistakes_in_the_path_are_answered(tmp_path, known_run):
+    with pytest.raises(DataError, match=r"no run at .*knwon.* There is .*/known"):
+        cdp.open_run(known_run.parent / "knwon")
     (tmp_path / "half" / "ingest").mkdir(parents=True)
     with pytest.raises(StageError, match="has published no propagate"):
         _ = cdp.open_run(tmp_path / "half").labels
@@ -77,7 +79,7 @@ def frame(labels):
     )  # fmt: skip
 
 
-def test_compare_tells_merges_splits_and_moves_apart():
+def test_compare_lists_merges_splits_and_moves():
     here = frame([0, 0, 0, 1, 1, 1, 2, 2, 2, 2, 3, 3, -1])
     there = frame([0, 0, 0, 0, 0, 0, 1, 1, 2, 2, 3, -1, 3])
     found = compare_labels(here, there)
@@ -93,8 +95,8 @@ def test_compare_tells_merges_splits_and_moves_apart():
     assert found.same == 0
 
 
-def test_a_run_compared_with_itself_has_not_changed(run, finished_run):
-    found = run.compare(finished_run)
+def test_a_run_compared_with_itself_has_not_changed(run, known_run):
+    found = run.compare(known_run)
     assert found.same == len(run.clusters)
     assert not len(found.merged) + len(found.split) + len(found.moved)
     assert "0 merged" in repr(found)

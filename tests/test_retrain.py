@@ -1,9 +1,12 @@
-"""retrain: what of the soft labels reaches the recognizer."""
+"""retrain: the classes, soft labels and masked negatives that reach the recognizer."""
 
 import numpy as np
 import pandas as pd
+import pytest
 
 from pipelines.training.sets import select_clusters
+
+pytestmark = pytest.mark.torch
 
 SAMPLES = pd.DataFrame(
     {
@@ -28,7 +31,7 @@ def test_classes_and_images_left_out_take_their_soft_labels_along() -> None:
     assert chosen.paths == ("a", "b", "c", "d")
     assert chosen.label.tolist() == [0, 0, 1, 1]
     np.testing.assert_allclose(chosen.weight, [0.9, 0.8, 0.7, 0.6])
-    # Cluster 9 has one image; samples 14 and 15 are in no class; a weight of 0 says nothing.
+    # Cluster 9 has one image; samples 14 and 15 are in no class; a weight of 0 is dropped.
     assert chosen.soft.row.tolist() == [0, 3, 3]
     assert chosen.soft.label.tolist() == [0, 0, 1]
     assert chosen.soft.weight.tolist() == [0.5, 0.25, 0.75]
@@ -38,29 +41,41 @@ PAIRS = pd.DataFrame({"source": [10, 12, 14, 13, 10], "target": [15, 15, 15, 14,
 """Images 14 and 15 are alone; 10 and 12 have clusters."""
 
 
-def test_leftovers_are_classes_of_their_own_and_spared_where_in_doubt() -> None:
+def test_leftovers_are_classes_and_masked_where_in_doubt() -> None:
     chosen = select_clusters(SAMPLES, "pseudo_label", 2, weigh=False, alone=True, pairs=PAIRS)
     assert chosen.paths == tuple("abcdef")
     assert chosen.label.tolist() == [0, 0, 1, 1, 2, 3]
-    told = set(zip(chosen.masked.row.tolist(), chosen.masked.label.tolist(), strict=True))
+    masked = set(
+        zip(
+            chosen.masked_negatives.row.tolist(),
+            chosen.masked_negatives.label.tolist(),
+            strict=True,
+        )
+    )
     # Both ends of every pair, but none its own class.
     apart = {(0, 3), (5, 0), (2, 3), (5, 1), (4, 3), (5, 2), (3, 2), (4, 1), (0, 1), (2, 0)}
-    assert told == apart
+    assert masked == apart
     without = select_clusters(SAMPLES, "pseudo_label", 2, weigh=False, alone=True)
-    assert without.masked is None
+    assert without.masked_negatives is None
     assert without.digest() != chosen.digest()
 
 
-def test_a_person_split_over_two_clusters_is_not_pushed_apart() -> None:
+def test_an_identity_split_over_two_clusters_is_not_pushed_apart() -> None:
     within = pd.DataFrame({"source": [10, 10], "target": [11, 12]})
     pairs = pd.concat([PAIRS, within])
     chosen = select_clusters(SAMPLES, "pseudo_label", 2, weigh=False, pairs=pairs)
-    told = set(zip(chosen.masked.row.tolist(), chosen.masked.label.tolist(), strict=True))
+    masked = set(
+        zip(
+            chosen.masked_negatives.row.tolist(),
+            chosen.masked_negatives.label.tolist(),
+            strict=True,
+        )
+    )
     # 10 and 12 are of two clusters, 10 and 11 of one, 14 and 15 of none.
-    assert told == {(0, 1), (2, 0)}
+    assert masked == {(0, 1), (2, 0)}
 
 
-def test_people_with_one_image_are_treated_alike_where_the_truth_is_used() -> None:
+def test_identities_with_one_image_are_treated_alike_where_the_truth_is_used() -> None:
     known = SAMPLES.assign(identity=["p", "p", "q", "r", "r", "s"])
     dropped = select_clusters(known, "identity", 2, weigh=False)
     kept = select_clusters(known, "identity", 2, weigh=False, alone=True)

@@ -1,4 +1,4 @@
-"""The review server over HTTP, and a rerun that honours what was decided."""
+"""The review server over HTTP, and a rerun that applies the decisions."""
 
 import http.client
 import json
@@ -14,15 +14,18 @@ from contextlib import contextmanager
 import pandas as pd
 import psutil
 import pytest
+from known_clusters import SIZES
 
 import cdp
 from cdp.errors import StageError
 from pipelines.decisions import CorrectionTable
 from pipelines.run import main
 
+pytestmark = [pytest.mark.torch, pytest.mark.slow, pytest.mark.trains]
+
 
 class Client:
-    """Speaks to one review server as its own page would."""
+    """Asks one review server as its own page would."""
 
     def __init__(self, process, address):
         self.process = process
@@ -34,7 +37,7 @@ class Client:
         if method == "POST":
             given |= {"Origin": f"http://{self.host}", "Content-Type": "application/json"}
         given |= {name.replace("_", "-"): value for name, value in headers.items()}
-        connection = http.client.HTTPConnection(self.host, timeout=30)
+        connection = http.client.HTTPConnection(self.host, timeout=120)
         connection.putrequest(method, path, skip_host=True, skip_accept_encoding=True)
         data = body if isinstance(body, bytes) else json.dumps(body).encode() if body else b""
         for name, value in {**given, "Content-Length": str(len(data))}.items():
@@ -51,8 +54,8 @@ class Client:
         return status, json.loads(body)
 
     def post(self, path, body):
-        status, _, told = self.ask("POST", f"/{self.token}/{path}", body)
-        return status, json.loads(told)
+        status, _, answer = self.ask("POST", f"/{self.token}/{path}", body)
+        return status, json.loads(answer)
 
 
 @contextmanager
@@ -65,13 +68,13 @@ def serve(run, stop=signal.SIGINT):
         finally:
             process.send_signal(stop)
             process.stdout.read()
-            assert process.wait(20) == (0 if stop == signal.SIGINT else -stop)
+            assert process.wait(120) == (0 if stop == signal.SIGINT else -stop)
 
 
 @pytest.fixture(scope="module")
-def client(finished_run):
+def client(known_run):
     """A server nobody decides anything on."""
-    with serve(finished_run) as client:
+    with serve(known_run) as client:
         yield client
 
 
@@ -109,7 +112,7 @@ def test_other_hosts_and_other_pages_are_refused(client):
     assert client.ask("POST", decisions, undo)[0] == 400
 
 
-def test_no_file_can_be_reached_by_a_path(client, finished_run):
+def test_no_file_can_be_reached_by_a_path(client, known_run):
     for path in (
         "asset/../../../etc/passwd",
         "asset/%2e%2e/%2e%2e/etc/passwd",
@@ -126,13 +129,13 @@ def test_no_file_can_be_reached_by_a_path(client, finished_run):
         status, _, body = client.ask("GET", f"/{client.token}/{path}")
         assert status == 404, path
         assert b"root:" not in body
-    sample = int(cdp.open_run(finished_run).labels.sample_id[0])
+    sample = int(cdp.open_run(known_run).labels.sample_id[0])
     status, headers, body = client.ask("GET", f"/{client.token}/face/{sample}")
     assert (status, headers["Content-Type"]) == (200, "image/webp")
-    assert body == cdp.open_run(finished_run).thumbnails[sample]
+    assert body == cdp.open_run(known_run).thumbnails[sample]
 
 
-def test_answers_carry_a_policy_and_tell_nothing_of_the_server(client):
+def test_answers_carry_a_policy_and_do_not_name_the_server(client):
     for path in ("", "question", "asset/review.js", "nowhere"):
         _, headers, _ = client.ask("GET", f"/{client.token}/{path}")
         assert "default-src 'none'" in headers["Content-Security-Policy"]
@@ -160,17 +163,17 @@ def test_answers_carry_a_policy_and_tell_nothing_of_the_server(client):
     ],
     ids=str,
 )
-def test_malformed_decisions_are_refused(client, finished_run, body):
-    status, _, told = client.ask("POST", f"/{client.token}/decisions", body)
+def test_malformed_decisions_are_refused(client, known_run, body):
+    status, _, answer = client.ask("POST", f"/{client.token}/decisions", body)
     assert status == 400
-    assert json.loads(told)["error"]
-    assert not (finished_run / "corrections.jsonl").exists()
+    assert json.loads(answer)["error"]
+    assert not (known_run / "corrections.jsonl").exists()
 
 
-def test_questions_come_in_the_order_of_their_worth(finished_run):
+def test_questions_come_in_the_order_of_their_worth(known_run):
     from pipelines.review_session import ReviewSession
 
-    session = ReviewSession(cdp.open_run(finished_run), "ada")
+    session = ReviewSession(cdp.open_run(known_run), "ada")
     worth = [question.worth for question in session.questions]
     assert worth == sorted(worth, reverse=True)
     assert len(worth) > 3
@@ -184,15 +187,16 @@ def ids(side):
 
 
 def find_clusters(client, count):
-    status, told = client.get("clusters?order=size")
+    status, answer = client.get("clusters?order=size")
     assert status == 200
-    labels = [cluster["label"] for cluster in told["clusters"][:count]]
+    labels = [cluster["label"] for cluster in answer["clusters"][:count]]
     return [ids(client.get(f"cluster/{label}")[1]["sides"][0]) for label in labels]
 
 
-def test_decisions_are_kept_shown_undone_and_honoured(own_run, tiny):
-    with serve(own_run) as client:
+def test_decisions_are_kept_shown_undone_and_applied(own_known_run, known):
+    with serve(own_known_run) as client:
         one, two, three, four = find_clusters(client, 4)
+        assert [len(each) for each in (one, two, three, four)] == [*SIZES[:4]]
         assert client.post("decisions", {"action": "merge", "groups": [one, two]})[0] == 200
         split = {"action": "split", "groups": [three[:1], three[1:]]}
         assert client.post("decisions", split)[0] == 200
@@ -201,56 +205,56 @@ def test_decisions_are_kept_shown_undone_and_honoured(own_run, tiny):
         assert client.post("decisions", {"action": "accept", "groups": [three]})[0] == 409
         assert client.post("decisions", {"action": "undo", "number": 2})[0] == 200
         assert client.post("decisions", {"action": "accept", "groups": [three]})[0] == 200
-        kept = [each.action for each in CorrectionTable(own_run).read()]
+        kept = [each.action for each in CorrectionTable(own_known_run).read()]
         assert kept == ["merge", "split", "reject", "accept", "undo", "accept"]
-        told = client.get("decisions")[1]["decisions"]
-        assert [each["active"] for each in told] == [True, False, True, True, False, True]
-        assert {each["who"] for each in told} == {"ada"}
+        answer = client.get("decisions")[1]["decisions"]
+        assert [each["active"] for each in answer] == [True, False, True, True, False, True]
+        assert {each["who"] for each in answer} == {"ada"}
         live = find_clusters(client, 1)[0]
         assert set(one + two) <= set(live)
 
-    runs = own_run.parent
-    arguments = ["--config", str(tiny), "--runs-dir", str(runs), "--until", "propagate"]
-    before = cdp.open_run(own_run)
+    runs = own_known_run.parent
+    arguments = [*known, "--runs-dir", str(runs), "--until", "propagate"]
+    before = cdp.open_run(own_known_run)
     assert len(before.labels) <= len(before.samples)
     assert main(arguments) == 0
-    label = cdp.open_run(own_run).labels.set_index("sample_id").pseudo_label
+    label = cdp.open_run(own_known_run).labels.set_index("sample_id").pseudo_label
     for group in (one + two, three, four[1:]):
         assert label[group].nunique() == 1
         assert label[group].iloc[0] >= 0
     assert label[four[0]] == -1
-    changed = before.compare(own_run)
+    changed = before.compare(own_known_run)
     assert len(changed.merged) == 1
-    facts = cdp.open_run(own_run).manifest("propagate")["facts"]
+    facts = cdp.open_run(own_known_run).manifest("propagate")["facts"]
     assert facts["corrections"] == 4
 
     for number in (1, 3, 4, 6):
-        CorrectionTable(own_run).append("bo", "undo", undoes=number)
+        CorrectionTable(own_known_run).append("bo", "undo", undoes=number)
     assert main(arguments) == 0
-    pd.testing.assert_frame_equal(cdp.open_run(own_run).labels, before.labels)
+    pd.testing.assert_frame_equal(cdp.open_run(own_known_run).labels, before.labels)
 
 
-def test_only_what_depends_on_corrections_runs_again(own_run, tiny, capsys):
-    run = cdp.open_run(own_run)
+def test_only_what_depends_on_corrections_runs_again(own_known_run, known, capsys):
+    run = cdp.open_run(own_known_run)
     members = run.cluster(0).images.sample_id
     keys = run.samples.set_index("sample_id").sha256[members]
-    CorrectionTable(own_run).append("ada", "accept", [list(keys)])
-    arguments = ["--config", str(tiny), "--runs-dir", str(own_run.parent), "--dry-run"]
+    CorrectionTable(own_known_run).append("ada", "accept", [list(keys)])
+    arguments = [*known, "--runs-dir", str(own_known_run.parent), "--dry-run"]
     assert main(arguments) == 0
-    told = capsys.readouterr().out
-    assert "mediate   skip" in told
-    assert "thumbnails skip" in told
-    assert "propagate run   the corrections changed" in told
+    printed = capsys.readouterr().out
+    assert "mediate   skip" in printed
+    assert "thumbnails skip" in printed
+    assert "propagate run   the corrections changed" in printed
 
 
-def test_a_decision_that_was_answered_survives_a_kill(own_run):
-    run = cdp.open_run(own_run)
+def test_a_decision_that_was_answered_survives_a_kill(own_known_run):
+    run = cdp.open_run(own_known_run)
     group = [int(sample) for sample in run.cluster(0).images.sample_id]
-    with serve(own_run, stop=signal.SIGKILL) as client:
+    with serve(own_known_run, stop=signal.SIGKILL) as client:
         assert client.post("decisions", {"action": "accept", "groups": [group]})[0] == 200
-    with (own_run / "corrections.jsonl").open("a") as stream:
+    with (own_known_run / "corrections.jsonl").open("a") as stream:
         stream.write('{"number": 2, "at')  # as a kill in the middle of a write would leave it
-    with serve(own_run) as client:
+    with serve(own_known_run) as client:
         assert client.get("question")[1]["progress"]["decisions"] == 1
         assert client.post("decisions", {"action": "undo", "number": 1})[1]["number"] == 2
 
@@ -265,22 +269,25 @@ def decide_until_gone(client, groups, answered):
     """Accept one cluster after the other until nobody answers; the numbers of what was answered."""
     for group in groups:
         try:
-            status, told = client.post("decisions", {"action": "accept", "groups": [group]})
+            status, answer = client.post("decisions", {"action": "accept", "groups": [group]})
         except (OSError, http.client.HTTPException, ValueError):
             return
         assert status == 200
-        answered.append(told["number"])
+        answered.append(answer["number"])
 
 
 @pytest.mark.long
 @pytest.mark.parametrize("seed", range(3))
-def test_killed_at_seeded_moments_no_answered_decision_is_lost(own_run, tiny, seed):
+def test_killed_at_seeded_moments_no_answered_decision_is_lost(own_known_run, known, seed):
     """Two servers on one run, both killed while both are being asked; ten times a seed."""
     dice = random.Random(seed)
-    groups = list_groups(cdp.open_run(own_run))
+    groups = list_groups(cdp.open_run(own_known_run))
     answered, kills = [], 0
     for _ in range(10):
-        with serve(own_run, signal.SIGKILL) as one, serve(own_run, signal.SIGKILL) as other:
+        with (
+            serve(own_known_run, signal.SIGKILL) as one,
+            serve(own_known_run, signal.SIGKILL) as other,
+        ):
             asking = [
                 threading.Thread(target=decide_until_gone, args=(each, groups * 50, answered))
                 for each in (one, other)
@@ -293,24 +300,24 @@ def test_killed_at_seeded_moments_no_answered_decision_is_lost(own_run, tiny, se
                 kills += 1
             for thread in asking:
                 thread.join()
-        kept = [decision.number for decision in CorrectionTable(own_run).read()]
+        kept = [decision.number for decision in CorrectionTable(own_known_run).read()]
         assert kept == list(range(1, len(kept) + 1))
         assert len(answered) == len(set(answered))
         assert set(answered) <= set(kept)
     print(f"seed {seed}: killed {kills} servers, {len(answered)} decisions answered, none lost")
     assert len(answered) > 10
-    arguments = ["--config", str(tiny), "--runs-dir", str(own_run.parent), "--until", "propagate"]
+    arguments = [*known, "--runs-dir", str(own_known_run.parent), "--until", "propagate"]
     assert main(arguments) == 0
-    label = cdp.open_run(own_run).labels.set_index("sample_id").pseudo_label
-    for decision in CorrectionTable(own_run).read():
-        samples = cdp.open_run(own_run).samples.set_index("sha256").sample_id
+    label = cdp.open_run(own_known_run).labels.set_index("sample_id").pseudo_label
+    for decision in CorrectionTable(own_known_run).read():
+        samples = cdp.open_run(own_known_run).samples.set_index("sha256").sample_id
         assert label[samples[list(decision.groups[0])]].nunique() == 1
 
 
-def test_two_reviews_at_once_keep_what_both_decide(own_run):
-    one_half, other_half = (list_groups(cdp.open_run(own_run))[start::2] for start in (0, 1))
+def test_two_reviews_at_once_keep_what_both_decide(own_known_run):
+    one_half, other_half = (list_groups(cdp.open_run(own_known_run))[start::2] for start in (0, 1))
     answered = []
-    with serve(own_run) as one, serve(own_run) as other:
+    with serve(own_known_run) as one, serve(own_known_run) as other:
         asking = [
             threading.Thread(target=decide_until_gone, args=(client, groups, answered))
             for client, groups in ((one, one_half), (other, other_half))
@@ -325,27 +332,27 @@ def test_two_reviews_at_once_keep_what_both_decide(own_run):
     assert seen == [count, count]
 
 
-def test_a_running_server_sees_decisions_made_elsewhere(own_run):
-    with serve(own_run) as client:
+def test_a_running_server_sees_decisions_made_elsewhere(own_known_run):
+    with serve(own_known_run) as client:
         before = client.get("question")[1]["progress"]
         assert before["decisions"] == 0
-        run = cdp.open_run(own_run)
+        run = cdp.open_run(own_known_run)
         key = run.samples.set_index("sample_id").sha256[run.labels.sample_id[0]]
-        CorrectionTable(own_run).append("bo", "reject", [[key]])
+        CorrectionTable(own_known_run).append("bo", "reject", [[key]])
         assert client.get("question")[1]["progress"]["decisions"] == 1
 
 
-def test_a_run_half_made_is_refused_and_an_open_review_goes_on(own_run, capsys):
+def test_a_run_half_made_is_refused_and_an_open_review_goes_on(own_known_run, capsys):
     from pipelines.review import main as review
     from pipelines.review_session import ReviewSession
 
-    session = ReviewSession(cdp.open_run(own_run), "ada")
+    session = ReviewSession(cdp.open_run(own_known_run), "ada")
     asked = len(session.questions)
     for stage in ("mediate", "propagate"):
-        manifest = (own_run / stage / "manifest.json").resolve()
-        told = json.loads(manifest.read_text()) | {"fingerprint": "another"}
-        manifest.write_text(json.dumps(told))
-    assert review(["--run", str(own_run)]) == 2
+        manifest = (own_known_run / stage / "manifest.json").resolve()
+        record = json.loads(manifest.read_text()) | {"fingerprint": "another"}
+        manifest.write_text(json.dumps(record))
+    assert review(["--run", str(own_known_run)]) == 2
     assert "propagate was made from another mediate" in capsys.readouterr().err
     for _ in range(2):
         with pytest.raises(StageError, match="Bring the run up to date first"):
@@ -354,18 +361,18 @@ def test_a_run_half_made_is_refused_and_an_open_review_goes_on(own_run, capsys):
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "expected"),
     [
         (["--run", "nowhere"], "no run at nowhere"),
         (["--run", "RUN", "--host", "203.0.113.1"], "cannot listen on 203.0.113.1"),
         (["--run", "RUN", "--port", "99999"], "expected a number from 0 to 65535, got 99999"),
     ],
 )
-def test_mistakes_get_one_message(finished_run, capsys, arguments, told):
+def test_mistakes_get_one_message(known_run, capsys, arguments, expected):
     from pipelines.review import main as review
 
-    given = [str(finished_run) if each == "RUN" else each for each in arguments]
+    given = [str(known_run) if each == "RUN" else each for each in arguments]
     assert review(given) == 2
     message = capsys.readouterr().err
-    assert told in message
+    assert expected in message
     assert message.count("\n") == 1

@@ -133,7 +133,7 @@ def test_one_larger_graph_with_a_giant_component():
 
 
 def test_a_batch_of_equal_scores_is_not_joined_halfway():
-    # 0-1 and 1-2 enter at one level: the three are too many, so nobody joins, not two of them.
+    # 0-1 and 1-2 enter at one level: the three are too many, so none joins, not two of them.
     pairs = np.array([[0, 1], [1, 2]])
     found = propagate_labels(pairs, np.array([0.5, 0.5]), 3, max_size=2)
     assert found.label.tolist() == [-1, -1, -1]
@@ -160,7 +160,7 @@ def test_every_pair_below_the_threshold_and_no_pairs():
         assert propagate_labels(pairs, np.empty(0), 0).label.tolist() == []
 
 
-def test_cut_threshold_tells_float32_scores_apart_exactly():
+def test_cut_threshold_separates_float32_scores_exactly():
     levels = [0.0]
     for _ in range(30):
         levels.append(levels[-1] + (1 - levels[-1]) * 0.1)

@@ -10,6 +10,8 @@ import pytest
 from pipelines.config import read_config
 from pipelines.run import main
 
+pytestmark = [pytest.mark.torch, pytest.mark.slow, pytest.mark.trains]
+
 
 def test_the_second_committee_has_the_first_recognizer(tiny):
     one = read_config(tiny, []).list_rounds()
@@ -26,9 +28,9 @@ def test_a_recognizer_nobody_made_is_named(tiny, tmp_path, capsys):
     member = "committee.members=[{name: student, recognizer: nobody}]"
     command = ["--config", str(tiny), "--runs-dir", str(tmp_path), "--workers", "1"]
     assert main([*command, "--until", "embed", member]) == 2
-    told = capsys.readouterr().err
-    assert "recognizer of run 'nobody'" in told
-    assert "--until retrain" in told
+    printed = capsys.readouterr().err
+    assert "recognizer of run 'nobody'" in printed
+    assert "--until retrain" in printed
 
 
 @pytest.mark.long

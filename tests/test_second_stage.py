@@ -1,4 +1,4 @@
-"""The second reading: against a plain reading of its definition, and for what it is there for."""
+"""The second stage: features against their definition, and better scores than the first stage."""
 
 from __future__ import annotations
 
@@ -12,20 +12,22 @@ from cdp.knn.graph import build_knn_graphs
 from cdp.mediator.ensemble import Mediator
 from cdp.mediator.neighbourhood import describe_neighbourhood, name_neighbourhood
 from cdp.mediator.prior_shift import correct_prior
-from cdp.mediator.second_stage import SecondStage, fit_second_stage, score_second_stage
+from cdp.mediator.second_stage import SecondStage, fit_second_stage
 from cdp.mediator.settings import MediatorSettings
 from cdp.metrics.clustering import score_bcubed, score_pairwise
 from cdp.propagation.average_linkage import agglomerate
 from cdp.propagation.threshold import choose_cut
 from cdp.types import PairTable
 
+pytestmark = [pytest.mark.torch, pytest.mark.trains]
 
-def draw_views(seed, people, noise=0.16, dimensions=(48, 32)):
+
+def draw_views(seed, identities, noise=0.16, dimensions=(48, 32)):
     random = np.random.default_rng(seed)
-    identity = np.repeat(np.arange(people), random.integers(1, 14, people))
+    identity = np.repeat(np.arange(identities), random.integers(1, 14, identities))
     views = []
     for d in dimensions:
-        centre = random.normal(size=(people, d)) / np.sqrt(d)
+        centre = random.normal(size=(identities, d)) / np.sqrt(d)
         x = centre[identity] + noise * random.normal(size=(len(identity), d))
         views.append((x / np.linalg.norm(x, axis=1, keepdims=True)).astype(np.float32))
     return views, identity
@@ -52,17 +54,17 @@ def slow(views, pairs, probability, count):
     for view in views:
         rows = []
         for i in range(count):
-            friends = sorted(
+            candidates = sorted(
                 (-np.float32(p[i, j]), j) for j in range(count) if not np.isnan(z[i, j])
             )
-            row = view[i] + sum(-w * view[j] for w, j in friends[:5])
+            row = view[i] + sum(-w * view[j] for w, j in candidates[:5])
             rows.append(row / np.linalg.norm(row))
         averaged.append(np.array(rows))
     out = []
     for a, b in zip(pairs.source, pairs.target, strict=True):
         c = np.flatnonzero(~np.isnan(z[a]) & ~np.isnan(z[b]))
         both, to_a, to_b = (p[a, c] * p[b, c]).sum(), p[a, c].sum(), p[b, c].sum()
-        friends = [
+        cross = [
             (p[b, c] * z[a, c]).sum() / (to_b + 0.5),
             (p[a, c] * z[b, c]).sum() / (to_a + 0.5),
         ]
@@ -74,7 +76,7 @@ def slow(views, pairs, probability, count):
                 both / (min(to_a, to_b) + 0.5),
                 both / (max(to_a, to_b) + 0.5),
                 both / (to_a + to_b - both + 0.5),
-                *sorted(friends),
+                *sorted(cross),
                 max([-15.0, *np.minimum(z[a, c], z[b, c])]),
                 *(view[a] @ view[b] for view in averaged),
             ]
@@ -99,25 +101,25 @@ def test_threads_and_loaders_change_nothing(graph):
 
 
 @pytest.fixture(scope="module")
-def readings():
-    taught, identity = draw_views(1, 60)
+def stages():
+    labelled, identity = draw_views(1, 60)
     views, truth = draw_views(2, 100)
-    graphs = build_knn_graphs(taught, 12, backend="exact")
+    graphs = build_knn_graphs(labelled, 12, backend="exact")
     pairs = make_pairs(graphs, candidates="all")
-    features = describe_pairs(taught, graphs, pairs, variant="extended")
+    features = describe_pairs(labelled, graphs, pairs, variant="paper")
     source, target = identity[pairs.source], identity[pairs.target]
     quick = MediatorSettings(epochs=12, patience=3)
-    first = Mediator.fit(features, source == target, source, target, settings=quick)
-    second = fit_second_stage(taught, pairs, first.held_out, identity, settings=quick)
+    first, held_out = Mediator.fit(features, source == target, source, target, settings=quick)
+    second = fit_second_stage(labelled, pairs, held_out.probability, identity, settings=quick)
     graphs = build_knn_graphs(views, 12, backend="exact")
     pairs = make_pairs(graphs, candidates="all")
-    score = first.score(describe_pairs(views, graphs, pairs, variant="extended"))
+    score = first.score(describe_pairs(views, graphs, pairs, variant="paper"))
     return second, views, pairs, correct_prior(score, first.training_rate).probability, truth
 
 
-def test_the_second_reading_knows_more(readings):
-    second, views, pairs, before, truth = readings
-    after = score_second_stage(second, views, pairs, before, len(truth)).probability
+def test_the_second_stage_scores_better(stages):
+    second, views, pairs, before, truth = stages
+    after = second.score(views, pairs, before, len(truth)).probability
     same = truth[pairs.source] == truth[pairs.target]
     loss = [-np.log(np.where(same, p, 1 - p)).mean() for p in (before, after)]
     assert loss[1] < loss[0]
@@ -130,10 +132,10 @@ def test_the_second_reading_knows_more(readings):
     assert 0.1 < second.threshold < 0.9
 
 
-def test_purer_cuts_are_stricter_and_keep_their_word(readings):
-    second, views, pairs, before, truth = readings
+def test_higher_target_precision_gives_a_stricter_threshold_and_is_reached(stages):
+    second, views, pairs, before, truth = stages
     assert (np.diff(second.precision_curve, axis=0) >= 0).all()
-    after = score_second_stage(second, views, pairs, before, len(truth)).probability
+    after = second.score(views, pairs, before, len(truth)).probability
     found = agglomerate(pairs, after, len(truth), threshold=second.threshold)
     options = {"loosest": second.threshold, "precision_curve": second.precision_curve}
     cuts = [
@@ -146,12 +148,12 @@ def test_purer_cuts_are_stricter_and_keep_their_word(readings):
     assert score_pairwise(truth, found.cut(cuts[2]))[0] >= 0.97
 
 
-def test_state_survives(readings):
-    second, views, pairs, before, truth = readings
+def test_state_survives(stages):
+    second, views, pairs, before, truth = stages
     again = SecondStage.from_state(second.state())
     np.testing.assert_array_equal(again.precision_curve, second.precision_curve)
     assert again.threshold == second.threshold
-    one, other = (score_second_stage(r, views, pairs, before, len(truth)) for r in (second, again))
+    one, other = (each.score(views, pairs, before, len(truth)) for each in (second, again))
     np.testing.assert_array_equal(one.probability, other.probability)
     with pytest.raises(DataError, match="even_rate, threshold"):
         SecondStage.from_state(second.mediator.state())

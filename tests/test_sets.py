@@ -1,4 +1,4 @@
-"""branch: every image in its turn, rare people as often as common ones, shares that add up."""
+"""training sets: tables of classes, the order of images, shares that add up, errors."""
 
 import dataclasses
 
@@ -10,13 +10,16 @@ from hypothesis import strategies as st
 from cdp.errors import ConfigError, DataError
 from cdp.models.heads import build_head
 from cdp.training.batches import Order, apportion
-from cdp.training.sets import Branch, FaceRows, MaskedNegatives, SoftTargets
+from cdp.training.plan import TrainingPlan
+from cdp.training.sets import FaceRows, MaskedNegatives, SoftTargets, TrainingSet
+
+pytestmark = pytest.mark.torch
 
 
-def make(label: list[int], **options) -> Branch:
+def make(label: list[int], **options) -> TrainingSet:
     images = np.zeros((len(label), 4, 4, 3), np.uint8)
     head = build_head("softmax", 4, max(max(label) + 1, 2))
-    return Branch(head, images, np.array(label), **options)
+    return TrainingSet(head, images, np.array(label), **options)
 
 
 def test_order_visits_each_image_once_a_pass() -> None:
@@ -25,17 +28,18 @@ def test_order_visits_each_image_once_a_pass() -> None:
     for start in range(0, 40, 10):
         assert sorted(rows[start : start + 10]) == list(range(10))
     assert not np.array_equal(rows[:10], rows[10:20])
-    # Anywhere in the sequence can be had at once, and longer than the branch is no matter.
+    # Anywhere in the sequence can be had at once, and longer than the set is no matter.
     rows_again, seeds = Order(make([0] * 10), seed=0, number=0).take(7, 30)
     np.testing.assert_array_equal(rows_again, rows[7:37])
     assert len(set(seeds.tolist())) == 30
 
 
 @given(st.lists(st.integers(0, 5), min_size=1, max_size=30), st.integers(1, 3), st.integers(0, 99))
-def test_sampling_by_identity_shows_everybody_alike(labels, each, start) -> None:
-    branch = make(labels, sampling="identity", images_per_identity=each)
+def test_sampling_by_identity_takes_each_equally_often(labels, each, start) -> None:
+    training_set = make(labels)
+    options = {"sampling": "identity", "images_per_identity": each}
     people = len(set(labels))
-    order = Order(branch, seed=1, number=0)
+    order = Order(training_set, seed=1, number=0, **options)
     rows, _ = order.take(0, 3 * people * each)
     shown = np.array(labels)[rows]
     for turn in range(3):
@@ -46,14 +50,14 @@ def test_sampling_by_identity_shows_everybody_alike(labels, each, start) -> None
         group = rows[place : place + each]
         # An image comes twice only where its person has no other left.
         assert len(set(group)) == min(each, labels.count(labels[group[0]]))
-    again, _ = Order(branch, seed=1, number=0).take(start, 20)
+    again, _ = Order(training_set, seed=1, number=0, **options).take(start, 20)
     beyond, _ = order.take(0, start + 20)
     np.testing.assert_array_equal(again, beyond[start:])
 
 
 def test_sampling_by_identity_reaches_every_image() -> None:
-    branch = make([0] * 9 + [1], sampling="identity")
-    rows, _ = Order(branch, seed=0, number=0).take(0, 400)
+    order = Order(make([0] * 9 + [1]), seed=0, number=0, sampling="identity")
+    rows, _ = order.take(0, 400)
     assert set(rows) == set(range(10))
     assert (rows == 9).sum() == 200
 
@@ -83,7 +87,7 @@ def test_soft_targets_are_renumbered() -> None:
     assert kept.weight.tolist() == [3, 4]
 
 
-def test_spared_classes_are_found_and_renumbered() -> None:
+def test_masked_negatives_are_found_and_renumbered() -> None:
     masked = MaskedNegatives(np.array([0, 0, 3]), np.array([5, 6, 7]))
     place, classes = masked.take(np.array([3, 1, 0, 3]))
     assert place.tolist() == [0, 2, 2, 3]
@@ -100,39 +104,42 @@ def test_face_rows_stand_for_an_array() -> None:
 
 
 def test_errors() -> None:
-    branch = make([0, 1, 2])
+    training_set = make([0, 1, 2])
     teacher = np.zeros((3, 4), np.float32)
     with pytest.raises(DataError, match=r"labels in 0\.\.2 expected, got -1\.\."):
-        dataclasses.replace(branch, label=branch.label - 1)
+        dataclasses.replace(training_set, label=training_set.label - 1)
     with pytest.raises(DataError, match="labels expected, got none"):
-        dataclasses.replace(branch, label=None)
+        dataclasses.replace(training_set, label=None)
     with pytest.raises(DataError, match="without images"):
-        dataclasses.replace(branch, images=branch.images[:0])
+        dataclasses.replace(training_set, images=training_set.images[:0])
     with pytest.raises(DataError, match="uint8 expected"):
-        dataclasses.replace(branch, images=branch.images.astype(np.float32))
+        dataclasses.replace(training_set, images=training_set.images.astype(np.float32))
     with pytest.raises(DataError, match="weights"):
-        dataclasses.replace(branch, weight=np.full(3, np.nan))
-    with pytest.raises(DataError, match="learns from a teacher alone"):
-        Branch(None, branch.images, None)
-    with pytest.raises(DataError, match="learns from a teacher alone"):
-        Branch(None, branch.images, branch.label, teacher=teacher)
+        dataclasses.replace(training_set, weight=np.full(3, np.nan))
+    with pytest.raises(DataError, match="used for distillation only"):
+        TrainingSet(None, training_set.images, None)
+    with pytest.raises(DataError, match="used for distillation only"):
+        TrainingSet(None, training_set.images, training_set.label, teacher=teacher)
     with pytest.raises(DataError, match="3 teacher vectors"):
-        dataclasses.replace(branch, teacher=teacher[:2])
-    with pytest.raises(ConfigError, match="sampling by image or identity"):
-        dataclasses.replace(branch, sampling="person")
+        dataclasses.replace(training_set, teacher=teacher[:2])
+    for wrong in ({"sampling": "person"}, {"images_per_identity": 0}):
+        with pytest.raises(ConfigError, match="sampling by image or identity"):
+            TrainingPlan(**wrong)
     one = np.array([0])
     with pytest.raises(DataError, match=r"got 0\.\.7"):
-        dataclasses.replace(branch, soft=SoftTargets(one, np.array([7]), np.ones(1)))
+        dataclasses.replace(training_set, soft=SoftTargets(one, np.array([7]), np.ones(1)))
     with pytest.raises(DataError, match=r"rows 0\.\.2 expected, got 3\.\.3"):
-        dataclasses.replace(branch, soft=SoftTargets(one + 3, one, np.ones(1)))
+        dataclasses.replace(training_set, soft=SoftTargets(one + 3, one, np.ones(1)))
     with pytest.raises(DataError, match="ascending"):
         SoftTargets(np.array([1, 0]), np.array([0, 0]), np.ones(2))
     with pytest.raises(DataError, match="above 0"):
         SoftTargets(one, one, np.zeros(1))
     with pytest.raises(DataError, match="one length"):
         SoftTargets(one, one, np.ones(2))
-    with pytest.raises(DataError, match="its own class"):
-        dataclasses.replace(branch, masked=MaskedNegatives(one, branch.label[:1]))
+    with pytest.raises(DataError, match="own class"):
+        dataclasses.replace(
+            training_set, masked_negatives=MaskedNegatives(one, training_set.label[:1])
+        )
     with pytest.raises(DataError, match="ascending"):
         MaskedNegatives(np.array([1, 0]), np.array([0, 0]))
     with pytest.raises(DataError, match="one length"):

@@ -55,7 +55,7 @@ def test_rows_are_sorted_sum_to_one_and_hold_few_labels(seed):
     assert found.weight.min() >= 0.1
 
 
-def test_an_island_keeps_its_label_and_a_stranger_gets_none():
+def test_an_isolated_cluster_keeps_its_label_and_an_isolated_row_gets_none():
     pairs = PairTable(np.array([0, 1, 3]), np.array([1, 2, 4]))
     label = np.array([0, 0, 0, -1, -1, 1])
     found = diffuse_labels(label, pairs, np.array([0.9, 0.8, 0.9]))
@@ -64,7 +64,7 @@ def test_an_island_keeps_its_label_and_a_stranger_gets_none():
     assert found.weight.tolist() == [1, 1, 1, 1]
 
 
-def test_an_unlabelled_row_hears_its_neighbours():
+def test_an_unlabelled_row_gets_the_labels_of_its_neighbours():
     pairs = PairTable(np.array([0, 1]), np.array([1, 2]))
     found = diffuse_labels(np.array([0, -1, 1]), pairs, np.array([0.9, 0.6]))
     middle = found.row == 1
@@ -81,3 +81,6 @@ def test_nothing_and_nonsense():
             diffuse_labels(np.zeros(3, np.int64), nothing, np.zeros(0), **wrong)
     with pytest.raises(DataError, match="one probability a pair"):
         diffuse_labels(np.zeros(3, np.int64), nothing, np.zeros(2))
+    one = PairTable(np.array([0]), np.array([1]))
+    with pytest.raises(DataError, match="lie in"):
+        diffuse_labels(np.zeros(3, np.int64), one, np.array([np.nan]))

@@ -2,18 +2,21 @@
 
 from dataclasses import replace
 from pathlib import Path
+from typing import get_type_hints
 
 import pyarrow as pa
 import pytest
 
 from cdp.errors import DataError, StageError
-from pipelines.config import RunConfig
+from pipelines.config import PropagateSettings, RunConfig
 from pipelines.data.dataset import Dataset
 from pipelines.engine import Engine
 from pipelines.files import FileDigests
-from pipelines.stage import Runtime, Stage, execute_step, plan_run
+from pipelines.stage import Runtime, Stage, Work, execute_step, plan_run
 from pipelines.store import Store
 from pipelines.yaml_files import validate_settings
+
+pytestmark = pytest.mark.torch
 
 NUMBERS = pa.schema([("value", pa.int64())])
 
@@ -196,8 +199,16 @@ def test_a_stage_sees_only_what_it_declares(world):
     ]:
         with pytest.raises(StageError, match=expected):
             world(stages=(first, second, replace(third, run=run)))
-    with pytest.raises(AttributeError):
+    expected = "does not declare that it reads config.knn; it declares: propagate"
+    with pytest.raises(StageError, match=expected):
         world(stages=(first, second, replace(third, run=lambda work: work.config.knn)))
+
+
+def test_the_type_checker_sees_the_settings_a_stage_reads():
+    # What mypy then says of `work.config.propagate.treshold`:
+    # "PropagateSettings" has no attribute "treshold"; maybe "threshold"?  [attr-defined]
+    assert get_type_hints(Work)["config"] is RunConfig
+    assert get_type_hints(RunConfig)["propagate"] is PropagateSettings
 
 
 def test_finished_parts_outlive_a_crash(world):

@@ -91,13 +91,13 @@ def test_a_manifest_cut_short_is_no_publication(tmp_path):
 def test_a_manifest_vouches_for_itself(tmp_path):
     published = publish(Store(tmp_path))
     manifest = published.directory / "manifest.json"
-    told = json.loads(manifest.read_text())
-    manifest.write_text(json.dumps(told))  # other blanks, the same words
+    content = json.loads(manifest.read_text())
+    manifest.write_text(json.dumps(content))  # other blanks, the same values
     assert Published.open("toy", published.directory).find_damage(rehash=True) is None
-    manifest.write_text(json.dumps({**told, "facts": {"rows": 3}}))
+    manifest.write_text(json.dumps({**content, "facts": {"rows": 3}}))
     altered = Published.open("toy", published.directory)
     assert altered.find_damage() is None
-    assert f"{manifest} no longer says" in altered.find_damage(rehash=True)
+    assert f"{manifest} differs from what was published" in altered.find_damage(rehash=True)
 
 
 def test_a_table_of_another_schema_is_refused(tmp_path):
@@ -134,7 +134,7 @@ def hold(root, ready, release):
         release.wait(30)
 
 
-def test_a_second_process_is_told_who_holds_the_lock_and_a_dead_one_frees_it(tmp_path):
+def test_a_second_process_sees_who_holds_the_lock_and_a_dead_one_frees_it(tmp_path):
     context = multiprocessing.get_context("spawn")
     ready, release = context.Event(), context.Event()
     process = context.Process(target=hold, args=(tmp_path, ready, release))

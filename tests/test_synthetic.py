@@ -1,4 +1,4 @@
-"""Drawn faces: who is where, what depends on what, and what the pictures must show."""
+"""Synthetic faces: identities and splits, what an image depends on, and what it must show."""
 
 import hashlib
 from dataclasses import FrozenInstanceError, replace
@@ -7,8 +7,7 @@ import numpy as np
 import pytest
 
 from cdp.errors import ConfigError, DataError
-from cdp.synthetic import painter as synthetic
-from cdp.synthetic.identities import SPLITS, SyntheticFaces, draw_contact_sheet
+from cdp.synthetic import SPLITS, SyntheticFaces, painter
 
 SMALL = SyntheticFaces(
     seed=3,
@@ -27,7 +26,7 @@ def test_the_same_settings_give_the_same_pictures():
     assert (SMALL.draw(rows) != replace(SMALL, seed=4).draw(rows)).any()
 
 
-def test_a_picture_does_not_depend_on_its_company():
+def test_a_picture_does_not_depend_on_its_batch():
     rows = np.arange(60)
     together = SMALL.draw(rows)
     for row in (0, 15, 16, 33, 59):
@@ -37,7 +36,7 @@ def test_a_picture_does_not_depend_on_its_company():
     assert (SMALL.draw(np.array([5, 5, 5])) == together[5]).all()
 
 
-def test_a_picture_does_not_depend_on_the_number_of_people_after_it():
+def test_a_picture_does_not_depend_on_the_number_of_identities_after_it():
     more = replace(SMALL, unlabelled_identities=60, evaluation_identities=30)
     rows = np.flatnonzero(SMALL.split == "labelled")
     assert (more.draw(rows) == SMALL.draw(rows)).all()
@@ -45,10 +44,10 @@ def test_a_picture_does_not_depend_on_the_number_of_people_after_it():
 
 def test_names_and_counts_are_what_they_were():
     """Settings must mean the same set tomorrow: a digest of all but the pixels."""
-    words = [f"{SMALL.name(row)} {SMALL.split[row]}" for row in range(len(SMALL))]
-    digest = hashlib.sha256("\n".join(words).encode()).hexdigest()
-    assert len(SMALL) == len(set(words))
-    assert words == sorted(words, key=lambda word: word.split()[0])
+    lines = [f"{SMALL.name(row)} {SMALL.split[row]}" for row in range(len(SMALL))]
+    digest = hashlib.sha256("\n".join(lines).encode()).hexdigest()
+    assert len(SMALL) == len(set(lines))
+    assert lines == sorted(lines, key=lambda line: line.split()[0])
     assert digest[:16] == "e411c59cc84b266a"
     traits = SMALL.traits(np.arange(62))
     assert traits.sum() == pytest.approx(-97.409105, abs=1e-6)
@@ -74,12 +73,12 @@ def test_shape_type_and_name():
         assert replace(SMALL, size_px=size_px).draw(np.arange(2)).shape == (2, size_px, size_px, 3)
 
 
-def test_splits_share_no_person_and_follow_one_another():
-    people = {split: set(SMALL.identity[SMALL.split == split]) for split in SPLITS}
-    assert [len(people[split]) for split in SPLITS] == [12, 40, 10]
-    assert not people["labelled"] & people["unlabelled"]
-    assert not people["unlabelled"] & people["evaluation"]
-    assert not people["labelled"] & people["evaluation"]
+def test_splits_share_no_identity_and_follow_one_another():
+    members = {split: set(SMALL.identity[SMALL.split == split]) for split in SPLITS}
+    assert [len(members[split]) for split in SPLITS] == [12, 40, 10]
+    assert not members["labelled"] & members["unlabelled"]
+    assert not members["unlabelled"] & members["evaluation"]
+    assert not members["labelled"] & members["evaluation"]
     assert SMALL.identity.dtype == np.int64
     assert (np.diff(SMALL.identity) >= 0).all()
 
@@ -89,9 +88,9 @@ def test_image_counts_have_a_long_tail_within_their_limits():
         unlabelled_identities=3000, images_min=3, images_max=30, one_image_share=0.2
     )
     count = np.bincount(faces.identity)
-    labelled = count[faces.person_split == "labelled"]
-    unlabelled = count[faces.person_split == "unlabelled"]
-    assert (count[faces.person_split == "evaluation"] == faces.evaluation_images).all()
+    labelled = count[faces.identity_split == "labelled"]
+    unlabelled = count[faces.identity_split == "unlabelled"]
+    assert (count[faces.identity_split == "evaluation"] == faces.evaluation_images).all()
     assert labelled.min() >= 3
     assert labelled.max() <= 30
     assert np.mean(unlabelled == 1) == pytest.approx(0.2, abs=0.03)
@@ -100,7 +99,7 @@ def test_image_counts_have_a_long_tail_within_their_limits():
     assert several.max() > 25
 
 
-def test_without_nuisance_a_person_has_one_picture():
+def test_without_nuisance_an_identity_has_one_picture():
     calm = replace(SMALL, nuisance=0.0)
     rows = np.flatnonzero(calm.identity == calm.identity[0])
     image = calm.draw(rows).astype(int)
@@ -121,7 +120,7 @@ def test_nuisance_moves_pictures_and_more_of_it_moves_them_more():
 
 
 def test_identity_shows_in_clean_pictures():
-    """Calm pictures at 24 pixels: everybody is nearer to themselves than to anybody else."""
+    """Calm pictures at 24 pixels: nearly every image is nearest to one of its own identity."""
     calm = replace(SMALL, nuisance=0.1)
     rows = np.flatnonzero(calm.split == "evaluation")
     image = calm.draw(rows).astype(float)
@@ -135,7 +134,7 @@ def test_identity_shows_in_clean_pictures():
     assert within < 0.5 * distance[~same].mean()
 
 
-def test_at_full_nuisance_pixels_alone_do_not_tell_people_apart():
+def test_at_full_nuisance_pixels_alone_do_not_separate_identities():
     faces = replace(SMALL, evaluation_identities=120)
     rows = np.flatnonzero(faces.split == "evaluation")
     small = faces.draw(rows)[:, ::2, ::2].astype(float).reshape(len(rows), -1)
@@ -183,12 +182,12 @@ def test_no_feature_is_cut_by_the_rows_it_is_drawn_in(monkeypatch):
         rows = np.arange(5, len(faces), 97)
         with monkeypatch.context() as patch:
             banded = faces.draw(rows).astype(int)
-            patch.setattr(synthetic._Bands, "__call__", lambda self, *_: slice(0, self.size_px))
+            patch.setattr(painter._Bands, "__call__", lambda self, *_: slice(0, self.size_px))
             assert np.abs(faces.draw(rows) - banded).max() <= 1
 
 
 def test_contact_sheet_holds_the_pictures():
-    sheet = draw_contact_sheet(SMALL, people=3, columns=4)
+    sheet = SMALL.draw_contact_sheet(identities=3, columns=4)
     assert sheet.shape == (3 * 48, 4 * 48, 3)
     assert (sheet[:48, :48] < 255).any()
 

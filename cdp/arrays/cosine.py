@@ -1,11 +1,12 @@
-"""Unit rows and their cosines: the ground on which all neighbour searches stand.
+"""Unit vectors and their cosines: one order of additions for every neighbour search and feature.
 
 The contract:
 - `make_unit` refuses a zero vector, a NaN or an inf by row number; unit float32 C-ordered rows come
   back as they are, not copied.
-- `dot_rows` adds in one fixed order whoever asks, so a cosine has the same bits in a graph, in a
-  feature and for any number of threads. `insert` orders by descending similarity, ties by smaller
-  row, whatever the order of its calls.
+- `dot_rows` adds in one fixed order, so a cosine has the same bits in a graph, in a feature and for
+  any number of threads.
+- `insert_neighbour` orders by descending similarity, ties by smaller row, whatever the order of its
+  calls.
 """
 
 from __future__ import annotations
@@ -19,10 +20,15 @@ from cdp.arrays.threads import BLOCK
 from cdp.errors import DataError
 
 _UNIT_SLACK = 2e-6
+"""A float32 row whose length is 1 to within this counts as a unit vector."""
 
 
 def make_unit(vectors: np.ndarray) -> tuple[np.ndarray, bool]:
-    """Check the vectors; give them as unit float32 rows, and whether they were so already."""
+    """Check vectors and scale them to unit length.
+
+    vectors : (n, d) numbers. Returns (n, d) float32 C-ordered unit rows, and whether the input was
+    that already; then it is returned itself. Raises DataError for a row without a direction.
+    """
     array = np.asarray(vectors)
     if array.ndim != 2 or array.dtype.kind not in "fiu" or (len(array) and not array.shape[1]):
         raise DataError(
@@ -53,6 +59,7 @@ def make_unit(vectors: np.ndarray) -> tuple[np.ndarray, bool]:
 
 @njit(cache=True, nogil=True, fastmath={"reassoc", "contract", "nsz"})
 def dot_rows(vectors: Any, one: int, other: int) -> Any:
+    """Cosine of two rows of unit float32 vectors, float32 in [-1, 1]."""
     total = np.float32(0)
     for axis in range(vectors.shape[1]):
         total += vectors[one, axis] * vectors[other, axis]
@@ -60,8 +67,11 @@ def dot_rows(vectors: Any, one: int, other: int) -> Any:
 
 
 @njit(cache=True, nogil=True)
-def insert(nearest: Any, best: Any, candidate: int, value: Any) -> None:
-    """Insert by descending similarity, ties by smaller index; whatever the order of calls."""
+def insert_neighbour(nearest: Any, best: Any, candidate: int, value: Any) -> None:
+    """Insert a candidate of similarity `value` into a row's k nearest, in place.
+
+    nearest, best : (k,) rows and their similarities, descending, ties by smaller row.
+    """
     place = len(best) - 1
     if value < best[place] or (value == best[place] and candidate > nearest[place]):
         return

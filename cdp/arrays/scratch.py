@@ -1,9 +1,9 @@
-"""Arrays that may be too large to hold.
+"""Scratch arrays, on disk where they are too large for memory.
 
 The contract: up to `HELD_BYTES` an array lies in memory; a larger one is mapped from an unnamed
-temporary file, so that the system may write it out when memory is needed. It vanishes with the last
-reference to it, also when the process is killed. A disk without room for it is an OSError at once;
-writing to a mapped file without room would end the process without a word.
+temporary file, so that the system may write it out when memory is needed. The file vanishes with
+the last reference to it, also when the process is killed. Its room on disk is reserved at once: a
+full disk is an OSError here, not the death of the process at a later write.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import tempfile
 import numpy as np
 
 HELD_BYTES = 1 << 28
+"""256 MiB."""
 
 
 def allocate(shape: tuple[int, ...], dtype: type[np.generic] = np.float32) -> np.ndarray:

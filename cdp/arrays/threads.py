@@ -1,7 +1,8 @@
-"""Threads: how many, BLAS kept to one of them, and rows in blocks for them.
+"""Threads: how many to use, BLAS limited to one of them, and rows in blocks to share out.
 
 The contract:
-- No result depends on the number of threads: blocks have a fixed size and BLAS sums in one order.
+- No result depends on the number of threads: blocks have a fixed size, and BLAS on one thread adds
+  in one order.
 """
 
 from __future__ import annotations
@@ -17,9 +18,11 @@ from threadpoolctl import ThreadpoolController
 from cdp.errors import ConfigError
 
 BLOCK = 1024
+"""Rows a thread takes at once."""
 
 
 def count_threads(threads: int | None) -> int:
+    """`threads`, or the cores this process may use; ConfigError below 1."""
     if threads is None:
         return (
             len(os.sched_getaffinity(0))
@@ -31,34 +34,50 @@ def count_threads(threads: int | None) -> int:
     return threads
 
 
-_BLAS: dict[str, Any] = {"users": 0, "limits": None}
-_BLAS_LOCK = threading.Lock()
+def list_blocks(start: int, stop: int, size: int = BLOCK) -> list[slice]:
+    """Rows start .. stop - 1 as slices of `size` rows, the last one shorter."""
+    return [slice(low, min(low + size, stop)) for low in range(start, stop, size)]
+
+
+class _BlasLimit:
+    """The one-thread limit of this process, shared by its users: the last one to leave lifts it."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._users = 0
+        self._limits: list[Any] = []
+
+    def enter(self) -> None:
+        with self._lock:
+            if self._users == 0:
+                found = ThreadpoolController()
+                # A BLAS that runs on OpenMP takes the threads of the whole process with it: those
+                # are noted first and restored last.
+                self._limits = [
+                    found.select(user_api=kind).limit(limits=limit)
+                    for kind, limit in (("openmp", None), ("blas", 1))
+                ]
+            self._users += 1
+
+    def leave(self) -> None:
+        with self._lock:
+            self._users -= 1
+            if self._users == 0:
+                for limits in reversed(self._limits):
+                    limits.restore_original_limits()
+
+
+_blas_limit = _BlasLimit()
 
 
 @contextmanager
 def limit_blas() -> Iterator[None]:
-    """Keep BLAS to one thread: its sums then have one order, and the blocks have the cores.
+    """Limit BLAS to one thread: it then adds in one order, and the cores are left to the blocks.
 
-    The limit is the process's, so the last of several concurrent searches lifts it, not the first.
+    The limit holds for the process. It is lifted when the last of several concurrent users leaves.
     """
-    with _BLAS_LOCK:
-        if _BLAS["users"] == 0:
-            found = ThreadpoolController()
-            # a BLAS of OpenMP takes its host's threads along: those are put back as they were
-            _BLAS["limits"] = [
-                found.select(user_api=kind).limit(limits=limit)
-                for kind, limit in (("openmp", None), ("blas", 1))
-            ]
-        _BLAS["users"] += 1
+    _blas_limit.enter()
     try:
         yield
     finally:
-        with _BLAS_LOCK:
-            _BLAS["users"] -= 1
-            if _BLAS["users"] == 0:
-                for limits in reversed(_BLAS["limits"]):
-                    limits.restore_original_limits()
-
-
-def list_blocks(start: int, stop: int, size: int = BLOCK) -> list[slice]:
-    return [slice(low, min(low + size, stop)) for low in range(start, stop, size)]
+        _blas_limit.leave()

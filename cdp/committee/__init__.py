@@ -1,4 +1,4 @@
-"""The committee: candidate pairs of N + 1 views, their features and their votes."""
+"""The committee: candidate pairs of N + 1 views, their votes and their features."""
 
 from cdp.committee.features import (
     VARIANTS,

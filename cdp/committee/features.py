@@ -1,16 +1,17 @@
-"""A base and its committee look at pairs: candidate pairs, their features, their votes.
+"""Pair features: cosines, neighbour ranks and graph overlap of a pair in N + 1 views.
 
 The contract:
 - Views are (n, d_v) embeddings of the same n rows; d_v may differ. `graphs[0]` and `views[0]` are
   the base, the others the N committee members, in one order everywhere.
-- A view or a graph may be given as a function that loads it. One view and one graph are looked at
-  at a time, so peak memory is those of one view, and the features asked for.
+- A view or a graph may be given as a function that loads it. One view and one graph are held at a
+  time, so peak memory is those of one view, and the features.
 - Features are float32 and their order is that of `name_features`. Any part of the pairs, in any
   process, with any number of threads, gets the same bits.
 - "Edge" means: either row is among the other's k neighbours.
 
-Source: paper section 3.3 (`paper`), the authors' code (`released`), ours (`extended`: `paper`
-and the structure around the pair in every view, which tells a look-alike from a sibling).
+Source: paper section 3.3 (`paper`), the authors' code (`released`), ours (`extended`: `paper`, the
+overlap of the neighbour lists in every view, which separates a look-alike from a second image of
+the identity, and the cosine after within-class covariance normalisation).
 """
 
 from __future__ import annotations
@@ -24,14 +25,14 @@ from numba import njit
 
 from cdp.arrays.cosine import dot_rows, make_unit
 from cdp.arrays.threads import count_threads
-from cdp.committee.pairs import Graph, View, load_graph
 from cdp.errors import ConfigError, DataError
-from cdp.types import PairTable
+from cdp.types import Graph, PairTable, View, load_graph, load_view
 
 VARIANTS = ("paper", "released", "extended")
 
 _BLOCK = 1 << 16
 
+_PER_MEMBER = {"relationship": ("relationship",)}
 _PER_VIEW = {
     "affinity": ("affinity",),
     "distribution": ("mean_source", "variance_source", "mean_target", "variance_target"),
@@ -39,15 +40,16 @@ _PER_VIEW = {
     "overlap": ("neighbour_overlap",),
     "shares": ("common_share", "rank_share_in_source", "rank_share_in_target"),
 }
+_PER_PAIR = {"wccn": ("wccn_cosine",)}
 _GROUPS = {
-    "paper": ("affinity", "distribution"),
-    "released": ("affinity", "common"),
-    "extended": ("affinity", "distribution", "overlap", "shares"),
+    "paper": ("relationship", "affinity", "distribution"),
+    "released": ("relationship", "affinity", "common"),
+    "extended": ("relationship", "affinity", "distribution", "overlap", "shares", "wccn"),
 }
 
 
 def name_features(member_count: int, variant: str = "paper") -> list[str]:
-    """Name the columns of `describe_pairs`; the number after the last underscore is the view.
+    """Name the columns of `describe_pairs`, in order; the number at the end is the view.
 
     Parameters
     ----------
@@ -58,11 +60,12 @@ def name_features(member_count: int, variant: str = "paper") -> list[str]:
           population variance of the cosines from the source to its neighbours, and of the target.
         - "released", 3N + 2: `relationship`, `affinity`, and `common_neighbours` of views 0 .. N
           (how many rows are neighbours of both).
-        - "extended", 10N + 9: all of "paper", `neighbour_overlap` (common over united neighbours,
-          in [0, 1]), and in shares of k, for each view, `common_share` (rows that are neighbours of
-          both), and the rank of the target among the source's neighbours and of the source among
-          the target's (0 nearest; 1 where absent). Shares, so that what is learnt at one k holds at
-          another (`cdp.mediator.curriculum`).
+        - "extended", 10N + 10: all of "paper"; for each view `neighbour_overlap` (common over
+          united neighbours, in [0, 1]); for each view, in shares of k, `common_share` (rows that
+          are neighbours of both) and the rank of the target among the source's neighbours and of
+          the source among the target's (0 nearest; 1 where absent), so that a mediator trained at
+          one k serves at another (`cdp.mediator.curriculum`); and once `wccn_cosine`, the cosine
+          over all views after whitening (`cdp.committee.wccn`).
 
     Raises
     ------
@@ -73,15 +76,19 @@ def name_features(member_count: int, variant: str = "paper") -> list[str]:
         raise ConfigError(f"feature variant must be one of {', '.join(VARIANTS)}, got {variant!r}")
     if member_count < 0:
         raise ConfigError(f"the committee must have 0 or more members, got {member_count}")
-    names = [f"relationship_{member}" for member in range(1, member_count + 1)]
+    names: list[str] = []
     for group in _GROUPS[variant]:
-        for view in range(member_count + 1):
-            names += [f"{name}_{view}" for name in _PER_VIEW[group]]
+        if group in _PER_PAIR:
+            names += _PER_PAIR[group]
+            continue
+        columns = _PER_VIEW[group] if group in _PER_VIEW else _PER_MEMBER[group]
+        for view in range(0 if group in _PER_VIEW else 1, member_count + 1):
+            names += [f"{name}_{view}" for name in columns]
     return names
 
 
 def count_features(member_count: int, variant: str = "paper") -> int:
-    """Count the columns of `describe_pairs`: 6N + 5, 3N + 2 or 10N + 9. Errors as there."""
+    """Count the columns of `describe_pairs`: 6N + 5, 3N + 2 or 10N + 10. Errors as there."""
     return len(name_features(member_count, variant))
 
 
@@ -93,10 +100,11 @@ def describe_pairs(
     variant: str = "paper",
     rows: slice | None = None,
     affinity: np.ndarray | None = None,
+    wccn: np.ndarray | None = None,
     threads: int | None = None,
     out: np.ndarray | None = None,
 ) -> np.ndarray:
-    """Describe pairs to the mediator.
+    """Compute the features of pairs.
 
     Parameters
     ----------
@@ -107,6 +115,8 @@ def describe_pairs(
     rows : describe only this contiguous slice of the pairs.
     affinity : (len(pairs), N + 1) float32 from `measure_affinity`, memory-mapped perhaps: with it
         the pairs can be described block by block without reading a view again.
+    wccn : (len(pairs),) float32, the cosine of each pair after whitening, from `Wccn.measure` or
+        `cdp.committee.wccn.measure_cosines`; "extended" needs it, the others have no such column.
     threads : at most so many; None: all cores. Never changes the result.
     out : (m, F) float32 array to fill and return.
 
@@ -119,7 +129,8 @@ def describe_pairs(
     ConfigError
         Unknown variant.
     DataError
-        Views, graphs and pairs do not belong together, or a view holds a bad vector.
+        Views, graphs and pairs do not belong together, a view holds a bad vector, or `wccn` is
+        missing or not wanted.
     """
     names = name_features(len(graphs) - 1, variant)
     if affinity is None and len(views) != len(graphs):
@@ -128,6 +139,7 @@ def describe_pairs(
         raise DataError(
             f"affinity must have shape {(len(pairs), len(graphs))}, got {affinity.shape}"
         )
+    _check_wccn(wccn, len(pairs), variant)
     part = rows or slice(None)
     source, target = pairs.source[part], pairs.target[part]
     shape = (len(source), len(names))
@@ -165,6 +177,8 @@ def describe_pairs(
         if (places >= 0).any():
             mean, variance = _summarise(graph.neighbour, graph.similarity)
             _describe(graph.neighbour, mean, variance, source, target, places, out, workers)
+    if wccn is not None:
+        out[:, column["wccn_cosine"]] = wccn[part]
     return out
 
 
@@ -197,9 +211,20 @@ def measure_affinity(
     return result
 
 
+def _check_wccn(wccn: np.ndarray | None, count: int, variant: str) -> None:
+    wanted = "wccn" in _GROUPS[variant]
+    if wanted and (wccn is None or wccn.shape != (count,)):
+        raise DataError(
+            f"the features {variant!r} contain the cosine after whitening: give wccn of shape "
+            f"({count},), one a pair, got {None if wccn is None else wccn.shape}"
+        )
+    if wccn is not None and not wanted:
+        raise DataError(f"the features {variant!r} have no column for wccn; leave it out")
+
+
 def _load_view(view: View, count: int | None, number: int) -> np.ndarray:
     try:
-        unit, _ = make_unit(view() if callable(view) else view)
+        unit, _ = make_unit(load_view(view))
     except DataError as error:
         raise DataError(f"view {number}: {error}") from error
     if count is not None and len(unit) != count:

@@ -1,4 +1,4 @@
-"""Candidate pairs: the edges of the kNN graphs, how many lists contain each, and votes.
+"""Candidate pairs: the edges of the k-NN graphs, how many lists contain each, and votes.
 
 The contract:
 - `graphs[0]` is the base's, the others are the N committee members', in one order everywhere.
@@ -10,24 +10,20 @@ Source: paper section 3.3; pairs of all graphs are ours.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from numba import njit
 
 from cdp.errors import ConfigError, DataError
-from cdp.types import KnnGraph, PairTable
+from cdp.types import Graph, PairTable, load_graph
 
 CANDIDATES = ("base", "all")
 
-View = np.ndarray | Callable[[], np.ndarray]
-Graph = KnnGraph | Callable[[], KnnGraph]
-
 
 def choose_candidates(method: str) -> str:
-    """The `candidates` that go with a method: all with "extended" features, the base, as published,
-    with others."""
+    """The default `candidates` of a method: "all" with "extended" features, else "base" (paper)."""
     return "all" if method == "extended" else "base"
 
 
@@ -46,7 +42,7 @@ def make_pairs(
     Returns
     -------
     PairTable
-        Unordered, unique, no row with itself; listings are counted over all graphs.
+        Unordered, unique, no row with itself; `listings` counts the lists of all graphs.
 
     Raises
     ------
@@ -92,10 +88,6 @@ def vote_pairs(graphs: Sequence[Graph], pairs: PairTable) -> np.ndarray:
     for graph in graphs[1:]:
         _add_votes(load_graph(graph).neighbour, pairs.source, pairs.target, votes)
     return votes
-
-
-def load_graph(graph: Graph) -> KnnGraph:
-    return graph if isinstance(graph, KnnGraph) else graph()
 
 
 @njit(cache=True, nogil=True)

@@ -1,27 +1,29 @@
-"""All views of an image as one vector, in directions that tell labelled people apart.
+"""Within-class covariance normalisation (WCCN) of the concatenated views.
 
-A network trained on large sharp faces spends much of its vector on what changes between two images
-of a person seen from afar: blur, size, pose. Labelled people show these directions: what differs
-within a person is noise. Divided by its spread, the cosine of two images says more, the more so the
-weaker the view (average precision of candidate pairs at 16 px, on one poor network: .28 before, .65
-after). The mediator gets this cosine as one more input.
+The views of an image are joined into one vector and reduced to their principal axes. The
+covariance within identities, estimated on the labelled rows, is noise: in small images blur, size
+and pose dominate it. After whitening by it the cosine of two images separates identities better,
+the more so the weaker the view (average precision of candidate pairs at 16 px, one weak network:
+.28 before, .65 after). The cosine is one more feature of a pair (`wccn_cosine`, see
+`cdp.committee.features`).
 
 The contract:
-- Enters: the views of labelled rows and who they show; unlabelled rows beside them say where the
-  whole set spreads. Leaves: a `Wccn`, which takes any rows of the same views to
-  coordinates, and pairs of rows to cosines.
-- Noise learnt from a person makes that person look more alike than strangers will. So people are
-  dealt into folds, and a labelled row is compared by what the other folds taught.
-- One view is looked at at a time; beside it stand `AXES` float32 a row. The same bits whatever the
+- Enters: the views of labelled rows and their identities; unlabelled rows may join the estimate of
+  the principal axes. Leaves: a `Wccn`, which maps rows of the same views to coordinates and pairs
+  of rows to cosines.
+- A covariance fitted on an identity makes its own pairs look more alike than those of a new
+  identity. So identities are dealt into folds, and a labelled row is whitened by a covariance
+  fitted without its fold.
+- One view is held at a time; beside it stand `AXES` float32 a row. The same bits whatever the
   number of threads.
 
 Source: within-class covariance normalisation (Hatch et al. 2006), shrunk towards a sphere, after
-principal axes. Giving it to the mediator by folds is ours.
+principal axes. Fitting it by folds for a pair feature is ours.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 
@@ -31,25 +33,25 @@ from cdp.arrays.cosine import make_unit
 from cdp.arrays.scratch import allocate
 from cdp.arrays.threads import BLOCK, count_threads, limit_blas, list_blocks
 from cdp.errors import DataError
-from cdp.types import PairTable
-
-View = np.ndarray | Callable[[], np.ndarray]
+from cdp.types import PairTable, View, load_view
 
 AXES = 128
 """Coordinates of a row; fewer where all views together have fewer dimensions."""
 FOLDS = 5
 _SHRINKAGE = 0.5
+"""Weight of the sphere in the covariance within identities."""
 _SAMPLE = 16384
+"""Rows of a view, about, that its principal axes are estimated on."""
 
 
 @dataclass(frozen=True)
 class Wccn:
-    """Views to coordinates, and coordinates to cosines.
+    """A fitted normalisation: views to coordinates, coordinates to whitened rows and cosines.
 
     offset : (p,) float32. axes : one (d_v, p) float32 a view. A row's coordinates are the sum over
         the views of its unit vectors times the axes, less the offset.
-    whitening : (folds + 1, p, p) float32; number f learnt nothing of the people of fold f, the last
-        learnt of all.
+    whitening : (folds + 1, p, p) float32; number f is fitted without the identities of fold f, the
+        last on all.
     """
 
     offset: np.ndarray
@@ -77,7 +79,7 @@ class Wccn:
             raise DataError(f"expected {len(self.axes)} views, got {len(views)}")
         out: np.ndarray | None = None
         for number, (view, axes) in enumerate(zip(views, self.axes, strict=True)):
-            unit, _ = make_unit(view() if callable(view) else view)
+            unit, _ = make_unit(load_view(view))
             if unit.shape[1] != len(axes) or (out is not None and len(unit) != len(out)):
                 rows = len(unit) if out is None else len(out)
                 raise DataError(
@@ -93,12 +95,12 @@ class Wccn:
     def whiten(
         self, coordinates: np.ndarray, number: int = -1, *, threads: int | None = None
     ) -> np.ndarray:
-        """Rows in which what differs within a person spreads alike in all directions.
+        """Whiten rows: the covariance within identities becomes (nearly) a sphere.
 
         Parameters
         ----------
         coordinates : (n, p) float32, from `project`.
-        number : the fold whose people have taught nothing; -1: all have.
+        number : the fold left out of the fit; -1: none.
 
         Returns
         -------
@@ -120,14 +122,14 @@ class Wccn:
         *,
         threads: int | None = None,
     ) -> np.ndarray:
-        """The cosine of each pair of evened-out rows, by what other people than theirs taught.
+        """The cosine of each labelled pair after whitening fitted without its identities.
 
         Parameters
         ----------
         coordinates : (n, p) float32, from `project`.
         pairs : of their rows.
-        fold : (n,) int, the fold of each labelled row's person, -1 for a row nobody learnt from. A
-            pair of two folds gets the mean of what either leaves.
+        fold : (n,) int, the fold of each row's identity, -1 for a row outside the fit. A pair of
+            two folds gets the mean of the cosines without either.
 
         Returns
         -------
@@ -148,21 +150,24 @@ class Wccn:
 
     def state(self) -> dict[str, np.ndarray]:
         """Everything needed to restore it, as arrays alone."""
-        axes = {f"wccn_axes_{number}": each for number, each in enumerate(self.axes)}
-        return {
-            **axes,
-            "wccn_offset": self.offset,
-            "wccn_whitening": self.whitening,
-        }
+        axes = {f"axes_{number}": each for number, each in enumerate(self.axes)}
+        return {**axes, "offset": self.offset, "whitening": self.whitening}
 
     @classmethod
-    def from_state(cls, state: dict[str, np.ndarray]) -> Wccn | None:
-        """The inverse of `state`; None where the state holds no wccn."""
-        if "wccn_offset" not in state:
-            return None
-        count = sum(name.startswith("wccn_axes_") for name in state)
-        axes = tuple(state[f"wccn_axes_{number}"] for number in range(count))
-        return cls(state["wccn_offset"], axes, state["wccn_whitening"])
+    def from_state(cls, state: dict[str, np.ndarray]) -> Wccn:
+        """The inverse of `state`.
+
+        Raises
+        ------
+        DataError
+            Something is missing: the arrays are not those of a `Wccn`.
+        """
+        lacking = [name for name in ("axes_0", "offset", "whitening") if name not in state]
+        if lacking:
+            raise DataError(f"expected the state of a Wccn, but it lacks {', '.join(lacking)}")
+        count = sum(name.startswith("axes_") for name in state)
+        axes = tuple(state[f"axes_{number}"] for number in range(count))
+        return cls(state["offset"], axes, state["whitening"])
 
 
 def measure_cosines(rows: np.ndarray, pairs: PairTable) -> np.ndarray:
@@ -181,21 +186,21 @@ def fit_wccn(
     seed: int = 0,
     threads: int | None = None,
 ) -> tuple[Wccn, np.ndarray]:
-    """Learn the directions from labelled people.
+    """Estimate principal axes and the covariance within identities.
 
     Parameters
     ----------
     views : one (n, d_v) array a model over the labelled rows, or a function that loads it.
     identity : (n,) integers.
-    around : the same models over more rows, the unlabelled among them, for where the set spreads;
-        None: the labelled rows alone.
-    seed : deals people into folds.
+    around : the same models over labelled and unlabelled rows, for the principal axes; None: the
+        labelled rows alone.
+    seed : deals identities into folds.
     threads : at most so many; None: all cores. Never changes the result.
 
     Returns
     -------
     Wccn
-    fold : (n,) int64, the fold of each row's person, for `Wccn.measure`.
+    fold : (n,) int64, the fold of each row's identity, for `Wccn.measure`.
 
     Raises
     ------
@@ -203,20 +208,20 @@ def fit_wccn(
         A bad vector, or views of different lengths.
     """
     offset, axes = _find_axes(around or views)
-    people, person = np.unique(identity, return_inverse=True)
-    folds = min(FOLDS, max(len(people), 1))
+    known, number = np.unique(identity, return_inverse=True)
+    folds = min(FOLDS, max(len(known), 1))
     random = np.random.default_rng([seed, 0x64697363])
-    fold = (random.permutation(len(people)) % folds)[person]
+    fold = (random.permutation(len(known)) % folds)[number]
     blank = np.zeros((1, len(offset), len(offset)), np.float32)
     found = Wccn(offset, axes, blank)
     coordinates = np.asarray(found.project(views, threads=threads))
     with limit_blas():
         scatter = np.stack(
-            [_scatter_within(coordinates[fold == each], person[fold == each])
+            [_scatter_within(coordinates[fold == each], number[fold == each])
              for each in range(folds)]
         )  # fmt: skip
         degrees = np.array(
-            [(fold == each).sum() - len(np.unique(person[fold == each])) for each in range(folds)]
+            [(fold == each).sum() - len(np.unique(number[fold == each])) for each in range(folds)]
         )
         whitening = [
             _whiten(scatter.sum(0) - scatter[each], int(degrees.sum() - degrees[each]))
@@ -227,10 +232,10 @@ def fit_wccn(
 
 
 def _find_axes(views: Sequence[View]) -> tuple[np.ndarray, tuple[np.ndarray, ...]]:
-    """The principal axes of all views side by side, each view first cut to its own."""
+    """The principal axes of the concatenated views, each view first reduced to its own axes."""
     means, bases, reduced = [], [], []
     for view in views:
-        loaded = view() if callable(view) else view
+        loaded = load_view(view)
         unit, _ = make_unit(loaded[:: max(len(loaded) // _SAMPLE, 1)])
         with limit_blas():
             mean = unit.mean(0, dtype=np.float64)
@@ -259,12 +264,12 @@ def _list_axes(centred: np.ndarray) -> np.ndarray:
     return np.ascontiguousarray(axes * np.where(largest < 0, -1, 1), np.float32)
 
 
-def _scatter_within(coordinates: np.ndarray, person: np.ndarray) -> np.ndarray:
-    """(p, p) float64, the sum over the rows of what differs from their person's mean."""
+def _scatter_within(coordinates: np.ndarray, identity: np.ndarray) -> np.ndarray:
+    """(p, p) float64, the scatter matrix of the rows about the mean of their identity."""
     width = coordinates.shape[1]
     if not len(coordinates):
         return np.zeros((width, width))
-    _, group = np.unique(person, return_inverse=True)
+    _, group = np.unique(identity, return_inverse=True)
     mean = np.zeros((int(group.max()) + 1, width))
     np.add.at(mean, group, coordinates)
     mean /= np.bincount(group)[:, None]
@@ -273,11 +278,11 @@ def _scatter_within(coordinates: np.ndarray, person: np.ndarray) -> np.ndarray:
 
 
 def _whiten(scatter: np.ndarray, degrees: int) -> np.ndarray:
-    """(p, p) float32 that takes what differs within a person to equal spread in all directions."""
+    """(p, p) float32, a root of the inverse of the shrunk covariance within identities."""
     width = len(scatter)
     within = scatter / max(degrees, 1)
     spread = np.trace(within) / width
-    if spread <= 0:  # nobody has two images: nothing is known, all directions count alike
+    if spread <= 0:  # no identity has two images, so there is no covariance to estimate
         return np.eye(width, dtype=np.float32)
     sphere = np.eye(width)
     within = (1 - _SHRINKAGE) * within / spread + _SHRINKAGE * sphere

@@ -1,4 +1,4 @@
-"""Two faces into one that is nobody's: more faces to ask a teacher about.
+"""Blends of two faces into one: further images for distillation.
 
 The contract:
 - Faces aligned to the same template go in, one face of the same frame comes out: one laid over the
@@ -6,7 +6,7 @@ The contract:
   first, and the blend stretched a little.
 - A blend is a face: it can be blended again.
 - A blend is a function of its two faces and its seed; the batch plays no part.
-- A blend has no identity and no label. What it is good for is another model's opinion of it.
+- A blend has no identity and no label. It is used with a teacher's vector of it.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ import numpy as np
 from cdp.errors import DataError
 
 _STRETCHED_SHARE = 0.5
-"""Of the blends are stretched: other proportions, another person to the eye of a teacher."""
+"""Share of the blends that are stretched: to a teacher, other proportions are another identity."""
 _SEAM_SHARE = 0.5
-"""Of the blends are joined along a seam; the others are morphs."""
+"""Share of the blends that are joined along a seam; the others are morphs."""
 _LEVEL_SHARE = 0.8
-"""Of the seams lie about level; the others anywhere."""
+"""Share of the seams that lie about level; the others have any direction."""
 
 
 def blend_faces(first: np.ndarray, second: np.ndarray, seeds: np.ndarray) -> np.ndarray:
@@ -47,9 +47,9 @@ def blend_faces(first: np.ndarray, second: np.ndarray, seeds: np.ndarray) -> np.
 
     Notes
     -----
-    Ours, after mixup (Zhang et al. 2018) and the patient teacher of Beyer et al. 2022, who is asked
-    about the mixed image itself. The embedding of a morph is not the mean of the two embeddings: on
-    LFW their cosine is .59.
+    Ours, after mixup (Zhang et al. 2018) and Beyer et al. 2022, whose teacher embeds the mixed
+    image itself. The embedding of a morph is not the mean of the two embeddings: on LFW their
+    cosine is .59.
     """
     if first.shape != second.shape or len(seeds) != len(first) or first.dtype != np.uint8:
         raise DataError(
@@ -71,7 +71,7 @@ def blend_faces(first: np.ndarray, second: np.ndarray, seeds: np.ndarray) -> np.
 
 
 def _draw_share(rng: np.random.Generator, side: int) -> np.ndarray:
-    """How much of the first face is seen where; (s, s, 1) or (1, 1, 1) float32 in [0, 1]."""
+    """The weight of the first face at each pixel; (s, s, 1) or (1, 1, 1) float32 in [0, 1]."""
     if rng.random() >= _SEAM_SHARE:
         return np.full((1, 1, 1), rng.uniform(0.3, 0.7), np.float32)
     if rng.random() < _LEVEL_SHARE:

@@ -1,8 +1,8 @@
 """Bytes of an image file to an array of RGB pixels, or a short reason why not.
 
 The contract:
-- What enters is untrusted: any bytes at all. What leaves is uint8 (h, w, 3) RGB, upright, or a
-  `DataError` whose message is short enough to be a cell of the `rejected` table.
+- Input is untrusted: any bytes at all. Output is uint8 (h, w, 3) RGB, upright, or a `DataError`
+  whose message is short enough to be a cell of the `rejected` table.
 - The size is checked on the header, before a pixel is decoded, so a decompression bomb costs
   nothing.
 - Only the formats below are tried: others of Pillow's would run a program (EPS: Ghostscript) or

@@ -1,8 +1,8 @@
-"""Sharp faces to the faces a camera far away delivers: small, blurred, noisy, covered.
+"""Degradation of sharp faces to those of a distant camera: small, blurred, noisy, covered.
 
 The contract:
-- What enters is uint8 (b, s, s, 3); what leaves is float32 (b, 3, size_px, size_px) in [-1, 1],
-  what a backbone reads. On the CPU or the GPU, wherever the images lie.
+- Input is uint8 (b, s, s, 3), output float32 (b, 3, size_px, size_px) in [-1, 1], as a backbone
+  reads it, on the device of the images.
 - A sample's result depends on its own pixels and its own seed alone, never on the batch around it:
   each random number is a hash (SplitMix64) of the seed and a counter. No generator, no state.
 - Everything is linear algebra over the batch. Jitter, blur, down-sampling and up-sampling are
@@ -29,9 +29,9 @@ Range = tuple[float, float]
 
 @dataclass(frozen=True)
 class Degradation:
-    """What can happen to a face, how often (`_rate`, a probability) and how hard (a range).
+    """The kinds of damage to a face: the probability of each (`_rate`) and a range of strength.
 
-    The defaults leave a face alone. Every strength is uniform on its range.
+    The defaults leave a face as it is. Every strength is uniform on its range.
     """
 
     jitter_rate: float = 0.0
@@ -529,7 +529,7 @@ def _resize(pixels: Tensor, size_px: int) -> Tensor:
 
 
 def reduce_faces(images: np.ndarray, size_px: int, *, block: int = 1024) -> np.ndarray:
-    """Reduce faces to a smaller side, each new pixel the mean of what it covers.
+    """Reduce faces to a smaller side, each new pixel the mean of the area it covers.
 
     Parameters
     ----------

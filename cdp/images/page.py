@@ -1,8 +1,8 @@
 """Rows of pictures on one page, each with its name.
 
 The contract:
-- What enters is uint8 (n, p, p, 3) RGB a row; what leaves is one uint8 (h, w, 3) RGB picture.
-- Pixels are magnified by whole numbers, without smoothing: a page shows what a network is shown.
+- Input is uint8 (n, p, p, 3) RGB a row, output one uint8 (h, w, 3) RGB picture.
+- Pixels are magnified by whole numbers, without smoothing: a page shows a network's pixels.
 """
 
 from __future__ import annotations

@@ -1,14 +1,14 @@
-"""All pairs compared, most of them by a bound alone: the exact k nearest neighbours.
+"""Exact k nearest neighbours: an upper bound rules out most pairs, the others are compared in full.
 
 The contract:
 - Enters: unit float32 rows. Leaves: each row's k nearest by cosine, exactly, ties by smaller row;
   the same bits for any number of threads and any partition of the rows.
 
 cos(x, y) <= <x', y'> + |x - x'| |y - y'|, where x' is x projected on the strongest principal axes.
-A small matrix product over few axes, the residual lengths as one axis more, bounds all pairs; only
-pairs whose bound reaches a row's k-th best are compared in full. Neighbours found among rows near
-the same pivots give that k-th best a high start. (Ours; the bound is Cauchy-Schwarz. Where it would
-not pay, all axes are taken and it is a plain blocked search.)
+One matrix product over few axes, the residual lengths as one axis more, bounds all pairs; only
+pairs whose bound reaches a row's k-th best are compared in full. Candidates of the same pivots give
+a high k-th best to start from. (Ours; the bound is Cauchy-Schwarz. Where it would not pay, all axes
+are taken and it is a plain blocked search.)
 """
 
 from __future__ import annotations
@@ -20,43 +20,65 @@ from typing import Any
 import numpy as np
 from numba import njit
 
-from cdp.arrays.cosine import dot_rows, insert
+from cdp.arrays.cosine import dot_rows, insert_neighbour
 from cdp.arrays.threads import limit_blas, list_blocks
-from cdp.knn.pivots import find_axes, group_rows, project_rows, propose_near_pivots
+from cdp.knn.pivots import (
+    PIVOT_AXES,
+    find_axes,
+    group_rows,
+    project_rows,
+    propose_near_pivots,
+)
 from cdp.types import UNLABELLED
 
-NEAREST_PIVOTS = 8
+_PIVOTS_A_ROW = 8
+"""Nearest pivots searched for first candidates: few, since all pairs are bounded afterwards."""
 _BOUND_SLACK = 1e-5
-_GEMM_SECONDS = 2 / 70e9
+"""Above the float32 rounding of the bound, so that it rules out no true neighbour."""
+_PRODUCT_SECONDS = 2 / 70e9
 _COMPARE_SECONDS = 0.3e-9
+"""Time of a pair per axis in the matrix product, and per dimension when compared in full: the
+speeds of one x86-64 core. They choose the number of axes, on which only the time depends."""
+_AXIS_COUNTS = {16, 32, 48, 64, 96, 128, 192, 256, 384}
+_LANE = 64
+"""Bounds tested at once, in vector registers, before any pair among them is looked at."""
+_SAMPLED_ROWS = 2048
+"""Rows on which the share of pairs is measured that a number of axes does not rule out."""
 
 
 def prepare_exact(unit: np.ndarray, width: int, workers: int) -> tuple[np.ndarray, np.ndarray]:
-    """Candidates that are mostly right, and the principal axes worth bounding with."""
-    count, dimension = unit.shape
+    """Candidates that are mostly right, (n, width), and the (d, p) principal axes of the bound."""
+    count = len(unit)
     with limit_blas(), ThreadPoolExecutor(workers) as pool:
         axes = find_axes(unit)
-        short = project_rows(unit, axes[:, : min(64, dimension)], pool)
-        candidate = propose_near_pivots(group_rows(short, NEAREST_PIVOTS, pool), short, width, pool)
+        projected = project_rows(unit, axes[:, :PIVOT_AXES], pool)
+        groups = group_rows(projected, _PIVOTS_A_ROW, pool)
+        candidate = propose_near_pivots(groups, projected, width, pool)
         floor = np.empty(count, np.float32)
 
         def begin(part: slice) -> None:
             _find_floor(unit, candidate, part.start, floor[part])
 
         list(pool.map(begin, list_blocks(0, count)))
-    chosen = np.arange(0, count, max(count // 2048, 1))
-    rows, columns = chosen[::4], chosen
+    return candidate, np.ascontiguousarray(axes[:, : _choose_axis_count(unit, axes, floor)])
+
+
+def _choose_axis_count(unit: np.ndarray, axes: np.ndarray, floor: np.ndarray) -> int:
+    """The number of axes with the least expected time, by a sample of pairs."""
+    count, dimension = unit.shape
+    columns = np.arange(0, count, max(count // _SAMPLED_ROWS, 1))
+    rows = columns[::4]
     least = np.minimum(floor[rows][:, None], floor[columns][None]) - _BOUND_SLACK
     best_cost, best = np.inf, dimension
-    for size in sorted({16, 32, 48, 64, 96, 128, 192, 256, 384, dimension}):
+    for size in sorted({*_AXIS_COUNTS, dimension}):
         if size > dimension:
             break
         one, other = (_bound(unit[part], axes[:, :size]) for part in (rows, columns))
         share = float((one @ other.T >= least).mean())
-        cost = size * _GEMM_SECONDS + share * dimension * _COMPARE_SECONDS
+        cost = size * _PRODUCT_SECONDS + share * dimension * _COMPARE_SECONDS
         if cost < best_cost:
             best_cost, best = cost, size
-    return candidate, np.ascontiguousarray(axes[:, :best])
+    return best
 
 
 def search_exact(
@@ -69,7 +91,10 @@ def search_exact(
     similarity: np.ndarray,
     pool: ThreadPoolExecutor,
 ) -> None:
-    """Exact neighbours of `rows`; where they are all rows, each block pair is looked at once."""
+    """Write the exact neighbours of `rows`; of all rows, each pair of blocks is compared once.
+
+    candidate, axes : from `prepare_exact`. neighbour, similarity : (rows, >= width), filled.
+    """
     count = len(unit)
     bound = np.empty((count, axes.shape[1] + 1), np.float32)
 
@@ -130,12 +155,12 @@ def _bound(unit: np.ndarray, axes: np.ndarray) -> np.ndarray:
 
 @njit(cache=True, nogil=True)
 def scan_all(vectors: Any, start: int, nearest: Any, best: Any) -> None:
-    """Compare every pair in full: the plain search, for few rows."""
+    """Compare every pair in full: the plain search, for few rows; row r lies at r - start."""
     best[:] = -np.inf
     for i in range(len(nearest)):
         for other in range(len(vectors)):
             if other != start + i:
-                insert(nearest[i], best[i], other, dot_rows(vectors, start + i, other))
+                insert_neighbour(nearest[i], best[i], other, dot_rows(vectors, start + i, other))
 
 
 @njit(cache=True, nogil=True)
@@ -153,6 +178,7 @@ def _find_floor(vectors: Any, candidate: Any, start: int, floor: Any) -> None:
 
 @njit(cache=True, nogil=True, fastmath=True)
 def _reaches(ceiling: Any, level: Any, low: int, high: int, own: Any) -> Any:
+    """Whether any bound of columns low .. high - 1 reaches the row's or the column's level."""
     reach = np.float32(-4)
     for j in range(low, high):
         reach = max(reach, ceiling[j] - min(level[j], own))
@@ -190,8 +216,8 @@ def _compare(
         if own < -3:
             own = np.float32(-3)
         begin = i + 1 if both and first == second else 0
-        for low in range(begin, span, 64):
-            high = min(low + 64, span)
+        for low in range(begin, span, _LANE):
+            high = min(low + _LANE, span)
             if not _reaches(ceiling[i], level, low, high, own):
                 continue
             for j in range(low, high):
@@ -199,9 +225,9 @@ def _compare(
                     continue
                 value = dot_rows(vectors, row, second + j)
                 if value >= own:
-                    insert(nearest[at], best[at], second + j, value)
+                    insert_neighbour(nearest[at], best[at], second + j, value)
                     own = max(floor[at], best[at, -1]) - slack
                 if both and value >= level[j]:
                     other = second + j - offset
-                    insert(nearest[other], best[other], row, value)
+                    insert_neighbour(nearest[other], best[other], row, value)
                     level[j] = max(floor[other], best[other, -1]) - slack

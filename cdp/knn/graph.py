@@ -1,4 +1,7 @@
-"""kNN graphs in one call: one view or several, and the recall of an approximate graph."""
+"""kNN graphs in one call, for one view or several, and the recall of an approximate graph.
+
+The contract: that of `cdp.knn.index`, whose index is built and queried here at once.
+"""
 
 from __future__ import annotations
 
@@ -32,7 +35,7 @@ def build_knn_graph(
     k : neighbours a row, at least 1. Where n - 1 < k the rest of a row is padding (-1).
     backend : "nmslib" (HNSW), "faiss" (an inverted file above `exact_limit` rows) or "exact".
     seed : of the inverted file's centroids and of the sample that sets efSearch.
-    threads : at most so many; None: all cores this process may use. Never changes the result.
+    threads : at most so many; None: all cores this process may use. The result is the same.
     settings : nmslib: exact_limit, M, efConstruction, efSearch (0: found by a sample), post.
         faiss: exact_limit, nlist (0: 4 sqrt(n)), nprobe.
 
@@ -64,14 +67,14 @@ def build_knn_graphs(
 ) -> list[KnnGraph]:
     """Build the graph of each view; with nmslib, a view for every two threads at once.
 
-    A view may be a function that loads its array. Each graph equals `build_knn_graph` of its view.
-    Parameters and errors as there.
+    Parameters and errors are those of `build_knn_graph`, and each graph equals that of its view. A
+    view may be a function that loads its array.
     """
     workers = count_threads(threads)
     at_once = min(max(workers // 2, 1), len(views)) if backend == "nmslib" else 1
     limit = settings.get("exact_limit", BACKEND_DEFAULTS.get(backend, {}).get("exact_limit", 0))
     if all(not callable(view) and len(view) <= limit for view in views):
-        at_once = 1  # the exact search uses all threads by itself, and one view's memory
+        at_once = 1  # the exact search uses all threads itself
 
     def build(view: np.ndarray | Callable[[], np.ndarray]) -> KnnGraph:
         vectors = view() if callable(view) else view
@@ -90,7 +93,7 @@ def measure_recall(
     """Share of the true k nearest neighbours that a graph holds, over a seeded sample of rows.
 
     A neighbour counts as true when its cosine reaches that of the exact k-th neighbour (to 1e-6),
-    so that among equally near ones any choice is right. 1.0 where there is nothing to find.
+    so that any choice among equally near ones is right. 1.0 where no row has a neighbour.
     """
     unit, _ = make_unit(vectors)
     if len(graph) != len(unit):

@@ -1,4 +1,4 @@
-"""The k nearest neighbours of every embedding by cosine: nmslib, faiss or exact, one function.
+"""kNN index: built once from all rows, saved, and queried in parts by any process.
 
 The contract:
 - Enters: (n, d) vectors, n and d any, float16/32/64, any strides, memory-mapped or not. A zero
@@ -7,24 +7,12 @@ The contract:
   additions, in float32, descending, ties by smaller neighbour; row i excludes i.
 - The result has the same bits for any number of threads, for the whole or by parts in other
   processes, and for a given seed. `exact` takes no seed.
-- An approximate library proposes candidates, rows near the same pivots add theirs; every candidate,
-  its candidates and whoever proposes the row are then compared exactly. A row always has
-  min(k, n - 1) neighbours.
-- Up to `exact_limit` rows a backend gives the exact graph: for faiss up to 200,000, where comparing
-  all pairs costs no more than an approximate index of recall .99; for nmslib 0, HNSW at any size.
-- faiss and nmslib are imported here and nowhere else, and only when asked for.
-
-How nmslib stays reproducible: its HNSW graph depends on the order of insertion and on a random
-state kept per thread, so each index is built by one fresh thread. Several views are built at once
-to use the other cores (`build_knn_graphs`).
-
-How nmslib is kept fast: its index holds the rows projected on the principal axes that carry all
-but `_LOST_ENERGY` of them, and proposes a few more than k; cosines that decide are taken in full.
-A twentieth of the rows is inserted at random, the others grouped by pivot (`pivots.py`), and all
-are searched in that order, so that they find in the cache what the row before them read.
-How wide it must search differs from set to set, so efSearch is the least of `_WIDTHS` with which a
-seeded sample of rows finds `_TARGET_RECALL` of its true neighbours before they are refined.
-The exact search has a room of its own, `cdp.knn.exact`.
+- An approximate library proposes candidates (`cdp.knn.libraries`), shared pivots propose more
+  (`cdp.knn.pivots`); the candidates, theirs and the rows that have the row as a candidate are then
+  compared in full (`cdp.knn.refine`). A row always has min(k, n - 1) neighbours.
+- Up to `exact_limit` rows a backend gives the exact graph (`cdp.knn.exact`): for faiss up to
+  200,000, where comparing all pairs costs no more than an approximate index of recall .99; for
+  nmslib 0, HNSW at any size.
 """
 
 from __future__ import annotations
@@ -44,21 +32,27 @@ from cdp.arrays.threads import BLOCK, count_threads, limit_blas, list_blocks
 from cdp.errors import ConfigError, DataError
 from cdp.knn.exact import prepare_exact, scan_all, search_exact
 from cdp.knn.libraries import (
-    NEAREST_PIVOTS,
-    SPARE_CANDIDATES,
+    EXTRA_CANDIDATES,
+    PIVOTS_A_ROW,
     import_library,
     propose_faiss,
     propose_nmslib,
 )
-from cdp.knn.pivots import find_axes, group_rows, project_rows, propose_near_pivots
+from cdp.knn.pivots import (
+    PIVOT_AXES,
+    find_axes,
+    group_rows,
+    project_rows,
+    propose_near_pivots,
+)
 from cdp.knn.refine import exchange_candidates, refine_candidates, transpose_candidates
 from cdp.types import UNLABELLED, KnnGraph
 
 BACKENDS = ("nmslib", "faiss", "exact")
 
 EXACT_LIMIT = 200_000
-"""Up to so many rows the exact search needs less time than an HNSW index of recall .99 (measured on
-face-like 256-d embeddings: a third of it at 20,000 rows, about the same at 200,000)."""
+"""Up to so many rows the exact search takes no longer than an HNSW index of recall .99 (on
+face-like 256-d embeddings: a third of its time at 20,000 rows, about the same at 200,000)."""
 
 # nmslib's own post-processing (post=2) costs more than the index and gains nothing here.
 BACKEND_DEFAULTS: dict[str, dict[str, Any]] = {
@@ -73,21 +67,22 @@ BACKEND_DEFAULTS: dict[str, dict[str, Any]] = {
     "exact": {},
 }
 _FEW_ROWS = 2048
+"""Up to so many rows no index is built: a query compares every pair in full."""
 
 
 @dataclass(frozen=True)
 class KnnIndex:
-    """Candidates of each row: all that a part of the graph needs besides the vectors.
+    """Candidates of each row: with the vectors, all that a query of any part needs.
 
     backend : "nmslib", "faiss" or "exact".
     count, dimension : shape of the vectors it was built on.
     k : the most neighbours a query may ask for.
-    unit : the vectors were of unit length, float32 and C-ordered as they came.
-    candidate : (n, c) int32, proposed neighbours, -1 padding; in an exact index they only tell a
-        query how near the k-th neighbour is at least.
-    axes : (d, p) float32, the principal axes an exact query bounds with; (d, 0) in other indexes.
-    order : (n,) int32, the rows in an order that is kind to the cache; empty in an exact index.
-    settings : what it was built with.
+    unit : whether the vectors were unit float32 C-ordered rows as given.
+    candidate : (n, c) int32, proposed neighbours, -1 padding; in an exact index they only bound the
+        similarity of the k-th neighbour from below.
+    axes : (d, p) float32, principal axes for the bound of an exact query; (d, 0) in other indexes.
+    order : (n,) int32, rows grouped by nearest pivot, the order of queries; empty where exact.
+    settings : of the backend, defaults filled in.
     """
 
     backend: str
@@ -154,7 +149,7 @@ def build_index(
     seed: int = 0,
     threads: int | None = None,
 ) -> KnnIndex:
-    """Do the part of the search that needs all rows at once.
+    """Build the index of all rows that `query_index` searches in parts.
 
     Parameters and errors are those of `build_knn_graph`; `k` is the most neighbours that
     `query_index` will be asked for.
@@ -224,6 +219,7 @@ def prepare_index(
     seed: int,
     threads: int | None,
 ) -> tuple[KnnIndex, np.ndarray]:
+    """Build an index; parameters as in `build_index`. Returns the unit rows with it."""
     chosen = _read_settings(backend, k, settings)
     workers = count_threads(threads)
     library = None if backend == "exact" else import_library(backend)
@@ -236,20 +232,20 @@ def prepare_index(
     elif backend == "exact" or count <= chosen["exact_limit"]:
         candidate, axes = prepare_exact(unit, width, workers)
     else:
-        wide = min(width + SPARE_CANDIDATES, count - 1)
+        wide = min(width + EXTRA_CANDIDATES, count - 1)
         with limit_blas(), ThreadPoolExecutor(workers) as pool:
             principal = find_axes(unit)
-            near = project_rows(unit, principal[:, :64], pool)
-            groups = group_rows(near, NEAREST_PIVOTS, pool)
+            projected = project_rows(unit, principal[:, :PIVOT_AXES], pool)
+            groups = group_rows(projected, PIVOTS_A_ROW, pool)
             order = groups.order
             if backend == "nmslib":
-                candidate, beside = propose_nmslib(
-                    library, unit, near, principal, groups, wide, width, chosen, seed, workers
+                candidate, pivot_candidates = propose_nmslib(
+                    library, unit, projected, principal, groups, wide, width, chosen, seed, workers
                 )
             else:
                 candidate = propose_faiss(library, unit, wide, chosen, seed, workers)
-                beside = propose_near_pivots(groups, near, wide, pool)
-            exchange_candidates(unit, candidate, beside, order, order, pool)
+                pivot_candidates = propose_near_pivots(groups, projected, wide, pool)
+            exchange_candidates(unit, candidate, pivot_candidates, order, order, pool)
     index = KnnIndex(backend, count, dimension, int(k), as_is, candidate, axes, order, chosen)
     return index, unit
 
@@ -257,6 +253,7 @@ def prepare_index(
 def search_index(
     index: KnnIndex, unit: np.ndarray, rows: slice, k: int, threads: int | None
 ) -> KnnGraph:
+    """Query an index with the unit rows it was built on; parameters as in `query_index`."""
     if k > index.k or k < 1:
         raise ConfigError(f"the kNN index was built for k in 1 .. {index.k}, got {k}; build again")
     workers = count_threads(threads)
@@ -266,28 +263,41 @@ def search_index(
     width = min(k, index.count - 1)
     if size == 0 or width < 1:
         return KnnGraph(neighbour, similarity)
+    near, best = neighbour[:, :width], similarity[:, :width]
     with limit_blas(), ThreadPoolExecutor(workers) as pool:
         if index.axes.shape[1]:
-            search_exact(
-                unit, index.candidate, index.axes, rows, width, neighbour, similarity, pool
-            )
-            return KnnGraph(neighbour, similarity)
-        near, best = neighbour[:, :width], similarity[:, :width]
-        if not index.candidate.shape[1]:
-
-            def scan(part: slice) -> None:
-                own = slice(part.start - rows.start, part.stop - rows.start)
-                scan_all(unit, part.start, near[own], best[own])
-
-            list(pool.map(scan, list_blocks(rows.start, rows.stop)))
-            return KnnGraph(neighbour, similarity)
-        start_of, member = transpose_candidates(index.candidate)
-        order = index.order[(index.order >= rows.start) & (index.order < rows.stop)]
-
-        def refine(part: slice) -> None:
-            refine_candidates(
-                unit, index.candidate, start_of, member, order[part], rows.start, near, best
-            )
-
-        list(pool.map(refine, list_blocks(0, size, 4 * BLOCK)))
+            search_exact(unit, index.candidate, index.axes, rows, width, near, best, pool)
+        elif not index.candidate.shape[1]:
+            _scan_rows(unit, rows, near, best, pool)
+        else:
+            _refine_rows(index, unit, rows, near, best, pool)
     return KnnGraph(neighbour, similarity)
+
+
+def _scan_rows(
+    unit: np.ndarray, rows: slice, near: np.ndarray, best: np.ndarray, pool: ThreadPoolExecutor
+) -> None:
+    def scan(part: slice) -> None:
+        own = slice(part.start - rows.start, part.stop - rows.start)
+        scan_all(unit, part.start, near[own], best[own])
+
+    list(pool.map(scan, list_blocks(rows.start, rows.stop)))
+
+
+def _refine_rows(
+    index: KnnIndex,
+    unit: np.ndarray,
+    rows: slice,
+    near: np.ndarray,
+    best: np.ndarray,
+    pool: ThreadPoolExecutor,
+) -> None:
+    start_of, member = transpose_candidates(index.candidate)
+    order = index.order[(index.order >= rows.start) & (index.order < rows.stop)]
+
+    def refine(part: slice) -> None:
+        refine_candidates(
+            unit, index.candidate, start_of, member, order[part], rows.start, near, best
+        )
+
+    list(pool.map(refine, list_blocks(0, len(order), 4 * BLOCK)))

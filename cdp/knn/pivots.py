@@ -1,14 +1,14 @@
-"""Rows near the same pivots: candidates for neighbours, and an order that keeps like rows together.
+"""Candidate neighbours by shared pivots, and an order of the rows that groups similar ones.
 
 The contract:
 - Enters: unit float32 rows, projected on their strongest principal axes. Leaves: for each row the
-  nearest of the rows whose nearest pivot is among its own nearest, and an order of the rows in
-  which neighbours mostly lie near each other. The same bits for any number of threads.
+  most similar of the rows whose nearest pivot is among its own nearest ones, and an order of the
+  rows in which neighbours mostly lie close together. The same bits for any number of threads.
 - Pivots are 4 sqrt(n) of the rows themselves, evenly spaced: O(n sqrt(n)) comparisons.
 
-A graph search stays within the groups it enters; rows that share a pivot are found whatever lies
-between them, so that the two miss different neighbours. In that order of the rows, searches find
-in the processor's cache what the row before them read: half of their time.
+A search along a graph stays within the groups it enters; rows that share a pivot are found whether
+or not the graph connects them. The two methods therefore miss different neighbours. Queries in the
+order of the pivots touch the same cache lines as the query before them and take half the time.
 """
 
 from __future__ import annotations
@@ -20,29 +20,39 @@ from typing import Any
 import numpy as np
 from numba import njit
 
-from cdp.arrays.cosine import dot_rows, insert
+from cdp.arrays.cosine import dot_rows, insert_neighbour
 from cdp.arrays.scratch import allocate
 from cdp.arrays.threads import list_blocks
 from cdp.types import UNLABELLED
 
+PIVOT_AXES = 64
+"""Principal axes on which rows are compared with pivots and with each other here."""
+_SAMPLED_ROWS = 16384
+"""At most about twice so many rows, evenly spaced, determine the principal axes."""
+
 
 @dataclass(frozen=True)
 class PivotGroups:
-    """Which pivots each row is near.
+    """The nearest pivots of each row, and the rows of each pivot.
 
-    favourite : (n, m) int32, the pivots nearest to each row, nearest first.
+    nearest_pivots : (n, m) int32, pivots by number, nearest first.
     order : (n,) int32, the rows by their nearest pivot, then by row number.
     start_of : (p + 1,) int64, where each pivot's rows start in `order`.
     """
 
-    favourite: np.ndarray
+    nearest_pivots: np.ndarray
     order: np.ndarray
     start_of: np.ndarray
 
 
+def sample_rows(unit: np.ndarray) -> np.ndarray:
+    """Some 16,384 to 32,768 rows, evenly spaced, or all where they are fewer."""
+    return unit[:: max(len(unit) // _SAMPLED_ROWS, 1)]
+
+
 def find_axes(unit: np.ndarray) -> np.ndarray:
     """All (d, d) principal axes of a sample about the origin, strongest first."""
-    sample = unit[:: max(len(unit) // 16384, 1)]
+    sample = sample_rows(unit)
     moment = (sample.T @ sample).astype(np.float64)
     return np.ascontiguousarray(np.linalg.eigh(moment)[1][:, ::-1], np.float32)
 
@@ -59,36 +69,36 @@ def project_rows(unit: np.ndarray, axes: np.ndarray, pool: ThreadPoolExecutor) -
     return out
 
 
-def group_rows(short: np.ndarray, nearest_pivots: int, pool: ThreadPoolExecutor) -> PivotGroups:
-    """Find each row's `nearest_pivots` nearest pivots."""
-    count = len(short)
-    pivots = np.ascontiguousarray(short[:: max(int(np.sqrt(count) / 4), 1)])
+def group_rows(projected: np.ndarray, per_row: int, pool: ThreadPoolExecutor) -> PivotGroups:
+    """Find the `per_row` nearest pivots of each projected row."""
+    count = len(projected)
+    pivots = np.ascontiguousarray(projected[:: max(int(np.sqrt(count) / 4), 1)])
     pivots = pivots / np.maximum(np.linalg.norm(pivots, axis=1, keepdims=True), 1e-12)
-    favourite = np.empty((count, min(nearest_pivots, len(pivots))), np.int32)
+    nearest = np.empty((count, min(per_row, len(pivots))), np.int32)
 
     def choose(part: slice) -> None:
-        _pick_best(short[part] @ pivots.T, favourite[part])
+        _pick_best(projected[part] @ pivots.T, nearest[part])
 
     list(pool.map(choose, list_blocks(0, count)))
-    order = np.argsort(favourite[:, 0], kind="stable").astype(np.int32)
-    start_of = np.searchsorted(favourite[order, 0], np.arange(len(pivots) + 1))
-    return PivotGroups(favourite, order, start_of)
+    order = np.argsort(nearest[:, 0], kind="stable").astype(np.int32)
+    start_of = np.searchsorted(nearest[order, 0], np.arange(len(pivots) + 1))
+    return PivotGroups(nearest, order, start_of)
 
 
 def propose_near_pivots(
-    groups: PivotGroups, short: np.ndarray, width: int, pool: ThreadPoolExecutor
+    groups: PivotGroups, projected: np.ndarray, width: int, pool: ThreadPoolExecutor
 ) -> np.ndarray:
-    """The nearest `width` of the rows that belong to each row's nearest_pivots; (n, width) int32.
+    """The `width` most similar rows among those of each row's nearest pivots, (n, width) int32.
 
-    -1 pads a row whose nearest_pivots have fewer rows.
+    -1 pads a row whose pivots have fewer rows.
     """
-    candidate = np.full((len(short), width), UNLABELLED, np.int32)
-    beside = short[groups.order]
+    candidate = np.full((len(projected), width), UNLABELLED, np.int32)
+    ordered = projected[groups.order]
 
-    def join(part: slice) -> None:
-        _join(
-            beside,
-            groups.favourite,
+    def search(part: slice) -> None:
+        _search_pivots(
+            ordered,
+            groups.nearest_pivots,
             groups.order,
             groups.start_of,
             part.start,
@@ -96,23 +106,30 @@ def propose_near_pivots(
             candidate,
         )
 
-    list(pool.map(join, list_blocks(0, len(short))))
+    list(pool.map(search, list_blocks(0, len(projected))))
     return candidate
 
 
 @njit(cache=True, nogil=True)
-def _join(
-    beside: Any, favourite: Any, order: Any, start_of: Any, start: int, stop: int, candidate: Any
+def _search_pivots(
+    ordered: Any,
+    nearest_pivots: Any,
+    order: Any,
+    start_of: Any,
+    start: int,
+    stop: int,
+    candidate: Any,
 ) -> None:
+    """Compare the rows at places start .. stop - 1 of the order with those of their pivots."""
     best = np.empty(candidate.shape[1], np.float32)
     for place in range(start, stop):
         row = order[place]
         best[:] = -np.inf
-        for pivot in favourite[row]:
+        for pivot in nearest_pivots[row]:
             for other in range(start_of[pivot], start_of[pivot + 1]):
-                value = dot_rows(beside, place, other)
+                value = dot_rows(ordered, place, other)
                 if value > best[-1] and other != place:
-                    insert(candidate[row], best, order[other], value)
+                    insert_neighbour(candidate[row], best, order[other], value)
 
 
 @njit(cache=True, nogil=True)
@@ -123,4 +140,4 @@ def _pick_best(similarity: Any, out: Any) -> None:
         best[:] = -np.inf
         for j in range(similarity.shape[1]):
             if similarity[i, j] > best[-1]:
-                insert(out[i], best, j, similarity[i, j])
+                insert_neighbour(out[i], best, j, similarity[i, j])

@@ -1,4 +1,12 @@
-"""Candidate neighbours to exact nearest ones: candidates are exchanged and compared in full."""
+"""Refinement: proposed candidates -> exact nearest among candidates, theirs, and reverse ones.
+
+The contract:
+- Enters: (n, c) int32 candidates of each row, -1 padding, from any source. Leaves: the most similar
+  of them by cosine in full, ties by smaller row; the same bits for any number of threads.
+- `exchange_candidates` merges two lists of candidates into one of the same width.
+- `refine_candidates` compares each row with its candidates, with their candidates and with the rows
+  whose candidate it is. A row for which these are fewer than k is compared with all rows.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +16,7 @@ from typing import Any
 import numpy as np
 from numba import njit
 
-from cdp.arrays.cosine import dot_rows, insert
+from cdp.arrays.cosine import dot_rows, insert_neighbour
 from cdp.arrays.threads import list_blocks
 
 
@@ -20,16 +28,23 @@ def exchange_candidates(
     places: np.ndarray,
     pool: ThreadPoolExecutor,
 ) -> None:
-    """Exchange the candidates of `rows`, at `places`, for nearer ones among `other`, in place."""
+    """Replace the candidates of `rows`, at `places`, by more similar ones of `other`, in place.
 
-    def unite(part: slice) -> None:
-        _unite(unit, other, rows[part], places[part], candidate)
+    candidate : (p, c), changed. other : (n, c), a second list of candidates of every row.
+    """
 
-    list(pool.map(unite, list_blocks(0, len(rows))))
+    def merge(part: slice) -> None:
+        _merge_candidates(unit, other, rows[part], places[part], candidate)
+
+    list(pool.map(merge, list_blocks(0, len(rows))))
 
 
 @njit(cache=True, nogil=True)
 def transpose_candidates(candidate: Any) -> Any:
+    """The rows that have each row as a candidate: member[start_of[r] : start_of[r + 1]] for row r.
+
+    Returns start_of, (n + 1,) int64, and member, int32, ascending within a row.
+    """
     count, width = candidate.shape
     start_of = np.zeros(count + 1, np.int64)
     for row in range(count):
@@ -50,8 +65,8 @@ def transpose_candidates(candidate: Any) -> Any:
 
 
 @njit(cache=True, nogil=True)
-def _unite(vectors: Any, other: Any, rows: Any, places: Any, candidate: Any) -> None:
-    """Keep the nearest of each row's candidates and `other` ones, each once."""
+def _merge_candidates(vectors: Any, other: Any, rows: Any, places: Any, candidate: Any) -> None:
+    """Keep the most similar of each row's candidates and `other` ones, each once."""
     width = candidate.shape[1]
     nearest = np.empty(width, np.int32)
     best = np.empty(width, np.float32)
@@ -70,7 +85,7 @@ def _unite(vectors: Any, other: Any, rows: Any, places: Any, candidate: Any) -> 
             for earlier in range(width):
                 known |= nearest[earlier] == row
             if not known:
-                insert(nearest, best, row, dot_rows(vectors, rows[i], row))
+                insert_neighbour(nearest, best, row, dot_rows(vectors, rows[i], row))
         candidate[place] = nearest
 
 
@@ -85,7 +100,11 @@ def refine_candidates(
     nearest: Any,
     best: Any,
 ) -> None:
-    """Compare each row with its candidates, theirs, and the rows that propose it."""
+    """Compare each row with its candidates, with theirs, and with the rows whose candidate it is.
+
+    start_of, member : from `transpose_candidates`.
+    nearest, best : (rows, k), filled; row r lies at r - start.
+    """
     count, proposed = candidate.shape
     seen = np.full(count, -1, np.int32)
     listed = np.empty(count, np.int32)
@@ -117,4 +136,4 @@ def refine_candidates(
                     found += 1
         for position in range(found):
             other = listed[position]
-            insert(nearest[at], best[at], other, dot_rows(vectors, row, other))
+            insert_neighbour(nearest[at], best[at], other, dot_rows(vectors, row, other))

@@ -1,13 +1,18 @@
-"""The mediator: pair features to calibrated probabilities."""
+"""Pair scoring: pair features to calibrated probabilities that two images show one identity."""
 
-from cdp.mediator.calibration import MediatorReport, ReliabilityCurve, measure_reliability
-from cdp.mediator.ensemble import Mediator
+from cdp.mediator.calibration import MediatorReport
+from cdp.mediator.curriculum import JointSet
+from cdp.mediator.ensemble import HeldOut, Mediator
+from cdp.mediator.pair_scorer import PairScorer, PairScores, PairVoter
 from cdp.mediator.settings import MediatorSettings
 
 __all__ = [
+    "HeldOut",
+    "JointSet",
     "Mediator",
     "MediatorReport",
     "MediatorSettings",
-    "ReliabilityCurve",
-    "measure_reliability",
+    "PairScorer",
+    "PairScores",
+    "PairVoter",
 ]

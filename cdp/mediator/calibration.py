@@ -1,4 +1,9 @@
-"""Calibration of the mediator: Platt scaling, and the report on held-out identities."""
+"""Calibration of the mediator: Platt scaling, and its quality on held-out identities.
+
+The contract:
+- Enters: logits or probabilities of labelled pairs, whether each is positive, and their weights.
+- Every figure is weighted; ties share one point of the curves behind AUC and average precision.
+"""
 
 from __future__ import annotations
 
@@ -8,78 +13,27 @@ from typing import Any
 
 import numpy as np
 
-from cdp.errors import DataError
 from cdp.mediator.prior_shift import LOGIT_LIMIT
+from cdp.metrics.calibration import ReliabilityCurve, measure_reliability
 
-
-@dataclass(frozen=True)
-class ReliabilityCurve:
-    """How often pairs of a given probability are right.
-
-    lower : (b,) float64, lower edge of each bin of equal width over [0, 1].
-    mean_probability, observed_rate : (b,) float64; NaN for an empty bin.
-    weight : (b,) float64, pairs in the bin (a pair held out from half its MLPs counts one half).
-    """
-
-    lower: np.ndarray
-    mean_probability: np.ndarray
-    observed_rate: np.ndarray
-    weight: np.ndarray
-
-    @property
-    def expected_calibration_error(self) -> float:
-        """Mean gap between probability and rate, weighted by pairs (Naeini et al. 2015)."""
-        full = self.weight > 0
-        gap = np.abs(self.mean_probability[full] - self.observed_rate[full])
-        return float(np.average(gap, weights=self.weight[full]))
-
-
-def measure_reliability(
-    probability: np.ndarray, same: np.ndarray, *, weight: np.ndarray | None = None, bins: int = 15
-) -> ReliabilityCurve:
-    """Bin pairs by probability and compare with the truth.
-
-    Parameters
-    ----------
-    probability : (m,) float in [0, 1].
-    same : (m,) bool, whether the pair shows one identity.
-    weight : (m,) float >= 0, or None for one each.
-    bins : bins of equal width.
-
-    Raises
-    ------
-    DataError
-        No pair, or lengths that differ.
-    """
-    if len(probability) == 0 or len(probability) != len(same):
-        raise DataError(
-            f"reliability needs as many truths as probabilities and at least one; got "
-            f"{len(probability)} probabilities and {len(same)} truths"
-        )
-    value = np.asarray(probability, np.float64)
-    share = np.ones(len(value)) if weight is None else np.asarray(weight, np.float64)
-    bin_of = np.minimum((value * bins).astype(np.int64), bins - 1)
-    total = np.bincount(bin_of, share, bins)
-    with np.errstate(invalid="ignore"):
-        return ReliabilityCurve(
-            lower=np.arange(bins) / bins,
-            mean_probability=np.bincount(bin_of, share * value, bins) / total,
-            observed_rate=np.bincount(bin_of, share * same, bins) / total,
-            weight=total,
-        )
+_NEWTON_STEPS = 50
+_OVERFLOW = 40.0
+"""Logits beyond this are clipped while fitting, so that their exponential stays finite."""
+_LEAST_SCALE = 1e-3
+"""The fitted scale stays positive, so that calibration never reverses the order of pairs."""
 
 
 @dataclass(frozen=True)
 class MediatorReport:
-    """What is known about a fitted mediator from identities its MLPs never saw.
+    """Quality of a fitted mediator on pairs of identities its MLPs were not trained on.
 
-    pairs : held-out pairs judged. pair_rate : share of true pairs among all labelled pairs,
-        as they are heard.
+    pairs : number of held-out pairs. pair_rate : weighted share of positive pairs among all
+        labelled pairs.
     expected_calibration_error : of the calibrated probabilities; the calibration of each fold is
-        fitted on the other folds, so that it is not judged on what it was fitted to.
+        fitted on the other folds.
     auc, average_precision, log_loss : of the held-out probabilities.
     reliability : see `ReliabilityCurve`.
-    history : a row per check: member, epoch, training_loss, validation_loss.
+    history : a row per validation: member, epoch, training_loss, validation_loss.
     """
 
     pairs: int
@@ -113,13 +67,14 @@ class MediatorReport:
 
 
 def sigmoid(logit: np.ndarray) -> np.ndarray:
+    """The logistic function, of logits clipped to +- `LOGIT_LIMIT`."""
     return 1 / (1 + np.exp(-np.clip(logit, -LOGIT_LIMIT, LOGIT_LIMIT)))
 
 
 def fit_platt_scaling(logit: np.ndarray, same: np.ndarray, weight: np.ndarray) -> np.ndarray:
     """Scale and shift that minimise the log loss (Platt 1999), by Newton's method, float64.
 
-    A weak pull (one pair's worth) towards scale 1 and shift 0 keeps separable data finite.
+    A weak prior (the weight of one pair) at scale 1 and shift 0 keeps separable data finite.
     """
     weight = weight / weight.mean()
     column = np.stack([logit, np.ones_like(logit)], 1)
@@ -132,8 +87,8 @@ def fit_platt_scaling(logit: np.ndarray, same: np.ndarray, weight: np.ndarray) -
         return float(data + 0.5 * np.sum((at - centre) ** 2))
 
     current = loss(value)
-    for _ in range(50):
-        p = 1 / (1 + np.exp(-np.clip(column @ value, -40, 40)))
+    for _ in range(_NEWTON_STEPS):
+        p = 1 / (1 + np.exp(-np.clip(column @ value, -_OVERFLOW, _OVERFLOW)))
         gradient = column.T @ (weight * (p - same)) + value - centre
         hessian = (column * (weight * p * (1 - p))[:, None]).T @ column + np.eye(2)
         move = np.linalg.solve(hessian, gradient)
@@ -144,7 +99,7 @@ def fit_platt_scaling(logit: np.ndarray, same: np.ndarray, weight: np.ndarray) -
         previous, current = current, loss(value)
         if previous - current < 1e-10 * max(1.0, abs(current)):
             break
-    return np.array([max(value[0], 1e-3), value[1]])
+    return np.array([max(value[0], _LEAST_SCALE), value[1]])
 
 
 def make_report(
@@ -163,14 +118,14 @@ def make_report(
     hit_step, miss_step = np.diff(hits, prepend=0), np.diff(misses, prepend=0)
     auc = np.sum(miss_step * (hits - hit_step / 2)) / (hits[-1] * misses[-1])
     average_precision = np.sum(hit_step * hits / (hits + misses)) / hits[-1]
-    right = np.where(same, probability, 1 - probability)
+    likelihood = np.where(same, probability, 1 - probability)
     return MediatorReport(
         pairs=len(same),
         pair_rate=pair_rate,
         expected_calibration_error=reliability.expected_calibration_error,
         auc=float(auc),
         average_precision=float(average_precision),
-        log_loss=float(np.average(-np.log(right), weights=weight)),
+        log_loss=float(np.average(-np.log(likelihood), weights=weight)),
         reliability=reliability,
         history=tuple(history),
     )

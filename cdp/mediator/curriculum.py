@@ -1,25 +1,25 @@
-"""Lessons: labelled people rearranged to be as many and as alone as unlabelled ones may be.
+"""Training curriculum of the mediator: resample the labelled identities to match an unlabelled set.
 
-What the neighbourhood of a pair looks like depends on how many images its person has. Among k = 20
-neighbours, somebody with five images leaves room for sixteen strangers; of somebody with five
-hundred, two images that show him rarely name each other at all. A mediator taught on labelled
-people of ordinary size takes the latter for strangers (measured on LFW at 16 px: pairwise recall
-.17 instead of .94). So it is taught several times over:
+Unlabelled sets are long-tailed: a few identities have hundreds of images, most have one, and there
+are more distractors. This changes the k-NN graphs and with them the pair features. Among k = 20
+neighbours an identity of five images leaves sixteen places to other identities; of an identity of
+five hundred images, two that match hardly ever list each other. A mediator trained on labelled
+identities of ordinary size rejects such pairs (measured on LFW at 16 px: pairwise recall .17
+instead of .94). It is therefore trained on several resampled versions of the labelled set:
 
-- as they are;
-- with a third of the neighbours, where a person is three times as large beside k;
-- with half, and with four fifths, of the people reduced to one image: their best neighbour is
-  somebody else;
-- together with the unlabelled rows (`JointSet`): the more distractors there are, the nearer the
-  nearest. Who is unlabelled is nobody of the labelled, so every pair of the two is known to be
-  false.
+- as it is;
+- with a third of the neighbours, where an identity is three times as large relative to k;
+- with half, and with four fifths, of the identities reduced to one image, whose best neighbour is
+  of another identity;
+- together with the unlabelled rows (`JointSet`) as distractors. Labelled and unlabelled images are
+  assumed to share no identity, so every pair between them is negative.
 
 The contract:
 - Enters: the graphs of the labelled rows and their identities. Leaves: `CurriculumStep`s, the first
-  being the rows as they are. No embedding is looked at and no graph is searched again: neighbours
-  that a step leaves out are dropped from the lists, which are then cut to its k.
+  being the rows as they are. No embedding is read and no graph is searched again: neighbours that a
+  step leaves out are dropped from the lists, which are then cut to its k.
 - Pair features that depend on k must be in shares of k ("paper" and "extended" are, "released" is
-  not and takes the first step alone).
+  not and is trained on the first step alone).
 - The same seed gives the same steps.
 
 Source: ours.
@@ -27,38 +27,41 @@ Source: ours.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from cdp.types import UNLABELLED, KnnGraph
+from cdp.types import UNLABELLED, Graph, KnnGraph, View, load_graph
 
 CURRICULUM = ((1.0, 0.0), (1 / 3, 0.0), (1.0, 0.5), (1.0, 0.8))
-"""Share of k, and share of the people reduced to one image."""
+"""Of each step: share of k, and share of the identities reduced to one image."""
 
 
 @dataclass(frozen=True)
 class JointSet:
-    """Labelled and unlabelled rows searched together.
+    """Labelled and unlabelled rows in one set of graphs.
 
-    views : one (n, d_v) array a model over both, or a function that loads it. graphs : theirs.
+    views : one (n, d_v) array a model over all rows, or a function that loads it. graphs : theirs.
     identity : (n,) int64, -1 for an unlabelled row.
     """
 
-    views: Sequence[np.ndarray | Callable[[], np.ndarray]]
-    graphs: Sequence[KnnGraph | Callable[[], KnnGraph]]
+    views: Sequence[View]
+    graphs: Sequence[Graph]
     identity: np.ndarray
 
-    def name_rows(self) -> np.ndarray:
-        """(n,) int64: identities, and for each unlabelled row one of its own below zero."""
+    def number_rows(self) -> np.ndarray:
+        """(n,) int64: the identity of a labelled row, and a unique number below 0 otherwise."""
         return np.where(self.identity < 0, -1 - np.arange(len(self.identity)), self.identity)
 
 
 @dataclass(frozen=True)
 class CurriculumStep:
-    """rows : (r,) int64, the labelled rows that take part. graphs : one a view, over 0 .. r - 1.
-    identity : (r,) int64."""
+    """One resampled version of the labelled set.
+
+    rows : (r,) int64, the labelled rows kept. graphs : one a view, over 0 .. r - 1.
+    identity : (r,) int64.
+    """
 
     rows: np.ndarray
     graphs: list[KnnGraph]
@@ -66,43 +69,44 @@ class CurriculumStep:
 
 
 def make_curriculum(
-    graphs: Sequence[KnnGraph | Callable[[], KnnGraph]],
+    graphs: Sequence[Graph],
     identity: np.ndarray,
     *,
     steps: Sequence[tuple[float, float]] = CURRICULUM,
     seed: int = 0,
 ) -> list[CurriculumStep]:
-    """Rearrange labelled people.
+    """Resample the labelled set, once for each step.
 
     Parameters
     ----------
     graphs : one a view over all labelled rows, or a function that loads it.
     identity : (n,) int64.
-    steps : share of k in (0, 1], and share of the people reduced to one image in [0, 1], of each.
+    steps : of each, share of k in (0, 1], and share of the identities reduced to one image in
+        [0, 1].
     """
-    loaded = [graph if isinstance(graph, KnnGraph) else graph() for graph in graphs]
+    loaded = [load_graph(graph) for graph in graphs]
     found = []
-    for number, (share, alone) in enumerate(steps):
-        kept = thin_identities(identity, alone, seed + number)
-        rearranged = [_keep_rows(graph, kept, max(round(share * graph.k), 1)) for graph in loaded]
-        found.append(CurriculumStep(np.flatnonzero(kept), rearranged, identity[kept]))
+    for number, (share, singletons) in enumerate(steps):
+        kept = thin_identities(identity, singletons, seed + number)
+        smaller = [_keep_rows(graph, kept, max(round(share * graph.k), 1)) for graph in loaded]
+        found.append(CurriculumStep(np.flatnonzero(kept), smaller, identity[kept]))
     return found
 
 
 def thin_identities(identity: np.ndarray, share: float, seed: int) -> np.ndarray:
-    """Reduce a share of the people to one image each.
+    """Reduce a share of the identities to one image each.
 
     Returns
     -------
     (n,) bool, the rows kept. At share 0 all of them.
     """
     random = np.random.default_rng([seed, 0x7468696E])
-    _, person = np.unique(identity, return_inverse=True)
-    people = int(person.max(initial=-1)) + 1
-    chosen = random.permutation(people) < round(share * people)
-    order = random.permutation(len(person))
-    _, first = np.unique(person[order], return_index=True)
-    kept = ~chosen[person]
+    _, number = np.unique(identity, return_inverse=True)
+    count = int(number.max(initial=-1)) + 1
+    chosen = random.permutation(count) < round(share * count)
+    order = random.permutation(len(number))
+    _, first = np.unique(number[order], return_index=True)
+    kept = ~chosen[number]
     kept[order[first]] = True
     return kept
 

@@ -1,17 +1,17 @@
-"""The mediator: what the committee knows about a pair becomes the probability of one identity.
+"""The mediator: an ensemble of MLPs that maps pair features to calibrated probabilities.
 
 The contract:
-- Enters: pair features (m, F) float32 from the committee; for fitting, whether each pair shows one
-  person and the identity of both ends. Leaves: a probability a pair, float32 in (0, 1).
+- Enters: pair features (m, F) float32; for fitting, whether each pair is positive (shows one
+  identity) and the identities of both ends. Leaves: a probability a pair, float32 in (0, 1).
 - Validation is by identity. Identities are dealt into folds; a pair is held out from an MLP when
-  *either* end belongs to that MLP's fold, so no MLP is judged on a face it was trained on. A pair
-  between two folds is held out from two MLPs and counts one half for each, which keeps the share
-  of true pairs among the held-out ones equal to the share among all (holding out only the pairs
-  with both ends in the fold would keep a fifth of the true pairs and a twenty-fifth of the false).
-- With as many MLPs as folds, each pair has a score from MLPs that never saw either person; the
-  calibration and every figure of the report rest on those scores alone.
-- Nobody speaks for everybody: in training, calibration and report a person with many pairs is
-  heard with `MAX_IDENTITY_SHARE` of the true ones at most.
+  *either* end belongs to that MLP's fold, so no MLP is validated on an identity it was trained on.
+  A pair between two folds is held out from two MLPs with weight one half each, which keeps the
+  positive rate of the held-out pairs equal to that of all pairs (holding out only pairs with both
+  ends in the fold would keep a fifth of the positive and a twenty-fifth of the negative ones).
+- With as many MLPs as folds, each labelled pair has a score from MLPs that never saw its
+  identities; calibration and report rest on those scores alone.
+- No identity contributes more than 10 % of the positive pairs (`MAX_IDENTITY_SHARE`): pairs of
+  larger identities are down-weighted in training, calibration and report.
 - A pair's score depends on its own features only: any partition into blocks, any number of
   threads gives the same bits. The same seed gives the same mediator.
 """
@@ -22,13 +22,12 @@ import json
 import math
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 
 import numpy as np
 import torch
 
 from cdp.arrays.threads import count_threads, limit_blas
-from cdp.committee.wccn import Wccn
 from cdp.errors import DataError
 from cdp.mediator.calibration import MediatorReport, fit_platt_scaling, make_report, sigmoid
 from cdp.mediator.mlp import ARRAY_NAMES, STANDARD_LIMIT, Perceptron, Rows, score_rows
@@ -36,42 +35,52 @@ from cdp.mediator.prior_shift import PriorCorrection, correct_prior
 from cdp.mediator.settings import MediatorSettings
 
 MAX_IDENTITY_SHARE = 0.1
-"""Of the true pairs that are heard, one person's at most. On LFW at 16 px, seed 1, one labelled
-person owns 64 % of them; with this limit the calibration error of strangers fell from .036 to .009.
-"""
-
-
+"""Largest share of the weighted positive pairs that one identity may have. On LFW at 16 px, seed 1,
+one labelled identity owns 64 % of them; with this limit the calibration error on new identities
+fell from .036 to .009."""
 CHECK_STEPS = 1000
-"""Training steps between two looks at the validation loss when an epoch is longer."""
+"""Training steps between two validations when an epoch is longer."""
+_LEAST_DEVIATION = 1e-7
+"""An input that varies less is constant, and is centred only."""
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """The labelled pairs as seen by the MLPs that were not trained on their identities.
+
+    probability : (m,) float32, calibrated, in the order of the pairs; NaN for a pair held out from
+        no MLP (with fewer MLPs than folds).
+    weight : (m,) float64 in (0, 1], the weight of each pair; `Mediator.training_rate` is the
+        weighted share of positive pairs.
+    """
+
+    probability: np.ndarray
+    weight: np.ndarray
 
 
 class Mediator:
-    """A fitted mediator: `Mediator.fit(...)`, then `score`.
+    """A fitted mediator: `Mediator.fit(...)`, then `score`. Immutable.
 
-    settings : how it was made. report : what held-out identities say about it.
-    training_rate : share of true pairs among the labelled pairs, for `correct_prior`.
-    held_out : (m,) float32, straight after `fit` only (None when restored): the calibrated
-        probability of each labelled pair from the MLPs that saw neither person, in the order of the
-        pairs; NaN for a pair held out from no MLP (with fewer members than folds).
-    pair_weight : (m,) float64, likewise: the weight of each labelled pair; `training_rate` is the
-        weighted mean.
-    wccn : where the last input comes from, when it is one; it travels with the weights.
+    settings : how it was made.
+    report : its quality on held-out identities.
+    training_rate : weighted share of positive pairs among the labelled pairs, for `correct_prior`.
+    feature_count : number of input features.
     """
 
     def __init__(
-        self,
-        settings: MediatorSettings,
-        arrays: dict[str, np.ndarray],
-        report: MediatorReport,
-        held_out: np.ndarray | None = None,
-        pair_weight: np.ndarray | None = None,
+        self, settings: MediatorSettings, arrays: dict[str, np.ndarray], report: MediatorReport
     ) -> None:
-        self.held_out = held_out
-        self.weight = pair_weight
-        self.wccn: Wccn | None = None
-        self.settings = settings
-        self.report = report
+        self._settings = settings
+        self._report = report
         self._arrays = arrays
+
+    @property
+    def settings(self) -> MediatorSettings:
+        return self._settings
+
+    @property
+    def report(self) -> MediatorReport:
+        return self._report
 
     @property
     def training_rate(self) -> float:
@@ -92,7 +101,7 @@ class Mediator:
         settings: MediatorSettings | None = None,
         seed: int = 0,
         threads: int | None = None,
-    ) -> Mediator:
+    ) -> tuple[Mediator, HeldOut]:
         """Train on labelled pairs.
 
         A CPU thread for each MLP, two where there are threads enough; its sums stay in one order.
@@ -104,100 +113,57 @@ class Mediator:
         source_identity, target_identity : (m,) int64.
         settings : defaults to ours.
         seed : decides folds, initial weights, order of the pairs and dropout.
-        threads : so many MLPs are trained at once; None: all cores. Never changes the result.
+        threads : number of MLPs trained at once; None: all cores. Never changes the result.
+
+        Returns
+        -------
+        Mediator
+        HeldOut
+            The labelled pairs' probabilities from MLPs that never saw their identities.
 
         Raises
         ------
         DataError
             Shapes that disagree, a value that is not finite, `same` that contradicts the
-            identities, only true or only false pairs, or too few identities for the folds.
+            identities, only positive or only negative pairs, or too few identities for the folds.
         """
         settings = settings or MediatorSettings()
         features = _check_features(features, None)
         same, source_identity, target_identity = _check_labels(
             len(features), same, source_identity, target_identity
         )
-        people, source, target = _number_people(source_identity, target_identity)
-        fold = _deal_folds(people, source[same], settings.folds, seed)
-        pair_weight = _limit_people(people, source, target, same)
-        taught = np.random.default_rng([seed, 0x766F6963]).random(len(same)) < pair_weight
+        identities, source, target = _number_identities(source_identity, target_identity)
+        fold = _deal_folds(identities, source[same], settings.folds, seed)
         source_fold, target_fold = fold[source], fold[target]
+        held = _hold_out(source_fold, target_fold, settings.ensemble_size)
+        _check_folds(held, same, identities, settings)
+        pair_weight = _limit_identities(identities, source, target, same)
 
-        count, width = features.shape
-        mean, inverse = np.zeros(width, np.float32), np.ones(width, np.float32)
-        if settings.standardise:
-            mean = features.mean(0, dtype=np.float64).astype(np.float32)
-            deviation = features.std(0, dtype=np.float64)
-            inverse = (1 / np.where(deviation > 1e-7, deviation, 1)).astype(np.float32)
-
-        def hold_out(member: int) -> np.ndarray:
-            held = (source_fold == member).astype(np.float32)
-            return (held + (target_fold == member)) / 2
-
-        for member in range(settings.members):
-            held = hold_out(member) > 0
-            for kind, rows in (("training", ~held), ("held-out", held)):
-                if not rows.any() or same[rows].all() or not same[rows].any():
-                    raise DataError(
-                        f"mediator: fold {member + 1} of {settings.folds} leaves {rows.sum()} "
-                        f"{kind} pairs, {int(same[rows].sum())} of them true; both true and "
-                        f"false ones are needed. There are {people} labelled "
-                        f"identities and {int(same.sum())} true pairs: label more people, "
-                        "or lower mediator.folds and mediator.members"
-                    )
-        workers = count_threads(threads)
+        mean, inverse = _measure_inputs(features, settings.standardise)
         limit = STANDARD_LIMIT if settings.standardise else np.inf
-        read = Rows(features, same.astype(np.float32), mean, inverse, limit)
-        with limit_blas(), ThreadPoolExecutor(workers) as pool, ExitStack() as helpers:
+        rows = Rows(features, same.astype(np.float32), mean, inverse, limit)
+        workers = count_threads(threads)
+        layers, history = _train_ensemble(rows, held, pair_weight, settings, seed, workers)
+        arrays = {"mean": mean, "inverse_deviation": inverse, **_stack_layers(layers)}
 
-            def train(member: int) -> tuple[list[np.ndarray], list[dict[str, float]]]:
-                helper = None
-                if workers >= 2 * settings.members:
-                    helper = helpers.enter_context(ThreadPoolExecutor(1))
-                held = hold_out(member)
-                chosen = np.flatnonzero((held == 0) & taught)
-                return _train_member(
-                    read, chosen, held * pair_weight, settings, seed, member, helper
-                )
-
-            trained = list(pool.map(train, range(settings.members)))
-        layers = [layer for layer, _ in trained]
-        history = [row for _, rows in trained for row in rows]
-
-        arrays = {"mean": mean, "inverse_deviation": inverse}
-        for name, index in (("weight_0", 0), ("bias_0", 1), ("weight_1", 2), ("bias_1", 3)):
-            arrays[name] = np.stack([layer[index] for layer in layers])
-        # of the two-way softmax only the difference of its outputs matters
-        arrays["weight_2"] = np.stack([layer[4][:, 1] - layer[4][:, 0] for layer in layers])
-        arrays["bias_2"] = np.array([layer[5][1] - layer[5][0] for layer in layers], np.float32)
-
-        heard = np.stack([hold_out(member) for member in range(settings.members)], 1)
-        logits = score_rows(features, arrays, settings.standardise, workers, heard > 0)
-        weight = heard.sum(1)
-        judged = weight > 0
-        held_logit = (logits * heard).sum(1)[judged] / weight[judged]
-        held_same, held_weight = same[judged], (weight * pair_weight)[judged]
-
-        arrays["calibration"] = np.array([1.0, 0.0])
-        held_probability = sigmoid(held_logit)
-        if settings.calibrate:
-            arrays["calibration"] = fit_platt_scaling(held_logit, held_same, held_weight)
-            owner = np.minimum(source_fold, target_fold)[judged]
-            for member in range(settings.members):
-                here = owner == member
-                rest = (held_logit[~here], held_same[~here], held_weight[~here])
-                if here.any() and rest[1].any() and not rest[1].all():
-                    scale, shift = fit_platt_scaling(*rest)
-                    held_probability[here] = sigmoid(scale * held_logit[here] + shift)
+        logits = score_rows(features, arrays, settings.standardise, workers, held > 0)
+        weight = held.sum(1)
+        scored = weight > 0
+        logit = (logits * held).sum(1)[scored] / weight[scored]
+        owner = np.minimum(source_fold, target_fold)[scored]
+        arrays["calibration"], crossed = _calibrate(
+            logit, same[scored], (weight * pair_weight)[scored], owner, settings
+        )
         rate = float(np.average(same, weights=pair_weight))
-        report = make_report(held_probability, held_same, held_weight, rate, history)
+        report = make_report(crossed, same[scored], (weight * pair_weight)[scored], rate, history)
         scale, shift = arrays["calibration"]
-        held_out = np.full(count, np.nan, np.float32)
-        held_out[judged] = sigmoid(scale * held_logit + shift)
-        return cls(settings, arrays, report, held_out, pair_weight)
+        probability = np.full(len(features), np.nan, np.float32)
+        probability[scored] = sigmoid(scale * logit + shift)
+        held_out = HeldOut(probability, pair_weight.astype(np.float64))
+        return cls(settings, arrays, report), held_out
 
     def score(self, features: np.ndarray, *, threads: int = 1) -> np.ndarray:
-        """The probability that each pair shows one identity, at the labelled pairs' rate.
+        """The probability that each pair shows one identity, at the positive rate of training.
 
         Parameters
         ----------
@@ -219,8 +185,8 @@ class Mediator:
         return sigmoid(scale * (logit.sum(1) / logit.shape[1]) + shift).astype(np.float32)
 
     def correct(self, probability: np.ndarray) -> PriorCorrection:
-        """Its scores of an unlabelled set after `correct_prior`; as they are where its settings say
-        so."""
+        """Rescale scores of an unlabelled set to its positive rate (`correct_prior`), if the
+        settings ask for it."""
         if self.settings.correct_prior:
             return correct_prior(probability, self.training_rate)
         return PriorCorrection(probability, self.training_rate)
@@ -230,8 +196,7 @@ class Mediator:
         text = json.dumps(
             {"settings": asdict(self.settings), "report": self.report.to_json()}, sort_keys=True
         )
-        own = {} if self.wccn is None else self.wccn.state()
-        return {**self._arrays, **own, "json": np.frombuffer(text.encode(), np.uint8).copy()}
+        return {**self._arrays, "json": np.frombuffer(text.encode(), np.uint8).copy()}
 
     @classmethod
     def from_state(cls, state: dict[str, np.ndarray]) -> Mediator:
@@ -242,7 +207,6 @@ class Mediator:
         DataError
             Something is missing: the arrays are not a mediator's.
         """
-        arrays = {name: np.asarray(value) for name, value in state.items() if name != "json"}
         missing = {"json", *ARRAY_NAMES} - set(state)
         if missing:
             raise DataError(
@@ -253,11 +217,8 @@ class Mediator:
         hidden = plain["settings"]["hidden"]
         plain["settings"]["hidden"] = None if hidden is None else tuple(hidden)
         report = MediatorReport.from_json(plain["report"])
-        own = {name: each for name, each in arrays.items() if name.startswith("wccn_")}
-        weights = {name: each for name, each in arrays.items() if name not in own}
-        mediator = cls(MediatorSettings(**plain["settings"]), weights, report)
-        mediator.wccn = Wccn.from_state(own)
-        return mediator
+        arrays = {name: np.asarray(state[name]) for name in ARRAY_NAMES}
+        return cls(MediatorSettings(**plain["settings"]), arrays, report)
 
 
 def _check_features(features: np.ndarray, expected: int | None) -> np.ndarray:
@@ -296,18 +257,20 @@ def _check_labels(
     if not same.any():
         raise DataError(
             f"mediator: no positive pair among the {count} labelled pairs, so there is nothing to "
-            "learn from; label people with at least two images, or raise k"
+            "learn from; label identities with at least two images, or raise k"
         )
     if same.all():
         raise DataError(
-            f"mediator: all {count} labelled pairs are positive, so there is nothing to tell "
-            "apart; label more people, or raise k"
+            f"mediator: all {count} labelled pairs are positive, and negative ones are needed too; "
+            "label more identities, or raise k"
         )
     return same, source_identity, target_identity
 
 
-def _number_people(source: np.ndarray, target: np.ndarray) -> tuple[int, np.ndarray, np.ndarray]:
-    """Count the people; the pairs' ends as their places among the sorted identities."""
+def _number_identities(
+    source: np.ndarray, target: np.ndarray
+) -> tuple[int, np.ndarray, np.ndarray]:
+    """Count the identities; the pairs' ends as places among the sorted identities."""
     low = min(int(source.min()), int(target.min()))
     span = max(int(source.max()), int(target.max())) - low + 1
     if span > 4 * len(source):
@@ -321,14 +284,15 @@ def _number_people(source: np.ndarray, target: np.ndarray) -> tuple[int, np.ndar
 
 
 def _deal_folds(count: int, positive: np.ndarray, folds: int, seed: int) -> np.ndarray:
-    """A fold for each identity; every fold gets its share of the pair-rich people.
+    """A fold for each identity, (count,) int64, with a similar number of positive pairs in each.
 
-    positive : (p,) int64, the identity of each true pair. One person with 500 images can own most
-    of the true pairs, so people are sorted by them and dealt in rounds, shuffled within a round.
+    positive : (p,) int64, the identity of each positive pair. One identity with 500 images can own
+        most of them, so identities are sorted by their number of positive pairs and dealt in
+        rounds, shuffled within a round.
     """
     random = np.random.default_rng([seed, 0x666F6C64])
-    rich = np.bincount(positive, minlength=count)
-    order = np.lexsort((random.random(count), -rich))
+    pair_count = np.bincount(positive, minlength=count)
+    order = np.lexsort((random.random(count), -pair_count))
     fold = np.empty(count, np.int64)
     for start in range(0, count, folds):
         part = order[start : start + folds]
@@ -336,18 +300,118 @@ def _deal_folds(count: int, positive: np.ndarray, folds: int, seed: int) -> np.n
     return fold
 
 
-def _limit_people(
-    people: int, source: np.ndarray, target: np.ndarray, same: np.ndarray
+def _hold_out(source_fold: np.ndarray, target_fold: np.ndarray, ensemble_size: int) -> np.ndarray:
+    """(m, ensemble_size) float32, the weight of each pair in the validation of each MLP: 1 where
+    both ends are in its fold, one half where one is."""
+    columns = []
+    for member in range(ensemble_size):
+        held = (source_fold == member).astype(np.float32)
+        columns.append((held + (target_fold == member)) / 2)
+    return np.stack(columns, 1)
+
+
+def _check_folds(
+    held: np.ndarray, same: np.ndarray, identities: int, settings: MediatorSettings
+) -> None:
+    for member in range(settings.ensemble_size):
+        out = held[:, member] > 0
+        for kind, rows in (("training", ~out), ("held-out", out)):
+            if not rows.any() or same[rows].all() or not same[rows].any():
+                raise DataError(
+                    f"mediator: fold {member + 1} of {settings.folds} leaves {rows.sum()} {kind} "
+                    f"pairs, {int(same[rows].sum())} of them positive; both positive and negative "
+                    f"ones are needed. There are {identities} labelled identities and "
+                    f"{int(same.sum())} positive pairs: label more identities, or lower "
+                    "mediator.folds and mediator.ensemble_size"
+                )
+
+
+def _limit_identities(
+    identities: int, source: np.ndarray, target: np.ndarray, same: np.ndarray
 ) -> np.ndarray:
-    """How much each pair counts, (m,) float32 in (0, 1]: as the less heard of its two people."""
-    owned = np.bincount(source[same], minlength=people)
-    # Few people cannot each stay below the share; where all own alike nobody is limited.
+    """The weight of each pair, (m,) float32 in (0, 1]: the lower one of its two identities."""
+    owned = np.bincount(source[same], minlength=identities)
+    # A few identities cannot all stay below the share; equal ones must not be limited at all.
     share = max(MAX_IDENTITY_SHARE, 2 / max(int(np.count_nonzero(owned)), 1))
     most = float(owned.max())
     for _ in range(50):
         most = min(most, max(share * float(np.minimum(owned, most).sum()), 1.0))
     pair_weight = np.minimum(most / np.maximum(owned, 1), 1).astype(np.float32)
     return np.minimum(pair_weight[source], pair_weight[target])
+
+
+def _measure_inputs(features: np.ndarray, standardise: bool) -> tuple[np.ndarray, np.ndarray]:
+    """Mean and inverse deviation of each input, (F,) float32; 0 and 1 without standardising."""
+    width = features.shape[1]
+    if not standardise:
+        return np.zeros(width, np.float32), np.ones(width, np.float32)
+    mean = features.mean(0, dtype=np.float64).astype(np.float32)
+    deviation = features.std(0, dtype=np.float64)
+    inverse = 1 / np.where(deviation > _LEAST_DEVIATION, deviation, 1)
+    return mean, inverse.astype(np.float32)
+
+
+def _train_ensemble(
+    rows: Rows,
+    held: np.ndarray,
+    pair_weight: np.ndarray,
+    settings: MediatorSettings,
+    seed: int,
+    workers: int,
+) -> tuple[list[list[np.ndarray]], list[dict[str, float]]]:
+    """Train every MLP; the layers of each, and a row for each validation.
+
+    A pair is drawn into training with probability `pair_weight`.
+    """
+    drawn = np.random.default_rng([seed, 0x766F6963]).random(len(pair_weight)) < pair_weight
+    with limit_blas(), ThreadPoolExecutor(workers) as pool, ExitStack() as helpers:
+
+        def train(member: int) -> tuple[list[np.ndarray], list[dict[str, float]]]:
+            helper = None
+            if workers >= 2 * settings.ensemble_size:
+                helper = helpers.enter_context(ThreadPoolExecutor(1))
+            own = held[:, member]
+            chosen = np.flatnonzero((own == 0) & drawn)
+            return _train_member(rows, chosen, own * pair_weight, settings, seed, member, helper)
+
+        trained = list(pool.map(train, range(settings.ensemble_size)))
+    return [layers for layers, _ in trained], [row for _, history in trained for row in history]
+
+
+def _stack_layers(layers: list[list[np.ndarray]]) -> dict[str, np.ndarray]:
+    """The parameters by name, each stacked over the MLPs."""
+    arrays = {
+        name: np.stack([layer[index] for layer in layers])
+        for index, name in enumerate(("weight_0", "bias_0", "weight_1", "bias_1"))
+    }
+    # of the two-way softmax only the difference of its outputs matters
+    arrays["weight_2"] = np.stack([layer[4][:, 1] - layer[4][:, 0] for layer in layers])
+    arrays["bias_2"] = np.array([layer[5][1] - layer[5][0] for layer in layers], np.float32)
+    return arrays
+
+
+def _calibrate(
+    logit: np.ndarray,
+    same: np.ndarray,
+    weight: np.ndarray,
+    owner: np.ndarray,
+    settings: MediatorSettings,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Platt scaling of all held-out pairs, and their cross-fitted probabilities for the report.
+
+    owner : (m,) int64, the fold each pair is counted to. Its probability comes from a scaling
+        fitted on the other folds.
+    """
+    crossed = sigmoid(logit)
+    if not settings.calibrate:
+        return np.array([1.0, 0.0]), crossed
+    for member in range(settings.ensemble_size):
+        here = owner == member
+        rest = (logit[~here], same[~here], weight[~here])
+        if here.any() and rest[1].any() and not rest[1].all():
+            scale, shift = fit_platt_scaling(*rest)
+            crossed[here] = sigmoid(scale * logit[here] + shift)
+    return fit_platt_scaling(logit, same, weight), crossed
 
 
 def _train_member(
@@ -359,9 +423,9 @@ def _train_member(
     member: int,
     helper: ThreadPoolExecutor | None,
 ) -> tuple[list[np.ndarray], list[dict[str, float]]]:
-    """One MLP's weights and biases, layer after layer, and a row for each check.
+    """One MLP's weights and biases, layer after layer, and a row for each validation.
 
-    chosen : rows that are trained on. held : (m,) float32, the weight of each pair in validation.
+    chosen : rows to train on. held : (m,) float32, the weight of each pair in validation.
     """
     random = torch.Generator().manual_seed(seed * 1_000_003 + member)
     width = rows.features.shape[1]
@@ -389,9 +453,9 @@ def _train_member(
             step += 1
             if stop < len(order) and step % CHECK_STEPS:
                 continue
-            odds = network.weigh(rows, held_rows).astype(np.float64)
-            each = np.logaddexp(0, odds) - odds * held_truth
-            validation = float(np.average(each, weights=held_weight))
+            logits = network.logits(rows, held_rows).astype(np.float64)
+            cross_entropy = np.logaddexp(0, logits) - logits * held_truth
+            validation = float(np.average(cross_entropy, weights=held_weight))
             history.append(
                 {
                     "member": member,

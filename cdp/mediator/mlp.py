@@ -1,9 +1,11 @@
-"""The mediator's MLP while it learns: two hidden layers, ReLU, the log-odds of a two-way softmax.
+"""The MLP of the mediator, compiled: two hidden layers, ReLU, the logit of a two-way softmax.
 
 The contract:
-- Enters: standardised rows picked from a matrix of features, and their truth. Leaves: parameters.
-- Compiled, a few hundred rows at a time, which with all weights stay in the second cache: for a
-  network this small, a call for every product and every ReLU costs more than the arithmetic.
+- Enters: rows chosen from a matrix of features, standardised when read, and their labels. Leaves:
+  parameters; `score_rows` computes the logits of an ensemble from them.
+- Training runs in compiled code, `CHUNK` rows at a time, which with all weights stay in the second
+  cache: for a network this small, a call for every product and every ReLU costs more than the
+  arithmetic.
 - A batch is always summed as two halves, so that a second thread changes nothing. The same seed
   gives the same parameters.
 """
@@ -20,7 +22,7 @@ import numpy as np
 import torch
 
 STANDARD_LIMIT = 8.0
-"""A standardised input further out than this is clipped: no labelled pair taught that region."""
+"""A standardised input is clipped to +- this: no labelled pair trains the region beyond."""
 
 
 ARRAY_NAMES = (
@@ -36,11 +38,11 @@ def score_rows(
     threads: int = 1,
     wanted: np.ndarray | None = None,
 ) -> np.ndarray:
-    """Raw logits of each pair by each MLP, (m, members) float64; 0 where one is not wanted."""
+    """Raw logits of each pair by each MLP, (m, ensemble size) float64; 0 where not `wanted`."""
     out = np.zeros((len(features), len(arrays["bias_2"])), np.float64)
     weights = [arrays[name] for name in ARRAY_NAMES if name != "calibration"]
     limit = np.float32(STANDARD_LIMIT if clip else np.inf)
-    features = lock(features)
+    features = as_readonly(features)
     if wanted is None:
         wanted = np.ones(out.shape, bool)
 
@@ -99,15 +101,15 @@ CHUNK = 256
 _NO_MASK = np.empty((0, 0), np.float32)
 
 
-def lock(array: np.ndarray) -> np.ndarray:
-    """The same memory, read-only, mapped or not: compiled code is made for one kind alone."""
-    locked = array.view()
-    locked.setflags(write=False)
-    return locked
+def as_readonly(array: np.ndarray) -> np.ndarray:
+    """A read-only view of the array, so that code is compiled once for mapped and other arrays."""
+    readonly = array.view()
+    readonly.setflags(write=False)
+    return readonly
 
 
 class Rows:
-    """The rows that an MLP reads: features as they are, standardised where they are read.
+    """The training rows of an MLP: raw features, standardised when read, and their labels.
 
     features : (m, F) float32, C order, maybe mapped. mean, inverse : (F,) float32; a row is read as
         `(features - mean) * inverse`, clipped to +- `limit`. truth : (m,) float32, 0 or 1.
@@ -121,17 +123,17 @@ class Rows:
         inverse: np.ndarray,
         limit: float = np.inf,
     ) -> None:
-        self.features, self.truth = lock(features), truth
+        self.features, self.truth = as_readonly(features), truth
         self.how = (mean, inverse, np.float32(limit))
 
 
 class Perceptron:
-    """Parameters, gradients and the optimizer's memory, each one flat array with views by layer.
+    """One MLP in training: parameters, gradients and optimizer state, flat with views by layer.
 
     width : inputs. hidden : widths of the two hidden layers.
     optimizer : "adam" (AdamW, Loshchilov & Hutter 2019) or "sgd" (momentum .9).
-    random : draws the initial weights (Glorot & Bengio 2010) and what is dropped.
-    helper : one thread that takes half of each batch; None: this thread takes both.
+    random : draws the initial weights (Glorot & Bengio 2010) and the dropout masks.
+    helper : one thread that computes half of each batch; None: this thread computes both.
     """
 
     def __init__(
@@ -164,7 +166,7 @@ class Perceptron:
         self.halves = np.zeros((2, edges[-1]), np.float32)
         self._memory = np.zeros((2, edges[-1]), np.float32)
         self.layers = split(self.value)
-        self._slopes = [split(half) for half in self.halves]
+        self._gradients = [split(half) for half in self.halves]
         for weight in self.layers[::2]:
             torch.nn.init.xavier_uniform_(torch.from_numpy(weight), generator=random)
 
@@ -178,10 +180,10 @@ class Perceptron:
         self.value[:] = value
         return self.layers
 
-    def weigh(self, rows: Rows, chosen: np.ndarray) -> np.ndarray:
-        """Log-odds of the chosen rows, (len(chosen),) float32, without dropout."""
+    def logits(self, rows: Rows, chosen: np.ndarray) -> np.ndarray:
+        """The logits of the chosen rows, (len(chosen),) float32, without dropout."""
         out = np.empty(len(chosen), np.float32)
-        _weigh(rows.features, chosen, *rows.how, *self.layers, out)  # type: ignore[call-arg]
+        _compute_logits(rows.features, chosen, *rows.how, *self.layers, out)  # type: ignore[call-arg]
         return out
 
     def learn(self, rows: Rows, chosen: np.ndarray) -> float:
@@ -194,9 +196,9 @@ class Perceptron:
         def run(half: int) -> float:
             part = slice(middle, None) if half else slice(0, middle)
             own = [mask[part] if len(mask) else mask for mask in masks]
-            return _add_slopes(  # type: ignore[call-arg]
+            return _add_gradients(  # type: ignore[call-arg]
                 rows.features, chosen[part], rows.truth, *rows.how, *own,
-                *self.layers, *self._slopes[half], len(chosen),
+                *self.layers, *self._gradients[half], len(chosen),
             )  # fmt: skip
 
         if self.helper is None:
@@ -205,7 +207,9 @@ class Perceptron:
             later = self.helper.submit(run, 1)
             loss = run(0) + later.result()
         self.steps += 1
-        _move(self.value, *self.halves, *self._memory, self.adam, self.rate, self.decay, self.steps)  # type: ignore[call-arg]
+        _update(
+            self.value, *self.halves, *self._memory, self.adam, self.rate, self.decay, self.steps
+        )  # type: ignore[call-arg]
         return loss
 
     def _draw_mask(self, rows: int, width: int) -> np.ndarray:
@@ -214,12 +218,12 @@ class Perceptron:
 
 
 def _compile(function: Any) -> Any:
-    """Sums may be reordered and fused, as vectors need; NaN and infinity keep their meaning."""
+    """Compile; sums may be reordered and fused for SIMD, NaN and infinity keep their meaning."""
     return numba.njit(nogil=True, cache=True, fastmath={"reassoc", "contract", "nsz"})(function)
 
 
 @_compile
-def _read(features, rows, mean, inverse, limit, out):  # type: ignore[no-untyped-def]  # pragma: no cover
+def _read_rows(features, rows, mean, inverse, limit, out):  # type: ignore[no-untyped-def]  # pragma: no cover
     for n in range(len(rows)):
         for i in range(len(mean)):
             value = (features[rows[n], i] - mean[i]) * inverse[i]
@@ -238,28 +242,28 @@ def _forward(x, weight, bias, mask, out):  # type: ignore[no-untyped-def]  # pra
 
 
 @_compile
-def _measure_odds(row, bias, difference):  # type: ignore[no-untyped-def]  # pragma: no cover
-    odds = bias[1] - bias[0]
+def _compute_logit(row, bias, difference):  # type: ignore[no-untyped-def]  # pragma: no cover
+    logit = bias[1] - bias[0]
     for j in range(len(difference)):
-        odds += row[j] * difference[j]
-    return odds
+        logit += row[j] * difference[j]
+    return logit
 
 
 @_compile
-def _return(back, active, mask, shift):  # type: ignore[no-untyped-def]  # pragma: no cover
-    """Take slopes back through a layer's ReLU and dropout, and add them to those of its biases."""
+def _backward(back, active, mask, grad_bias):  # type: ignore[no-untyped-def]  # pragma: no cover
+    """Backpropagate through a layer's ReLU and dropout; add up the gradients of its biases."""
     for m in range(len(back)):
-        for j in range(len(shift)):
+        for j in range(len(grad_bias)):
             back[m, j] = back[m, j] if active[m, j] > 0 else np.float32(0)
         if len(mask):
-            for j in range(len(shift)):
+            for j in range(len(grad_bias)):
                 back[m, j] *= mask[m, j]
-        for j in range(len(shift)):
-            shift[j] += back[m, j]
+        for j in range(len(grad_bias)):
+            grad_bias[j] += back[m, j]
 
 
 @_compile
-def _weigh(  # type: ignore[no-untyped-def]  # pragma: no cover
+def _compute_logits(  # type: ignore[no-untyped-def]  # pragma: no cover
     features, rows, mean, inverse, limit,
     weight_0, bias_0, weight_1, bias_1, weight_2, bias_2, out,
 ):  # fmt: skip
@@ -271,29 +275,29 @@ def _weigh(  # type: ignore[no-untyped-def]  # pragma: no cover
     for low in range(0, len(rows), CHUNK):
         part = rows[low : low + CHUNK]
         n = len(part)
-        _read(features, part, mean, inverse, limit, x[:n])
+        _read_rows(features, part, mean, inverse, limit, x[:n])
         _forward(x[:n], weight_0, bias_0, none, a[:n])
         _forward(a[:n], weight_1, bias_1, none, b[:n])
         for m in range(n):
-            out[low + m] = _measure_odds(b[m], bias_2, difference)
+            out[low + m] = _compute_logit(b[m], bias_2, difference)
 
 
 @_compile
-def _add_slopes(  # type: ignore[no-untyped-def]  # pragma: no cover
+def _add_gradients(  # type: ignore[no-untyped-def]  # pragma: no cover
     features, rows, truth, mean, inverse, limit, mask_0, mask_1,
     weight_0, bias_0, weight_1, bias_1, weight_2, bias_2,
-    slope_0, shift_0, slope_1, shift_1, slope_2, shift_2, count,
+    grad_weight_0, grad_bias_0, grad_weight_1, grad_bias_1, grad_weight_2, grad_bias_2, count,
 ):  # fmt: skip
     """Fill in the gradients of these rows' part of the mean loss over `count` rows; that part."""
     first, second = len(bias_0), len(bias_1)
-    for slope in (slope_0, slope_1, slope_2):
-        slope[:] = 0
-    for shift in (shift_0, shift_1, shift_2):
-        shift[:] = 0
+    for grad_weight in (grad_weight_0, grad_weight_1, grad_weight_2):
+        grad_weight[:] = 0
+    for grad_bias in (grad_bias_0, grad_bias_1, grad_bias_2):
+        grad_bias[:] = 0
     x = np.empty((CHUNK, len(mean)), np.float32)
     a, back_a = np.empty((CHUNK, first), np.float32), np.empty((CHUNK, first), np.float32)
     b, back_b = np.empty((CHUNK, second), np.float32), np.empty((CHUNK, second), np.float32)
-    part_0, part_1 = np.empty_like(slope_0), np.empty_like(slope_1)
+    part_0, part_1 = np.empty_like(grad_weight_0), np.empty_like(grad_weight_1)
     difference = weight_2[:, 1] - weight_2[:, 0]
     output = np.zeros(second, np.float32)
     share = np.float32(1 / count)
@@ -302,35 +306,35 @@ def _add_slopes(  # type: ignore[no-untyped-def]  # pragma: no cover
         part = rows[low : low + CHUNK]
         n = len(part)
         drop_0, drop_1 = mask_0[low : low + n], mask_1[low : low + n]
-        _read(features, part, mean, inverse, limit, x[:n])
+        _read_rows(features, part, mean, inverse, limit, x[:n])
         _forward(x[:n], weight_0, bias_0, drop_0, a[:n])
         _forward(a[:n], weight_1, bias_1, drop_1, b[:n])
         for m in range(n):
-            odds = _measure_odds(b[m], bias_2, difference)
+            logit = _compute_logit(b[m], bias_2, difference)
             answer = truth[part[m]]
-            small = np.exp(-abs(odds))
-            loss += max(odds, np.float32(0)) - odds * answer + np.log1p(small)
-            chance = 1 / (1 + small) if odds >= 0 else small / (1 + small)
-            error = np.float32(chance - answer) * share
-            shift_2[1] += error
+            small = np.exp(-abs(logit))
+            loss += max(logit, np.float32(0)) - logit * answer + np.log1p(small)
+            probability = 1 / (1 + small) if logit >= 0 else small / (1 + small)
+            error = np.float32(probability - answer) * share
+            grad_bias_2[1] += error
             for j in range(second):
                 output[j] += b[m, j] * error
                 back_b[m, j] = error * difference[j]
-        _return(back_b[:n], b[:n], drop_1, shift_1)
+        _backward(back_b[:n], b[:n], drop_1, grad_bias_1)
         np.dot(a[:n].T, back_b[:n], part_1)
         np.dot(back_b[:n], weight_1.T, back_a[:n])
-        _return(back_a[:n], a[:n], drop_0, shift_0)
+        _backward(back_a[:n], a[:n], drop_0, grad_bias_0)
         np.dot(x[:n].T, back_a[:n], part_0)
-        slope_0 += part_0
-        slope_1 += part_1
-    shift_2[0] = -shift_2[1]
-    slope_2[:, 0] = -output
-    slope_2[:, 1] = output
+        grad_weight_0 += part_0
+        grad_weight_1 += part_1
+    grad_bias_2[0] = -grad_bias_2[1]
+    grad_weight_2[:, 0] = -output
+    grad_weight_2[:, 1] = output
     return loss * share
 
 
 @_compile
-def _move(  # type: ignore[no-untyped-def]  # pragma: no cover
+def _update(  # type: ignore[no-untyped-def]  # pragma: no cover
     value, half_0, half_1, momentum, square, adam, rate, decay, steps
 ):
     rate, decay = np.float32(rate), np.float32(decay)
@@ -338,12 +342,12 @@ def _move(  # type: ignore[no-untyped-def]  # pragma: no cover
     root = np.float32(1 / np.sqrt(1 - 0.999**steps))
     step = np.float32(rate / (1 - 0.9**steps))
     for i in range(len(value)):
-        slope = half_0[i] + half_1[i]
+        gradient = half_0[i] + half_1[i]
         if adam:
-            momentum[i] += np.float32(0.1) * (slope - momentum[i])
-            square[i] = np.float32(0.999) * square[i] + np.float32(0.001) * slope * slope
+            momentum[i] += np.float32(0.1) * (gradient - momentum[i])
+            square[i] = np.float32(0.999) * square[i] + np.float32(0.001) * gradient * gradient
             spread = np.sqrt(square[i]) * root + np.float32(1e-8)
             value[i] = value[i] * keep - step * momentum[i] / spread
         else:
-            momentum[i] = np.float32(0.9) * momentum[i] + slope + decay * value[i]
+            momentum[i] = np.float32(0.9) * momentum[i] + gradient + decay * value[i]
             value[i] -= rate * momentum[i]

@@ -1,4 +1,18 @@
-"""Features of a pair among its neighbouring pairs, for the second stage."""
+"""Features of a pair from the scores of neighbouring pairs, the input of the second stage.
+
+The contract:
+- Enters: the views, all candidate pairs and a probability a pair. Leaves: (m, 9 + views) float32,
+  columns as in `name_neighbourhood`.
+- A *candidate* of an image is an image it forms a pair with; a *shared candidate* of a pair is a
+  candidate of both its images. The *expansion neighbours* of an image are its `EXPANSION`
+  candidates of highest probability.
+- No feature grows with the number of images of an identity, so a mediator trained on identities of
+  five images serves for one of five hundred.
+- One view is held at a time, and pairs are described in parts. The same bits whatever the number of
+  threads.
+
+Source: ours. Averaging with sure neighbours is query expansion (Chum et al. 2007).
+"""
 
 from __future__ import annotations
 
@@ -13,12 +27,15 @@ from cdp.arrays.scratch import allocate
 from cdp.arrays.threads import count_threads
 from cdp.errors import DataError
 from cdp.mediator.ensemble import Mediator
-from cdp.types import PairTable
+from cdp.types import PairTable, View, load_view
 
-View = np.ndarray | Callable[[], np.ndarray]
-FRIENDS = 5
-"""An image is averaged with at most so many others: the surest ones."""
-_EVIDENCE_LIMIT = 12.0
+EXPANSION = 5
+"""Number of expansion neighbours, the candidates that an image is averaged with."""
+_LOG_ODDS_LIMIT = 12.0
+_NO_PATH = -15.0
+"""`best_path` of a pair without a shared candidate: below every log-odds."""
+_PRIOR_COUNT = 0.5
+"""Added to the denominators, so that a pair with hardly any shared candidate scores near 0."""
 _BLOCK = 1 << 16
 _PART = 16 * _BLOCK
 PAIR_FEATURES = (
@@ -28,8 +45,8 @@ PAIR_FEATURES = (
     "agreement_high",
     "agreement_low",
     "agreement_both",
-    "friends_evidence_low",
-    "friends_evidence_high",
+    "neighbour_log_odds_low",
+    "neighbour_log_odds_high",
     "best_path",
 )
 
@@ -37,12 +54,18 @@ PAIR_FEATURES = (
 def name_neighbourhood(view_count: int) -> list[str]:
     """The columns of `describe_neighbourhood`, in order.
 
-    For a pair (a, b) of probability p and log-odds z, and the images c that are candidates of both:
-    z; z minus the weaker and the stronger of the best log-odds that a and b have with anybody;
-    the share of the probability a (b) gives to the shared candidates that b (a) gives too (higher
-    and lower of the two, and over their union); the mean log-odds between a and b's friends, and
-    between b and a's (lower, higher); the strongest two-step path a - c - b (its weaker step).
-    Then for each view the cosine between a and b, each averaged with its surest friends.
+    For a pair (a, b) with log-odds z and shared candidates c of probabilities p(a, c), p(b, c):
+
+    - `log_odds`: z;
+    - `log_odds_below_weaker_best`, `log_odds_below_stronger_best`: z minus the lower and the higher
+      of the best log-odds of a and of b with any candidate;
+    - `agreement_high`, `agreement_low`, `agreement_both`: the sum over c of p(a, c) p(b, c),
+      divided by the lower and the higher of the two sums of p, and by their union;
+    - `neighbour_log_odds_low`, `neighbour_log_odds_high`: the mean log-odds of a with b's
+      candidates, weighted by p(b, c), and of b with a's;
+    - `best_path`: the strongest path a - c - b, measured by the log-odds of its weaker step;
+    - `expanded_affinity_<view>`: the cosine of a and b, both averaged with their expansion
+      neighbours.
     """
     return [*PAIR_FEATURES, *(f"expanded_affinity_{view}" for view in range(view_count))]
 
@@ -55,12 +78,12 @@ def describe_neighbourhood(
     *,
     threads: int | None = None,
 ) -> np.ndarray:
-    """Describe each pair by the other pairs around it.
+    """Compute the neighbourhood features of every pair.
 
     Parameters
     ----------
     views : one (count, d_v) array a model, or a function that loads it.
-    pairs : the candidate pairs, all of them: they are each other's surroundings.
+    pairs : all candidate pairs.
     probability : (m,) float in [0, 1].
     count : number of rows.
     threads : at most so many; None: all cores. Never changes the result.
@@ -82,6 +105,7 @@ def describe_neighbourhood(
 
 
 def check_probability(pairs: PairTable, probability: np.ndarray) -> np.ndarray:
+    """One probability a pair as float64; DataError for another length or outside [0, 1]."""
     value = np.asarray(probability, np.float64)
     if value.shape != (len(pairs),):
         raise DataError(f"expected one probability a pair, got {len(pairs)} pairs, {value.shape}")
@@ -94,10 +118,10 @@ def check_probability(pairs: PairTable, probability: np.ndarray) -> np.ndarray:
 
 
 class Neighbourhood:
-    """What is known around each pair, for describing any part of the pairs.
+    """All candidate pairs, indexed by image, to describe any part of them.
 
-    The cosines between averaged images are measured for all pairs at once, a view at a time; the
-    rest is read off the neighbour lists block by block.
+    The cosines of averaged images are computed for all pairs at once, a view at a time; the other
+    features block by block from the lists of candidates.
     """
 
     def __init__(
@@ -110,22 +134,22 @@ class Neighbourhood:
     ) -> None:
         self.pairs, self.value, self.workers = pairs, value, workers
         clipped = np.clip(value, 1e-6, 1 - 1e-6)
-        odds = np.log(clipped) - np.log1p(-clipped)
-        self.evidence = np.clip(odds, -_EVIDENCE_LIMIT, _EVIDENCE_LIMIT)
-        self.best = np.full(count, -_EVIDENCE_LIMIT)
-        np.maximum.at(self.best, pairs.source, self.evidence)
-        np.maximum.at(self.best, pairs.target, self.evidence)
+        log_odds = np.log(clipped) - np.log1p(-clipped)
+        self.log_odds = np.clip(log_odds, -_LOG_ODDS_LIMIT, _LOG_ODDS_LIMIT)
+        self.best = np.full(count, -_LOG_ODDS_LIMIT)
+        np.maximum.at(self.best, pairs.source, self.log_odds)
+        np.maximum.at(self.best, pairs.target, self.log_odds)
         integer = np.int32 if max(2 * len(pairs), count) < 2**31 else np.int64
         self.other, self.edge = (np.empty(2 * len(pairs), integer) for _ in range(2))
         self.start = _list_neighbours(pairs.source, pairs.target, count, self.other, self.edge)
-        friend, weight = _choose_friends(self.start, self.other, self.edge, value, count)
+        expansion, weight = _choose_expansion(self.start, self.other, self.edge, value, count)
         self.affinity = allocate((len(views), len(pairs)))
         for at, view in enumerate(views):
-            unit, _ = make_unit(view() if callable(view) else view)
+            unit, _ = make_unit(load_view(view))
             if len(unit) != count:
                 raise DataError(f"view {at} has {len(unit)} rows, expected {count}")
             expanded = np.empty_like(unit)
-            _expand(unit, friend, weight, expanded)
+            _expand(unit, expansion, weight, expanded)
             column = self.affinity[at]
 
             def measure(
@@ -144,12 +168,12 @@ class Neighbourhood:
             _describe(
                 source[rows],
                 target[rows],
-                self.evidence[rows],
+                self.log_odds[rows],
                 self.start,
                 self.other,
                 self.edge,
                 self.value,
-                self.evidence,
+                self.log_odds,
                 self.best,
                 out[place],
             )
@@ -168,7 +192,7 @@ class Neighbourhood:
             yield part, described
 
     def score(self, mediator: Mediator) -> np.ndarray:
-        """What the mediator says of all pairs, (m,) float32."""
+        """The mediator's probability of every pair, (m,) float32."""
         score = np.empty(len(self.pairs), np.float32)
         for part, described in self.describe_parts():
             score[part] = mediator.score(described, threads=self.workers)
@@ -182,7 +206,7 @@ class Neighbourhood:
 
 @njit(cache=True, nogil=True)
 def _list_neighbours(source, target, count, other, edge):  # type: ignore[no-untyped-def]  # pragma: no cover
-    """Candidates of each row in ascending order, and the pair each comes from; where they start."""
+    """Fill in each row's candidates, ascending, and their pairs; where each row's list starts."""
     start = np.zeros(count + 1, np.int64)
     for e in range(len(source)):
         start[source[e] + 1] += 1
@@ -203,13 +227,13 @@ def _list_neighbours(source, target, count, other, edge):  # type: ignore[no-unt
 
 @njit(cache=True, nogil=True)
 def _describe(  # type: ignore[no-untyped-def]  # pragma: no cover
-    source, target, own, start, other, edge, value, evidence, best, out
+    source, target, own, start, other, edge, value, log_odds, best, out
 ):
     for e in range(len(source)):
         a, b, z = source[e], target[e], own[e]
         i, j = start[a], start[b]
-        agreed = given_a = given_b = friends_a = friends_b = 0.0
-        path = -15.0
+        agreed = sum_a = sum_b = cross_a = cross_b = 0.0
+        path = _NO_PATH
         while i < start[a + 1] and j < start[b + 1]:
             if other[i] < other[j]:
                 i += 1
@@ -218,53 +242,54 @@ def _describe(  # type: ignore[no-untyped-def]  # pragma: no cover
             else:
                 x, y = edge[i], edge[j]
                 agreed += value[x] * value[y]
-                given_a += value[x]
-                given_b += value[y]
-                friends_a += value[y] * evidence[x]
-                friends_b += value[x] * evidence[y]
-                path = max(path, min(evidence[x], evidence[y]))
+                sum_a += value[x]
+                sum_b += value[y]
+                cross_a += value[y] * log_odds[x]
+                cross_b += value[x] * log_odds[y]
+                path = max(path, min(log_odds[x], log_odds[y]))
                 i += 1
                 j += 1
-        to_a, to_b = friends_a / (given_b + 0.5), friends_b / (given_a + 0.5)
+        to_a, to_b = cross_a / (sum_b + _PRIOR_COUNT), cross_b / (sum_a + _PRIOR_COUNT)
         out[e, 0] = z
         out[e, 1] = z - min(best[a], best[b])
         out[e, 2] = z - max(best[a], best[b])
-        out[e, 3] = agreed / (min(given_a, given_b) + 0.5)
-        out[e, 4] = agreed / (max(given_a, given_b) + 0.5)
-        out[e, 5] = agreed / (given_a + given_b - agreed + 0.5)
+        out[e, 3] = agreed / (min(sum_a, sum_b) + _PRIOR_COUNT)
+        out[e, 4] = agreed / (max(sum_a, sum_b) + _PRIOR_COUNT)
+        out[e, 5] = agreed / (sum_a + sum_b - agreed + _PRIOR_COUNT)
         out[e, 6] = min(to_a, to_b)
         out[e, 7] = max(to_a, to_b)
         out[e, 8] = path
 
 
 @njit(cache=True, nogil=True)
-def _choose_friends(start, other, edge, value, count):  # type: ignore[no-untyped-def]  # pragma: no cover
-    """The surest candidates of each row (ties: the smaller row), weighted by probability."""
-    friend = np.full((count, FRIENDS), -1, np.int64)
-    weight = np.zeros((count, FRIENDS), np.float32)
+def _choose_expansion(start, other, edge, value, count):  # type: ignore[no-untyped-def]  # pragma: no cover
+    """The expansion neighbours of each row (ties: the smaller row), weighted by probability."""
+    chosen = np.full((count, EXPANSION), -1, np.int64)
+    weight = np.zeros((count, EXPANSION), np.float32)
     for row in range(count):
         for i in range(start[row], start[row + 1]):
-            sure = np.float32(value[edge[i]])
-            place = FRIENDS - 1
-            if sure <= weight[row, place]:
+            probability = np.float32(value[edge[i]])
+            place = EXPANSION - 1
+            if probability <= weight[row, place]:
                 continue
-            while place > 0 and sure > weight[row, place - 1]:
+            while place > 0 and probability > weight[row, place - 1]:
                 weight[row, place] = weight[row, place - 1]
-                friend[row, place] = friend[row, place - 1]
+                chosen[row, place] = chosen[row, place - 1]
                 place -= 1
-            weight[row, place] = sure
-            friend[row, place] = other[i]
-    return friend, weight
+            weight[row, place] = probability
+            chosen[row, place] = other[i]
+    return chosen, weight
 
 
 @njit(cache=True, nogil=True)
-def _expand(unit, friend, weight, out):  # type: ignore[no-untyped-def]  # pragma: no cover
+def _expand(unit, expansion, weight, out):  # type: ignore[no-untyped-def]  # pragma: no cover
+    """Average each row with its expansion neighbours, as unit rows."""
     for row in range(len(unit)):
         out[row] = unit[row]
-        for f in range(friend.shape[1]):
-            if friend[row, f] >= 0:
+        for f in range(expansion.shape[1]):
+            if expansion[row, f] >= 0:
                 for axis in range(unit.shape[1]):
-                    out[row, axis] += weight[row, f] * unit[friend[row, f], axis]
+                    out[row, axis] += weight[row, f] * unit[expansion[row, f], axis]
         norm = 0.0
         for axis in range(unit.shape[1]):
             norm += np.float64(out[row, axis]) ** 2

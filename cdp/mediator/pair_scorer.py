@@ -1,215 +1,529 @@
-"""Labelled views and their graphs -> the mediator, and its second reading.
+"""Pair scoring from end to end: views and graphs to the probability that a pair is positive.
+
+    trained = PairScorer.fit(labelled_views, labelled_graphs, identity, settings=...)
+    pairs = make_pairs(graphs, candidates=trained.candidates)
+    scores = trained.score(views, graphs, pairs)
+
+`PairScorer` is trained on labelled rows: features of the committee, the mediator, prior-shift
+correction and, with "extended" features, the second stage. `PairVoter` needs no labels: the
+committee votes. Both have the same interface, so that estimator and pipeline run one chain.
 
 The contract:
-- Enters: the views and graphs of labelled rows, and who they show. Leaves: a fitted `Mediator` and,
-  with "extended" features, a fitted `SecondStage` or None.
-- "paper" and "released" learn from the labelled people as they are; "extended" from all steps of
-  `cdp.mediator.curriculum`, amid the unlabelled joint too where it is given, with the cosine of
-  `cdp.committee.wccn` as one more input.
-- The features of all labelled pairs are held at once: some 60 columns of float32 a pair.
+- `score` is the whole chain over all candidate pairs of a set. `score_block` is its first stage for
+  any part of the pairs, in any process; `finish` is the rest. Both ways give the same bits, with
+  any number of threads.
+- "paper" and "released" are trained on the labelled identities as they are; "extended" on all steps
+  of `cdp.mediator.curriculum`, with the WCCN cosine (`cdp.committee.wccn`) as one more feature, and
+  on the pairs of the joint set if it is given.
+- A fit holds the features of all labelled pairs: some 60 columns of float32 a pair. Scoring holds
+  one block's features, and one cosine a pair and view that may lie on disk.
+
+Source: paper section 3; curriculum, WCCN feature, prior correction and second stage are ours.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from dataclasses import dataclass
 from functools import partial
+from typing import ClassVar
 
 import numpy as np
 
 from cdp.arrays.scratch import allocate
 from cdp.arrays.threads import count_threads
 from cdp.committee.features import describe_pairs, measure_affinity
-from cdp.committee.pairs import make_pairs
-from cdp.committee.wccn import fit_wccn, measure_cosines
-from cdp.errors import ConfigError
-from cdp.mediator.curriculum import CURRICULUM, JointSet, make_curriculum
-from cdp.mediator.ensemble import Mediator
+from cdp.committee.pairs import CANDIDATES, choose_candidates, make_pairs, vote_pairs
+from cdp.committee.wccn import Wccn, fit_wccn, measure_cosines
+from cdp.errors import ConfigError, DataError
+from cdp.mediator.curriculum import CURRICULUM, CurriculumStep, JointSet, make_curriculum
+from cdp.mediator.ensemble import HeldOut, Mediator
 from cdp.mediator.second_stage import JointScores, SecondStage, fit_second_stage
 from cdp.mediator.settings import MediatorSettings
-from cdp.types import KnnGraph, PairTable
-
-View = np.ndarray | Callable[[], np.ndarray]
-Graph = KnnGraph | Callable[[], KnnGraph]
-
+from cdp.propagation.threshold import NEUTRAL_THRESHOLD
+from cdp.types import Graph, PairTable, View, load_graph, load_view
 
 BLOCK = 1 << 18
+"""Pairs whose features are held at once while scoring."""
 
 
-def teach_mediator(
-    views: Sequence[View],
-    graphs: Sequence[Graph],
-    identity: np.ndarray,
-    *,
-    settings: MediatorSettings,
-    candidates: str = "base",
-    joint: JointSet | None = None,
-    second_stage: bool = True,
-    seed: int = 0,
-    threads: int | None = None,
-) -> tuple[Mediator, SecondStage | None]:
-    """Fit the mediator on labelled pairs, and the second reading on what it says of them.
+@dataclass(frozen=True)
+class PairScores:
+    """Scores of all candidate pairs of a set.
 
-    Parameters
-    ----------
-    views, graphs : one each a model over the same n rows, the base first, or functions that load
-        them.
-    identity : (n,) integers.
-    settings : of the mediator; its variant names the features.
-    candidates : "base" or "all", as for `cdp.committee.make_pairs`.
-    joint : the same rows amid the unlabelled ones; with the variant "extended" only. Leave it out
-        where many unlabelled images show labelled people.
-    second_stage : with the variant "extended" only.
-
-    Raises
-    ------
-    ConfigError
-        A second reading of a mediator that holds not every pair out.
-    DataError
-        As `describe_pairs` and `Mediator.fit`.
+    probability : (m,) float32 in [0, 1], that the pair shows one identity.
+    rate : the estimated share of positive pairs; None where the committee voted.
     """
-    extended = settings.variant == "extended"
-    if extended and second_stage and settings.members != settings.folds:
-        raise ConfigError(
-            "second_stage needs every labelled pair held out once: give mediator_settings as "
-            f"many members as folds, got {settings.members} and {settings.folds}, or set "
-            "second_stage=False"
+
+    probability: np.ndarray
+    rate: float | None
+
+
+@dataclass(frozen=True)
+class PairVoter:
+    """Score pairs without labels: the base cosine if enough committee members agree, else 0.
+
+    min_similarity : a pair is kept when its base cosine exceeds this.
+    min_votes : and at least so many committee members have it as an edge. Without committee members
+        (one view) the cosine alone decides.
+    candidates : "base" or "all", as for `cdp.committee.make_pairs`.
+
+    `calibrated` is False: scores are no probabilities. `threshold` is the one to cut at: every pair
+    that is kept.
+    """
+
+    min_similarity: float = 0.5
+    min_votes: int = 1
+    candidates: str = "base"
+    calibrated: ClassVar[bool] = False
+    threshold: ClassVar[float] = 0.0
+    precision_curve: ClassVar[None] = None
+
+    def __post_init__(self) -> None:
+        _check_candidates(self.candidates)
+        if self.min_votes < 0:
+            raise ConfigError(f"min_votes must be 0 or more, got {self.min_votes}")
+
+    def whiten(self, views: Sequence[View], *, threads: int | None = None) -> None:
+        """None: votes use no whitened rows."""
+
+    def score_block(
+        self,
+        graphs: Sequence[Graph],
+        pairs: PairTable,
+        affinity: np.ndarray,
+        whitened: np.ndarray | None = None,
+        *,
+        threads: int | None = 1,
+    ) -> np.ndarray:
+        """Score any part of the pairs; parameters as for `PairScorer.score_block`.
+
+        Raises
+        ------
+        ConfigError
+            More votes are asked for than there are committee members.
+        """
+        members = len(graphs) - 1
+        if members and self.min_votes > members:
+            raise ConfigError(
+                f"min_votes must be in 0 .. {members}, the number of committee members (views "
+                f"without the base), got {self.min_votes}"
+            )
+        similarity = affinity[:, 0]
+        votes = vote_pairs(graphs, pairs)
+        kept = (similarity > self.min_similarity) & (votes >= min(self.min_votes, members))
+        return np.where(kept, np.clip(similarity, 0, 1), 0).astype(np.float32)
+
+    def finish(
+        self,
+        views: Sequence[View],
+        pairs: PairTable,
+        probability: np.ndarray,
+        count: int,
+        *,
+        threads: int | None = None,
+    ) -> PairScores:
+        """The scores as they are: votes have no positive rate to correct."""
+        return PairScores(probability, None)
+
+    def score(
+        self,
+        views: Sequence[View],
+        graphs: Sequence[Graph],
+        pairs: PairTable,
+        *,
+        threads: int | None = None,
+    ) -> PairScores:
+        """Score all candidate pairs of a set; parameters and errors as for `PairScorer.score`."""
+        affinity = measure_affinity(views[0], pairs, threads=threads)[:, None]
+        return PairScores(self.score_block(graphs, pairs, affinity, threads=threads), None)
+
+
+@dataclass(frozen=True)
+class PairScorer:
+    """The trained chain: `PairScorer.fit(...)`, then `score`. Immutable.
+
+    mediator : the first stage. wccn : the whitening of its last feature; None without "extended".
+    second_stage : None where there is none.
+    candidates : "base" or "all", the pairs it was trained on and should score.
+
+    `calibrated` is True: scores are probabilities. `threshold` and `precision_curve` are those of
+    the second stage, chosen on held-out identities; one half and None without it.
+    """
+
+    mediator: Mediator
+    wccn: Wccn | None
+    second_stage: SecondStage | None
+    candidates: str
+    calibrated: ClassVar[bool] = True
+    _parts: ClassVar[tuple[str, ...]] = ("mediator", "wccn", "second_stage")
+
+    @property
+    def threshold(self) -> float:
+        return NEUTRAL_THRESHOLD if self.second_stage is None else self.second_stage.threshold
+
+    @property
+    def precision_curve(self) -> np.ndarray | None:
+        return None if self.second_stage is None else self.second_stage.precision_curve
+
+    @classmethod
+    def fit(
+        cls,
+        views: Sequence[View],
+        graphs: Sequence[Graph],
+        identity: np.ndarray,
+        *,
+        settings: MediatorSettings,
+        candidates: str | None = None,
+        joint: JointSet | None = None,
+        second_stage: bool = True,
+        seed: int = 0,
+        threads: int | None = None,
+    ) -> PairScorer:
+        """Train all stages on labelled rows.
+
+        Parameters
+        ----------
+        views, graphs : one each a model over the same n rows, the base first, or functions that
+            load them.
+        identity : (n,) integers.
+        settings : of the mediator; its variant names the features.
+        candidates : "base" or "all", as for `cdp.committee.make_pairs`; None: the variant's default
+            (`choose_candidates`).
+        joint : labelled and unlabelled rows in one set of graphs; with the variant "extended" only.
+            Leave it out where many unlabelled images show labelled identities.
+        second_stage : whether to train the second stage; with the variant "extended" only.
+        seed : decides folds, initial weights, order of the pairs and resampling.
+        threads : at most so many; None: all cores. Never changes the result.
+
+        Raises
+        ------
+        ConfigError
+            A second stage with fewer MLPs than folds: it needs every labelled pair held out.
+        DataError
+            As `describe_pairs` and `Mediator.fit`.
+        """
+        extended = settings.variant == "extended"
+        candidates = candidates or choose_candidates(settings.variant)
+        _check_candidates(candidates)
+        if extended and second_stage and settings.ensemble_size != settings.folds:
+            raise ConfigError(
+                "second_stage needs every labelled pair held out once: give mediator_settings an "
+                f"ensemble_size equal to folds, got {settings.ensemble_size} and {settings.folds}, "
+                "or set second_stage=False"
+            )
+        training = _LabelledPairs(
+            views,
+            graphs,
+            np.asarray(identity).astype(np.int64),
+            settings.variant,
+            candidates,
+            joint if extended else None,
+            seed,
+            threads,
         )
-    identity = np.asarray(identity).astype(np.int64)
-    steps = make_curriculum(
-        graphs, identity, steps=CURRICULUM if extended else CURRICULUM[:1], seed=seed
-    )
-    pairs = [make_pairs(step.graphs, candidates=candidates) for step in steps]
-    features = [
-        describe_pairs(
-            [partial(_take_rows, view, step.rows) for view in views],
-            step.graphs,
+        mediator, held_out = training.fit(settings)
+        first = cls(mediator, training.wccn, None, candidates)
+        if not (extended and second_stage):
+            return first
+        return cls(mediator, training.wccn, training.fit_second_stage(first, held_out), candidates)
+
+    def whiten(self, views: Sequence[View], *, threads: int | None = None) -> np.ndarray | None:
+        """The whitened rows that `score_block` needs, (n, p) float32; None without WCCN feature."""
+        if self.wccn is None:
+            return None
+        return self.wccn.whiten(self.wccn.project(views, threads=threads), threads=threads)
+
+    def score_block(
+        self,
+        graphs: Sequence[Graph],
+        pairs: PairTable,
+        affinity: np.ndarray,
+        whitened: np.ndarray | None = None,
+        *,
+        threads: int | None = 1,
+    ) -> np.ndarray:
+        """First-stage probabilities of any part of the pairs, before the prior correction.
+
+        Parameters
+        ----------
+        graphs : one a view over all rows, the base first, or functions that load them.
+        pairs : any candidate pairs, of rows of the whole set.
+        affinity : (m, N + 1) float32, their cosines in each view, see `measure_affinity`.
+        whitened : from `whiten`, of all rows.
+        threads : at most so many; None: all cores. Never changes the result.
+
+        Returns
+        -------
+        (m,) float32 in (0, 1).
+
+        Raises
+        ------
+        DataError
+            As `cdp.committee.describe_pairs` and `Mediator.score`.
+        """
+        features = describe_pairs(
+            (),
+            graphs,
+            pairs,
+            variant=self.mediator.settings.variant,
+            affinity=affinity,
+            wccn=None if whitened is None else measure_cosines(whitened, pairs),
+            threads=threads,
+        )
+        return self.mediator.score(features, threads=count_threads(threads))
+
+    def finish(
+        self,
+        views: Sequence[View],
+        pairs: PairTable,
+        probability: np.ndarray,
+        count: int,
+        *,
+        threads: int | None = None,
+    ) -> PairScores:
+        """Correct the prior of first-stage scores, then apply the second stage.
+
+        Parameters
+        ----------
+        views : one (count, d_v) array a model, or a function that loads it.
+        pairs : all candidate pairs of the set.
+        probability : (m,) float32, from `score_block`, of all pairs in order.
+        count : number of rows.
+        """
+        scores = self.mediator.correct(probability)
+        if self.second_stage is not None and len(pairs):
+            scores = self.second_stage.score(
+                views, pairs, scores.probability, count, threads=threads
+            )
+        return PairScores(scores.probability, scores.rate)
+
+    def score(
+        self,
+        views: Sequence[View],
+        graphs: Sequence[Graph],
+        pairs: PairTable,
+        *,
+        threads: int | None = None,
+    ) -> PairScores:
+        """Score all candidate pairs of a set by all stages.
+
+        Parameters
+        ----------
+        views, graphs : one each a model over the same rows, the base first, or functions that load
+            them.
+        pairs : all candidate pairs, `make_pairs(graphs, candidates=self.candidates)`.
+        threads : at most so many; None: all cores. Never changes the result.
+
+        Raises
+        ------
+        DataError
+            As `score_block`, or the pairs name rows that the views do not have.
+        """
+        loaded = [load_graph(graph) for graph in graphs]
+        probability = self.score_first_stage(views, loaded, pairs, threads=threads)
+        return self.finish(views, pairs, probability, len(loaded[0]), threads=threads)
+
+    def score_first_stage(
+        self,
+        views: Sequence[View],
+        graphs: Sequence[Graph],
+        pairs: PairTable,
+        *,
+        threads: int | None = None,
+    ) -> np.ndarray:
+        """`score_block` over all pairs, `BLOCK` at a time, (m,) float32."""
+        loaded = [load_graph(graph) for graph in graphs]
+        affinity = allocate((len(views), len(pairs)))
+        for number, view in enumerate(views):
+            measure_affinity(view, pairs, out=affinity[number], threads=threads)
+        whitened = self.whiten(views, threads=threads)
+        probability = np.empty(len(pairs), np.float32)
+        for start in range(0, len(pairs), BLOCK):
+            part = slice(start, min(start + BLOCK, len(pairs)))
+            probability[part] = self.score_block(
+                loaded, pairs.take(part), affinity.T[part], whitened, threads=threads
+            )
+        return probability
+
+    def state(self) -> dict[str, np.ndarray]:
+        """Everything needed to restore it, as arrays alone.
+
+        The keys are `candidates` (ASCII bytes), and those of each part's own state after
+        `mediator.`, `wccn.` and `second_stage.`.
+        """
+        state = {"candidates": np.frombuffer(self.candidates.encode(), np.uint8).copy()}
+        for prefix in self._parts:
+            part = getattr(self, prefix)
+            if part is not None:
+                state |= {f"{prefix}.{name}": array for name, array in part.state().items()}
+        return state
+
+    @classmethod
+    def from_state(cls, state: dict[str, np.ndarray]) -> PairScorer:
+        """The inverse of `state`.
+
+        Raises
+        ------
+        DataError
+            Something is missing: the arrays are not a pair scorer's.
+        """
+        if "candidates" not in state:
+            raise DataError(
+                "expected the state of a PairScorer, but it lacks candidates; fit it again"
+            )
+        mediator, wccn, second_stage = (
+            {
+                name.removeprefix(f"{prefix}."): np.asarray(array)
+                for name, array in state.items()
+                if name.startswith(f"{prefix}.")
+            }
+            for prefix in cls._parts
+        )
+        return cls(
+            Mediator.from_state(mediator),
+            Wccn.from_state(wccn) if wccn else None,
+            SecondStage.from_state(second_stage) if second_stage else None,
+            bytes(np.asarray(state["candidates"])).decode(),
+        )
+
+
+def _check_candidates(candidates: str) -> None:
+    if candidates not in CANDIDATES:
+        raise ConfigError(f"candidates must be one of {', '.join(CANDIDATES)}, got {candidates!r}")
+
+
+class _LabelledPairs:
+    """The labelled pairs of every step of the curriculum, with their features."""
+
+    def __init__(
+        self,
+        views: Sequence[View],
+        graphs: Sequence[Graph],
+        identity: np.ndarray,
+        variant: str,
+        candidates: str,
+        joint: JointSet | None,
+        seed: int,
+        threads: int | None,
+    ) -> None:
+        self.views, self.identity, self.joint = views, identity, joint
+        self.seed, self.threads, self.variant = seed, threads, variant
+        extended = variant == "extended"
+        steps = make_curriculum(
+            graphs, identity, steps=CURRICULUM if extended else CURRICULUM[:1], seed=seed
+        )
+        self.pairs = [make_pairs(step.graphs, candidates=candidates) for step in steps]
+        self.row_identity = [step.identity for step in steps]
+        self.wccn: Wccn | None = None
+        cosines: Sequence[np.ndarray | None] = [None] * len(steps)
+        if extended:
+            cosines = self._fit_wccn(steps)
+        self.features = [
+            describe_pairs(
+                [partial(_take_rows, view, step.rows) for view in views],
+                step.graphs,
+                listed,
+                variant=variant,
+                wccn=cosine,
+                threads=threads,
+            )
+            for step, listed, cosine in zip(steps, self.pairs, cosines, strict=True)
+        ]
+        if joint is not None:
+            self._add_joint(joint, candidates)
+
+    def _fit_wccn(self, steps: Sequence[CurriculumStep]) -> list[np.ndarray]:
+        """Fit the whitening; the cosines of each step's pairs, without their identities' folds."""
+        wccn, self.fold = fit_wccn(
+            self.views,
+            self.identity,
+            around=None if self.joint is None else self.joint.views,
+            seed=self.seed,
+            threads=self.threads,
+        )
+        self.wccn = wccn
+        coordinates = wccn.project(self.views, threads=self.threads)
+        return [
+            wccn.measure(coordinates[step.rows], listed, self.fold[step.rows], threads=self.threads)
+            for step, listed in zip(steps, self.pairs, strict=True)
+        ]
+
+    def _add_joint(self, joint: JointSet, candidates: str) -> None:
+        """One more step: the pairs of the joint set that have a labelled end."""
+        assert self.wccn is not None
+        number = joint.number_rows()
+        everything = make_pairs(joint.graphs, candidates=candidates)
+        is_labelled = (number[everything.source] >= 0) | (number[everything.target] >= 0)
+        self.joint_pairs, self.is_labelled = everything, is_labelled
+        listed = everything.take(is_labelled)
+        cosine = self.wccn.measure(
+            self.wccn.project(joint.views, threads=self.threads),
             listed,
-            variant=settings.variant,
-            threads=threads,
+            _find_folds(joint.identity, self.identity, self.fold),
+            threads=self.threads,
         )
-        for step, listed in zip(steps, pairs, strict=True)
-    ]
-    wccn = None
-    if extended:
-        wccn, fold = fit_wccn(
-            views, identity, around=None if joint is None else joint.views, seed=seed,
-            threads=threads,
-        )  # fmt: skip
-        coordinates = wccn.project(views, threads=threads)
-        for number, (step, listed) in enumerate(zip(steps, pairs, strict=True)):
-            even = wccn.measure(coordinates[step.rows], listed, fold[step.rows], threads=threads)
-            features[number] = np.column_stack([features[number], even])
-    taught = [(listed, step.identity) for step, listed in zip(steps, pairs, strict=True)]
-    everyone = person = None
-    if joint is not None and extended:
-        everyone, person = make_pairs(joint.graphs, candidates=candidates), joint.name_rows()
-        own = (person[everyone.source] >= 0) | (person[everyone.target] >= 0)
-        known = everyone.take(own)
-        taught.append((known, person))
-        assert wccn is not None
-        even = wccn.measure(
-            wccn.project(joint.views, threads=threads),
-            known,
-            _deal_joint(joint.identity, identity, fold),
-            threads=threads,
+        self.pairs.append(listed)
+        self.row_identity.append(number)
+        self.features.append(
+            describe_pairs(
+                joint.views,
+                joint.graphs,
+                listed,
+                variant=self.variant,
+                wccn=cosine,
+                threads=self.threads,
+            )
         )
-        described = describe_pairs(
-            joint.views, joint.graphs, known, variant=settings.variant, threads=threads
+
+    def fit(self, settings: MediatorSettings) -> tuple[Mediator, HeldOut]:
+        """Train the mediator on all steps; the features are dropped."""
+        listed = list(zip(self.pairs, self.row_identity, strict=True))
+        source = np.concatenate([identity[pairs.source] for pairs, identity in listed])
+        target = np.concatenate([identity[pairs.target] for pairs, identity in listed])
+        features = np.concatenate(self.features)
+        self.features.clear()
+        return Mediator.fit(
+            features,
+            source == target,
+            source,
+            target,
+            settings=settings,
+            seed=self.seed,
+            threads=self.threads,
         )
-        features.append(np.column_stack([described, even]))
-    source = np.concatenate([who[listed.source] for listed, who in taught])
-    target = np.concatenate([who[listed.target] for listed, who in taught])
-    mediator = Mediator.fit(
-        np.concatenate(features),
-        source == target,
-        source,
-        target,
-        settings=settings,
-        seed=seed,
-        threads=threads,
-    )
-    mediator.wccn = wccn
-    if not (extended and second_stage):
-        return mediator, None
-    held_out = mediator.held_out
-    assert held_out is not None
-    read = None
-    if joint is not None and everyone is not None and person is not None:
-        probability = score_pairs(mediator, joint.views, joint.graphs, everyone, threads=threads)
-        probability[own] = held_out[len(held_out) - len(known) :]
-        probability = mediator.correct(probability).probability
-        read = JointScores(joint.views, everyone, probability, person)
-    reading = fit_second_stage(
-        views,
-        pairs[0],
-        held_out[: len(pairs[0])],
-        identity,
-        joint=read,
-        seed=seed,
-        threads=threads,
-    )
-    return mediator, reading
+
+    def fit_second_stage(self, first: PairScorer, held_out: HeldOut) -> SecondStage:
+        """Train the second stage on the held-out probabilities of the first."""
+        joint = None
+        if self.joint is not None:
+            probability = first.score_first_stage(
+                self.joint.views, self.joint.graphs, self.joint_pairs, threads=self.threads
+            )
+            last = len(held_out.probability) - len(self.pairs[-1])
+            probability[self.is_labelled] = held_out.probability[last:]
+            probability = first.mediator.correct(probability).probability
+            joint = JointScores(
+                self.joint.views, self.joint_pairs, probability, self.row_identity[-1]
+            )
+        return fit_second_stage(
+            self.views,
+            self.pairs[0],
+            held_out.probability[: len(self.pairs[0])],
+            self.identity,
+            joint=joint,
+            seed=self.seed,
+            threads=self.threads,
+        )
 
 
-def _deal_joint(joint: np.ndarray, identity: np.ndarray, fold: np.ndarray) -> np.ndarray:
-    """The fold of each row of the joint; -1 for an unlabelled one."""
-    people, first = np.unique(identity, return_index=True)
-    place = np.minimum(np.searchsorted(people, joint), len(people) - 1)
+def _find_folds(joint: np.ndarray, identity: np.ndarray, fold: np.ndarray) -> np.ndarray:
+    """The fold of each row of the joint set; -1 for an unlabelled one."""
+    known, first = np.unique(identity, return_index=True)
+    place = np.minimum(np.searchsorted(known, joint), len(known) - 1)
     return np.where(joint < 0, -1, fold[first][place])
 
 
 def _take_rows(view: View, rows: np.ndarray) -> np.ndarray:
-    loaded = view() if callable(view) else view
+    loaded = load_view(view)
     return loaded if len(rows) == len(loaded) else loaded[rows]
-
-
-def score_pairs(
-    mediator: Mediator,
-    views: Sequence[np.ndarray | Callable[[], np.ndarray]],
-    graphs: Sequence[KnnGraph | Callable[[], KnnGraph]],
-    pairs: PairTable,
-    *,
-    threads: int | None = None,
-) -> np.ndarray:
-    """Score pairs of rows by what the committee knows of them.
-
-    Parameters
-    ----------
-    views, graphs : one each a model, the base first, or functions that load them.
-    pairs : of their rows.
-
-    Returns
-    -------
-    (m,) float32 in (0, 1).
-
-    Raises
-    ------
-    DataError
-        As `cdp.committee.describe_pairs` and `Mediator.score`.
-    """
-    workers = count_threads(threads)
-    loaded = [graph if isinstance(graph, KnnGraph) else graph() for graph in graphs]
-    affinity = allocate((len(views), len(pairs)))
-    for number, view in enumerate(views):
-        measure_affinity(view, pairs, out=affinity[number], threads=threads)
-    found = mediator.wccn
-    if found is not None:
-        rows = found.whiten(found.project(views, threads=threads), threads=threads)
-        even = measure_cosines(rows, pairs)
-        del rows
-    scores = np.empty(len(pairs), np.float32)
-    for start in range(0, len(pairs), BLOCK):
-        part = slice(start, min(start + BLOCK, len(pairs)))
-        features = describe_pairs(
-            (),
-            loaded,
-            pairs,
-            variant=mediator.settings.variant,
-            rows=part,
-            affinity=affinity.T,
-            threads=threads,
-        )
-        if found is not None:
-            features = np.column_stack([features, even[part]])
-        scores[part] = mediator.score(features, threads=workers)
-    return scores

@@ -1,12 +1,13 @@
-"""The share of true pairs of an unlabelled set, recovered from its scores.
+"""Prior-shift correction: estimate the positive rate of an unlabelled set and rescale to it.
 
 The contract:
-- Enters: probabilities calibrated where the mediator was trained. Leaves: probabilities at the
-  set's own share of true pairs. No truth.
-- The correction supposes that true pairs look alike in both sets. They do not where a few people
-  own most of them: their pairs are easy, and where one set has more of such people, the share that
-  explains the easy pairs is too high for all others. `correct_evenly` hears an image's pairs the
-  less, the more likely partners it has.
+- Enters: probabilities calibrated on the labelled set. Leaves: probabilities at the positive rate
+  of the unlabelled set, estimated by EM (Saerens 2002) without ground truth.
+- EM assumes that positive pairs are distributed alike in both sets. They are not where a few large
+  identities own most of them: their pairs are easy, and in a set with more such identities the rate
+  that explains the easy pairs is too high for the others. `correct_evenly` down-weights a pair by
+  the expected number of positives at its two images, so that large identities do not dominate the
+  estimated prior.
 """
 
 from __future__ import annotations
@@ -20,18 +21,20 @@ from cdp.errors import DataError
 from cdp.types import PairTable
 
 LOGIT_LIMIT = 15.0
-"""No pair is surer than 1 - 3e-7: beyond this float32 rounds a probability to 1."""
+"""Largest log-odds: 1 - 3e-7 as a probability, beyond which float32 rounds to 1."""
 _EVENNESS = 0.2
-"""Between hearing each pair alike (0) and each image alike (1/2)."""
+"""Exponent of the weights: 0 weights each pair alike, 1/2 each image alike."""
 _STEPS = 3
-"""Of voices from probabilities and probabilities from voices; they hardly move after the second."""
+"""Alternations of weights and probabilities; they hardly change after the second."""
+_BISECTIONS = 48
+"""Halvings of the rate's interval: as fine as float64 resolves it."""
 
 
 @dataclass(frozen=True)
 class PriorCorrection:
-    """Probabilities moved to the share of true pairs of the set they belong to.
+    """Probabilities of a set, rescaled to its positive rate.
 
-    probability : (m,) float32. rate : the share of true pairs found in that set.
+    probability : (m,) float32. rate : the estimated share of positive pairs.
     """
 
     probability: np.ndarray
@@ -41,19 +44,18 @@ class PriorCorrection:
 def correct_prior(
     probability: np.ndarray, training_rate: float, *, pair_weight: np.ndarray | None = None
 ) -> PriorCorrection:
-    """Recover the share of true pairs of an unlabelled set and move its probabilities to it.
+    """Estimate the positive rate of an unlabelled set and rescale its probabilities to it.
 
-    Expectation-maximisation over the unlabelled scores (Saerens, Latinne & Decaestecker 2002): if
-    true pairs look alike in both sets, and false pairs too, only their shares differ. The
-    likelihood that EM climbs is concave in the one unknown rate, so its top is found by bisection
-    on the slope, which needs no starting point and no stopping rule.
+    Maximum likelihood over the unlabelled scores, as by EM (Saerens, Latinne & Decaestecker 2002):
+    positive pairs are assumed to be distributed alike in both sets, negative pairs too. The
+    likelihood is concave in the one unknown rate, so its maximum is found by bisection on the
+    derivative, which needs no starting point and no stopping rule.
 
     Parameters
     ----------
     probability : (m,) float in [0, 1], calibrated for `training_rate`.
-    training_rate : share of true pairs where the mediator was trained, in (0, 1).
-    pair_weight : (m,) float >= 0; None: all alike. Both `training_rate` and the rate that
-        is found are shares of what counts.
+    training_rate : positive rate of the labelled pairs, in (0, 1).
+    pair_weight : (m,) float >= 0; None: 1 each. With weights both rates are weighted shares.
 
     Returns
     -------
@@ -68,7 +70,7 @@ def correct_prior(
     if not 0 < training_rate < 1:
         raise DataError(
             f"correct_prior: training_rate must lie between 0 and 1, got {training_rate}; "
-            "the labelled pairs need true and false ones"
+            "the labelled pairs need positive and negative ones"
         )
     value = np.asarray(probability, np.float64)
     if value.size == 0:
@@ -81,12 +83,12 @@ def correct_prior(
     true_ratio = value / training_rate
     step = true_ratio - (1 - value) / (1 - training_rate)
     false_ratio = true_ratio - step
-    # a rate of exactly 0 or 1 would silence every later piece of evidence
+    # a rate of exactly 0 or 1 could not be revised by any later evidence
     low, high = 0.5 / (len(value) + 1), 1 - 0.5 / (len(value) + 1)
-    for _ in range(48):
+    for _ in range(_BISECTIONS):
         rate = (low + high) / 2
-        slope = step / (false_ratio + rate * step)
-        if float(slope.sum() if pair_weight is None else slope @ pair_weight) > 0:
+        derivative = step / (false_ratio + rate * step)
+        if float(derivative.sum() if pair_weight is None else derivative @ pair_weight) > 0:
             low = rate
         else:
             high = rate
@@ -103,14 +105,14 @@ def correct_evenly(
     pairs: PairTable,
     count: int,
 ) -> PriorCorrection:
-    """As `correct_prior`, images heard more evenly (`weigh_images`).
+    """`correct_prior` with pairs weighted by `weigh_images`.
 
     Parameters
     ----------
     probability, training_rate : as for `correct_prior`.
-    even_rate : the mean probability where the mediator was trained, weighed by `weigh_images`; a
-        set like that one then stays as it is.
-    pairs : all candidate pairs of the set. count : of its images.
+    even_rate : mean probability of the labelled pairs, weighted by `weigh_images`; a set with the
+        same distribution then stays unchanged.
+    pairs : all candidate pairs of the set. count : number of its images.
 
     Returns
     -------
@@ -119,9 +121,10 @@ def correct_evenly(
 
     Notes
     -----
-    Ours. On LFW at 24 px, where the unlabelled set has a person with 500 images and 4,069 with one,
-    .60 stood for .22 to .40 in pairs of the base graph; BCubed F rose by .3 to .7 (three draws).
-    Hearing each image alike gains as much again there, and promises too much where views are poor.
+    Ours. On LFW at 24 px, whose unlabelled set has one identity with 500 images and 4,069 with one,
+    a probability of .60 meant .22 to .40 in pairs of the base graph before; BCubed F rose by .3 to
+    .7 points (three draws). Weighting each image alike gains as much again there, but overestimates
+    probabilities where views are poor.
     """
     found = correct_prior(probability, training_rate)
     for _ in range(_STEPS if len(pairs) else 0):
@@ -132,20 +135,20 @@ def correct_evenly(
 
 
 def weigh_images(pairs: PairTable, probability: np.ndarray, count: int) -> np.ndarray:
-    """How much each pair counts, so that images are heard more evenly than they have pairs.
+    """Weights of pairs that fall with the expected number of positive pairs at their two images.
 
     Parameters
     ----------
     pairs : all candidate pairs of `count` images.
-    probability : (m,) float in [0, 1], or bool: whether each is a true pair.
+    probability : (m,) float in [0, 1], or bool: whether each pair is positive.
 
     Returns
     -------
     (m,) float64 in (0, 1]
-        ((1 + a) (1 + b)) ** -.2, where a and b true pairs are expected at its two ends.
+        ((1 + a) (1 + b)) ** -.2, where a and b positive pairs are expected at the two images.
     """
     value = np.asarray(probability, np.float64)
     partners = np.bincount(pairs.source, value, count) + np.bincount(pairs.target, value, count)
-    apart = (1 + partners) ** -_EVENNESS
-    pair_weight: np.ndarray = apart[pairs.source] * apart[pairs.target]
+    image_weight = (1 + partners) ** -_EVENNESS
+    pair_weight: np.ndarray = image_weight[pairs.source] * image_weight[pairs.target]
     return pair_weight

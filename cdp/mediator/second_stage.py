@@ -1,25 +1,23 @@
-"""The second reading: what the pairs around a pair say about it.
+"""Second-stage pair scoring: rescore each pair from the scores of neighbouring pairs.
 
-The mediator reads each pair alone. Once every candidate pair has a probability, a pair can be read
-again in its surroundings: do the two images agree about the images they both know, and do they look
-alike once each is averaged with the images it surely shows the same person as? A second mediator
-learns that from the labelled pairs, and it is what recovers the blurred images of a person: each
-alone resembles nobody, all its friends resemble each other.
+The mediator scores each pair by itself. Once every candidate pair has a probability, a second
+mediator rescores the pair from the pairs around it (`cdp.mediator.neighbourhood`): shared
+neighbours, and the cosine after query expansion. This recovers blurred images, which match their
+identity weakly but share its neighbours.
 
 The contract:
-- Enters: the views, the candidate pairs and their probabilities (labelled pairs: held-out ones,
-  `Mediator.held_out`; unlabelled pairs: after `correct_prior`). Leaves: a probability a pair.
-- No feature grows with the size of a person, so what is learnt on people with five images holds for
-  one with five hundred.
-- Labelled people usually have two images or more; in the wild, many have one, and their best
-  neighbour is wrong. The second mediator is therefore also taught with people reduced to one image
-  (`thin_identities`); without that it merges strangers (measured on LFW: BCubed precision .89
-  instead of .97).
-- One view is looked at at a time, and pairs are described in parts: beside the view, its averaged
-  copy and the pairs stand some 40 bytes a pair, and 4 a pair and view that may lie on disk. The
-  same bits whatever the number of threads.
+- Enters: the views, the candidate pairs and their probabilities (labelled pairs: held-out ones, see
+  `cdp.mediator.ensemble.HeldOut`; unlabelled pairs: after `correct_prior`). Leaves: a probability a
+  pair, at the positive rate of the set.
+- Labelled identities usually have two images or more; in the wild most have one, and the nearest
+  neighbour of such an image is of another identity. The second mediator is therefore also trained
+  with identities reduced to one image (`thin_identities`); without that it merges identities
+  (measured on LFW: BCubed precision .89 instead of .97).
+- One view is held at a time, and pairs are described in parts: beside the view and its averaged
+  copy some 40 bytes a pair are held, and 4 a pair and view that may lie on disk. The same bits
+  whatever the number of threads.
 
-Source: ours. Averaging with sure neighbours is query expansion (Chum et al. 2007).
+Source: ours.
 """
 
 from __future__ import annotations
@@ -38,24 +36,34 @@ from cdp.mediator.ensemble import Mediator
 from cdp.mediator.neighbourhood import (
     PAIR_FEATURES,
     Neighbourhood,
-    View,
     check_probability,
     describe_neighbourhood,
 )
 from cdp.mediator.prior_shift import PriorCorrection, correct_evenly, weigh_images
 from cdp.mediator.settings import MediatorSettings
-from cdp.metrics.clustering import score_amid_strangers, score_bcubed
+from cdp.metrics.clustering import score_bcubed, score_with_distractors
 from cdp.propagation.average_linkage import Agglomeration, agglomerate
-from cdp.propagation.threshold import THRESHOLDS, choose_threshold, measure_precision_curve
-from cdp.types import PairTable
+from cdp.propagation.threshold import (
+    NEUTRAL_THRESHOLD,
+    THRESHOLDS,
+    choose_threshold,
+    measure_precision_curve,
+)
+from cdp.types import PairTable, View, load_view
 
 SINGLETON_SHARES = (0.0, 0.5, 0.8)
-"""Shares of labelled people reduced to one image, one step each."""
+"""Shares of labelled identities reduced to one image, one training step each."""
+_PATIENCE = 4
+"""Validations without progress before training stops; the features are few."""
+Step = tuple[PairTable, np.ndarray]
+"""Labelled pairs, and the identity of each row."""
+ScoredStep = tuple[PairTable, np.ndarray, np.ndarray]
+"""The same, and the held-out probability of each pair."""
 
 
 @dataclass(frozen=True)
 class JointScores:
-    """The pairs among labelled and unlabelled rows as the first mediator reads them.
+    """The first stage's scores of all pairs among labelled and unlabelled rows.
 
     views : over all rows. pairs : all candidates. probability : (m,) float in [0, 1], held-out
     where an end is labelled. identity : (n,) int64, below zero and unique for an unlabelled row.
@@ -69,15 +77,15 @@ class JointScores:
 
 @dataclass(frozen=True)
 class SecondStage:
-    """A second mediator, and the threshold its probabilities are agglomerated with.
+    """The fitted second stage: its mediator, and the threshold its probabilities are cut at.
 
-    even_rate : its mean held-out probability, images heard more evenly, for
+    even_rate : mean held-out probability under the weights of `weigh_images`, for
         `cdp.mediator.prior_shift.correct_evenly`; NaN where not every labelled pair was held out.
-    threshold : in (0, 1), for `cdp.propagation.agglomerate`, chosen on held-out people: amid the
-        unlabelled where they were given, else alone. One half where the views are good; where they
-        are poor, pairs repeat each other's doubts and the best cut lies below.
+    threshold : in (0, 1), for `cdp.propagation.cluster_pairs`, chosen on held-out identities,
+        clustered together with the unlabelled rows if given, else alone. One half where the views
+        are good; lower where they are poor, since the errors of neighbouring pairs are correlated.
     precision_curve : (t, 2) float64, rising thresholds and the pairwise precision of the held-out
-        people when cut there, the mean over the steps, never falling. No row where not every
+        identities when cut there, the mean over the steps, never falling. No row where not every
         labelled pair was held out.
     """
 
@@ -86,9 +94,41 @@ class SecondStage:
     threshold: float
     precision_curve: np.ndarray
 
+    def score(
+        self,
+        views: Sequence[View],
+        pairs: PairTable,
+        probability: np.ndarray,
+        count: int,
+        *,
+        threads: int | None = None,
+    ) -> PriorCorrection:
+        """Rescore the candidate pairs of an unlabelled set, at the set's own positive rate.
+
+        Parameters
+        ----------
+        views, pairs, count : of the unlabelled images; all candidate pairs.
+        probability : (m,) float in [0, 1], the first stage's, after `correct_prior`.
+        threads : at most so many; None: all cores. Never changes the result.
+
+        Returns
+        -------
+        PriorCorrection
+            Probabilities (m,) float32 and the positive rate; uncorrected where the mediator's
+            settings say so.
+
+        Raises
+        ------
+        DataError
+            As `describe_neighbourhood`.
+        """
+        value = check_probability(pairs, probability)
+        around = Neighbourhood(views, pairs, value, count, count_threads(threads))
+        return self.correct(around.score(self.mediator), pairs, count)
+
     def correct(self, probability: np.ndarray, pairs: PairTable, count: int) -> PriorCorrection:
-        """Its scores of all candidate pairs of a set at that set's own share of true pairs; as they
-        are where the mediator's settings say so."""
+        """Rescale the mediator's scores of all candidate pairs of a set to its positive rate, if
+        the settings ask for it."""
         if not self.mediator.settings.correct_prior or math.isnan(self.even_rate):
             return self.mediator.correct(probability)
         return correct_evenly(
@@ -112,7 +152,7 @@ class SecondStage:
         lacking = [name for name in names if name not in state]
         if lacking:
             raise DataError(
-                f"expected the state of a second reading, but it lacks {', '.join(lacking)}"
+                f"expected the state of a second stage, but it lacks {', '.join(lacking)}"
             )
         rest = {name: value for name, value in state.items() if name not in names}
         rate, threshold = float(state["even_rate"]), float(state["threshold"])
@@ -130,15 +170,15 @@ def fit_second_stage(
     seed: int = 0,
     threads: int | None = None,
 ) -> SecondStage:
-    """Train the second mediator on labelled pairs, and find where to cut.
+    """Train the second mediator on labelled pairs, and choose the threshold to cut at.
 
     Parameters
     ----------
-    views, pairs : of the labelled images, as the first mediator had them.
-    held_out : (m,) float, what `Mediator.held_out` of the first says of these pairs. Probabilities
-        of a mediator that has seen the two people would promise more than strangers keep.
+    views, pairs : of the labelled images, as in the first stage.
+    held_out : (m,) float, the first mediator's held-out probabilities of these pairs. Those of MLPs
+        trained on the identities would be better than the probabilities of new identities are.
     identity : (n,) int64, of the labelled rows.
-    joint : the labelled amid the unlabelled, as one more step; or None.
+    joint : labelled and unlabelled rows together, as one more training step; or None.
     settings : as for `Mediator.fit`; the variant's name becomes "context".
 
     Raises
@@ -146,35 +186,17 @@ def fit_second_stage(
     DataError
         As `describe_neighbourhood` and `Mediator.fit`.
     """
-    chosen = replace(settings or MediatorSettings(patience=4), variant="context")
-    identity = np.asarray(identity)
-    loaded = [make_unit(view() if callable(view) else view)[0] for view in views]
-    features, steps = [], []
-    for step, share in enumerate(SINGLETON_SHARES):
-        kept = thin_identities(identity, share, seed + step)
-        inside = kept[pairs.source] & kept[pairs.target]
-        place = np.cumsum(kept) - 1
-        few = pairs.take(inside)
-        left = PairTable(place[few.source], place[few.target], few.listings)
-        features.append(
-            describe_neighbourhood(
-                [view if kept.all() else view[kept] for view in loaded],
-                left,
-                held_out[inside],
-                int(kept.sum()),
-                threads=threads,
-            )
-        )
-        steps.append((left, identity[kept]))
-    taught = list(steps)
-    amid = None
+    chosen = replace(settings or MediatorSettings(patience=_PATIENCE), variant="context")
+    steps, features = _describe_steps(views, pairs, held_out, np.asarray(identity), seed, threads)
+    trained_on = list(steps)
+    together = None
     if joint is not None:
-        amid = _JointTraining(joint, threads)
-        features.append(amid.describe_own())
-        taught.append((amid.taught, joint.identity))
-    source = np.concatenate([person[left.source] for left, person in taught])
-    target = np.concatenate([person[left.target] for left, person in taught])
-    mediator = Mediator.fit(
+        together = _JointTraining(joint, threads)
+        features.append(together.describe_labelled())
+        trained_on.append((together.labelled_pairs, joint.identity))
+    source = np.concatenate([who[listed.source] for listed, who in trained_on])
+    target = np.concatenate([who[listed.target] for listed, who in trained_on])
+    mediator, held = Mediator.fit(
         np.concatenate(features),
         source == target,
         source,
@@ -183,31 +205,61 @@ def fit_second_stage(
         seed=seed,
         threads=threads,
     )
-    held = mediator.held_out
-    if held is None or not len(pairs) or not np.isfinite(held).all():
-        return SecondStage(mediator, math.nan, 0.5, np.empty((0, 2)))
-    ends = np.cumsum([len(left) for left, _ in taught])[:-1]
-    scores = np.split(held, ends)
-    read = [(*step, score) for step, score in zip(steps, scores, strict=False)]
-    pair_weight = [
-        weigh_images(left, mediator.correct(score).probability, len(person))
-        for left, person, score in read
+    unknown = SecondStage(mediator, math.nan, NEUTRAL_THRESHOLD, np.empty((0, 2)))
+    if not len(pairs) or not np.isfinite(held.probability).all():
+        return unknown
+    ends = np.cumsum([len(listed) for listed, _ in trained_on])[:-1]
+    scores = np.split(held.probability, ends)
+    scored = [(*step, score) for step, score in zip(steps, scores, strict=False)]
+    image_weight = [
+        weigh_images(listed, mediator.correct(score).probability, len(who))
+        for listed, who, score in scored
     ]
-    if amid is not None:
-        score = amid.score(mediator, scores[-1])
-        pair_weight.append(amid.weigh_own(mediator.correct(score).probability))
-    heard = mediator.weight * np.concatenate(pair_weight)
-    rate = float(np.average(held, weights=heard))
-    reading = SecondStage(mediator, rate, 0.5, np.empty((0, 2)))
-    cut = _cut_steps(reading, read)
-    f = _score_steps(cut) if amid is None else amid.judge(reading, score)
+    if together is not None:
+        score = together.score(mediator, scores[-1])
+        image_weight.append(together.weigh_labelled(mediator.correct(score).probability))
+    weight = held.weight * np.concatenate(image_weight)
+    rate = float(np.average(held.probability, weights=weight))
+    stage = replace(unknown, even_rate=rate)
+    clustered = _cluster_steps(stage, scored)
+    f = _score_steps(clustered) if together is None else together.score_thresholds(stage, score)
     return replace(
-        reading, threshold=choose_threshold(f), precision_curve=measure_precision_curve(cut)
+        stage, threshold=choose_threshold(f), precision_curve=measure_precision_curve(clustered)
     )
 
 
+def _describe_steps(
+    views: Sequence[View],
+    pairs: PairTable,
+    held_out: np.ndarray,
+    identity: np.ndarray,
+    seed: int,
+    threads: int | None,
+) -> tuple[list[Step], list[np.ndarray]]:
+    """The labelled pairs and their features, once for each of `SINGLETON_SHARES`."""
+    loaded = [make_unit(load_view(view))[0] for view in views]
+    steps, features = [], []
+    for number, share in enumerate(SINGLETON_SHARES):
+        kept = thin_identities(identity, share, seed + number)
+        inside = kept[pairs.source] & kept[pairs.target]
+        place = np.cumsum(kept) - 1
+        few = pairs.take(inside)
+        renumbered = PairTable(place[few.source], place[few.target], few.listings)
+        features.append(
+            describe_neighbourhood(
+                [view if kept.all() else view[kept] for view in loaded],
+                renumbered,
+                held_out[inside],
+                int(kept.sum()),
+                threads=threads,
+            )
+        )
+        steps.append((renumbered, identity[kept]))
+    return steps, features
+
+
 class _JointTraining:
-    """The labelled among the unlabelled: pairs to learn from, then a place to try thresholds."""
+    """Labelled and unlabelled rows together: pairs to train on, and a set to try thresholds on."""
 
     def __init__(self, joint: JointScores, threads: int | None) -> None:
         self.joint = joint
@@ -215,83 +267,55 @@ class _JointTraining:
         value = check_probability(pairs, joint.probability)
         self.around = Neighbourhood(joint.views, pairs, value, count, count_threads(threads))
         labelled = joint.identity >= 0
-        self.own = labelled[pairs.source] | labelled[pairs.target]
-        self.taught = pairs.take(self.own)
+        self.chosen = labelled[pairs.source] | labelled[pairs.target]
+        self.labelled_pairs = pairs.take(self.chosen)
 
-    def describe_own(self) -> np.ndarray:
-        """The pairs that have a labelled end, described among all of them."""
+    def describe_labelled(self) -> np.ndarray:
+        """Features of the pairs with a labelled end, among all pairs."""
         width = len(PAIR_FEATURES) + len(self.joint.views)
-        described = np.empty((len(self.taught), width), np.float32)
+        described = np.empty((len(self.labelled_pairs), width), np.float32)
         row = 0
         for part, block in self.around.describe_parts():
-            kept = block[self.own[part]]
+            kept = block[self.chosen[part]]
             described[row : row + len(kept)] = kept
             row += len(kept)
         return described
 
     def score(self, mediator: Mediator, held_out: np.ndarray) -> np.ndarray:
-        """What the mediator says of all pairs, (m,) float32; held-out where an end is labelled."""
+        """Scores of all pairs, (m,) float32; held-out ones where an end is labelled."""
         score = self.around.score(mediator)
-        score[self.own] = held_out
+        score[self.chosen] = held_out
         return score
 
-    def weigh_own(self, probability: np.ndarray) -> np.ndarray:
-        """How much each of the pairs with a labelled end counts, see `weigh_images`."""
-        return weigh_images(self.joint.pairs, probability, len(self.joint.identity))[self.own]
+    def weigh_labelled(self, probability: np.ndarray) -> np.ndarray:
+        """The weight of each pair with a labelled end, see `weigh_images`."""
+        return weigh_images(self.joint.pairs, probability, len(self.joint.identity))[self.chosen]
 
-    def judge(self, reading: SecondStage, score: np.ndarray) -> np.ndarray:
-        """(thresholds,) BCubed F of the labelled people, clustered together with everybody."""
-        person = self.joint.identity
-        probability = reading.correct(score, self.joint.pairs, len(person)).probability
-        found = agglomerate(self.joint.pairs, probability, len(person), threshold=min(THRESHOLDS))
+    def score_thresholds(self, stage: SecondStage, score: np.ndarray) -> np.ndarray:
+        """(thresholds,) BCubed F of the labelled rows, clustered together with the unlabelled."""
+        identity, pairs = self.joint.identity, self.joint.pairs
+        probability = stage.correct(score, pairs, len(identity)).probability
+        found = agglomerate(pairs, probability, len(identity), threshold=min(THRESHOLDS))
         cuts = [found.cut(threshold) for threshold in THRESHOLDS]
-        return np.array([score_amid_strangers(person, label)[2] for label in cuts])
+        return np.array([score_with_distractors(identity, label)[2] for label in cuts])
 
 
-def _cut_steps(
-    reading: SecondStage, steps: Sequence[tuple[PairTable, np.ndarray, np.ndarray]]
+def _cluster_steps(
+    stage: SecondStage, steps: Sequence[ScoredStep]
 ) -> list[tuple[Agglomeration, np.ndarray]]:
-    """Each step agglomerated as an unlabelled set would be, and who is who in it."""
+    """Each step clustered as an unlabelled set would be, and the identity of each row."""
     found = []
     for pairs, identity, score in steps:
-        probability = reading.correct(score, pairs, len(identity)).probability
+        probability = stage.correct(score, pairs, len(identity)).probability
         merged = agglomerate(pairs, probability, len(identity), threshold=min(THRESHOLDS))
         found.append((merged, identity))
     return found
 
 
 def _score_steps(steps: Sequence[tuple[Agglomeration, np.ndarray]]) -> np.ndarray:
-    """(thresholds,) BCubed F of the held-out people, the mean over the steps."""
+    """(thresholds,) BCubed F of the held-out identities, the mean over the steps."""
     cuts = [
         [score_bcubed(identity, merged.cut(threshold))[2] for threshold in THRESHOLDS]
         for merged, identity in steps
     ]
     return np.mean(cuts, axis=0)
-
-
-def score_second_stage(
-    reading: SecondStage,
-    views: Sequence[View],
-    pairs: PairTable,
-    probability: np.ndarray,
-    count: int,
-    *,
-    threads: int | None = None,
-) -> PriorCorrection:
-    """Score pairs by the second mediator, and move the scores to the set's own rate of true pairs.
-
-    Parameters
-    ----------
-    reading : from `fit_second_stage`.
-    views, pairs, count : of the unlabelled images.
-    probability : (m,) the first mediator's, after `correct_prior`.
-
-    Returns
-    -------
-    PriorCorrection
-        Probabilities (m,) float32 and the share of true pairs; uncorrected where the mediator's
-        settings say so.
-    """
-    value = check_probability(pairs, probability)
-    around = Neighbourhood(views, pairs, value, count, count_threads(threads))
-    return reading.correct(around.score(reading.mediator), pairs, count)

@@ -1,4 +1,4 @@
-"""The mediator's settings, and the named ones of the paper, the released code and ours."""
+"""Settings of the mediator, with presets: the paper's, the released code's and ours."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ class MediatorSettings:
 
     The defaults are ours; `MediatorSettings.named` gives the paper's and the released code's.
 
-    variant : which pair features it reads: "extended" (ours), "paper" (6N + 5), "released"
-        (3N + 2), all from the committee, or "context" (`cdp.mediator.neighbourhood`).
+    variant : its input features: "extended" (ours, 10N + 10), "paper" (6N + 5) or "released"
+        (3N + 2) of `cdp.committee.features`, or "context" of `cdp.mediator.neighbourhood`.
     hidden : widths of the two hidden layers; None for three times the number of inputs each.
     optimizer : "adam" or "sgd" (momentum .9).
     learning_rate, weight_decay, dropout : as usual; dropout acts on both hidden layers.
@@ -26,10 +26,11 @@ class MediatorSettings:
         `epochs` and keeps the last.
     batch_size : pairs a step.
     standardise : subtract each input's mean and divide by its deviation over the labelled pairs.
-    members : how many MLPs are averaged (their logits); MLP i holds out fold i.
-    folds : into how many folds the identities are dealt; at least `members`.
-    calibrate : scale and shift the logits to the held-out pairs (Platt 1999).
-    correct_prior : whether scores on an unlabelled set should go through `correct_prior`.
+    ensemble_size : number of MLPs, whose logits are averaged; MLP i holds out fold i.
+    folds : number of folds the identities are dealt into; at least `ensemble_size`.
+    calibrate : scale and shift the logits to fit the held-out pairs (Platt 1999).
+    correct_prior : rescale the probabilities of an unlabelled set to its own positive rate
+        (`cdp.mediator.prior_shift`).
     """
 
     variant: str = "extended"
@@ -42,7 +43,7 @@ class MediatorSettings:
     patience: int | None = 8
     batch_size: int = 1024
     standardise: bool = True
-    members: int = 5
+    ensemble_size: int = 5
     folds: int = 5
     calibrate: bool = True
     correct_prior: bool = True
@@ -68,8 +69,9 @@ class MediatorSettings:
         check(self.epochs > 0, "epochs", "a positive integer")
         check(self.patience is None or self.patience > 0, "patience", "a positive integer or null")
         check(self.batch_size > 0, "batch_size", "a positive integer")
-        check(self.members > 0, "members", "a positive integer")
-        check(self.folds >= max(2, self.members), "folds", "at least 2, and at least `members`")
+        check(self.ensemble_size > 0, "ensemble_size", "a positive integer")
+        least = max(2, self.ensemble_size)
+        check(self.folds >= least, "folds", "at least 2, and at least `ensemble_size`")
 
     @classmethod
     def named(cls, variant: str) -> MediatorSettings:
@@ -87,7 +89,7 @@ class MediatorSettings:
             optimizer="sgd",
             patience=None,
             standardise=False,
-            members=1,
+            ensemble_size=1,
             calibrate=False,
             correct_prior=False,
         )

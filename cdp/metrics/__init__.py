@@ -1,7 +1,14 @@
-"""Metrics of clustering, verification and identification, calibration, and protocols."""
+"""Metrics: the field's figures of clusterings, probabilities and embeddings.
 
-from cdp.metrics.calibration import Calibration, measure_calibration
-from cdp.metrics.clustering import score_amid_strangers, score_bcubed, score_nmi, score_pairwise
+clustering       pairwise and BCubed precision, recall and F, NMI
+calibration      reliability curve, expected calibration error
+verification     pairs in folds, accuracy, TAR@FAR
+identification   rank-k with distractors, TPIR@FPIR
+protocols        the last two on held-out identities, with bootstrap intervals
+"""
+
+from cdp.metrics.calibration import ReliabilityCurve, measure_reliability
+from cdp.metrics.clustering import score_bcubed, score_nmi, score_pairwise, score_with_distractors
 from cdp.metrics.identification import (
     Identification,
     identify,
@@ -9,7 +16,19 @@ from cdp.metrics.identification import (
     sample_probe_gallery,
     tpir_at_fpir,
 )
-from cdp.metrics.protocols import bootstrap_interval, gap_closed
+from cdp.metrics.protocols import (
+    OpenSet,
+    Resamples,
+    Score,
+    bootstrap_interval,
+    gap_closed,
+    pick_images,
+    sample_open_set,
+    score_all_pairs,
+    score_folds,
+    score_open_set,
+    score_ranks,
+)
 from cdp.metrics.verification import (
     VerificationPairs,
     compare_pairs,
@@ -21,22 +40,31 @@ from cdp.metrics.verification import (
 )
 
 __all__ = [
-    "Calibration",
     "Identification",
+    "OpenSet",
+    "ReliabilityCurve",
+    "Resamples",
+    "Score",
     "VerificationPairs",
     "bootstrap_interval",
     "compare_pairs",
     "decide_by_folds",
     "gap_closed",
     "identify",
-    "measure_calibration",
+    "measure_reliability",
+    "pick_images",
     "rank_k",
+    "sample_open_set",
     "sample_probe_gallery",
     "sample_verification_pairs",
-    "score_amid_strangers",
+    "score_all_pairs",
     "score_bcubed",
+    "score_folds",
     "score_nmi",
+    "score_open_set",
     "score_pairwise",
+    "score_ranks",
+    "score_with_distractors",
     "tar_at_far",
     "threshold_at_far",
     "tpir_at_fpir",

@@ -1,4 +1,12 @@
-"""Clustering metrics: pairwise and BCubed precision, recall and F, and NMI, exactly."""
+"""Clustering metrics: pairwise and BCubed precision, recall and F, and NMI, computed exactly.
+
+The contract:
+- Scores come from the sparse contingency table of identities and clusters, in O(n log n) time and
+  O(n) memory; pairs are never listed.
+- An image without a pseudo-label (`UNLABELLED`) is a cluster of its own: discarding images costs
+  recall and is never rewarded.
+- A share of nothing is 1 where no error was possible, as stated at each function.
+"""
 
 from __future__ import annotations
 
@@ -7,14 +15,12 @@ import numpy as np
 from cdp.errors import DataError
 from cdp.types import UNLABELLED
 
-# --- partitions ---------------------------------------------------------------------------
-
 
 def score_pairwise(truth: np.ndarray, label: np.ndarray) -> tuple[float, float, float]:
     """Pairwise precision, recall and F of a clustering.
 
-    Over all n(n-1)/2 unordered pairs of images: precision is the share of pairs put together
-    that belong together, recall the share of pairs that belong together that were put together.
+    Over all n(n-1)/2 unordered pairs of images: precision is the share of positive pairs (of one
+    identity) among those of one cluster, recall the share of positive pairs that share a cluster.
 
     Parameters
     ----------
@@ -24,7 +30,7 @@ def score_pairwise(truth: np.ndarray, label: np.ndarray) -> tuple[float, float, 
     Returns
     -------
     (precision, recall, f) : floats in [0, 1]; f is their harmonic mean, 0 when both are 0.
-        With no pair put together precision is 1; with no true pair recall is 1 (no error was
+        With no pair in one cluster precision is 1; with no positive pair recall is 1 (no error was
         possible). No image at all scores (1, 1, 1).
 
     Raises
@@ -63,15 +69,15 @@ def score_bcubed(truth: np.ndarray, label: np.ndarray) -> tuple[float, float, fl
     return precision, recall, _harmonic_mean(precision, recall)
 
 
-def score_amid_strangers(truth: np.ndarray, label: np.ndarray) -> tuple[float, float, float]:
-    """BCubed precision, recall and F of known people clustered together with strangers.
+def score_with_distractors(truth: np.ndarray, label: np.ndarray) -> tuple[float, float, float]:
+    """BCubed precision, recall and F of known identities clustered together with distractors.
 
-    As `score_bcubed`, the mean over the known images: a stranger belongs with no known person,
-    whether strangers are put together rightly is no matter.
+    As `score_bcubed`, the mean over the images of known identity: a distractor matches none of
+    them, and how distractors are clustered among themselves does not count.
 
     Parameters
     ----------
-    truth : (n,) integer, the identity of each image; below 0 a stranger.
+    truth : (n,) integer, the identity of each image; below 0 a distractor.
     label : (n,) integer, the cluster of each image; `UNLABELLED` is a cluster of its own.
 
     Returns
@@ -83,27 +89,27 @@ def score_amid_strangers(truth: np.ndarray, label: np.ndarray) -> tuple[float, f
     count, row, column = _contingency(truth[known], label[known])
     if not count.size:
         return 1.0, 1.0, 1.0
-    # Columns number the clusters of the known: what was put there of strangers joins them.
+    # Columns number the clusters of known images; distractors in them enlarge these clusters.
     own = label[known]
-    lone = own == UNLABELLED
-    cluster = np.unique(own[~lone])
+    alone = own == UNLABELLED
+    cluster = np.unique(own[~alone])
     mixed = label[~known]
     mixed = mixed[np.isin(mixed, cluster)]
-    strangers = np.bincount(np.searchsorted(cluster, mixed), minlength=len(cluster))
-    strangers = np.append(strangers, np.zeros(int(lone.sum()), np.int64))
-    inside, people = np.bincount(column, weights=count), np.bincount(row, weights=count)
+    distractors = np.bincount(np.searchsorted(cluster, mixed), minlength=len(cluster))
+    distractors = np.append(distractors, np.zeros(int(alone.sum()), np.int64))
+    inside, size = np.bincount(column, weights=count), np.bincount(row, weights=count)
     squared = count.astype(np.float64) ** 2
-    precision = float((squared / (inside + strangers)[column]).sum() / count.sum())
-    recall = float((squared / people[row]).sum() / count.sum())
+    precision = float((squared / (inside + distractors)[column]).sum() / count.sum())
+    recall = float((squared / size[row]).sum() / count.sum())
     return precision, recall, _harmonic_mean(precision, recall)
 
 
 def score_nmi(truth: np.ndarray, label: np.ndarray) -> float:
     """Normalised mutual information of a clustering, arithmetic normalisation.
 
-    I(truth; label) / mean(H(truth), H(label)), in [0, 1]; 1 when both entropies are 0 (every
-    image in one cluster, and rightly). Not adjusted for chance: many singletons score high, so
-    read it beside `score_pairwise`.
+    I(truth; label) / mean(H(truth), H(label)), in [0, 1]; 1 when both entropies are 0 (one
+    identity in one cluster). Not adjusted for chance: many singletons score high, so read it
+    together with `score_pairwise`.
 
     Parameters and raises as in `score_pairwise`.
     """
@@ -151,7 +157,7 @@ def _contingency(truth: np.ndarray, label: np.ndarray) -> tuple[np.ndarray, np.n
 
 
 def _pair_count(size: np.ndarray) -> int:
-    """How many unordered pairs groups of these sizes hold, as an exact integer."""
+    """Number of unordered pairs inside groups of these sizes, as an exact integer."""
     whole = np.rint(size).astype(np.int64)
     return int((whole * (whole - 1) // 2).sum())
 

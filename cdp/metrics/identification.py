@@ -1,19 +1,10 @@
-"""How good are pseudo-labels, probabilities and embeddings: the field's numbers, exactly computed.
-
-Three groups: partitions against truth (`score_pairwise`, `score_bcubed`, `score_nmi`),
-probabilities against outcomes (`measure_calibration`), and embeddings against identities
-(verification, identification, open-set identification).
+"""Identification of probes in a gallery: closed-set rank-k and open-set TPIR@FPIR.
 
 The contract:
-- Nothing is estimated where it can be counted: partitions are scored from their sparse
-  contingency table, in O(n log n) time and O(n) memory, never by listing pairs.
-- An image without a pseudo-label (`UNLABELLED`) is a cluster of its own: discarding images
-  costs recall and is never rewarded.
-- A score is a share in [0, 1]. A share of nothing is 1 where no error was possible (documented
-  at each function) and an error where the question makes no sense.
-- A tie never helps: a similarity equal to the threshold or to the mate's is held against the
-  system under test.
+- A tie never helps: a similarity equal to the threshold or to the mate's counts as an error.
 - Similarities are computed in blocks: memory is O(block x gallery), whatever the probe count.
+- `rank_k` and `tpir_at_fpir` are library surface and independent oracles: `cdp.metrics.protocols`
+  computes the same figures with resamples, and its tests compare the two.
 """
 
 from __future__ import annotations
@@ -26,15 +17,13 @@ import numpy as np
 from cdp.errors import DataError
 from cdp.metrics.verification import threshold_at_far
 
-# --- identification -----------------------------------------------------------------------
-
 
 def sample_probe_gallery(identity: np.ndarray, seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """Split images for identification: one gallery image a person, the others are probes.
+    """Split images for identification: one gallery image an identity, the others are probes.
 
     identity : (n,) integer >= 0. The gallery image is drawn uniformly by `seed`.
-    Returns (probe, gallery), ascending int64 rows; a person with one image is in the gallery
-    only and serves as a distractor.
+    Returns (probe, gallery), ascending int64 rows; an identity with one image is in the
+    gallery only and serves as a distractor.
     """
     identity = np.asarray(identity)
     shuffled = np.random.default_rng(seed).permutation(len(identity))
@@ -54,7 +43,7 @@ def rank_k(
 ) -> dict[int, float]:
     """Closed-set identification: the share of probes whose mate is among the k best images.
 
-    A probe's rank is 1 + the number of gallery images of other people, and distractors, that
+    A probe's rank is 1 + the number of gallery images of other identities, and distractors, that
     are at least as similar as its best mate.
 
     Parameters
@@ -62,7 +51,7 @@ def rank_k(
     probe, gallery : (p, d) and (g, d) float32, unit length; no probe may itself be in the gallery.
     probe_identity, gallery_identity : (p,) and (g,) integer.
     ks : ranks, each >= 1.
-    distractor : (q, d) float32, unit length: images of people who are no probe, or None.
+    distractor : (q, d) float32, unit length: images of identities without a probe, or None.
     block : probes compared at once.
 
     Returns
@@ -99,7 +88,7 @@ def tpir_at_fpir(
 ) -> float:
     """Open-set identification: the true positive rate at a false positive rate.
 
-    Probes whose person is not in the gallery are unmated. The threshold is the lowest at which
+    Probes whose identity is not in the gallery are unmated. The threshold is the lowest at which
     at most a share `fpir` of them has any gallery image above it. A mated probe is a true
     positive when its best mate is above that threshold and its rank (as in `rank_k`) is <= `rank`.
 
@@ -116,7 +105,7 @@ def tpir_at_fpir(
     if mated.all() or not mated.any():
         raise DataError(
             f"expected mated and unmated probes, got {mated.sum()} mated of {len(mated)}; keep "
-            "some people out of the gallery"
+            "some identities out of the gallery"
         )
     threshold = threshold_at_far(found.other[~mated], fpir)
     return float(np.mean((found.best[mated] > threshold) & (found.rank[mated] <= rank)))
@@ -124,11 +113,11 @@ def tpir_at_fpir(
 
 @dataclass(frozen=True)
 class Identification:
-    """What each probe finds in a gallery.
+    """Ranks and best similarities of probes in a gallery.
 
-    rank : (p,) int64, as in `rank_k`; without meaning for a probe that has no mate.
+    rank : (p,) int64, as in `rank_k`; undefined for a probe that has no mate.
     best : (p,) float64, similarity of its best mate; -inf without one.
-    other : (p,) float64, similarity of the best stranger or distractor; -inf without one.
+    other : (p,) float64, similarity of the best non-mate or distractor; -inf without one.
     """
 
     rank: np.ndarray
@@ -137,7 +126,7 @@ class Identification:
 
     @property
     def mated(self) -> np.ndarray:
-        """Whether each probe's person is in the gallery, (p,) bool."""
+        """Whether each probe's identity is in the gallery, (p,) bool."""
         return ~np.isneginf(self.best)
 
 
@@ -179,10 +168,9 @@ def identify(
         similarity = probe[part] @ gallery.T
         mate = probe_identity[part, None] == gallery_identity
         best[part] = np.where(mate, similarity, -np.inf).max(axis=1)
-        stranger = np.where(mate, -np.inf, similarity)
-        other[part] = stranger.max(axis=1)
-        # A stranger is -inf where it is a mate; a probe without a mate has no rank to speak of.
-        ahead = (stranger >= best[part, None]).sum(axis=1)
+        non_mate = np.where(mate, -np.inf, similarity)
+        other[part] = non_mate.max(axis=1)
+        ahead = (non_mate >= best[part, None]).sum(axis=1)
         if distractor is not None and len(distractor):
             away = probe[part] @ np.asarray(distractor).T
             other[part] = np.maximum(other[part], away.max(axis=1))

@@ -1,16 +1,18 @@
-"""The field's protocols on held-out people, each figure with how sure it is.
+"""Evaluation protocols on held-out identities, each figure with a bootstrap interval.
 
 Verification by listed pairs in folds (LFW), verification by all pairs (TAR@FAR), closed-set
 identification with and without distractors (TinyFace), open-set identification (SurvFace).
 
 The contract:
-- Every figure is of people nobody was trained on; `cdp.metrics` holds the definitions.
-- The interval is a percentile bootstrap over people, not images: each resample draws as many people
-  as there are, with replacement, all their images with them. A person drawn w times counts w times;
-  a pair of two people counts with the product; thresholds are set anew in every resample.
-- The same people and seed give the same resamples, whatever is scored: figures of two recognizers
-  can be compared resample by resample.
-- A rate so low that not one impostor may pass is left out: it cannot be measured here.
+- The definitions are those of `cdp.metrics.verification` and `cdp.metrics.identification`.
+- The interval is a percentile bootstrap over identities, not images: each resample draws as many
+  identities as there are, with replacement, with all their images. An identity drawn w times counts
+  w times; a pair of two identities counts with the product; thresholds are set anew in every
+  resample.
+- The same identities and seed give the same resamples, whatever is scored: figures of two
+  recognizers can be compared resample by resample.
+- A rate so low that no impostor may pass cannot be measured and is left out.
+- `bootstrap_interval` is library surface: the interval of any mean, without a protocol.
 """
 
 from __future__ import annotations
@@ -30,8 +32,6 @@ from cdp.metrics.verification import (
     threshold_at_far,
 )
 
-# --- summaries ----------------------------------------------------------------------------
-
 
 def bootstrap_interval(
     value: np.ndarray,
@@ -41,19 +41,19 @@ def bootstrap_interval(
     draws: int = 1000,
     seed: int = 0,
 ) -> tuple[float, float]:
-    """Percentile bootstrap interval of a mean, resampling people and not images.
+    """Percentile bootstrap interval of a mean, resampling identities and not images.
 
-    Images of one person are not independent; an interval over images would be too narrow.
+    Images of one identity are not independent; an interval over images would be too narrow.
 
     Parameters
     ----------
-    value : (m,) float, for instance 1 for each right decision.
-    identity : (m,) integer, the person (or, for pairs, the fold or first person) of each value.
+    value : (m,) float, for instance 1 for each correct decision.
+    identity : (m,) integer, the identity (or, for pairs, the fold or first identity) of each value.
     level : coverage, in (0, 1). draws : resamples, >= 1. seed : same seed, same interval.
 
     Returns
     -------
-    (low, high) : floats; equal when there is one person.
+    (low, high) : floats; equal when there is one identity.
 
     Raises
     ------
@@ -62,11 +62,11 @@ def bootstrap_interval(
     value, _ = check_scores(value, np.zeros(np.shape(identity), bool), "value")
     if not 0.0 < level < 1.0 or draws < 1:
         raise DataError(f"expected level in (0, 1) and draws >= 1, got {level} and {draws}")
-    person = np.unique(np.asarray(identity), return_inverse=True)[1]
-    total = np.bincount(person, weights=value)
-    size = np.bincount(person)
-    people = len(size)
-    drawn = np.random.default_rng(seed).multinomial(people, np.full(people, 1 / people), draws)
+    place = np.unique(np.asarray(identity), return_inverse=True)[1]
+    total = np.bincount(place, weights=value)
+    size = np.bincount(place)
+    count = len(size)
+    drawn = np.random.default_rng(seed).multinomial(count, np.full(count, 1 / count), draws)
     mean = (drawn @ total) / (drawn @ size)
     low, high = np.quantile(mean, [(1.0 - level) / 2.0, (1.0 + level) / 2.0])
     return float(low), float(high)
@@ -75,8 +75,8 @@ def bootstrap_interval(
 def gap_closed(labelled_only: float, with_pseudo: float, supervised: float) -> float:
     """The share of the gap between labelled-only and fully supervised that pseudo-labels close.
 
-    Arguments are one metric, higher is better, of the three subjects on the same people. 0 is no
-    gain, 1 is as good as true labels; it may leave [0, 1]. nan when supervision itself gains
+    Arguments are one metric, higher is better, of the three subjects on the same identities. 0 is
+    no gain, 1 is as good as true labels; it may leave [0, 1]. nan when supervision itself gains
     nothing (no gap to close). The paper's headline: 61.78, 78.18, 78.52 -> .98.
     """
     gap = supervised - labelled_only
@@ -84,15 +84,17 @@ def gap_closed(labelled_only: float, with_pseudo: float, supervised: float) -> f
 
 
 _BLOCK = 512
+"""Images compared with all later ones at once."""
 
 
 @dataclass(frozen=True)
 class Score:
-    """One figure.
+    """One figure of a protocol.
 
+    metric : its name, such as `rank-1`.
     value : float
-    count : int, the decisions it is the mean of.
-    draws : (draws,) float64, the figure in every resample, NaN where it has no meaning; None for a
+    count : int, the number of decisions it is the mean of.
+    draws : (draws,) float64, the figure in every resample, NaN where it is undefined; None for a
         figure without an interval.
     """
 
@@ -110,31 +112,35 @@ class Score:
 
 
 class Resamples:
-    """How often each person is drawn, in every resample.
+    """Bootstrap over identities: how often each is drawn, in every resample.
 
-    identity : (n,) integer, the person of each image.
-    draws : int, the resamples.
-    seed : int
+    Parameters
+    ----------
+    identity : (n,) integer, the identity of each image.
+    draws : number of resamples.
+    seed : of the draws.
 
-    person : (n,) int64, 0 .. people - 1, of each image.
-    weight : (draws, people) float64, times drawn; each row sums to the number of people.
+    Attributes
+    ----------
+    identity : (n,) int64, the same, renumbered 0 .. c - 1.
+    weight : (draws, c) float64, times drawn; each row sums to c, the number of identities.
     """
 
     def __init__(self, identity: np.ndarray, draws: int = 200, seed: int = 0) -> None:
         if not len(identity) or draws < 1:
             raise DataError(f"images and draws expected, got {len(identity)} and {draws}")
-        self.person = np.unique(identity, return_inverse=True)[1].astype(np.int64)
-        people = int(self.person.max()) + 1
+        self.identity = np.unique(identity, return_inverse=True)[1].astype(np.int64)
+        count = int(self.identity.max()) + 1
         rng = np.random.default_rng(seed)
-        self.weight = rng.multinomial(people, np.full(people, 1 / people), size=draws).astype(float)
+        self.weight = rng.multinomial(count, np.full(count, 1 / count), size=draws).astype(float)
 
     def average(self, value: np.ndarray, rows: np.ndarray) -> np.ndarray:
         """Mean of one value an image, in every resample; rows : (m,) the images. (draws,)."""
-        people = self.weight.shape[1]
-        total = np.bincount(self.person[rows], weights=value, minlength=people)
+        count = self.weight.shape[1]
+        total = np.bincount(self.identity[rows], weights=value, minlength=count)
         return _divide(
             self.weight @ total,
-            self.weight @ np.bincount(self.person[rows], minlength=people),
+            self.weight @ np.bincount(self.identity[rows], minlength=count),
         )
 
 
@@ -151,7 +157,7 @@ def score_folds(
     """
     right = decide_by_folds(similarity, pairs.same, pairs.fold)
     by_fold = [right[pairs.fold == fold].mean() for fold in np.unique(pairs.fold)]
-    source, target = resamples.person[pairs.source], resamples.person[pairs.target]
+    source, target = resamples.identity[pairs.source], resamples.identity[pairs.target]
     draws = []
     for weight in resamples.weight:
         both = weight[source] * np.where(pairs.same, 1.0, weight[target])
@@ -163,7 +169,7 @@ def score_folds(
 
 
 def pick_images(identity: np.ndarray, most: int, seed: int = 0) -> np.ndarray:
-    """Rows of at most so many images a person, ascending: nobody shall dominate all pairs."""
+    """Draw at most `most` images an identity, so that none dominates all pairs; rows, ascending."""
     order = np.random.default_rng(seed).permutation(len(identity))
     grouped = order[np.argsort(identity[order], kind="stable")]
     _, first, size = np.unique(identity[grouped], return_index=True, return_counts=True)
@@ -184,24 +190,26 @@ def score_all_pairs(
 
     Raises
     ------
-    DataError : no pair of one person, or none of two.
+    DataError : no pair of one identity, or none of two.
     """
-    person = resamples.person[rows]
-    size = np.bincount(person, minlength=resamples.weight.shape[1])
+    identity = resamples.identity[rows]
+    size = np.bincount(identity, minlength=resamples.weight.shape[1])
     images = resamples.weight * size
     allowed = (images.sum(1) ** 2 - (images**2).sum(1)) / 2
     share = 1.5 * max(rates)
     while True:
-        genuine, owner, top, first, second, impostors = _compare_all(embedding[rows], person, share)
-        # A resample of few people may go further down the list than all of them together.
+        genuine, owner, top, first, second, impostors = _compare_all(
+            embedding[rows], identity, share
+        )
+        # A resample of few identities may need more of the list than all of them together.
         reach = [(weight[first] * weight[second]).sum() for weight in resamples.weight]
         if len(top) == impostors or np.all(reach > max(rates) * allowed * (1 + 1e-12)):
             break
         share *= 2
     if not len(genuine) or not impostors:
         raise DataError(
-            f"pairs of one person and of two expected, got {len(genuine)} and {impostors}; keep "
-            "more people for evaluation"
+            f"pairs of one identity and of two expected, got {len(genuine)} and {impostors}; keep "
+            "more identities for evaluation"
         )
     measurable = [rate for rate in rates if rate * impostors >= 1]
     order = np.argsort(-genuine, kind="stable")
@@ -224,12 +232,15 @@ def score_all_pairs(
 
 
 def _compare_all(
-    vectors: np.ndarray, person: np.ndarray, share: float
+    vectors: np.ndarray, identity: np.ndarray, share: float
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray, int]:
-    """Genuine similarities and their person; the top share of impostor ones, descending, and their
-    two persons; how many impostor pairs there are. Memory is that of the share, not of all."""
+    """Compare all pairs once; memory is that of the share kept, not of all pairs.
+
+    Returns the genuine similarities and their identity; the top `share` of the impostor ones,
+    descending, and their two identities; and the number of impostor pairs.
+    """
     count = len(vectors)
-    size = np.bincount(person)
+    size = np.bincount(identity)
     impostors = int((count**2 - (size.astype(np.int64) ** 2).sum()) // 2)
     kept = min(impostors, int(share * impostors) + 2)
     genuine, owner = [np.empty(0, np.float32)], [np.empty(0, np.int64)]
@@ -239,10 +250,10 @@ def _compare_all(
         part = np.arange(low, min(low + _BLOCK, count))
         similarity = vectors[part] @ vectors[low:].T
         later = np.arange(low, count)[None, :] > part[:, None]
-        same = person[part][:, None] == person[None, low:]
+        same = identity[part][:, None] == identity[None, low:]
         row, column = np.nonzero(later & same)
         genuine.append(similarity[row, column])
-        owner.append(person[part[row]])
+        owner.append(identity[part[row]])
         row, column = np.nonzero(later & ~same)
         top = np.concatenate([top, similarity[row, column]])
         pair = np.concatenate([pair, part[row] * count + column + low])
@@ -255,8 +266,8 @@ def _compare_all(
         np.concatenate(genuine),
         np.concatenate(owner),
         top,
-        person[pair // count],
-        person[pair % count],
+        identity[pair // count],
+        identity[pair % count],
         impostors,
     )
 
@@ -289,37 +300,37 @@ def score_open_set(
     if mated.all() or not mated.any():
         raise DataError(
             f"mated and unmated probes expected, got {mated.sum()} mated of {len(mated)}; keep "
-            "more people for evaluation"
+            "more identities for evaluation"
         )
     order = np.argsort(-found.other[~mated], kind="stable")
-    stranger = found.other[~mated][order]
-    stranger_weight = resamples.weight[:, resamples.person[rows[~mated]][order]]
+    impostor = found.other[~mated][order]
+    impostor_weight = resamples.weight[:, resamples.identity[rows[~mated]][order]]
     # A mate beyond the rank is never found, whatever the threshold.
     best = np.where(found.rank <= rank, found.best, -np.inf)[mated]
-    mate_weight = resamples.weight[:, resamples.person[rows[mated]]]
+    mate_weight = resamples.weight[:, resamples.identity[rows[mated]]]
     scores = []
     for rate in rates:
-        if rate * len(stranger) < 1:
+        if rate * len(impostor) < 1:
             continue
-        value = float(np.mean(best > threshold_at_far(stranger, rate)))
+        value = float(np.mean(best > threshold_at_far(impostor, rate)))
         draws = np.full(len(resamples.weight), np.nan)
-        for number, (strange, mate) in enumerate(zip(stranger_weight, mate_weight, strict=True)):
-            if not strange.any() or not mate.any():
+        for number, (unmated, mate) in enumerate(zip(impostor_weight, mate_weight, strict=True)):
+            if not unmated.any() or not mate.any():
                 continue
-            passed = np.cumsum(strange)
+            passed = np.cumsum(unmated)
             place = np.searchsorted(passed, rate * passed[-1] * (1 + 1e-12), side="right")
-            draws[number] = mate @ (best > stranger[min(place, len(stranger) - 1)]) / mate.sum()
+            draws[number] = mate @ (best > impostor[min(place, len(impostor) - 1)]) / mate.sum()
         scores.append(Score(f"tpir{rank}@fpir={rate:g}", value, int(mated.sum()), draws))
     return scores
 
 
 @dataclass(frozen=True)
 class OpenSet:
-    """Who is enrolled: rows of images.
+    """Rows of an open-set protocol.
 
-    gallery : (g,) int64, one image of each enrolled person.
-    mated : (m,) int64, the other images of the enrolled: probes with a mate.
-    unmated : (u,) int64, all images of everybody else: probes without one, or distractors.
+    gallery : (g,) int64, one image of each enrolled identity.
+    mated : (m,) int64, the other images of enrolled identities: probes with a mate.
+    unmated : (u,) int64, all images of other identities: probes without one, or distractors.
     """
 
     gallery: np.ndarray
@@ -328,21 +339,21 @@ class OpenSet:
 
 
 def sample_open_set(identity: np.ndarray, enrolled: float = 0.5, seed: int = 0) -> OpenSet:
-    """Enrol a share of the people who have two images or more, by lot; at least one person.
+    """Enrol a random share of the identities with two images or more; at least one.
 
-    identity : (n,) integer. Raises DataError when nobody has two images, or nobody would be left.
+    identity : (n,) integer. Raises DataError when none has two images, or none would be left.
     """
-    people, person, size = np.unique(identity, return_inverse=True, return_counts=True)
+    names, identity, size = np.unique(identity, return_inverse=True, return_counts=True)
     rng = np.random.default_rng(seed)
     able = rng.permutation(np.flatnonzero(size > 1))
     wanted = max(1, round(enrolled * len(able)))
-    if not len(able) or wanted >= len(people):
+    if not len(able) or wanted >= len(names):
         raise DataError(
-            f"people with two images, and others to be strangers, expected; got {len(able)} with "
-            f"two of {len(people)}; keep more people for evaluation"
+            f"identities with two images, and others for unmated probes, expected; got {len(able)} "
+            f"with two of {len(names)}; keep more identities for evaluation"
         )
-    inside = np.isin(person, able[:wanted])
+    inside = np.isin(identity, able[:wanted])
     shuffled = rng.permutation(np.flatnonzero(inside))
-    gallery = np.sort(shuffled[np.unique(person[shuffled], return_index=True)[1]])
+    gallery = np.sort(shuffled[np.unique(identity[shuffled], return_index=True)[1]])
     mated = np.setdiff1d(np.flatnonzero(inside), gallery)
     return OpenSet(gallery, mated, np.flatnonzero(~inside))

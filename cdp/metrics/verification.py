@@ -1,4 +1,11 @@
-"""Verification: pairs of images, accuracy over folds, and TAR at a given FAR."""
+"""Verification: pairs of images, accuracy over folds, and TAR at a given FAR.
+
+The contract:
+- A pair is accepted when its similarity is above the threshold: a tie counts as rejected.
+- Folds share no identity; a threshold is fitted on the other folds.
+- `verification_accuracy` and `tar_at_far` are library surface and independent oracles:
+  `cdp.metrics.protocols` computes the same figures with resamples, and its tests compare the two.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +20,7 @@ from cdp.errors import DataError
 def check_scores(
     value: np.ndarray, same: np.ndarray, name: str = "similarity"
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Checked copies: finite float64 values and bool truth of one shape (m,), m >= 1."""
+    """Check values and truth of pairs: finite float64 and bool copies of one shape (m,), m >= 1."""
     value, same = np.asarray(value, np.float64), np.asarray(same)
     if value.ndim != 1 or value.shape != same.shape or not value.size:
         raise DataError(
@@ -25,16 +32,13 @@ def check_scores(
     return value, same.astype(bool)
 
 
-# --- verification -------------------------------------------------------------------------
-
-
 @dataclass(frozen=True)
 class VerificationPairs:
-    """Pairs of images to be told apart, in folds that share no person.
+    """A verification protocol: genuine and impostor pairs in folds that share no identity.
 
     source, target : (m,) int64, row numbers of the images.
-    same : (m,) bool, whether both show one person.
-    fold : (m,) int64, 0 .. folds - 1; every person's pairs lie in one fold.
+    same : (m,) bool, whether both show one identity.
+    fold : (m,) int64, 0 .. folds - 1; all pairs of an identity lie in one fold.
     """
 
     source: np.ndarray
@@ -51,15 +55,15 @@ def sample_verification_pairs(
 ) -> VerificationPairs:
     """Draw a balanced verification protocol in the manner of LFW.
 
-    People are dealt to folds at random, those with two images or more first, so that each fold
-    gets its share of them. Genuine pairs go round the people of the fold, a pair each, until
-    there are `pairs_per_fold` or none is left: no person with many images dominates. As many
-    impostor pairs join them, each of two people drawn uniformly and an image of each. No pair
-    comes twice.
+    Identities are distributed over folds at random, those with two images or more first, so that
+    each fold gets its share of them. Genuine pairs are taken in rounds, one an identity of the
+    fold, until there are `pairs_per_fold` or none is left: no identity with many images dominates.
+    The same number of impostor pairs is added, each of two identities drawn uniformly and an image
+    of either. No pair comes twice.
 
     Parameters
     ----------
-    identity : (n,) integer, all >= 0: the people of the evaluation split, and no one else.
+    identity : (n,) integer, all >= 0, of the evaluation split alone.
     pairs_per_fold : the genuine pairs wanted in a fold, and the impostor pairs.
     folds : number of folds, >= 2.
     seed : same seed, same pairs.
@@ -71,7 +75,7 @@ def sample_verification_pairs(
 
     Raises
     ------
-    DataError : fewer than `2 * folds` people, or fewer than `folds` with two images.
+    DataError : fewer than `2 * folds` identities, or fewer than `folds` with two images.
     """
     identity = np.asarray(identity)
     if identity.ndim != 1 or (identity.size and identity.min() < 0):
@@ -79,22 +83,22 @@ def sample_verification_pairs(
     if folds < 2 or pairs_per_fold < 1:
         raise DataError(f"expected folds >= 2 and pairs >= 1, got {folds} and {pairs_per_fold}")
     order = np.argsort(identity, kind="stable")
-    person, start, size = np.unique(identity[order], return_index=True, return_counts=True)
+    name, start, size = np.unique(identity[order], return_index=True, return_counts=True)
     several = int((size > 1).sum())
-    if len(person) < 2 * folds or several < folds:
+    if len(name) < 2 * folds or several < folds:
         raise DataError(
-            f"expected at least {2 * folds} people, {folds} of them with two images, for {folds} "
-            f"folds; got {len(person)} people, {several} with two; keep more people for "
+            f"expected at least {2 * folds} identities, {folds} of them with two images, for "
+            f"{folds} folds; got {len(name)}, {several} with two; keep more identities for "
             "evaluation or ask for fewer folds"
         )
     rng = np.random.default_rng(seed)
-    shuffled = rng.permutation(len(person))
+    shuffled = rng.permutation(len(name))
     dealt = shuffled[np.argsort(size[shuffled] < 2, kind="stable")]
     part: list[tuple[np.ndarray, np.ndarray, bool, int]] = []
     for fold in range(folds):
-        people = dealt[fold::folds]
-        genuine = _genuine_pairs(start[people], size[people], pairs_per_fold, rng)
-        impostor = _impostor_pairs(start[people], size[people], len(genuine), rng)
+        drawn = dealt[fold::folds]
+        genuine = _genuine_pairs(start[drawn], size[drawn], pairs_per_fold, rng)
+        impostor = _impostor_pairs(start[drawn], size[drawn], len(genuine), rng)
         genuine = genuine[: len(impostor)]
         for pair, same in ((genuine, True), (impostor, False)):
             part.append((order[pair[:, 0]], order[pair[:, 1]], same, fold))
@@ -111,7 +115,7 @@ def sample_verification_pairs(
 def _genuine_pairs(
     start: np.ndarray, size: np.ndarray, wanted: int, rng: np.random.Generator
 ) -> np.ndarray:
-    """Up to `wanted` distinct same-person pairs (g, 2), taken in rounds, a pair a person."""
+    """Up to `wanted` distinct genuine pairs (g, 2), taken in rounds, a pair an identity."""
     key: list[np.ndarray] = []
     pair: list[np.ndarray] = []
     for first, images in zip(start, size, strict=True):
@@ -127,7 +131,7 @@ def _genuine_pairs(
 def _impostor_pairs(
     start: np.ndarray, size: np.ndarray, wanted: int, rng: np.random.Generator
 ) -> np.ndarray:
-    """Up to `wanted` distinct pairs (w, 2) of two people, each person equally likely."""
+    """Up to `wanted` distinct pairs (w, 2) of two identities, each equally likely."""
     images = int(size.sum())
     possible = (images**2 - int((size.astype(np.int64) ** 2).sum())) // 2
     if possible <= 4 * wanted:
@@ -173,7 +177,7 @@ def verification_accuracy(
 
     For each fold the threshold that is best on all other folds (a midpoint between two
     neighbouring similarities; the middle one of equally good ones) decides the fold's pairs:
-    same person when the similarity is above it.
+    one identity when the similarity is above it.
 
     Parameters
     ----------
@@ -197,7 +201,7 @@ def verification_accuracy(
 
 
 def decide_by_folds(similarity: np.ndarray, same: np.ndarray, fold: np.ndarray) -> np.ndarray:
-    """Whether each pair is told right by the threshold of the other folds, (m,) bool.
+    """Whether each pair is decided correctly by the threshold fitted on the other folds, (m,) bool.
 
     Parameters and raises as in `verification_accuracy`.
     """
@@ -207,7 +211,9 @@ def decide_by_folds(similarity: np.ndarray, same: np.ndarray, fold: np.ndarray) 
         raise DataError(f"expected fold of shape {similarity.shape}, got {fold.shape}")
     names = np.unique(fold)
     if len(names) < 2:
-        raise DataError(f"expected at least two folds, got {len(names)}; nothing to learn from")
+        raise DataError(
+            f"expected at least two folds, got {len(names)}; a threshold needs other folds"
+        )
     right = np.empty(len(same), bool)
     for name in names:
         held_out = fold == name
@@ -217,14 +223,14 @@ def decide_by_folds(similarity: np.ndarray, same: np.ndarray, fold: np.ndarray) 
 
 
 def _best_threshold(similarity: np.ndarray, same: np.ndarray) -> float:
-    """The middle one of the thresholds with the most right decisions by `similarity > t`."""
+    """The middle one of the thresholds with the most correct decisions by `similarity > t`."""
     order = np.argsort(similarity, kind="stable")
     value, truth = similarity[order], same[order]
-    # right[i]: the first i pairs are refused, the others accepted.
+    # right[i]: the first i pairs are rejected, the others accepted.
     right = np.concatenate([[0], np.cumsum(~truth)])
     right = right + truth.sum() - np.concatenate([[0], np.cumsum(truth)])
     middle = np.concatenate([[value[0] - 1.0], (value[:-1] + value[1:]) / 2.0, [value[-1]]])
-    # Equal values cannot be parted: such a cut would refuse what it counts as accepted.
+    # No threshold lies between equal values: such a cut would reject pairs counted as accepted.
     right[1:-1][value[:-1] == value[1:]] = -1
     best = np.flatnonzero(right == right.max())
     return float(middle[best[len(best) // 2]])
@@ -233,7 +239,7 @@ def _best_threshold(similarity: np.ndarray, same: np.ndarray) -> float:
 def threshold_at_far(impostor: np.ndarray, far: float) -> float:
     """The lowest threshold that accepts at most a share `far` of impostors (`similarity > t`).
 
-    impostor : (m,) float similarities of pairs of two people, m >= 1, finite.
+    impostor : (m,) float similarities of pairs of two identities, m >= 1, finite.
     far : false acceptance rate, in [0, 1). Below 1 / m the threshold is the highest impostor.
     Raises DataError for no impostor, NaN, or a rate outside [0, 1).
     """
@@ -248,7 +254,7 @@ def threshold_at_far(impostor: np.ndarray, far: float) -> float:
 def tar_at_far(genuine: np.ndarray, impostor: np.ndarray, far: float) -> float:
     """True acceptance rate at a false acceptance rate, TAR@FAR.
 
-    genuine, impostor : (g,) and (m,) float similarities of same- and two-person pairs.
+    genuine, impostor : (g,) and (m,) float similarities of genuine and impostor pairs.
     far : as in `threshold_at_far`, which sets the threshold and raises.
     Returns the share of genuine similarities above the threshold.
     Raises DataError for no genuine pair.

@@ -1,8 +1,8 @@
-"""What all backbones share: the base class, the convolution unit and the three endings.
+"""The parts of all backbones: the base class, the convolution unit and the three endings.
 
 The contract:
 - A backbone maps (b, 3, input_px, input_px) float32 in [-1, 1], RGB, to (b, embedding_dim) float,
-  *raw*: its direction is the identity, its norm tells of image quality (AdaFace, section 3.2).
+  *raw*: its direction is the identity, its norm follows image quality (AdaFace, section 3.2).
 - The last layer is a batch normalisation without scale or shift, so that an average embedding has
   a norm near sqrt(embedding_dim) in every family and the heads can count on it.
 - `spec` holds all it takes to build the same backbone again.
@@ -57,7 +57,7 @@ def conv_unit(
     groups: int = 1,
     activation: bool = True,
 ) -> nn.Sequential:
-    """Convolution, batch normalisation and, unless told otherwise, ReLU."""
+    """Convolution, batch normalisation and, by default, ReLU."""
     layers: list[nn.Module] = [
         nn.Conv2d(inputs, outputs, kernel, stride, kernel // 2, groups=groups, bias=False),
         nn.BatchNorm2d(outputs),

@@ -2,7 +2,7 @@
 
 The contract: see `backbone.py`. Source: Tolstikhin et al. 2021 (MLP-Mixer). Ours: a
 convolutional stem for the patches (Xiao et al. 2021, early convolutions) and ReLU. Its errors are
-unlike those of the convolutional families, which is what a committee wants.
+unlike those of the convolutional families, which helps a committee.
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
-"""Propagation: scored pairs to pseudo-labels."""
+"""Propagation: scored pairs to pseudo-labels, and their estimated quality."""
 
 from cdp.propagation.average_linkage import Agglomeration, agglomerate
+from cdp.propagation.clustering import SPLITS, Clustering, cluster_pairs, sweep_thresholds
 from cdp.propagation.quality import QualityEstimate, compare_groups, estimate_quality
 from cdp.propagation.rising_threshold import (
     MAX_SIZE,
@@ -17,7 +18,9 @@ from cdp.propagation.threshold import choose_cut
 
 __all__ = [
     "MAX_SIZE",
+    "SPLITS",
     "Agglomeration",
+    "Clustering",
     "Propagation",
     "QualityEstimate",
     "SoftLabels",
@@ -25,11 +28,13 @@ __all__ = [
     "agglomerate",
     "build_forest",
     "choose_cut",
+    "cluster_pairs",
     "compare_groups",
     "cut_forest",
     "diffuse_labels",
     "estimate_quality",
     "merge_forests",
     "propagate_labels",
+    "sweep_thresholds",
     "to_networkx",
 ]

@@ -1,21 +1,21 @@
-"""Scored pairs -> pseudo-labels: components of the consensus graph, the large ones split.
+"""Rising threshold, the paper's split: components of the consensus graph, the large ones split.
 
 The published algorithm takes connected components, accepts those of at most `max_size` rows, raises
-the threshold inside every larger one and starts again. Every component it ever meets is a component
-of *one* maximum spanning forest cut at some level, so the pairs are sorted once, merged once, and
-all levels are read off the merges: O(E log E), whatever the number of levels.
+the threshold inside every larger one and repeats. Each of these components is a component of *one*
+maximum spanning forest cut at some level. So the pairs are sorted once, merged once, and all levels
+are read from the merges: O(E log E), whatever the number of levels.
 
 The contract:
-- Scores are similarities: higher means "more surely the same person". They may not exceed 1.
+- Scores are similarities: higher means more likely one identity. They may not exceed 1.
 - A pair counts at the first level when its score is *above* `threshold`, and at a later level `t`
   when its score is *not below* `t`. Levels follow t <- t + (1 - t) * step.
-- Nothing left over is ever glued together: a row that keeps no pair has no label.
+- A row that keeps no pair has no label; such rows never form a cluster together.
 - Results do not depend on the order of the pairs, of their two ends, or on the number of workers.
   Equal scores are ordered by (source, target), so the spanning forest is unique and
   forest(A u B) = forest(forest(A) u forest(B)), edge for edge.
 
 Source: Zhan et al., ECCV 2018, section 3.4 (label propagation). The released code, at its iteration
-cap, makes one cluster of all that is left; this module never does.
+cap, makes one cluster of all remaining rows; this module never does.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numba import njit
 
-from cdp.arrays.disjoint_set import find_root, join_sets
+from cdp.arrays.disjoint_set import find_root, join_sets, label_sets
 from cdp.errors import ConfigError, DataError
 from cdp.propagation.scored_pairs import check_pairs, sort_by_rows
 from cdp.types import UNLABELLED, PairTable
@@ -36,16 +36,17 @@ if TYPE_CHECKING:
     import networkx
 
 MAX_SIZE = 300
-"""Default largest cluster. In the public face sets used for training (CASIA-WebFace, VGGFace2,
-MS-Celeb) people have some tens to a few hundred images and rarely more than 300-400; a larger
-component is far more often two people joined by a wrong pair than one person."""
+"""Default largest cluster, in rows. In the public training sets (CASIA-WebFace, VGGFace2, MS-Celeb)
+an identity has some tens to a few hundred images and rarely more than 300-400; a larger component
+is far more often two identities joined by a wrong pair than one."""
 
 SMALLEST_STEP = 1e-5
+"""A smaller step would need more than a million levels."""
 
 
 @dataclass(frozen=True)
 class SpanningForest:
-    """The maximum spanning forest of scored pairs: all that propagation needs to know of them.
+    """The maximum spanning forest of scored pairs, which determines the labels of any threshold.
 
     source, target : (e,) int64, source < target, e < count.
     score : (e,) float32 or float64, as given, descending; ties by (source, target).
@@ -63,7 +64,7 @@ class SpanningForest:
 
 @dataclass(frozen=True)
 class Propagation:
-    """Pseudo-labels and where they came from.
+    """Pseudo-labels and the levels at which they were accepted.
 
     label : (n,) int64, 0 .. cluster_count - 1 numbered by each cluster's smallest row; -1 none.
     cut_threshold : (n,) float32, the level at which the row's cluster was accepted; for a row
@@ -121,7 +122,7 @@ def propagate_labels(
     -----
     The levels t <- t + (1 - t) * step are evaluated in float64; where the formula can no longer
     move t, the next float64 is taken, and 1.0 is the last level. A component larger than `max_size`
-    at level 1.0 consists of pairs scored exactly 1.0, which no threshold can tell apart: its rows
+    at level 1.0 consists of pairs scored exactly 1.0, which no threshold separates: its rows
     get no label and are counted in `unsplittable_count`. No pairs, or none above the threshold:
     all -1.
 
@@ -130,7 +131,7 @@ def propagate_labels(
 
     Examples
     --------
-    Two people held together by one weak pair, and a fifth image that nobody knows:
+    Two identities joined by one weak pair, and a fifth image without a pair:
 
     >>> import numpy as np
     >>> from cdp import propagate_labels
@@ -142,11 +143,11 @@ def propagate_labels(
     array([ 0,  0,  1,  1, -1])
     """
     _check_settings(threshold, max_size, step)
-    source, target, score = check_pairs(pairs, scores, count)
+    table, score = check_pairs(pairs, scores, count)
     kept = score > np.float64(threshold)  # a Python float would be rounded to float32
     if not kept.all():
-        source, target, score = source[kept], target[kept], score[kept]
-    forest = _span(source, target, score, count)
+        table, score = table.take(kept), score[kept]
+    forest = _span(table.source, table.target, score, count)
     return cut_forest(forest, threshold=threshold, max_size=max_size, step=step)
 
 
@@ -156,7 +157,8 @@ def build_forest(pairs: PairTable | np.ndarray, scores: np.ndarray, count: int) 
     Parameters and errors are those of `propagate_labels`; no threshold is applied. A part of the
     pairs may be reduced anywhere and the parts merged with `merge_forests`.
     """
-    return _span(*check_pairs(pairs, scores, count), count)
+    table, score = check_pairs(pairs, scores, count)
+    return _span(table.source, table.target, score, count)
 
 
 def merge_forests(forests: Sequence[SpanningForest]) -> SpanningForest:
@@ -212,7 +214,7 @@ def cut_forest(
 def to_networkx(
     pairs: PairTable | np.ndarray, scores: np.ndarray, propagation: Propagation, label: int
 ) -> networkx.Graph:
-    """Give one cluster's consensus graph, as it was when it was accepted, for inspection.
+    """The consensus graph of one cluster, as it was when the cluster was accepted, for inspection.
 
     Parameters
     ----------
@@ -223,9 +225,9 @@ def to_networkx(
     Returns
     -------
     networkx.Graph
-        Nodes are row numbers; each edge has `score` (float) and `bridge` (bool: the only thing that
-        holds its two sides together). `graph.graph["bridges"]` lists the bridges as
-        (row, row, score), weakest first: the first place to look when a cluster holds two people.
+        Nodes are row numbers; each edge has `score` (float) and `bridge` (bool: without it
+        its two sides are not connected). `graph.graph["bridges"]` lists the bridges as
+        (row, row, score), weakest first: where to look first when a cluster holds two identities.
 
     Raises
     ------
@@ -240,7 +242,8 @@ def to_networkx(
             f"{label}; rows without a label (-1) form no cluster"
         )
     count = len(propagation.label)
-    source, target, score = check_pairs(pairs, scores, count)
+    table, score = check_pairs(pairs, scores, count)
+    source, target = table.source, table.target
     member = propagation.label == label
     rows = np.flatnonzero(member)
     cut = propagation.cut_threshold[rows[0]]
@@ -251,8 +254,7 @@ def to_networkx(
     for one, other, value in zip(
         source[kept].tolist(), target[kept].tolist(), score[kept].tolist(), strict=True
     ):
-        if not graph.has_edge(one, other) or graph.edges[one, other]["score"] < value:
-            graph.add_edge(one, other, score=value, bridge=False)
+        graph.add_edge(one, other, score=value, bridge=False)
     bridges: list[tuple[int, int, float]] = []
     for one, other in networkx.bridges(graph):
         graph.edges[one, other]["bridge"] = True
@@ -357,16 +359,7 @@ def _cut(source: Any, target: Any, level: Any, count: int, max_size: int) -> Any
                 if accepted_level[other] == 0:
                     accepted_level[other] = level[i] + 1
         start = end
-    label = np.full(count, UNLABELLED, np.int64)
-    number = np.full(count, UNLABELLED, np.int64)
-    clusters = 0
     cut_level = np.empty(count, np.int64)
     for row in range(count):
-        root = find_root(accepted, row)
-        cut_level[row] = accepted_level[root]
-        if accepted_size[root] > 1:
-            if number[root] < 0:
-                number[root] = clusters
-                clusters += 1
-            label[row] = number[root]
-    return label, cut_level
+        cut_level[row] = accepted_level[find_root(accepted, row)]
+    return label_sets(accepted, accepted_size), cut_level

@@ -1,18 +1,19 @@
-"""Soft labels: what the neighbourhood says of an image, as weights over nearby pseudo-labels.
+"""Soft labels: diffusion of pseudo-labels over the consensus graph, as weights of several labels.
 
-A hard label says one thing with full confidence. Diffusion lets every image hear its neighbours on
-the consensus graph: one that sits between two people gets a share of both, one without a label gets
-those of whom it resembles.
+A hard label is one class at full confidence. Diffusion mixes into each image the labels of its
+graph neighbours: an image between two clusters gets a share of both, one without a label gets those
+of its neighbours.
 
 The contract:
 - Enters: labels, and the pairs with their probabilities. Leaves: (row, label, weight), sorted by
   row, then descending weight (ties: smaller label); the weights of a row sum to 1.
-- A row out of reach of any label has no entry. A cluster nobody else touches keeps its label alone.
+- A row that no label reaches has no entry. A cluster without edges to others keeps its label at
+  weight 1.
 - Labels that get less than `min_weight` at some step are dropped there, so that a row holds a few
   labels however large its component is. No randomness.
 
 Source: paper section 3.3 (soft labels: depth 5, decay .6); walks are normalised by row (ours: with
-raw probabilities a person with more images would shout louder).
+raw probabilities an identity with more images would get more weight).
 """
 
 from __future__ import annotations
@@ -22,7 +23,8 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import sparse
 
-from cdp.errors import ConfigError, DataError
+from cdp.errors import ConfigError
+from cdp.propagation.scored_pairs import check_probability
 from cdp.types import UNLABELLED, PairTable
 
 DEPTH = 5
@@ -51,8 +53,8 @@ def diffuse_labels(
 ) -> SoftLabels:
     """Spread pseudo-labels along the consensus graph.
 
-    A walker leaves a row for a neighbour with a chance proportional to the pair's probability; what
-    it finds after t steps counts decay ** t. With P the row-normalised graph and Y the labels
+    A random walk leaves a row for a neighbour with a probability proportional to the pair's; the
+    label it meets after t steps weighs decay ** t. With P the row-normalised graph and Y the labels
     one-hot, weights are the rows of sum over t <= depth of decay ** t P ** t Y, normalised.
 
     Parameters
@@ -69,11 +71,11 @@ def diffuse_labels(
     ConfigError
         A setting out of range.
     DataError
-        Lengths that differ.
+        Lengths that differ, or a probability outside [0, 1].
 
     Examples
     --------
-    The third image lies between two people, nearer to the first:
+    The third image lies between two clusters, nearer to the first:
 
     >>> import numpy as np
     >>> pairs = PairTable(np.array([0, 1, 2]), np.array([1, 2, 3]))
@@ -86,25 +88,39 @@ def diffuse_labels(
             f"soft labels: expected depth >= 0, decay in [0, 1] and min_weight in [0, 1), got "
             f"{depth}, {decay} and {min_weight}"
         )
-    label, value = np.asarray(label), np.asarray(probability, np.float64)
-    if value.shape != (len(pairs),):
-        raise DataError(f"expected one probability a pair, got {len(pairs)} pairs, {value.shape}")
-    count, clusters = len(label), int(label.max(initial=UNLABELLED)) + 1
+    label, value = np.asarray(label), check_probability(probability, len(pairs))
+    total = step = _encode_labels(label)
+    graph = _normalise_graph(pairs, value, threshold, len(label))
+    for _ in range(depth):
+        step = _drop_small(decay * (graph @ step), min_weight)
+        total = total + step
+    return _list_shares(sparse.csr_array(total), min_weight)
+
+
+def _encode_labels(label: np.ndarray) -> sparse.csr_array:
+    """(n, clusters) one-hot labels; a row without label is empty."""
+    known = np.flatnonzero(label != UNLABELLED)
+    clusters = int(label.max(initial=UNLABELLED)) + 1
+    return sparse.csr_array(
+        (np.ones(len(known)), (known, label[known])), shape=(len(label), max(clusters, 1))
+    )
+
+
+def _normalise_graph(
+    pairs: PairTable, value: np.ndarray, threshold: float, count: int
+) -> sparse.csr_array:
+    """(n, n) probabilities of the pairs above `threshold`, each row divided by its sum."""
     edge = value > threshold
     source, target, weight = pairs.source[edge], pairs.target[edge], value[edge]
     graph = sparse.csr_array((weight, (source, target)), shape=(count, count))
     graph = graph + graph.T
     degree = np.asarray(graph.sum(axis=1)).ravel()
-    graph = sparse.diags_array(1 / np.maximum(degree, 1e-12)) @ graph
-    known = np.flatnonzero(label != UNLABELLED)
-    step = sparse.csr_array(
-        (np.ones(len(known)), (known, label[known])), shape=(count, max(clusters, 1))
-    )
-    total = step
-    for _ in range(depth):
-        step = _drop_small(decay * (graph @ step), min_weight)
-        total = total + step
-    total = sparse.csr_array(total)
+    return sparse.diags_array(1 / np.maximum(degree, 1e-12)) @ graph
+
+
+def _list_shares(total: sparse.csr_array, min_weight: float) -> SoftLabels:
+    """Weights above `min_weight` as shares of their row, sorted and summing to 1."""
+    count = total.shape[0]
     summed = np.asarray(total.sum(axis=1)).ravel()
     row = np.repeat(np.arange(count), np.diff(total.indptr))
     share = total.data / summed[row]
@@ -117,7 +133,7 @@ def diffuse_labels(
 
 
 def _drop_small(step: sparse.csr_array, min_weight: float) -> sparse.csr_array:
-    """Without the entries below a share of their row."""
+    """Drop the entries below a share of their row's sum."""
     step = sparse.csr_array(step)
     summed = np.asarray(step.sum(axis=1)).ravel()
     row = np.repeat(np.arange(step.shape[0]), np.diff(step.indptr))

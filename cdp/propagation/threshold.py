@@ -1,4 +1,10 @@
-"""Which threshold to cut at: chosen on held-out identities, or for a target precision."""
+"""The threshold to cut at: chosen on held-out identities, or for a target precision.
+
+The contract:
+- Enters: clusterings of held-out identities at several thresholds, or of an unlabelled set with its
+  calibrated probabilities. Leaves: one threshold.
+- Higher thresholds are stricter: more precision, less recall.
+"""
 
 from __future__ import annotations
 
@@ -13,36 +19,26 @@ from cdp.propagation.quality import estimate_quality
 from cdp.types import PairTable
 
 THRESHOLDS = (0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.45, 0.5, 0.55, 0.6, 0.7, 0.8)
-"""Cuts tried on the held-out people."""
+"""Thresholds tried on the held-out identities."""
 PRECISION_THRESHOLDS = (*THRESHOLDS, 0.85, 0.9, 0.93, 0.95, 0.97, 0.98, 0.99, 0.995, 0.998, 0.999)
-"""Cuts whose precision on the held-out people is kept, for a target precision."""
+"""Thresholds at which the precision on held-out identities is measured, for a target precision."""
 TARGET_THRESHOLDS = (
-    0.3,
-    0.4,
-    0.5,
-    0.6,
-    0.7,
-    0.8,
-    0.85,
-    0.9,
-    0.93,
-    0.95,
-    0.97,
-    0.98,
-    0.99,
-    0.995,
-    0.998,
-    0.999,
-)
+    0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.85, 0.9, 0.93, 0.95, 0.97, 0.98, 0.99, 0.995, 0.998, 0.999,
+)  # fmt: skip
 """Thresholds tried for a target precision."""
+NEUTRAL_THRESHOLD = 0.5
+"""Where a pair is as likely positive as negative; used unless another is clearly better."""
 _GAIN = 0.015
-"""Of BCubed F: what a threshold must win on held-out people to be preferred to one half. Smaller
-gains did not carry over to strangers (LFW at 24 and 16 px), those of .02 to .05 did (at 12 px).
-Pairwise F is not asked: one merge with a person of 500 images decides it."""
+"""Gain in BCubed F on held-out identities for which a threshold is preferred to one half. Smaller
+gains did not carry over to new identities (LFW at 24 and 16 px), those of .02 to .05 did (at
+12 px). Pairwise F is not used: one merge with an identity of 500 images decides it."""
 
 
 def measure_precision_curve(steps: Sequence[tuple[Agglomeration, np.ndarray]]) -> np.ndarray:
-    """The `precision_curve` of a second reading."""
+    """The `precision_curve` of a second stage: (t, 2) float64, thresholds and precision.
+
+    steps : clusterings of held-out identities, and the identity of each row.
+    """
     precision = np.zeros(len(PRECISION_THRESHOLDS))
     for merged, identity in steps:
         precision += [score_pairwise(identity, merged.cut(cut))[0] for cut in PRECISION_THRESHOLDS]
@@ -50,14 +46,16 @@ def measure_precision_curve(steps: Sequence[tuple[Agglomeration, np.ndarray]]) -
 
 
 def choose_threshold(f: np.ndarray) -> float:
-    """One half, unless the best of `THRESHOLDS` wins `_GAIN` on it.
+    """The best of `THRESHOLDS` if it gains more than `_GAIN` over one half, else one half.
 
-    f : (thresholds,) F of held-out people, compared once averaged with its neighbours.
+    f : (thresholds,) BCubed F on held-out identities; each value is averaged with its neighbours
+        before the comparison.
     """
     padded = np.pad(f, 1, mode="edge")
     smooth = (padded[:-2] + padded[1:-1] + padded[2:]) / 3
     best = int(smooth.argmax())
-    return THRESHOLDS[best] if smooth[best] > smooth[THRESHOLDS.index(0.5)] + _GAIN else 0.5
+    neutral = smooth[THRESHOLDS.index(NEUTRAL_THRESHOLD)]
+    return THRESHOLDS[best] if smooth[best] > neutral + _GAIN else NEUTRAL_THRESHOLD
 
 
 def choose_cut(
@@ -66,25 +64,25 @@ def choose_cut(
     probability: np.ndarray,
     *,
     target_precision: float,
-    loosest: float = 0.5,
+    loosest: float = NEUTRAL_THRESHOLD,
     precision_curve: np.ndarray | None = None,
 ) -> float:
-    """The loosest threshold of which estimate and held-out people promise a pairwise precision.
+    """The loosest threshold whose pairwise precision, held-out and estimated, reaches a target.
 
     Parameters
     ----------
     cut : threshold -> labels, such as `Agglomeration.cut` of an agglomeration at `loosest`.
-    target_precision : in (0, 1). Recall is what it costs.
-    loosest : the threshold that serves precision and recall alike; no looser one is tried.
-    precision_curve : (t, 2), rising thresholds and the precision of held-out people there, from
-        the second stage; None or no row leaves the word to the estimate. Where none was pure
-        enough the strictest is the loosest that is tried.
+    target_precision : in (0, 1). A higher one costs recall.
+    loosest : the lowest threshold tried, the one that balances precision and recall.
+    precision_curve : (t, 2), rising thresholds and the precision on held-out identities there, from
+        the second stage; None or no row: the estimate alone decides. If no threshold reaches the
+        target on held-out identities, the strictest of them is the lowest tried.
 
     Returns
     -------
     float
-        `loosest`, one of `TARGET_THRESHOLDS`, or one of `precision_curve`; the strictest where
-        none promises enough.
+        `loosest`, one of `TARGET_THRESHOLDS`, or one of `precision_curve`; the strictest if none
+        reaches the target.
 
     Raises
     ------
@@ -93,7 +91,7 @@ def choose_cut(
     """
     if not 0 < target_precision < 1:
         raise ConfigError(
-            f"propagate.target_precision: expected a number between 0 and 1, got {target_precision}"
+            f"target_precision: expected a number between 0 and 1, got {target_precision}"
         )
     if precision_curve is not None and len(precision_curve):
         enough = precision_curve[precision_curve[:, 1] >= target_precision, 0]

@@ -1,6 +1,20 @@
-"""The low-resolution recognizer: training, embedding, ONNX export."""
+"""The low-resolution recognizer: how it is trained, used and exported.
 
-from cdp.recognizer.fit import select_classes, train_recognizer
+- `fit.py`: `train_recognizer` on a labelled and a pseudo-labelled `FaceSet`, by a `RecognizerSpec`
+- `recognizer.py`: `Recognizer`, which loads, embeds and saves
+- `onnx_export.py`: a recognizer as an ONNX model, checked in onnxruntime
+- `identity_matching.py`: pseudo-label clusters that match a labelled identity
+"""
+
+from cdp.recognizer.fit import FaceSet, RecognizerSpec, select_classes, train_recognizer
+from cdp.recognizer.onnx_export import export_onnx
 from cdp.recognizer.recognizer import Recognizer
 
-__all__ = ["Recognizer", "select_classes", "train_recognizer"]
+__all__ = [
+    "FaceSet",
+    "Recognizer",
+    "RecognizerSpec",
+    "export_onnx",
+    "select_classes",
+    "train_recognizer",
+]

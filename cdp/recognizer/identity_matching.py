@@ -1,10 +1,10 @@
-"""Pseudo-clusters that are a labelled person after all.
+"""Match pseudo-label clusters to labelled identities by mean-embedding cosine.
 
 The contract:
-- Clusters and people are compared by the cosine of their mean vectors, in one view.
-- The threshold is learned from the labelled people alone: so high that few of them would be taken
-  for another of them. No truth about unlabelled images is used.
-- Merging is a proposal; by the paper's setting the two sets are disjoint and nothing should match.
+- Clusters and identities are compared by the cosine of their mean vectors, in one view.
+- The threshold is fitted on the labelled identities: a given share of them exceeds it with another
+  labelled identity. No truth about unlabelled images is used.
+- A match is a proposal: in the paper's setting the two sets are disjoint and nothing should match.
 """
 
 from __future__ import annotations
@@ -22,15 +22,15 @@ _BLOCK = 4096
 
 @dataclass(frozen=True)
 class IdentityMatch:
-    """Which cluster is whom.
+    """The labelled identity of each cluster.
 
-    person : (c,) int64, a label of the labelled set for cluster 0 .. c-1, or `UNLABELLED`.
-    similarity : (c,) float32, cosine of the cluster's mean to its nearest person's; -1 for a
+    identity : (c,) int64, a label of the labelled set for cluster 0 .. c-1, or `UNLABELLED`.
+    similarity : (c,) float32, cosine of the cluster's mean to its nearest identity's; -1 for a
         cluster without images.
-    threshold : float, above which a cluster is taken for that person.
+    threshold : float, cosine above which a cluster matches that identity.
     """
 
-    person: np.ndarray
+    identity: np.ndarray
     similarity: np.ndarray
     threshold: float
 
@@ -44,7 +44,7 @@ def match_identities(
     far: float = 0.01,
     unseen: np.ndarray | None = None,
 ) -> IdentityMatch:
-    """Find the labelled person of each pseudo-cluster, where there is one.
+    """Find the labelled identity of each cluster, where there is one.
 
     Parameters
     ----------
@@ -53,31 +53,34 @@ def match_identities(
     pseudo_vectors, pseudo_label : (u, d) float32, unit length, and (u,) int64
         The same view of the unlabelled images; -1 is left out.
     far : float
-        Share of labelled people that may look more like another one than the threshold, in [0, 1).
+        Share of the labelled identities whose cosine to another one may exceed the threshold, in
+        [0, 1).
     unseen : (n,) bool or None
-        Images of people the view's model was not trained on; the threshold comes from them, because
-        a model tells those it was trained on further apart than strangers. None: from all.
+        Images of identities that the view's model was not trained on. The threshold is fitted on
+        them, because a model separates its training identities better than new ones. None: on all.
 
     Raises
     ------
     DataError
-        Fewer than two labelled people, nobody unseen, or arrays that do not match.
+        Fewer than two labelled identities, none of them unseen, or arrays that do not match.
     """
     if len(vectors) != len(label) or len(pseudo_vectors) != len(pseudo_label):
         raise DataError(
             f"one label a vector expected, got {len(label)} for {len(vectors)} and "
             f"{len(pseudo_label)} for {len(pseudo_vectors)}"
         )
-    people, person = np.unique(label, return_inverse=True)
-    if len(people) < 2:
-        raise DataError(f"two labelled people or more expected to match with, got {len(people)}")
-    mean = _mean_vectors(vectors, person, len(people))
-    strange = np.ones(len(people), bool)
+    identities, group = np.unique(label, return_inverse=True)
+    if len(identities) < 2:
+        raise DataError(
+            f"two labelled identities or more expected to match with, got {len(identities)}"
+        )
+    mean = _mean_vectors(vectors, group, len(identities))
+    chosen = np.ones(len(identities), bool)
     if unseen is not None:
-        strange = np.bincount(person, weights=unseen, minlength=len(people)) > 0
-    if not strange.any():
-        raise DataError("nobody is unseen, so no threshold can be learned; pass unseen=None")
-    rows = np.flatnonzero(strange)
+        chosen = np.bincount(group, weights=unseen, minlength=len(identities)) > 0
+    if not chosen.any():
+        raise DataError("no identity is unseen, so no threshold can be fitted; pass unseen=None")
+    rows = np.flatnonzero(chosen)
     nearest = _find_nearest(mean[rows], mean, without=rows)[0]
     threshold = threshold_at_far(nearest, far)
     count = int(pseudo_label.max(initial=UNLABELLED)) + 1
@@ -86,7 +89,7 @@ def match_identities(
     cluster = _mean_vectors(pseudo_vectors[kept], pseudo_label[kept], count)
     similarity, place = _find_nearest(cluster, mean)
     similarity[~filled] = -1
-    found = np.where(similarity > threshold, people[place], UNLABELLED)
+    found = np.where(similarity > threshold, identities[place], UNLABELLED)
     return IdentityMatch(found.astype(np.int64), similarity, threshold)
 
 
@@ -99,14 +102,14 @@ def _mean_vectors(vectors: np.ndarray, group: np.ndarray, count: int) -> np.ndar
 
 
 def _find_nearest(
-    queries: np.ndarray, people: np.ndarray, without: np.ndarray | None = None
+    queries: np.ndarray, means: np.ndarray, without: np.ndarray | None = None
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Cosine and row of each query's nearest person; query i may not find person `without[i]`."""
+    """Cosine and row of each query's nearest mean; query i leaves out the mean `without[i]`."""
     similarity = np.empty(len(queries), np.float32)
     place = np.empty(len(queries), np.int64)
     for low in range(0, len(queries), _BLOCK):
         part = slice(low, low + _BLOCK)
-        cosine = queries[part] @ people.T
+        cosine = queries[part] @ means.T
         if without is not None:
             cosine[np.arange(len(cosine)), without[part]] = -np.inf
         place[part] = cosine.argmax(1)

@@ -1,12 +1,12 @@
-"""A recognizer as an ONNX model, for programs that know nothing of this one.
+"""Export of a recognizer as an ONNX model, checked in onnxruntime.
 
 The contract:
-- The model takes what the embedders of others take here: `image` (n, 3, p, p) float32, RGB in
-  0..255, with p the recognizer's input side; it gives `embedding` (n, d) float32 of unit length.
+- The model has the inputs and outputs that `OnnxEmbedder` expects: `image` (n, 3, p, p) float32,
+  RGB in 0..255, with p the recognizer's input side, to `embedding` (n, d) float32 of unit length.
   So it can be a committee member or a teacher too.
-- All that `Recognizer.embed` does to faces of that side is inside: scaling, the mirror image, the
-  mean of both, the unit length.
-- A model is given out only after onnxruntime has agreed with the recognizer on it.
+- The model contains every step of `Recognizer.embed` for faces of that side: scaling, the mirror
+  image, the mean of both, the unit length.
+- A model is returned only when onnxruntime computes the recognizer's vectors from it.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from cdp.recognizer.recognizer import Recognizer
 
 OPSET = 18
 TOLERANCE = 1e-4
-"""Largest difference of a coordinate of a unit vector that passes for rounding."""
+"""Largest difference of a coordinate of a unit vector that is taken for rounding."""
 
 
 class _Deployed(nn.Module):
@@ -49,7 +49,7 @@ class _Deployed(nn.Module):
 def export_onnx(
     recognizer: Recognizer, *, flip: bool = True, notes: Mapping[str, str] | None = None
 ) -> bytes:
-    """Make an ONNX model of a recognizer, and hold it to the recognizer in onnxruntime.
+    """Make an ONNX model of a recognizer, and compare the two in onnxruntime.
 
     Parameters
     ----------
@@ -62,12 +62,12 @@ def export_onnx(
     Returns
     -------
     model : bytes
-        What an .onnx file holds. The number of images at once is free.
+        The content of an .onnx file. The batch size is free.
 
     Raises
     ------
     BackendError
-        The exporter is not installed, or onnxruntime computes something else.
+        The exporter is not installed, or onnxruntime computes other vectors.
     """
     backbone = recognizer.backbone
     device = next(backbone.parameters()).device
@@ -100,7 +100,7 @@ def export_onnx(
 
 
 def check_agreement(recognizer: Recognizer, model: bytes, *, flip: bool = True) -> None:
-    """`BackendError` when an ONNX model says something else than the recognizer."""
+    """`BackendError` when the vectors of an ONNX model and of the recognizer differ."""
     difference = measure_difference(recognizer, model, flip=flip)
     if not difference <= TOLERANCE:
         raise BackendError(
@@ -129,7 +129,7 @@ def measure_difference(
 
 @contextlib.contextmanager
 def _quiet() -> Iterator[None]:
-    """Without the exporter's running commentary, which is not for the user of a recognizer."""
+    """Silence the exporter's log, which is of no use to the user of a recognizer."""
     logger = logging.getLogger("torch.onnx")
     level = logger.level
     logger.setLevel(logging.ERROR)

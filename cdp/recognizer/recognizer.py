@@ -1,4 +1,9 @@
-"""The product: a trained recognizer that can be loaded, asked for embeddings and saved."""
+"""The trained recognizer: it is loaded from one safetensors file, embeds faces and is saved.
+
+The contract:
+- A file holds a backbone and everything needed to use it; no code is run when it is loaded.
+- An embedding is a unit vector of any aligned face, whatever its side.
+"""
 
 from __future__ import annotations
 
@@ -14,17 +19,18 @@ from cdp.models import Backbone, load_model, pack_model, save_model, unpack_mode
 
 
 class Recognizer:
-    """Faces in, unit vectors out.
+    """A backbone that embeds faces as unit vectors, with notes on its training.
 
     backbone : Backbone
     meta : mapping of str to JSON values
-        What a user should know of it: how and on what it was trained.
+        Notes for its users: how and on which data it was trained.
     device : str
         "auto", "cpu", "cuda", ...
 
     Examples
     --------
     >>> import numpy as np
+    >>> from cdp.models import build_backbone
     >>> recognizer = Recognizer(build_backbone("plain", input_px=24), {"note": "untrained"})
     >>> faces = np.zeros((2, 40, 40, 3), dtype=np.uint8)
     >>> recognizer.embed(faces).shape
@@ -40,7 +46,7 @@ class Recognizer:
 
     @property
     def input_px(self) -> int:
-        """Side of the faces it looks at, in pixels."""
+        """Side of the faces that the backbone reads, in pixels."""
         return self.backbone.spec.input_px
 
     @property
@@ -67,14 +73,14 @@ class Recognizer:
         return self.embedder.embed(images, batch_size=batch_size, flip=flip)[0]
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, str]]:
-        """Tensors and string metadata: what a safetensors file holds."""
+        """Tensors and string metadata: the content of a safetensors file."""
         return pack_model(self.backbone, self.meta)
 
     @classmethod
     def from_state(
         cls, tensors: Mapping[str, Tensor], metadata: Mapping[str, str], *, device: str = "auto"
     ) -> Recognizer:
-        """The recognizer whose `state` this is; `DataError` when it is none."""
+        """The recognizer of a `state`; `DataError` when it is none."""
         return cls(*unpack_model(tensors, metadata), device=device)
 
     def save(self, path: str | Path) -> None:

@@ -1,11 +1,12 @@
-"""What to ask a person first: the questions whose answers put most pairs of images right.
+"""Order of review: the questions whose answers are expected to remove most wrong pairs come first.
 
 The contract:
 - Enters: labels, the scored candidate pairs and their calibrated probabilities. No truth.
-- A question shows one or two groups of rows. `bridge`: do the two sides of a cluster's weakest
-  joint belong together? `merge`: are two clusters one person? `cluster`: is all of it one person?
-- Its worth is the expected number of wrong pairs of images an answer removes: the chance that what
-  the labels claim is wrong, times the pairs at stake. All kinds are on that one scale.
+- A question shows a reviewer one or two groups of rows. `bridge`: do the two sides of a cluster's
+  last merge belong together? `merge`: are two clusters one person? `cluster`: is all of it one
+  person?
+- Its worth is the expected number of wrong pairs of images that an answer removes: the probability
+  that the labels are wrong there, times the pairs affected. All kinds share this scale.
 - Order: worth, then larger groups, then smaller rows. The same input gives the same order.
 """
 
@@ -19,6 +20,7 @@ import numpy as np
 from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 
+from cdp.arrays.log_odds import to_probability
 from cdp.propagation.average_linkage import agglomerate
 from cdp.propagation.quality import compare_groups, estimate_quality
 from cdp.review.constraints import Constraints
@@ -32,8 +34,8 @@ class Question:
     """One question about one cluster or two.
 
     one, other : (a,), (b,) int64 rows, ascending; `other` is empty for `cluster`.
-    chance : probability, in [0, 1], that the two groups are one person; for `cluster` the expected
-        share of its pairs that are.
+    chance : probability, in [0, 1], that the two groups are one identity; for `cluster` the
+        expected share of its pairs that are positive.
     worth : expected wrong pairs an answer removes.
     """
 
@@ -79,18 +81,18 @@ def rank_questions(
 
 def filter_answered(
     questions: Sequence[Question],
-    corrections: Constraints,
+    constraints: Constraints,
     *,
     checked: Collection[frozenset[int]] = (),
 ) -> list[Question]:
-    """The questions whose answer does not follow from what people said already, in their order.
+    """Remove the questions whose answer follows from the constraints; the order is kept.
 
-    checked : groups of rows somebody looked through whole, about which `cluster` is not asked.
+    checked : groups of rows that a reviewer looked through whole; `cluster` is not asked of them.
     """
-    atom = corrections.atoms()
-    apart = corrections.list_apart(atom)
-    has_line = np.zeros(len(atom) + 1, bool)
-    has_line[apart // len(atom)] = has_line[apart % len(atom)] = True
+    atom = constraints.link_rows()
+    apart = constraints.list_apart(atom)
+    is_apart = np.zeros(len(atom) + 1, bool)
+    is_apart[apart // len(atom)] = is_apart[apart % len(atom)] = True
     found = []
     for question in questions:
         one, other = atom[question.one], atom[question.other]
@@ -98,7 +100,7 @@ def filter_answered(
             continue
         if question.kind == "cluster" and frozenset(question.one.tolist()) in checked:
             continue
-        if has_line[one].any() and has_line[other].any():
+        if is_apart[one].any() and is_apart[other].any():
             low = np.minimum(one[:, None], other)
             keys = low * len(atom) + np.maximum(one[:, None], other)
             if np.isin(keys, apart).any():
@@ -114,13 +116,12 @@ def _order(question: Question) -> tuple[float, int, int, int]:
 
 
 def _list_bridges(label: np.ndarray, pairs: PairTable, value: np.ndarray) -> list[Question]:
-    """For each cluster the two sides that average linkage would join last."""
+    """For each cluster the two sides that average linkage merges last."""
     inside = (label[pairs.source] == label[pairs.target]) & (label[pairs.source] != UNLABELLED)
     within = pairs.take(inside)
     tree = agglomerate(within, value[inside], len(label), threshold=1e-12)
     if not len(tree.merge):
         return []
-    # The last merge inside each cluster is its weakest joint.
     cluster = label[tree.merge[:, 0]]
     last = len(cluster) - 1 - np.unique(cluster[::-1], return_index=True)[1]
     rest = np.delete(tree.merge, last, axis=0)
@@ -129,13 +130,13 @@ def _list_bridges(label: np.ndarray, pairs: PairTable, value: np.ndarray) -> lis
     size = np.bincount(label[label != UNLABELLED])
     rows_of = _group_rows(side)
     found = []
-    for joint in last.tolist():
-        one, other = (rows_of[int(side[row])] for row in tree.merge[joint])
+    for merge in last.tolist():
+        one, other = (rows_of[int(side[row])] for row in tree.merge[merge])
         if len(one) + len(other) != size[label[one[0]]]:
-            continue  # held together by a person's word, not by pairs
+            continue  # connected by a must-link, not by pairs
         if len(one) < len(other):
             one, other = other, one
-        chance = 1 / (1 + np.exp(-tree.height[joint]))
+        chance = to_probability(tree.height[merge])
         worth = (1 - chance) * len(one) * len(other)
         found.append(Question("bridge", one, other, float(chance), float(worth)))
     return found
@@ -145,9 +146,9 @@ def _list_merges(
     label: np.ndarray, pairs: PairTable, value: np.ndarray, limit: int | None
 ) -> list[Question]:
     """Pairs of clusters (an image without label counts as one) with candidate pairs between."""
-    lone = label == UNLABELLED
+    alone = label == UNLABELLED
     group = label.copy()
-    group[lone] = label.max(initial=UNLABELLED) + 1 + np.arange(int(lone.sum()))
+    group[alone] = label.max(initial=UNLABELLED) + 1 + np.arange(int(alone.sum()))
     apart = compare_groups(group, pairs, value)
     size = np.bincount(group)
     worth = apart.chance * size[apart.first] * size[apart.second]
@@ -168,8 +169,8 @@ def _list_merges(
 def _list_clusters(
     label: np.ndarray, pairs: PairTable, value: np.ndarray, bridges: Sequence[Question]
 ) -> list[Question]:
-    """All of a cluster at once, for what is wrong in it beside its weakest joint."""
-    joint = {int(label[bridge.one[0]]): bridge.worth for bridge in bridges}
+    """All of a cluster at once, for its wrong pairs other than those across its last merge."""
+    across = {int(label[bridge.one[0]]): bridge.worth for bridge in bridges}
     precision = estimate_quality(label, pairs, value).expected_precision
     rows_of = _group_rows(label)
     nothing = np.empty(0, np.int64)
@@ -177,7 +178,7 @@ def _list_clusters(
     for cluster, expected in enumerate(precision.tolist()):
         rows = rows_of[cluster]
         wrong = (1 - expected) * len(rows) * (len(rows) - 1) / 2
-        rest = max(wrong - joint.get(cluster, 0.0), 0.0)
+        rest = max(wrong - across.get(cluster, 0.0), 0.0)
         found.append(Question("cluster", rows, nothing, float(expected), rest))
     return found
 

@@ -1,5 +1,10 @@
-"""Synthetic faces with known identities."""
+"""Synthetic faces with known identities, the data set that needs no download.
 
-from cdp.synthetic.identities import SPLITS, SyntheticFaces, draw_contact_sheet
+identities   SyntheticFaces: identity, split and pixels of each image
+traits       what is drawn: traits of an identity, nuisances of an image
+painter      how it is drawn
+"""
 
-__all__ = ["SPLITS", "SyntheticFaces", "draw_contact_sheet"]
+from cdp.synthetic.identities import SPLITS, SyntheticFaces
+
+__all__ = ["SPLITS", "SyntheticFaces"]

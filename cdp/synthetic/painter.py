@@ -1,21 +1,9 @@
-"""Face-like identities with known truth, drawn by code: the data set that is always at hand.
-
-An identity is a vector of facial traits (head, jaw, skin, eyes, brows, nose, mouth, hair, beard,
-mark); an image is that identity under nuisance: pose, expression, light, occlusion, blur,
-resolution and noise. The faces are cartoons; what they share with photographs is the structure of
-the problem: nuisance moves an image further than identity does, some people look alike, image
-counts have a long tail, and some people have one image only.
+"""Painter: traits and nuisances -> pixels of cartoon faces.
 
 The contract:
-- Image `row` is a pure function of (settings, its identity, its index within the identity): it
-  does not depend on the batch it is drawn in, on the order, on the process or on the thread.
-- No random state is kept. Every number comes from a counter-based hash of
-  (seed, identity, index, purpose), so nothing has to be drawn before anything else.
-- The identities of the splits are disjoint: labelled, then unlabelled, then evaluation.
-- With `nuisance=0` all images of an identity are the same picture.
-
-Coordinates: u to the right, v down, both in [-1, 1] over the image before pose. Shapes are signed
-fields turned to coverage over about one pixel, so edges are smooth at any size. All float32.
+- An image depends on its own row of traits and nuisances alone, not on the batch it is drawn in.
+- Coordinates: u to the right, v down, both in [-1, 1] over the image before pose. Shapes are signed
+  fields turned to coverage over about one pixel, so edges are smooth at any size. All float32.
 
 Array suffixes used below: b images of a block, s pixels a side.
 """
@@ -25,16 +13,16 @@ from __future__ import annotations
 import numpy as np
 
 from cdp.synthetic.traits import (
-    FULL_STRENGTH,
-    NUISANCES,
     TRAITS,
     Columns,
-    Length,
     make_columns,
     mix_bits,
     pick_trait,
+    place_nuisance,
     scale_traits,
 )
+
+Length = np.ndarray | np.floating
 
 _BLOCK = 16
 """Images painted at once: few enough for the cache, enough to amortise numpy's calls."""
@@ -93,7 +81,7 @@ def draw_faces(
     Returns (b, s, s, 3) uint8 RGB; each image depends on its own row alone.
     """
     every_t = make_columns(list(TRAITS), scale_traits(traits))
-    every_n = _place_nuisance(chance, np.asarray(traits)[:, pick_trait("glasses")], nuisance)
+    every_n = place_nuisance(chance, np.asarray(traits)[:, pick_trait("glasses")], nuisance)
     band = _Bands(size_px, nuisance)
     image = np.empty((len(traits), size_px, size_px, 3), np.uint8)
     for low in range(0, len(traits), _BLOCK):
@@ -140,74 +128,8 @@ def _draw_block(t: Columns, n: Columns, grain: np.ndarray, band: _Bands) -> np.n
     return _photograph(canvas, n, grain)
 
 
-def _place_nuisance(chance: np.ndarray, glasses: np.ndarray, nuisance: float) -> Columns:
-    """Turn uniform numbers into the named quantities of one image each.
-
-    `severity` makes some images of a person easy and some hard. `nuisance` multiplies every
-    departure from the neutral picture, and the probability of every event.
-    """
-    raw = dict(zip(NUISANCES, np.asarray(chance, np.float64).T, strict=True))
-    nuisance = FULL_STRENGTH * nuisance
-    amount = nuisance * (0.35 + 0.95 * raw["severity"])
-
-    def around(name: str, spread: float, centre: float = 0.0) -> np.ndarray:
-        """Uniform around a centre, `spread` to each side at full strength."""
-        return centre + spread * amount * (2.0 * raw[name] - 1.0)
-
-    def above(name: str, most: float) -> np.ndarray:
-        """From 0 upward, small values likelier."""
-        return most * amount * raw[name] ** 2
-
-    def happens(name: str, probability: np.ndarray | float) -> np.ndarray:
-        return (raw[name] < np.minimum(1.0, nuisance * np.asarray(probability))).astype(np.float64)
-
-    side = np.where(raw["yaw"] < 0.5, -1.0, 1.0)
-    value = {
-        "yaw": side * 0.34 * amount * np.abs(2.0 * raw["yaw"] - 1.0),
-        "pitch": around("pitch", 0.13),
-        "roll": around("roll", 0.16),
-        "shift_u": around("shift_u", 0.07),
-        "shift_v": around("shift_v", 0.07),
-        "scale": np.exp(around("scale", 0.09)),
-        "smile": around("smile", 0.5),
-        "mouth_open": above("mouth_open", 0.10),
-        "lid": np.minimum(0.85, above("lid", 0.6)),
-        "brow_raise": around("brow_raise", 0.04),
-        "light_u": amount * 0.45 * raw["light"] * np.cos(2 * np.pi * raw["light_angle"]),
-        "light_v": amount * 0.30 * raw["light"] * np.sin(2 * np.pi * raw["light_angle"]),
-        "exposure": np.exp(around("exposure", 0.32)),
-        "contrast": np.exp(around("contrast", 0.28)),
-        "warm": around("warm", 0.09),
-        "green": around("green", 0.04),
-        "tan": around("tan", 0.10),
-        "lip": around("lip", 0.10),
-        "hair": around("hair", 0.05),
-        "back_slope": around("back_slope", 1.0),
-        "sunglasses": happens("occlusion", 0.05),
-        "mask": happens("occlusion", 0.09) - happens("occlusion", 0.05),
-        "patch": happens("occlusion", 0.22) - happens("occlusion", 0.09),
-        "patch_u": around("occlusion_u", 0.7),
-        "patch_v": around("occlusion_v", 0.6, 0.15),
-        "patch_size": 0.16 + 0.16 * raw["occlusion_size"],
-        "patch_tilt": np.pi * raw["occlusion_tilt"],
-        # People who own glasses wear them often, the others seldom.
-        "glasses": happens("glasses", np.where(glasses > 0.9, 0.8, 0.04)),
-        "blur_px": above("blur", 1.1),
-        "shrink": 1.0 + above("resolution", 2.2),
-        "noise": above("noise", 0.04),
-    }
-    for name in ("back", "cloth", "occlusion"):
-        grey = around(f"{name}_g", 0.36, 0.48)
-        for channel, spread in (("r", 0.16), ("g", 0.0), ("b", 0.16)):
-            value[f"{name}_{channel}"] = np.clip(grey + around(f"{name}_{channel}", spread), 0, 1)
-    grey = around("back_dg", 0.25)
-    for channel, spread in (("r", 0.1), ("g", 0.0), ("b", 0.1)):
-        value[f"back_d{channel}"] = grey + around(f"back_d{channel}", spread)
-    return make_columns(list(value), np.stack(list(value.values()), axis=1))
-
-
 class _Bands:
-    """The pixel rows where a feature can be, whatever the pose: the rest need not be computed."""
+    """The pixel rows where a feature can be, whatever the pose; other rows need not be computed."""
 
     def __init__(self, size_px: int, nuisance: float) -> None:
         self.size_px = size_px
@@ -537,10 +459,10 @@ def _photograph(canvas: _Canvas, n: Columns, grain: np.ndarray) -> np.ndarray:
     _, images, size_px, _ = canvas.plane.shape
     soft = _soften(n.blur_px, n.shrink, size_px)
     plane = soft @ canvas.plane @ soft.transpose(0, 2, 1)
-    word = mix_bits(
+    bits = mix_bits(
         grain[:, None] + np.arange(1, (3 * size_px * size_px + 1) // 2 + 1, dtype=np.uint64)
     )
-    half = word.view(np.uint16).reshape(images, -1, 2)[:, : 3 * size_px * size_px]
+    half = bits.view(np.uint16).reshape(images, -1, 2)[:, : 3 * size_px * size_px]
     speck = (half[..., 0].astype(np.float32) - half[..., 1]) * np.float32(2.0**-16 * 6**0.5)
     plane += speck.reshape(images, 3, size_px, size_px).transpose(1, 0, 2, 3) * n.noise
     plane *= 255

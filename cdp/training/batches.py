@@ -1,30 +1,59 @@
-"""Which image is shown when."""
+"""Batches of a training: which image comes in which step, degraded, with its targets.
+
+The contract:
+- Everything drawn at random (order, degradation, flip) is a function of (seed, set, pass, image)
+  and of nothing else: any step can be loaded at once, whatever came before.
+- Each batch holds each training set's share of it, by largest remainder, 1 image at least.
+- In a team each process degrades its part of a batch; the targets are those of the whole batch.
+"""
 
 from __future__ import annotations
 
-import numpy as np
+import math
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
-from cdp.training.sets import Branch
+import numpy as np
+import torch
+from torch import Tensor
+
+from cdp.errors import ConfigError
+from cdp.images.degradation import degrade
+from cdp.training.distributed import Team
+from cdp.training.plan import Sampling, TrainingPlan
+from cdp.training.sets import TrainingSet
+
+_LOOKAHEAD_IMAGES = 256
+"""Images degraded at once, for some steps ahead: twice as fast as 32 at a time."""
 
 
 class Order:
-    """Which images a branch gives to each step: pass after pass, without end.
+    """The images that a training set gives to each step: pass after pass, without end.
 
-    branch : Branch
+    training_set : TrainingSet
     seed, number : int
-        Of the run, and the branch's place among the branches.
+        Of the run, and the set's place among the sets.
+    sampling, images_per_identity
+        As `TrainingPlan`. A set without labels is always sampled by image.
     """
 
-    def __init__(self, branch: Branch, seed: int, number: int) -> None:
-        self.branch = branch
+    def __init__(
+        self,
+        training_set: TrainingSet,
+        seed: int,
+        number: int,
+        *,
+        sampling: Sampling = "image",
+        images_per_identity: int = 1,
+    ) -> None:
+        self.label = training_set.label if sampling == "identity" else None
         self.key = (seed, number)
-        self.by_identity = branch.sampling == "identity" and branch.label is not None
-        self.length = len(branch.images)
-        if self.by_identity:
-            assert branch.label is not None
-            self.size = np.bincount(branch.label)
+        self.images_per_identity = images_per_identity
+        self.length = len(training_set.images)
+        if self.label is not None:
+            self.size = np.bincount(self.label)
             self.size = self.size[self.size > 0]
-            self.length = len(self.size) * branch.images_per_identity
+            self.length = len(self.size) * images_per_identity
         self.current = -1
         self.rows = self.seeds = np.empty(0, dtype=np.int64)
 
@@ -35,7 +64,7 @@ class Order:
             number, offset = divmod(start, self.length)
             if number != self.current:
                 rng = np.random.default_rng([*self.key, number])
-                self.rows = self._draw_people(rng) if self.by_identity else self._draw_images(rng)
+                self.rows = self._draw_rows(rng)
                 self.seeds = rng.integers(0, 2**63 - 1, self.length)
                 self.current = number
             part = slice(offset, offset + amount)
@@ -45,16 +74,14 @@ class Order:
             start, amount = start + taken, amount - taken
         return np.concatenate(rows), np.concatenate(seeds)
 
-    def _draw_images(self, rng: np.random.Generator) -> np.ndarray:
-        return rng.permutation(self.length)
-
-    def _draw_people(self, rng: np.random.Generator) -> np.ndarray:
-        """Each identity's first few images in an order of its own; one with fewer repeats them."""
-        assert self.branch.label is not None
-        each = self.branch.images_per_identity
-        shuffled = np.lexsort((rng.random(len(self.branch.label)), self.branch.label))
+    def _draw_rows(self, rng: np.random.Generator) -> np.ndarray:
+        """One pass: every image once, or each identity's first few images of a random order; an
+        identity with fewer repeats them."""
+        if self.label is None:
+            return rng.permutation(self.length)
+        shuffled = np.lexsort((rng.random(len(self.label)), self.label))
         first = np.cumsum(self.size) - self.size
-        place = first[:, None] + np.arange(each) % self.size[:, None]
+        place = first[:, None] + np.arange(self.images_per_identity) % self.size[:, None]
         return shuffled[place][rng.permutation(len(self.size))].ravel()
 
 
@@ -67,3 +94,160 @@ def apportion(batch_size: int, shares: np.ndarray) -> list[int]:
     while counts.sum() > batch_size and counts.max() > 1:
         counts[np.argmax(counts)] -= 1
     return [int(c) for c in counts]
+
+
+class Targets(NamedTuple):
+    """Labels and weights of one training set's images in a batch.
+
+    label : (b,) int64 or None, where there are no classes
+    weight : (b,) float32 or None, where all weigh 1
+    soft : (place (e,) int64, class (e,) int64, share (e,) float32) or None
+    masked : (e, 2) int64 or None, a row of the head's input and a class
+    teacher : (b, d) float32 or None
+    """
+
+    label: Tensor | None
+    weight: Tensor | None
+    soft: tuple[Tensor, Tensor, Tensor] | None
+    masked: Tensor | None
+    teacher: Tensor | None
+
+    def list_classes(self) -> Tensor:
+        """Every class that a label or a soft target names, repeats included."""
+        assert self.label is not None
+        return torch.cat([self.label, self.label if self.soft is None else self.soft[1]])
+
+
+class Batches:
+    """The batches of one training, by number of the step.
+
+    training_sets : sequence of TrainingSet
+    plan : TrainingPlan
+    input_px : int
+        Side of the faces that the network reads.
+    device : torch.device
+        Where images are degraded and targets lie.
+    team : Team
+        The processes that share each batch.
+
+    Attributes
+    ----------
+    shares : (sets,) float64, each set's part of the images, in sum 1
+    counts : list of int, each set's images in a batch
+    steps_per_epoch : int
+    """
+
+    def __init__(
+        self,
+        training_sets: Sequence[TrainingSet],
+        plan: TrainingPlan,
+        *,
+        input_px: int,
+        device: torch.device,
+        team: Team,
+    ) -> None:
+        if team.size > plan.batch_size:
+            raise ConfigError(
+                f"an image a process expected, got batches of {plan.batch_size} for "
+                f"{team.size} processes; raise batch_size or start fewer"
+            )
+        self.training_sets, self.plan, self.input_px = training_sets, plan, input_px
+        self.device, self.team = device, team
+        self.shares = _scale_shares(training_sets)
+        self.counts = apportion(plan.batch_size, self.shares)
+        image_count = sum(len(each.images) for each in training_sets)
+        self.steps_per_epoch = math.ceil(image_count / plan.batch_size)
+        self.orders = [
+            Order(
+                each,
+                plan.seed,
+                number,
+                sampling=plan.sampling,
+                images_per_identity=plan.images_per_identity,
+            )
+            for number, each in enumerate(training_sets)
+        ]
+        self._block_steps = max(1, _LOOKAHEAD_IMAGES // plan.batch_size)
+        self._block = -1
+        self._loaded: list[tuple[np.ndarray, Tensor | None]] = []
+
+    def load(self, step: int) -> tuple[Tensor, list[Targets]]:
+        """This process's degraded images (b, 3, s, s), and the targets of the whole batch."""
+        block, place = divmod(step, self._block_steps)
+        if block != self._block:
+            self._block, self._loaded = block, self._load_block(block)
+        faces, targets = [], []
+        for each, count, (rows, degraded) in zip(
+            self.training_sets, self.counts, self._loaded, strict=True
+        ):
+            targets.append(self._make_targets(each, rows[place * count : (place + 1) * count]))
+            if degraded is not None:
+                faces.append(degraded[place])
+        batch = torch.cat(faces) if len(faces) > 1 else faces[0]
+        return batch.contiguous(memory_format=torch.channels_last), targets
+
+    def _load_block(self, block: int) -> list[tuple[np.ndarray, Tensor | None]]:
+        """A few steps at once, a set: all rows, and this process's faces (steps, b, 3, s, s).
+
+        Blocks begin at fixed steps, so that a resumed training makes the very same ones.
+        """
+        start = block * self._block_steps
+        steps = min(self._block_steps, self.plan.epochs * self.steps_per_epoch - start)
+        loaded: list[tuple[np.ndarray, Tensor | None]] = []
+        first, last = self.team.part(sum(self.counts))
+        for each, order, count in zip(self.training_sets, self.orders, self.counts, strict=True):
+            rows, seeds = order.take(start * count, steps * count)
+            own = np.arange(count)[max(first, 0) : max(last, 0)]
+            mine = (np.arange(steps)[:, None] * count + own).ravel()
+            faces = None
+            if len(own):
+                faces = self._degrade(each, rows[mine], seeds[mine])
+                faces = faces.unflatten(0, (steps, len(own)))
+            loaded.append((rows, faces))
+            first, last = first - count, last - count
+        return loaded
+
+    def _degrade(self, training_set: TrainingSet, rows: np.ndarray, drawn: np.ndarray) -> Tensor:
+        """Some images of a set, degraded and mirrored by their seeds."""
+        images = torch.from_numpy(np.ascontiguousarray(training_set.images[rows])).to(self.device)
+        seeds = torch.from_numpy(drawn).to(self.device)
+        degraded = degrade(images, seeds, self.plan.degradation, self.input_px)
+        if self.plan.flip:
+            mirrored = (seeds & 1).bool()[:, None, None, None]
+            degraded = torch.where(mirrored, degraded.flip(3), degraded)
+        return degraded
+
+    def _make_targets(self, training_set: TrainingSet, rows: np.ndarray) -> Targets:
+        def send(values: np.ndarray, kind: Any) -> Tensor:
+            return torch.from_numpy(np.ascontiguousarray(values, dtype=kind)).to(self.device)
+
+        label = None if training_set.label is None else training_set.label[rows]
+        soft = masked = None
+        lines, own = np.arange(len(rows)), label
+        if training_set.soft is not None and label is not None:
+            lines, own, shares = training_set.soft.take(rows, label)
+            soft = send(lines, np.int64), send(own, np.int64), send(shares, np.float32)
+        if training_set.masked_negatives is not None and own is not None:
+            # The head reads an image with several classes once for each; each masks the others.
+            place, classes = training_set.masked_negatives.take(rows[lines])
+            foreign = classes != own[place]
+            masked = send(np.stack([place, classes], 1)[foreign], np.int64)
+        weight, teacher = training_set.weight, training_set.teacher
+        return Targets(
+            None if label is None else send(label, np.int64),
+            None if weight is None else send(weight[rows], np.float32),
+            soft,
+            masked,
+            None if teacher is None else send(teacher[rows], np.float32),
+        )
+
+
+def _scale_shares(training_sets: Sequence[TrainingSet]) -> np.ndarray:
+    sizes = np.array([len(each.images) for each in training_sets], dtype=float)
+    wanted = [
+        size / sizes.sum() if each.share is None else each.share
+        for size, each in zip(sizes, training_sets, strict=True)
+    ]
+    if min(wanted) <= 0:
+        raise ConfigError(f"training set shares above 0 expected, got {wanted}")
+    return np.array(wanted) / sum(wanted)

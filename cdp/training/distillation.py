@@ -1,11 +1,11 @@
-"""A strong model's vectors as a target for a small one.
+"""Distillation targets: a teacher's vectors in the form of a student's embedding.
 
 The contract:
 - The student's raw embedding ends in a batch normalisation: mean 0 and the same variance in every
   coordinate. The teacher's vectors are brought into that form: centred, reduced to their principal
   directions, and turned so that the variance spreads over all coordinates.
-- What is kept of the teacher is its cosines about the mean; none of it is learned, so the student's
-  vectors are compared as they come, without any layer of the teacher's.
+- The target keeps the teacher's cosines about the mean. No layer is learned for it: the student's
+  vectors are compared as they are.
 - Deterministic given `seed`.
 """
 
@@ -17,7 +17,7 @@ from cdp.errors import DataError
 
 
 def fit_target(vectors: np.ndarray, embedding_dim: int, *, seed: int = 0) -> np.ndarray:
-    """A teacher's vectors as directions for a student's embedding.
+    """Turn a teacher's vectors into directions for a student's embedding.
 
     Parameters
     ----------
@@ -48,7 +48,7 @@ def fit_target(vectors: np.ndarray, embedding_dim: int, *, seed: int = 0) -> np.
         raise DataError(f"finite teacher vectors (n, d) expected, got {vectors.shape}")
     centred = vectors.astype(np.float64) - vectors.mean(0, dtype=np.float64)
     directions = np.linalg.eigh(centred.T @ centred)[1][:, ::-1][:, :embedding_dim]
-    # The sign of a direction is the solver's whim: its largest coordinate shall be positive.
+    # The solver may return either sign of a direction: make its largest coordinate positive.
     largest = np.abs(directions).argmax(0)
     directions = directions * np.sign(directions[largest, np.arange(directions.shape[1])])
     turn = np.linalg.qr(np.random.default_rng(seed).normal(size=(embedding_dim, embedding_dim)))[0]

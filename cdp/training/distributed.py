@@ -1,4 +1,4 @@
-"""One training on several processes, with the result of one.
+"""Data-parallel training: several processes train one model, with the result of one process.
 
 The contract:
 - Each process degrades its part of every batch and runs the trunk over it. The embeddings are
@@ -6,8 +6,8 @@ The contract:
 - Batch normalisations use the moments of the whole batch, and the trunk's gradients are summed:
   up to rounding, the weights are those of one process. A training that is itself unstable
   magnifies rounding, in one process as in many.
-- Processes find each other as `torchrun` tells them to. Without it a team is one process, and
-  nothing here costs anything.
+- Processes find each other by the environment variables of `torchrun`. Without them a team is one
+  process, and nothing here costs anything.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from cdp.errors import BackendError
 
 _PATIENCE = timedelta(days=7)
-"""The others wait while the first process does what is not training."""
+"""How long the other processes wait while the first one runs other stages."""
 
 
 @dataclass(frozen=True)
@@ -39,11 +39,11 @@ class Team:
 
     @property
     def leads(self) -> bool:
-        """Whether this is the process that writes and tells."""
+        """Whether this is the first process, which writes files and messages."""
         return self.rank == 0
 
     def part(self, count: int) -> tuple[int, int]:
-        """First and last (excluded) of `count` things that are this process's."""
+        """First and last (excluded) of this process's part of `count` images."""
         return count * self.rank // self.size, count * (self.rank + 1) // self.size
 
 
@@ -86,19 +86,19 @@ def join_team() -> Iterator[Team]:
         distributed.destroy_process_group()
 
 
-def tell_team(message: str, team: Team) -> str:
-    """What the first process says, in every process; the others' own message is not looked at."""
+def broadcast_text(text: str, team: Team) -> str:
+    """The first process's text, in every process; the other processes' argument is ignored."""
     if team.size == 1:
-        return message
-    said = torch.tensor(list(message.encode()), dtype=torch.uint8)
-    length = torch.tensor(len(said))
+        return text
+    encoded = torch.tensor(list(text.encode()), dtype=torch.uint8)
+    length = torch.tensor(len(encoded))
     distributed.broadcast(length, 0)
     if not int(length):
         return ""
     if not team.leads:
-        said = torch.empty(int(length), dtype=torch.uint8)
-    distributed.broadcast(said, 0)
-    return bytes(said.tolist()).decode()
+        encoded = torch.empty(int(length), dtype=torch.uint8)
+    distributed.broadcast(encoded, 0)
+    return bytes(encoded.tolist()).decode()
 
 
 class _Sum(torch.autograd.Function):
@@ -119,7 +119,7 @@ class _Sum(torch.autograd.Function):
 
 @contextmanager
 def share_moments(network: nn.Module, team: Team) -> Iterator[None]:
-    """Let batch normalisations see the whole batch, for the length of a block."""
+    """Let batch normalisations use the moments of the whole batch, for the length of a block."""
     shared = [module for module in network.modules() if isinstance(module, _BatchNorm)]
     for module in shared if team.size > 1 else ():
         vars(module)["forward"] = partial(_normalise, module)
@@ -156,7 +156,7 @@ def _normalise(module: _BatchNorm, images: Tensor) -> Tensor:
 
 
 def gather_rows(own: Tensor, count: int, team: Team) -> Tensor:
-    """The rows of all processes, (count, d), of which only this one's carry a gradient."""
+    """The rows of all processes, (count, d); only this process's rows carry a gradient."""
     if team.size == 1:
         return own
     most = -(-count // team.size)

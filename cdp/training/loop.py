@@ -1,12 +1,12 @@
-"""The one training loop: a backbone, one head or several, images by number.
+"""The training loop: one backbone, one head a training set, batch by batch.
 
 The contract:
 - Everything drawn at random (order, degradation, flip, sampled classes) is a function of (seed,
-  branch, pass, image) and of nothing else. A run that is stopped after an epoch and resumed ends
+  set, pass, image) and of nothing else. A run that is stopped after an epoch and resumed ends
   with the same bits as one that was not, on the CPU with the same number of torch threads.
-- Each batch holds of each branch its share. The loss is the branches' losses, each weighted by its
-  share among those with classes (Zhan et al. 2018, section 3.4), plus the distance to the teacher
-  over all images that have one.
+- The loss is the mean of the training sets' losses, each weighted by its share among the sets with
+  classes (Zhan et al. 2018, section 3.4), plus the mean distance to the teacher over all images
+  that have one.
 - Under `torchrun` the processes train one model together; see `cdp.training.distributed`.
 - The state is a flat dict of CPU tensors: weights, heads, optimizer, averages, history. Nothing to
   pickle.
@@ -18,33 +18,29 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from typing import Any, NamedTuple
+from contextlib import ExitStack, contextmanager
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
-from tqdm import tqdm
 
 from cdp.errors import ConfigError, DataError, StageError
-from cdp.images.degradation import degrade
 from cdp.models import Backbone
 from cdp.models.heads import Head
-from cdp.training.batches import Order, apportion
+from cdp.progress import Progress, show_progress
+from cdp.training.batches import Batches, Targets
 from cdp.training.distributed import find_team, gather_rows, share_moments, sum_gradients
 from cdp.training.plan import HISTORY, State, TrainingPlan, resolve_device, resolve_precision
-from cdp.training.sets import Branch
+from cdp.training.sets import TrainingSet
 
 _LOSS_CHECK_STEPS = 16
-
-_LOOKAHEAD_IMAGES = 256
-"""Images degraded at once, for some steps ahead: twice as fast as 32 at a time."""
 
 
 def train_model(
     backbone: Backbone,
-    branches: Sequence[Branch],
+    training_sets: Sequence[TrainingSet],
     plan: TrainingPlan,
     *,
     device: str | torch.device = "auto",
@@ -59,19 +55,19 @@ def train_model(
     ----------
     backbone : Backbone
         Left in `eval` mode on the CPU; with the averaged weights when the plan has an EMA.
-    branches : sequence of Branch
+    training_sets : sequence of TrainingSet
     plan : TrainingPlan
     device : str
         "auto", "cpu", "cuda", ...
     resume : mapping or None
-        A state that `on_epoch` was given by the same training. A finished one trains nothing.
+        A state that the same training passed to `on_epoch`. A finished one trains nothing.
     on_epoch : callable or None
         Called after each epoch with the state: the place to write a checkpoint. In a team of
-        processes the first alone is asked.
+        processes only the first calls it.
     progress : bool
-        Show a progress bar on stderr; in a team, the first process alone.
+        Show progress on stderr, see `cdp.progress`; in a team, only in the first process.
     description : str
-        Its title.
+        The label of the progress.
 
     Returns
     -------
@@ -81,27 +77,25 @@ def train_model(
     Raises
     ------
     DataError
-        No branch, or a state that does not fit.
+        No training set, or a state that does not fit.
     StageError
-        The loss is not finite any more.
+        The loss became infinite or NaN.
     """
-    if not branches:
-        raise DataError("nothing to train on: no branch with images was given")
+    if not training_sets:
+        raise DataError("nothing to train on: no training set was given")
     where = resolve_device(device)
-    trainer = _Trainer(backbone, branches, plan, where)
+    trainer = _Trainer(backbone, training_sets, plan, where)
     if resume is not None:
         trainer.load(resume)
     remaining = plan.epochs - trainer.epoch
-    bar = tqdm(
-        total=plan.epochs * trainer.steps_per_epoch,
+    shown = show_progress(
+        plan.epochs * trainer.steps_per_epoch,
         initial=trainer.epoch * trainer.steps_per_epoch,
-        desc=description,
+        label=description,
         unit="step",
-        disable=not progress or remaining <= 0 or not trainer.team.leads,
-        dynamic_ncols=True,
-        mininterval=0.5,
+        enabled=progress and remaining > 0 and trainer.team.leads,
     )
-    with bar, _reproducible(where), share_moments(trainer.backbone, trainer.team):
+    with shown as bar, _reproducible(where), share_moments(trainer.backbone, trainer.team):
         for _ in range(remaining):
             trainer.run_epoch(bar)
             if on_epoch is not None and trainer.team.leads:
@@ -120,77 +114,39 @@ def _reproducible(device: torch.device) -> Iterator[None]:
         yield
 
 
-class _Target(NamedTuple):
-    """What is known of one branch's images in a batch.
-
-    label : (b,) int64 or None, where there are no classes
-    weight : (b,) float32 or None, where all weigh 1
-    soft : (place (e,) int64, class (e,) int64, share (e,) float32) or None
-    masked : (e, 2) int64 or None, a line of what the head is shown and a class
-    teacher : (b, d) float32 or None
-    """
-
-    label: Tensor | None
-    weight: Tensor | None
-    soft: tuple[Tensor, Tensor, Tensor] | None
-    masked: Tensor | None
-    teacher: Tensor | None
-
-
 class _Trainer:
-    """The moving parts of one training, so that their state can be taken and put back."""
+    """The moving parts of one training, so that their state can be saved and restored."""
 
     def __init__(
         self,
         backbone: Backbone,
-        branches: Sequence[Branch],
+        training_sets: Sequence[TrainingSet],
         plan: TrainingPlan,
         device: torch.device,
     ) -> None:
+        _check_teachers(training_sets, backbone.spec.embedding_dim)
+        self.trains_heads = plan.class_weight > 0
+        if not self.trains_heads and all(each.teacher is None for each in training_sets):
+            raise ConfigError("class_weight 0 leaves nothing to learn without a teacher; raise it")
         self.backbone = backbone.to(device)
         self.backbone.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.branches = branches
+        self.training_sets = training_sets
         self.plan = plan
         self.device = device
         self.precision = resolve_precision(plan.precision, device)
-        heads = [branch.head for branch in branches if branch.head is not None]
+        heads = [each.head for each in training_sets if each.head is not None]
         self.heads = nn.ModuleList(heads).to(device)
-        added = [module for branch in branches for _, module in branch.auxiliaries]
+        added = [module for each in training_sets for _, module in each.auxiliaries]
         self.auxiliaries = nn.ModuleList(added).to(device)
-        sizes = np.array([len(branch.images) for branch in branches], dtype=float)
-        wanted = [
-            size / sizes.sum() if branch.share is None else branch.share
-            for size, branch in zip(sizes, branches, strict=True)
-        ]
-        if min(wanted) <= 0:
-            raise ConfigError(f"branch shares above 0 expected, got {wanted}")
-        self.shares = np.array(wanted) / sum(wanted)
-        self.counts = apportion(plan.batch_size, self.shares)
-        classed = np.array([branch.head is not None for branch in branches])
-        self.loss_shares = self.shares * classed / max(float(self.shares @ classed), 1e-12)
-        self.asks_heads = plan.class_weight > 0
-        if not self.asks_heads and all(branch.teacher is None for branch in branches):
-            raise ConfigError("class_weight 0 leaves nothing to learn without a teacher; raise it")
-        self.classed_count = int(np.array(self.counts) @ classed)
         self.team = find_team()
-        if self.team.size > plan.batch_size:
-            raise ConfigError(
-                f"an image a process expected, got batches of {plan.batch_size} for "
-                f"{self.team.size} processes; raise batch_size or start fewer"
-            )
-        dim = backbone.spec.embedding_dim
-        for branch in branches:
-            if branch.teacher is not None and branch.teacher.shape[1] != dim:
-                raise DataError(
-                    f"teacher vectors of length {dim} expected, as the student's, got "
-                    f"{branch.teacher.shape[1]}; bring them there by "
-                    "cdp.training.distillation.fit_target"
-                )
-        self.steps_per_epoch = math.ceil(sizes.sum() / plan.batch_size)
-        self.orders = [Order(branch, plan.seed, i) for i, branch in enumerate(branches)]
-        self.lookahead = max(1, _LOOKAHEAD_IMAGES // plan.batch_size)
-        self.block = -1
-        self.shown: list[tuple[np.ndarray, Tensor | None]] = []
+        self.batches = Batches(
+            training_sets, plan, input_px=backbone.spec.input_px, device=device, team=self.team
+        )
+        self.counts, self.steps_per_epoch = self.batches.counts, self.batches.steps_per_epoch
+        classed = np.array([each.head is not None for each in training_sets])
+        shares = self.batches.shares
+        self.loss_shares = shares * classed / max(float(shares @ classed), 1e-12)
+        self.classed_count = int(np.array(self.counts) @ classed)
         self.epoch = 0
         self.history: list[dict[str, float]] = []
         self.optimizer = self._make_optimizer()
@@ -219,151 +175,76 @@ class _Trainer:
             return torch.optim.AdamW(groups, lr=rate, betas=(momentum, 0.999))
         return torch.optim.SGD(groups, lr=rate, momentum=momentum, nesterov=momentum > 0)
 
-    def _rate(self, step: int) -> float:
-        total = self.plan.epochs * self.steps_per_epoch
-        warmup = self.plan.warmup_epochs * self.steps_per_epoch
-        rising = min(1.0, (step + 1) / warmup) if warmup > 0 else 1.0
-        done = max(0.0, step - warmup) / max(1.0, total - warmup)
-        return self.plan.learning_rate * rising * 0.5 * (1 + math.cos(math.pi * done))
-
-    def _margin_share(self, step: int) -> float:
-        length = self.plan.margin_warmup_epochs * self.steps_per_epoch
-        return min(1.0, step / length) if length > 0 else 1.0
-
-    def _batch(self, step: int) -> tuple[Tensor, list[_Target]]:
-        """Degraded images of all branches, this process's part; what is known of all of them."""
-        block, place = divmod(step, self.lookahead)
-        if block != self.block:
-            self.block, self.shown = block, self._show_block(block)
-        pictures, targets = [], []
-        for branch, count, (rows, faces) in zip(
-            self.branches, self.counts, self.shown, strict=True
-        ):
-            targets.append(self._describe(branch, rows[place * count : (place + 1) * count]))
-            if faces is not None:
-                pictures.append(faces[place])
-        batch = torch.cat(pictures) if len(pictures) > 1 else pictures[0]
-        return batch.contiguous(memory_format=torch.channels_last), targets
-
-    def _show_block(self, block: int) -> list[tuple[np.ndarray, Tensor | None]]:
-        """A few steps at once, a branch: all rows, and this process's faces (steps, b, 3, s, s).
-
-        Blocks begin at fixed steps, so that a resumed training makes the very same ones.
-        """
-        start = block * self.lookahead
-        steps = min(self.lookahead, self.plan.epochs * self.steps_per_epoch - start)
-        shown: list[tuple[np.ndarray, Tensor | None]] = []
-        first, last = self.team.part(sum(self.counts))
-        for branch, order, count in zip(self.branches, self.orders, self.counts, strict=True):
-            rows, seeds = order.take(start * count, steps * count)
-            own = np.arange(count)[max(first, 0) : max(last, 0)]
-            mine = (np.arange(steps)[:, None] * count + own).ravel()
-            faces = None
-            if len(own):
-                faces = self._show(branch, rows[mine], seeds[mine])
-                faces = faces.unflatten(0, (steps, len(own)))
-            shown.append((rows, faces))
-            first, last = first - count, last - count
-        return shown
-
-    def _show(self, branch: Branch, rows: np.ndarray, drawn: np.ndarray) -> Tensor:
-        """Some images of a branch, degraded and mirrored by their seeds."""
-        images = torch.from_numpy(np.ascontiguousarray(branch.images[rows])).to(self.device)
-        seeds = torch.from_numpy(drawn).to(self.device)
-        degraded = degrade(images, seeds, self.plan.degradation, self.backbone.spec.input_px)
-        if self.plan.flip:
-            mirrored = (seeds & 1).bool()[:, None, None, None]
-            degraded = torch.where(mirrored, degraded.flip(3), degraded)
-        return degraded
-
-    def _describe(self, branch: Branch, rows: np.ndarray) -> _Target:
-        def send(values: np.ndarray, kind: Any) -> Tensor:
-            return torch.from_numpy(np.ascontiguousarray(values, dtype=kind)).to(self.device)
-
-        label = None if branch.label is None else branch.label[rows]
-        soft = masked = None
-        lines, own = np.arange(len(rows)), label
-        if branch.soft is not None and label is not None:
-            lines, own, shares = branch.soft.take(rows, label)
-            soft = send(lines, np.int64), send(own, np.int64), send(shares, np.float32)
-        if branch.masked is not None and own is not None:
-            # An image with several classes is shown once for each, and masked the others.
-            place, classes = branch.masked.take(rows[lines])
-            foreign = classes != own[place]
-            masked = send(np.stack([place, classes], 1)[foreign], np.int64)
-        return _Target(
-            None if label is None else send(label, np.int64),
-            None if branch.weight is None else send(branch.weight[rows], np.float32),
-            soft,
-            masked,
-            None if branch.teacher is None else send(branch.teacher[rows], np.float32),
-        )
-
-    def _loss(self, images: Tensor, targets: list[_Target]) -> tuple[Tensor, Tensor]:
-        """The weighted loss of a batch, and how many images were told right."""
+    def _loss(self, images: Tensor, targets: list[Targets]) -> tuple[Tensor, Tensor]:
+        """The weighted loss of a batch, and the number of correctly classified images."""
         with torch.autocast(
             self.device.type, torch.bfloat16, enabled=self.precision == torch.bfloat16
         ):
             embedding = self.backbone(images)
         total = images.new_zeros(())
-        right = torch.zeros((), dtype=torch.int64, device=self.device)
-        away, taught = images.new_zeros(()), 0
+        correct = torch.zeros((), dtype=torch.int64, device=self.device)
+        distance, followers = images.new_zeros(()), 0
         parts = gather_rows(embedding.float(), sum(self.counts), self.team).split(self.counts)
-        for branch, part, target, share in zip(
-            self.branches, parts, targets, self.loss_shares, strict=True
+        for each, part, target, share in zip(
+            self.training_sets, parts, targets, self.loss_shares, strict=True
         ):
-            if branch.head is not None and target.label is not None and self.asks_heads:
-                loss, hits = _judge(branch.head, part, target)
-                for weight, added in branch.auxiliaries:
+            if each.head is not None and target.label is not None and self.trains_heads:
+                loss, hits = _classify(each.head, part, target)
+                for weight, added in each.auxiliaries:
                     loss = loss + weight * added(part, target.label)
                 weighted = loss if target.weight is None else loss * target.weight
                 total = total + float(share) * weighted.mean()
-                right += hits
+                correct += hits
             if target.teacher is not None:
-                away = away + (1 - functional.cosine_similarity(part, target.teacher)).sum()
-                taught += len(part)
+                cosine = functional.cosine_similarity(part, target.teacher)
+                distance = distance + (1 - cosine).sum()
+                followers += len(part)
         total = self.plan.class_weight * total
-        if taught:
-            total = total + self.plan.distil_weight * away / taught
-        return total, right
+        if followers:
+            total = total + self.plan.distil_weight * distance / followers
+        return total, correct
 
     def _train_step(self, step: int) -> tuple[Tensor, Tensor]:
-        """One step of the optimizer; its loss, and how many images were told right."""
-        images, targets = self._batch(step)
-        for branch, target in zip(self.branches, targets, strict=True):
-            if branch.head is not None and target.label is not None and self.asks_heads:
-                branch.head.margin_share = self._margin_share(step)
-                seen = target.label if target.soft is None else target.soft[1]
-                branch.head.begin_step(torch.cat([target.label, seen]), step, self.optimizer.state)
-        loss, right = self._loss(images, targets)
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        sum_gradients(self.backbone.parameters(), self.team)
-        if self.plan.gradient_clip is not None:
-            nn.utils.clip_grad_norm_(self._parameters(), self.plan.gradient_clip)
-        self.optimizer.step()
-        for branch in self.branches:
-            if branch.head is not None and self.asks_heads:
-                branch.head.end_step(self.optimizer.state)
+        """One step of the optimizer; its loss, and the number of correctly classified images."""
+        images, targets = self.batches.load(step)
+        with self._head_steps(step, targets):
+            loss, correct = self._loss(images, targets)
+            self.optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            sum_gradients(self.backbone.parameters(), self.team)
+            if self.plan.gradient_clip is not None:
+                nn.utils.clip_grad_norm_(self._parameters(), self.plan.gradient_clip)
+            self.optimizer.step()
         self._update_average(step)
-        return loss.detach(), right
+        return loss.detach(), correct
 
-    def run_epoch(self, bar: Any) -> None:
+    @contextmanager
+    def _head_steps(self, step: int, targets: list[Targets]) -> Iterator[None]:
+        """The step of every head that is trained, for the length of a block."""
+        margin_share = self.plan.margin_share_at(step, self.steps_per_epoch)
+        with ExitStack() as stack:
+            for each, target in zip(self.training_sets, targets, strict=True):
+                if each.head is not None and self.trains_heads:
+                    classes = target.list_classes()
+                    stack.enter_context(each.head.step(step, classes, margin_share, self.optimizer))
+            yield
+
+    def run_epoch(self, bar: Progress) -> None:
         started = time.perf_counter()
         self.backbone.train()
         self.heads.train()
         self.auxiliaries.train()
         first = self.epoch * self.steps_per_epoch
         loss_sum = torch.zeros((), device=self.device)
-        right_sum = torch.zeros((), dtype=torch.int64, device=self.device)
+        correct_sum = torch.zeros((), dtype=torch.int64, device=self.device)
         for step in range(first, first + self.steps_per_epoch):
-            rate = self._rate(step)
+            rate = self.plan.learning_rate_at(step, self.steps_per_epoch)
             for group in self.optimizer.param_groups:
                 group["lr"] = rate
-            loss, right = self._train_step(step)
+            loss, correct = self._train_step(step)
             loss_sum += loss
-            right_sum += right
-            # Reading the loss makes a GPU wait, so it is looked at now and then.
+            correct_sum += correct
+            # Reading the loss makes a GPU wait, so it is read every few steps.
             if (step + 1) % _LOSS_CHECK_STEPS == 0 or step + 1 == first + self.steps_per_epoch:
                 mean = float(loss_sum) / (step + 1 - first)
                 if not math.isfinite(mean):
@@ -381,7 +262,7 @@ class _Trainer:
             self.epoch * steps,
             float(loss_sum) / steps,
             rate,
-            float(right_sum) / max(steps * self.classed_count, 1),
+            float(correct_sum) / max(steps * self.classed_count, 1),
             time.perf_counter() - started,
         )
         self.history.append(_as_record(record))
@@ -399,7 +280,7 @@ class _Trainer:
                 self.average[key].copy_(value)
 
     def state(self) -> State:
-        """All of it, as `load` wants it back: copies, contiguous, on the CPU."""
+        """Everything that `load` restores: copies, contiguous, on the CPU."""
         state: State = {f"backbone.{k}": v for k, v in self.backbone.state_dict().items()}
         state |= {f"head.{k}": v for k, v in self.heads.state_dict().items()}
         state |= {f"auxiliary.{k}": v for k, v in self.auxiliaries.state_dict().items()}
@@ -416,7 +297,7 @@ class _Trainer:
         return {k: v.detach().to("cpu", copy=True).contiguous() for k, v in state.items()}
 
     def load(self, state: Mapping[str, Tensor]) -> None:
-        """Go on where `state` was taken."""
+        """Continue after the epoch that `state` was saved at; `DataError` if it does not fit."""
         try:
             self.epoch = int(state["epoch"])
             self.history = [_as_record(row) for row in state["history"].tolist()]
@@ -453,19 +334,26 @@ class _Trainer:
                 self.optimizer.state[parameter][key] = value.clone()
 
     def finish(self) -> None:
-        """Hand the backbone over: averaged, in `eval` mode, on the CPU."""
+        """Leave all modules in `eval` mode on the CPU, the backbone with its average."""
         if self.average is not None:
             self.backbone.load_state_dict(self.average)
-        for head in self.heads:
-            assert isinstance(head, Head)
-            head.margin_share = 1.0
         self.backbone.cpu().eval()
         self.heads.cpu().eval()
         self.auxiliaries.cpu().eval()
 
 
-def _judge(head: Head, embedding: Tensor, target: _Target) -> tuple[Tensor, Tensor]:
-    """The head's loss an image (b,), and how many it tells right."""
+def _check_teachers(training_sets: Sequence[TrainingSet], embedding_dim: int) -> None:
+    for each in training_sets:
+        if each.teacher is not None and each.teacher.shape[1] != embedding_dim:
+            raise DataError(
+                f"teacher vectors of length {embedding_dim} expected, as the student's, got "
+                f"{each.teacher.shape[1]}; bring them there by "
+                "cdp.training.distillation.fit_target"
+            )
+
+
+def _classify(head: Head, embedding: Tensor, target: Targets) -> tuple[Tensor, Tensor]:
+    """The head's loss an image (b,), and the number of correctly classified images."""
     assert target.label is not None
     if target.soft is None:
         loss, logits = head(embedding, target.label, target.masked)

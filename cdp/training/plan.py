@@ -1,8 +1,16 @@
-"""How a model is trained: `TrainingPlan`, the device and the precision."""
+"""The plan of a training: `TrainingPlan` with its schedules, the device and the precision.
+
+The contract:
+- A plan is frozen and says all about a training but its data, its network and its device.
+- The schedules (learning rate, margin) are functions of the step and the plan alone.
+- A value out of range is a `ConfigError` when the plan is made.
+"""
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -11,13 +19,14 @@ from cdp.errors import BackendError, ConfigError
 from cdp.images.degradation import DEGRADATIONS, Degradation
 
 State = dict[str, Tensor]
+Sampling = Literal["image", "identity"]
 
 HISTORY = ("epoch", "step", "loss", "learning_rate", "accuracy", "seconds")
 """Keys of a history record: epochs and steps finished (from 1), the epoch's mean loss, its last
 learning rate, its accuracy on the (degraded) training images in 0..1, its wall time."""
 
 OPTIMIZERS = {"sgd": ("momentum_buffer",), "adamw": ("exp_avg", "exp_avg_sq")}
-"""Optimizer name -> what it remembers of each parameter (see `SampledHead`)."""
+"""Optimizer name -> its tensors of the shape of a parameter (see `SampledHead`)."""
 
 
 @dataclass(frozen=True)
@@ -26,28 +35,34 @@ class TrainingPlan:
 
     epochs: int = 10
     batch_size: int = 32
-    """Images a step, all branches together."""
+    """Images a step, all training sets together."""
     optimizer: str = "sgd"
     """A key of `OPTIMIZERS`: "sgd" with Nesterov momentum, or "adamw", betas (momentum, .999)."""
     learning_rate: float = 0.1
-    """Its peak: reached linearly over the warm-up, left along a half cosine to 0."""
+    """The peak: reached linearly over the warm-up, then lowered along a half cosine to 0."""
     momentum: float = 0.9
     weight_decay: float = 5e-4
-    """On matrices and kernels; vectors (normalisations, biases) go free."""
+    """On matrices and kernels; not on vectors (normalisations, biases)."""
     warmup_epochs: float = 1.0
     margin_warmup_epochs: float = 2.0
-    """Over which the heads' margins grow from 0 to full."""
+    """Epochs over which the heads' margins grow from 0 to full."""
     gradient_clip: float | None = 5.0
-    """Largest 2-norm of the gradient; None leaves it."""
+    """Largest 2-norm of the gradient; None clips nothing."""
     ema_decay: float | None = None
     """When given, the backbone ends with the exponential moving average of its weights."""
     distil_weight: float = 1.0
-    """Of the distance to the teacher, `1 - cosine`, where branches have one."""
+    """Weight of the distance to the teacher, `1 - cosine`, of the images that have one."""
     class_weight: float = 1.0
-    """Of the heads' loss; with 0 they are not asked."""
+    """Weight of the heads' loss; with 0 the heads are not trained."""
     degradation: Degradation = field(default_factory=lambda: DEGRADATIONS["none"])
     flip: bool = True
     """Mirror every other image."""
+    sampling: Sampling = "image"
+    """"image": each image once a pass. "identity": each identity `images_per_identity` times a
+    pass, however many images it has, against the long tail (Zhang et al. 2017)."""
+    images_per_identity: int = 1
+    """Images of one identity in a row, with sampling by identity; losses that compare images of one
+    identity within a batch need 2 or more."""
     precision: str = "auto"
     """"float32", "bfloat16", or "auto": bfloat16 where the hardware computes with it."""
     seed: int = 0
@@ -68,10 +83,28 @@ class TrainingPlan:
                 f"epochs of 1 or more and batches of 2 or more expected, got {self.epochs} and "
                 f"{self.batch_size}"
             )
+        if self.sampling not in ("image", "identity") or self.images_per_identity < 1:
+            raise ConfigError(
+                "sampling by image or identity, of 1 image an identity or more, expected, got "
+                f"{self.sampling!r} and {self.images_per_identity}"
+            )
         if not self.learning_rate > 0:
             raise ConfigError(f"learning_rate above 0 expected, got {self.learning_rate}")
         if self.ema_decay is not None and not 0 < self.ema_decay < 1:
             raise ConfigError(f"ema_decay between 0 and 1 expected, got {self.ema_decay}")
+
+    def learning_rate_at(self, step: int, steps_per_epoch: int) -> float:
+        """The learning rate of a step, from 0."""
+        total = self.epochs * steps_per_epoch
+        warmup = self.warmup_epochs * steps_per_epoch
+        rising = min(1.0, (step + 1) / warmup) if warmup > 0 else 1.0
+        done = max(0.0, step - warmup) / max(1.0, total - warmup)
+        return self.learning_rate * rising * 0.5 * (1 + math.cos(math.pi * done))
+
+    def margin_share_at(self, step: int, steps_per_epoch: int) -> float:
+        """The share of the heads' margins in a step, in 0..1."""
+        length = self.margin_warmup_epochs * steps_per_epoch
+        return min(1.0, step / length) if length > 0 else 1.0
 
 
 def resolve_device(device: str | torch.device = "auto") -> torch.device:
@@ -80,7 +113,7 @@ def resolve_device(device: str | torch.device = "auto") -> torch.device:
     Raises
     ------
     BackendError
-        The device asked for is not there.
+        This machine has no such device.
     """
     if str(device) == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")

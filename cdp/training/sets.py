@@ -1,29 +1,27 @@
-"""What is trained on: images, what is known of them, and the order they are shown in.
+"""Training sets: images, their labels and weights, and the head that is trained on them.
 
 The contract:
-- A branch is a set of images with a head of its own; one without a head has no classes, and its
-  images learn from a teacher alone.
-- Everything drawn at random is a function of (seed, branch, pass, image) and of nothing else: any
-  place of the order can be had at once, whatever came before.
+- A training set has a head; one without a head has no classes, and its images are used for
+  distillation only.
+- Soft targets and masked negatives are sparse tables of (row, class), ascending by row.
+- Wrong shapes, rows or classes are a `DataError` when a value is made, not a step of training.
 - Nothing here knows of batches, devices or the network.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, fields, replace
+from typing import ClassVar, Self
 
 import numpy as np
 
-from cdp.errors import ConfigError, DataError
+from cdp.errors import DataError
 from cdp.models.auxiliary import Auxiliary
 from cdp.models.heads import Head
 
-Sampling = Literal["image", "identity"]
-
 
 class FaceRows:
-    """Some rows of an image array, read when they are asked for; what a branch needs of an array.
+    """Some rows of an image array, read when they are indexed; a lazy `images[rows]`.
 
     images : (n, s, s, 3) uint8; a memory map stays one
     rows : (m,) int64
@@ -42,122 +40,131 @@ class FaceRows:
 
 
 @dataclass(frozen=True)
-class SoftTargets:
-    """A few weighted classes an image, as a sparse table.
+class RowLabels:
+    """Further classes of some images, as a sparse table: the base of the two tables below.
 
-    row : (e,) int64, ascending: the image's row in its branch. An image that is not there keeps its
-        hard label.
+    row : (e,) int64, ascending: the image's row in its training set.
     label : (e,) int64, a class.
-    weight : (e,) float, above 0: shares of the image, which are scaled to sum to 1 an image.
     """
+
+    title: ClassVar[str] = "row labels"
 
     row: np.ndarray
     label: np.ndarray
-    weight: np.ndarray
 
     def __post_init__(self) -> None:
-        if not len(self.row) == len(self.label) == len(self.weight):
-            raise DataError(
-                f"soft targets: row, label and weight of one length expected, got {len(self.row)}, "
-                f"{len(self.label)} and {len(self.weight)}"
-            )
+        lengths = {field.name: len(getattr(self, field.name)) for field in fields(self)}
+        if len(set(lengths.values())) > 1:
+            raise DataError(f"{self.title}: columns of one length expected, got {lengths}")
         if len(self.row) and (np.diff(self.row) < 0).any():
-            raise DataError("soft targets: rows in ascending order expected; sort the table by row")
-        if len(self.row) and not (np.isfinite(self.weight).all() and self.weight.min() > 0):
-            raise DataError("soft targets: finite weights above 0 expected; drop the others")
+            raise DataError(
+                f"{self.title}: rows in ascending order expected; sort the table by row"
+            )
 
-    def renumber(self, rows: np.ndarray, classes: np.ndarray) -> SoftTargets:
-        """The targets of the kept images and classes, both numbered anew.
+    def renumber(self, rows: np.ndarray, classes: np.ndarray) -> Self:
+        """The entries of the kept images and classes, both numbered anew.
 
         rows : (m,) int64, ascending, the images that are kept.
         classes : (c,) int64, ascending, the classes that are kept.
         """
-        place = np.searchsorted(rows, self.row)
-        number = np.searchsorted(classes, self.label)
         kept = np.isin(self.row, rows) & np.isin(self.label, classes)
-        return SoftTargets(place[kept], number[kept], self.weight[kept])
+        columns = {field.name: getattr(self, field.name)[kept] for field in fields(self)}
+        columns["row"] = np.searchsorted(rows, columns["row"])
+        columns["label"] = np.searchsorted(classes, columns["label"])
+        return replace(self, **columns)
+
+    def check_range(self, image_count: int) -> None:
+        """`DataError` when a row is none of 0..image_count-1."""
+        if len(self.row) and (self.row[0] < 0 or self.row[-1] >= image_count):
+            raise DataError(
+                f"{self.title} of rows 0..{image_count - 1} expected, got "
+                f"{self.row[0]}..{self.row[-1]}"
+            )
+
+    def _find_entries(
+        self, rows: np.ndarray, *, at_least: int
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """The entries of some images, `at_least` a line each: place in `rows`, entry, and whether
+        the image has any entry at all."""
+        first, last = np.searchsorted(self.row, rows), np.searchsorted(self.row, rows, "right")
+        count = np.maximum(last - first, at_least)
+        place = np.repeat(np.arange(len(rows)), count)
+        entry = np.arange(len(place)) - np.repeat(np.cumsum(count) - count, count) + first[place]
+        return place, entry, (last > first)[place]
+
+
+@dataclass(frozen=True)
+class SoftTargets(RowLabels):
+    """A few weighted classes an image. An image without an entry keeps its hard label.
+
+    row : (e,) int64, ascending: the image's row in its training set.
+    label : (e,) int64, a class.
+    weight : (e,) float, above 0: shares of the image, which are scaled to sum to 1 an image.
+    """
+
+    title: ClassVar[str] = "soft targets"
+
+    weight: np.ndarray
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if len(self.row) and not (np.isfinite(self.weight).all() and self.weight.min() > 0):
+            raise DataError(f"{self.title}: finite weights above 0 expected; drop the others")
 
     def take(self, rows: np.ndarray, label: np.ndarray) -> tuple[np.ndarray, ...]:
         """The targets of some images: place in `rows`, class and weight, a line a target.
 
         label : (len(rows),) int64, the class of an image without soft targets.
         """
-        first, last = np.searchsorted(self.row, rows), np.searchsorted(self.row, rows, "right")
-        count = np.maximum(last - first, 1)
-        place = np.repeat(np.arange(len(rows)), count)
-        entry = np.arange(len(place)) - np.repeat(np.cumsum(count) - count, count) + first[place]
-        known = (last > first)[place]
-        entry[~known] = 0
+        place, entry, known = self._find_entries(rows, at_least=1)
         if not len(self.row):
             return place, label[place], np.ones(len(place))
+        entry[~known] = 0
         weight = np.where(known, self.weight[entry], 1.0)
         weight = weight / np.bincount(place, weights=weight, minlength=len(rows))[place]
         return place, np.where(known, self.label[entry], label[place]), weight
 
 
 @dataclass(frozen=True)
-class MaskedNegatives:
-    """Classes an image may belong to beside its own, as a sparse table.
+class MaskedNegatives(RowLabels):
+    """Classes that an image's softmax leaves out of its negatives.
 
-    row : (e,) int64, ascending: the image's row in its branch.
-    label : (e,) int64, a class that is not its own.
+    An image that may belong to a second class is not pushed away from it.
+
+    row : (e,) int64, ascending: the image's row in its training set.
+    label : (e,) int64, a class other than the image's own.
     """
 
-    row: np.ndarray
-    label: np.ndarray
-
-    def __post_init__(self) -> None:
-        if len(self.row) != len(self.label):
-            raise DataError(
-                f"masked classes: row and label of one length expected, got {len(self.row)} and "
-                f"{len(self.label)}"
-            )
-        if len(self.row) and (np.diff(self.row) < 0).any():
-            raise DataError("masked classes: rows in ascending order expected; sort by row")
-
-    def renumber(self, rows: np.ndarray, classes: np.ndarray) -> MaskedNegatives:
-        """What concerns the kept images and classes; parameters as `SoftTargets.renumber`."""
-        kept = np.isin(self.row, rows) & np.isin(self.label, classes)
-        place = np.searchsorted(rows, self.row[kept])
-        return MaskedNegatives(place, np.searchsorted(classes, self.label[kept]))
+    title: ClassVar[str] = "masked negatives"
 
     def take(self, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """Place in `rows` and class, a line a masked class."""
-        first, last = np.searchsorted(self.row, rows), np.searchsorted(self.row, rows, "right")
-        count = last - first
-        place = np.repeat(np.arange(len(rows)), count)
-        entry = np.arange(len(place)) - np.repeat(np.cumsum(count) - count, count) + first[place]
+        place, entry, _ = self._find_entries(rows, at_least=0)
         return place, self.label[entry]
 
 
 @dataclass(frozen=True)
-class Branch:
-    """Images with labels and the head that learns them.
+class TrainingSet:
+    """Images with labels and the head that is trained on them.
 
     head : Head or None
-        Trained in place. None: no classes; the images learn from `teacher` alone.
+        Trained in place. None: no classes; the images are used for distillation only.
     images : (n, s, s, 3) uint8, RGB; a memory map will do
     label : (n,) int64 in 0..identities-1; None without a head
     weight : (n,) float or None
         Factor on each image's loss, 0 or above; None is 1 for all.
     share : float or None
-        Part of each batch, and weight of this branch's loss. None is the branch's part of all
-        images. Shares are scaled to sum to 1.
+        Part of each batch, and weight of this set's loss. None is the set's part of all images.
+        Shares are scaled to sum to 1.
     soft : SoftTargets or None
-        What an image is instead of its one label: the loss is the weighted mean of the head's
-        losses for each of its classes.
-    masked : MaskedNegatives or None
-        Classes an image is not pushed away from.
+        Several classes of an image in place of its label: the loss is the weighted mean of the
+        head's losses for each of them.
+    masked_negatives : MaskedNegatives or None
+        Classes that are left out of an image's negatives.
     teacher : (n, embedding_dim) float32, unit length, or None
-        What the embedding should point at: see `cdp.training.distillation`.
+        Direction that each embedding is trained to have: see `cdp.training.distillation`.
     auxiliaries : tuple of (weight, Auxiliary)
         Added to the head's loss, on the hard labels. Trained in place.
-    sampling : str
-        "image": each image once a pass. "identity": each identity `images_per_identity` times a
-        pass, whatever number of images it has (Zhang et al. 2017 call the rest the long tail).
-    images_per_identity : int
-        Images of one identity shown in a row, with sampling by identity; losses that compare images
-        of one identity within a batch need 2 or more.
     """
 
     head: Head | None
@@ -166,26 +173,25 @@ class Branch:
     weight: np.ndarray | None = None
     share: float | None = None
     soft: SoftTargets | None = None
-    masked: MaskedNegatives | None = None
+    masked_negatives: MaskedNegatives | None = None
     teacher: np.ndarray | None = None
     auxiliaries: tuple[tuple[float, Auxiliary], ...] = ()
-    sampling: Sampling = "image"
-    images_per_identity: int = 1
 
     def __post_init__(self) -> None:
         count = len(self.images)
         if count == 0:
-            raise DataError("a branch without images cannot be trained; leave it out")
+            raise DataError("a training set without images cannot be trained on; leave it out")
         if self.images.ndim != 4 or self.images.shape[3] != 3 or self.images.dtype != np.uint8:
             raise DataError(
-                f"branch images (n, s, s, 3) uint8 expected, got {self.images.shape} "
+                f"training images (n, s, s, 3) uint8 expected, got {self.images.shape} "
                 f"{self.images.dtype}"
             )
         if self.head is None:
-            given = (self.label, self.soft, self.masked)
+            given = (self.label, self.soft, self.masked_negatives)
             if self.teacher is None or any(each is not None for each in given):
                 raise DataError(
-                    "a branch without a head learns from a teacher alone: give teacher, no labels"
+                    "a training set without a head is used for distillation only: give teacher, "
+                    "no labels"
                 )
         else:
             self._check_label(count, self.head.identity_count)
@@ -194,15 +200,10 @@ class Branch:
             or not np.isfinite(self.weight).all()
             or self.weight.min() < 0
         ):
-            raise DataError("a branch's weights must be (n,), finite and 0 or above")
+            raise DataError("weights of training images must be (n,), finite and 0 or above")
         if self.teacher is not None and (self.teacher.ndim != 2 or len(self.teacher) != count):
             raise DataError(
                 f"{count} teacher vectors expected, got an array of {self.teacher.shape}"
-            )
-        if self.sampling not in ("image", "identity") or self.images_per_identity < 1:
-            raise ConfigError(
-                "sampling by image or identity, of 1 image an identity or more, expected, got "
-                f"{self.sampling!r} and {self.images_per_identity}"
             )
 
     def _check_label(self, count: int, identities: int) -> None:
@@ -210,16 +211,13 @@ class Branch:
             got = "none" if self.label is None else f"an array of {self.label.shape}"
             raise DataError(f"{count} labels expected, got {got}")
         low, high = int(self.label.min()), int(self.label.max())
-        for title, table in (("soft targets", self.soft), ("masked classes", self.masked)):
-            if table is None or not len(table.row):
-                continue
-            low, high = min(low, int(table.label.min())), max(high, int(table.label.max()))
-            if table.row[0] < 0 or table.row[-1] >= count:
-                raise DataError(
-                    f"{title} of rows 0..{count - 1} expected, got {table.row[0]}..{table.row[-1]}"
-                )
-        if self.masked is not None and (self.label[self.masked.row] == self.masked.label).any():
-            raise DataError("an image is masked its own class, which it could not learn then")
+        masked = self.masked_negatives
+        for table in (self.soft, masked):
+            if table is not None and len(table.row):
+                table.check_range(count)
+                low, high = min(low, int(table.label.min())), max(high, int(table.label.max()))
+        if masked is not None and (self.label[masked.row] == masked.label).any():
+            raise DataError("masked negatives hold an image's own class; leave it out of the table")
         if low < 0 or high >= identities:
             raise DataError(
                 f"labels in 0..{identities - 1} expected, got {low}..{high}; "

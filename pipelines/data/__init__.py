@@ -1,1 +1,1 @@
-"""Data sets: manifests and what they name."""
+"""Data sets: `manifest` has the models of the YAML files, `dataset` lists and reads the images."""

@@ -1,15 +1,16 @@
-"""A data manifest: where a data set lies, how it is laid out, and who belongs to which split.
+"""A data set: its images, splits, listed pairs and ready features, as a manifest describes them.
 
 The contract:
-- Three kinds: `images` (files below the data root), `synthetic` (drawn, nothing on disk) and
-  `features` (ready embeddings, in the layout of the authors' release, `.npy` or Parquet).
-- A split is labelled, unlabelled or evaluation. No person of the labelled or evaluation split is
-  in another split, as far as identities are known.
+- Three kinds: `images` (files below the data root), `synthetic` (drawn, no file) and `features`
+  (ready embeddings, in the layout of the authors' release, `.npy` or Parquet).
+- A split is labelled, unlabelled or evaluation. An identity of the labelled or evaluation split is
+  in no other split, as far as identities are known.
 - A path in a manifest stays inside the data root, links included. A link below a folder may point
-  at a file in the root; what points out of it, is a folder, a pipe or a device is never opened, and
-  comes back as an entry with its `fault`. So does a name that is not UTF-8.
-- Ready features are checked against their list before a number of them is read or a byte allocated.
-- What identifies the content is `Dataset.digest`: manifest settings and file contents, no path.
+  to a file inside the root. A link out of the root, a link to a folder, a pipe or a device is never
+  opened: its entry has a `fault`. So has a file name that is not UTF-8.
+- The size of ready features is checked against their list before any of them is read or memory is
+  allocated.
+- `Dataset.digest` identifies the content: manifest settings and file contents, no absolute path.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -38,24 +39,29 @@ from pipelines.data.manifest import (
     PeopleSettings,
 )
 from pipelines.files import FileDigests, digest_json
+from pipelines.tables import open_vectors
 from pipelines.yaml_files import read_yaml, validate_settings
 
+if TYPE_CHECKING:
+    from cdp.synthetic.identities import SyntheticFaces
+
 LARGEST_FILE = 256 << 20
-"""Bytes of one image file, and of one list of names."""
+"""Most bytes of an image file, and of a list of names."""
 LONGEST_VECTOR = 1 << 16
+"""Most numbers of a ready feature vector."""
 IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".gif"}
 
 
 @dataclass(frozen=True)
 class Dataset:
-    """A manifest bound to a data root; small, and sent to workers as it is."""
+    """A manifest and its data root; small enough to be sent to workers."""
 
     manifest: DataManifest
     root: Path | None
 
     @classmethod
     def open(cls, manifest_path: Path, data_root: Path | None) -> Dataset:
-        """Read a manifest and check that the root and the folders it names are there."""
+        """Read a manifest and check that the data root and the folders in it exist."""
         manifest = validate_settings(
             DataManifest, read_yaml(manifest_path), source=str(manifest_path)
         )
@@ -99,10 +105,10 @@ class Dataset:
             raise DataError(f"{path!r} leads out of the data root {self.root}; paths must stay in")
         return place
 
-    # -- what there is
+    # -- listing
 
     def list_entries(self) -> list[Entry]:
-        """Every image with its split, ordered by split then path. Reads no image.
+        """Every image with its split, ordered by split, then path. Reads no image.
 
         Ready features keep the order of their list, which is the order of their vectors.
         """
@@ -124,7 +130,7 @@ class Dataset:
         return sorted(entries, key=lambda entry: (order[entry.split], entry.path))
 
     def digest(self, digests: FileDigests) -> str:
-        """What determines this data set: its settings and the content of its files."""
+        """SHA-256 of the settings and the content of the files; the root is not part of it."""
         settings = self.manifest.model_dump(
             mode="json", exclude={"title", "licence", "source", "notes"}
         )
@@ -141,8 +147,8 @@ class Dataset:
                 paths.append(self._pairs.file)
             files = digests.digest_tree(self.root, paths)
             if faults:
-                said = json.dumps(faults)  # ASCII: a name need not be UTF-8
-                files = digest_json([files, said])
+                escaped = json.dumps(faults)  # ASCII: a name need not be UTF-8
+                files = digest_json([files, escaped])
         return digest_json({"settings": settings, "files": files})
 
     @property
@@ -153,16 +159,16 @@ class Dataset:
     def _pairs(self) -> PairsSettings | None:
         return self.manifest.people.pairs if self.manifest.people else None
 
-    # -- what is in it
+    # -- reading
 
     def read_pairs(self) -> list[ListedPair]:
-        """The listed verification pairs, in order; none when the manifest names no list."""
+        """The listed verification pairs, in order; empty when the manifest names no list."""
         if self._pairs is None or self.manifest.people is None:
             return []
         return _read_pairs(self.locate(self._pairs.file), self.manifest.people.root)
 
     def read_bytes(self, path: str) -> bytes:
-        """One image file as it lies on disk; DataError when it cannot be read."""
+        """The bytes of one image file; DataError when it cannot be read."""
         try:
             place = self.locate(path)
             fault = _find_fault(self, path) or _find_excess(place)
@@ -183,16 +189,16 @@ class Dataset:
         images = np.empty((len(paths), size_px, size_px, 3), np.uint8)
         for image, path in zip(images, paths, strict=True):
             try:
-                # What is too small or too large for this run was set aside at ingest.
+                # Images too small or too large for this run were rejected at ingest.
                 image[:] = fit_square(decode_image(self.read_bytes(path), min_px=1), size_px)
             except DataError as error:
                 raise DataError(
-                    f"{path}: {error}; it was whole at ingest. Run --stage ingest again"
+                    f"{path}: {error}; it could be read at ingest. Run --stage ingest again"
                 ) from error
         return images
 
     def read_features(self, split: str, model: str) -> np.ndarray:
-        """Ready embeddings of one split -> (n, d) in the order of its list, mapped if possible."""
+        """Ready embeddings of one split: (n, d) floats in list order, mapped if possible."""
         folder = getattr(self.manifest, split).root
         count = len(_read_lines(self.locate(f"{folder}/list.txt")))
         for suffix in (".bin", ".npy", ".parquet"):
@@ -209,15 +215,15 @@ class Dataset:
 
 
 def _walk(dataset: Dataset, root: str, *, any_suffix: bool = False) -> list[tuple[str, str]]:
-    """Files below `root` in a stable order, relative, each with its fault or an empty one."""
+    """(relative path, fault or "") of the files below `root`, in a stable order."""
     place = dataset.locate(root)
     found: list[tuple[str, str]] = []
 
-    def tell(error: OSError) -> None:
+    def add_fault(error: OSError) -> None:
         folder = os.path.relpath(error.filename, place)
         found.append((folder, f"a folder that cannot be listed: {error.strerror}"))
 
-    for directory, folders, files in os.walk(place, onerror=tell):
+    for directory, folders, files in os.walk(place, onerror=add_fault):
         folders.sort()
         for name in folders:
             if os.path.islink(os.path.join(directory, name)):
@@ -231,7 +237,7 @@ def _walk(dataset: Dataset, root: str, *, any_suffix: bool = False) -> list[tupl
 
 
 def _find_fault(dataset: Dataset, path: str) -> str:
-    """Why a path below the root must not be opened; empty where it may be."""
+    """Why a path below the root must not be opened, or an empty string."""
     try:
         path.encode()
         mode = os.lstat(os.path.join(dataset.root or "", path)).st_mode
@@ -293,7 +299,7 @@ def _split_people(dataset: Dataset, people: PeopleSettings) -> list[Entry]:
 
 
 def _list_held_out(dataset: Dataset, people: PeopleSettings) -> set[str]:
-    """The people of the folds that are kept for evaluation."""
+    """The people of the held-out folds."""
     if people.pairs is None or not people.pairs.held_out_folds:
         return set()
     listed = dataset.read_pairs()
@@ -310,7 +316,7 @@ def _list_held_out(dataset: Dataset, people: PeopleSettings) -> set[str]:
 
 
 def _read_pairs(path: Path, root: str) -> list[ListedPair]:
-    """LFW's list of pairs; images are named without their suffix, which the list leaves open."""
+    """Parse LFW's list of pairs; the list omits the suffix of the images, and so do the paths."""
     lines = _read_lines(path)
     pairs = []
     try:
@@ -360,9 +366,7 @@ def _check_splits(entries: list[Entry], name: str) -> None:
 
 
 @lru_cache(maxsize=2)
-def _open_synthetic_cached(settings: str, size_px: int) -> tuple[Any, dict[str, int]]:
-    import json
-
+def _open_synthetic_cached(settings: str, size_px: int) -> tuple[SyntheticFaces, dict[str, int]]:
     from cdp.synthetic.identities import SyntheticFaces
 
     try:
@@ -372,9 +376,7 @@ def _open_synthetic_cached(settings: str, size_px: int) -> tuple[Any, dict[str, 
     return faces, {faces.name(row): row for row in range(len(faces.identity))}
 
 
-def _open_synthetic(dataset: Dataset) -> tuple[Any, dict[str, int]]:
-    import json
-
+def _open_synthetic(dataset: Dataset) -> tuple[SyntheticFaces, dict[str, int]]:
     manifest = dataset.manifest
     return _open_synthetic_cached(json.dumps(manifest.synthetic, sort_keys=True), manifest.size_px)
 
@@ -391,7 +393,7 @@ def _list_synthetic(dataset: Dataset) -> list[Entry]:
 
 
 def _read_lines(path: Path) -> list[str]:
-    """The lines of a list; a line ends at a newline and nowhere else that Unicode knows of."""
+    """The lines of a list; only a newline ends a line, no other separator of Unicode."""
     try:
         if not path.is_file():
             raise DataError(f"cannot read {path}: no such file. It lists one image name a row")
@@ -425,7 +427,7 @@ def _list_features(dataset: Dataset) -> list[Entry]:
                     f"{meta}, row {row + 1}: the identity of {name!r} expected, the row is blank. "
                     "Name the person, or take the image out of list, meta and features"
                 )
-            # The two sets number their people independently.
+            # The two splits number their identities independently.
             entries.append(Entry(name, split, f"{split}/{person}" if person else None))
     return entries
 
@@ -442,12 +444,10 @@ def _open_features(path: Path, count: int) -> np.ndarray:
     elif path.suffix == ".npy":
         try:
             vectors = np.load(path, mmap_mode="r", allow_pickle=False)
-        except Exception as error:  # a broken header can make its reader raise anything at all
+        except Exception as error:  # on a broken header the reader may raise any exception
             reason = str(error).splitlines()[0][:120] if str(error) else type(error).__name__
             raise DataError(f"{path} is not a .npy array of numbers: {reason}") from error
     else:
-        from pipelines.tables import open_vectors
-
         vectors = open_vectors(path, "embedding", count, LONGEST_VECTOR)
     if not isinstance(vectors, np.ndarray) or (
         vectors.ndim != 2 or len(vectors) != count or vectors.dtype.kind != "f"

@@ -1,4 +1,9 @@
-"""Data manifests: the strict models of what a data set's YAML says."""
+"""Data manifests: the strict models behind `data_manifests/*.yaml`, and the entries of a data set.
+
+The contract:
+- A manifest describes one data set of one kind: `images`, `synthetic` or `features`.
+- Paths are relative to the data root. An unknown key or a value out of range is a ConfigError.
+"""
 
 from __future__ import annotations
 
@@ -11,7 +16,7 @@ from pipelines.config import Positive, Settings, Share
 
 SPLITS = ("labelled", "unlabelled", "evaluation")
 LARGEST_PX = 512
-"""Side of the faces that training and embedding hold by the thousand."""
+"""Largest side of a face in pixels; training and embedding hold thousands of them in memory."""
 
 
 class PairsSettings(Settings):
@@ -20,7 +25,8 @@ class PairsSettings(Settings):
     The first line is `folds<tab>pairs`; each fold lists that many genuine pairs (`person i j`) and
     as many impostor pairs (`person i person j`) of `<person>/<person>_<number, 4 digits>`.
 
-    held_out_folds : folds, from 1, whose people are evaluation people and nothing else.
+    file : the list, relative to the data root.
+    held_out_folds : folds, counted from 1, all of whose people go to the evaluation split.
     """
 
     file: str
@@ -28,10 +34,15 @@ class PairsSettings(Settings):
 
 
 class PeopleSettings(Settings):
-    """One folder of `<person>/<image>`, split by person with a seed.
+    """One folder of `<person>/<image>`, split at random by person.
 
-    Shares count people with at least `min_images` images; everybody else is unlabelled. People of
-    held-out folds of `pairs` are taken for evaluation first.
+    root : the folder, relative to the data root.
+    seed : of the random split.
+    min_images : a person with fewer images goes to the unlabelled split.
+    labelled, evaluation : shares of the people with at least `min_images` images, in [0, 1]; the
+        remaining people are unlabelled.
+    pairs : verification pairs; people of its held-out folds go to evaluation before the shares are
+        counted.
     """
 
     root: str
@@ -43,14 +54,27 @@ class PeopleSettings(Settings):
 
 
 class FolderSettings(Settings):
-    """One folder that is one split: `people` is `<person>/<image>`, `pile` any nesting."""
+    """One folder that is one split.
+
+    root : the folder, relative to the data root.
+    layout : "people" is `<person>/<image>`; "pile" is images without identities, nested at will.
+    """
 
     root: str
     layout: Literal["people", "pile"] = "people"
 
 
 class DataManifest(Settings):
-    """`data_manifests/*.yaml`."""
+    """One data set: `data_manifests/<name>.yaml`.
+
+    kind : "images" (files below the data root), "synthetic" (drawn, no file) or "features" (ready
+        embeddings).
+    title, licence, source, notes : for the report and the model card; they do not enter the digest.
+    size_px : side in pixels to which faces are read.
+    people : one folder, split by person; or else
+    labelled, unlabelled, evaluation : one folder a split.
+    synthetic : arguments of `cdp.synthetic.SyntheticFaces`.
+    """
 
     name: str
     kind: Literal["images", "synthetic", "features"]
@@ -82,9 +106,10 @@ class DataManifest(Settings):
 
 @dataclass(frozen=True)
 class Entry:
-    """One image before it is read. `identity` is None when nobody knows it.
+    """One image of a data set, before it is read.
 
-    fault : why it must not be read; empty for most.
+    identity : the person, or None where the data set does not name one.
+    fault : why the file must not be opened, or empty.
     """
 
     path: str
@@ -95,7 +120,7 @@ class Entry:
 
 @dataclass(frozen=True)
 class ListedPair:
-    """Two images to be told apart: their paths, whether they show one person, the fold from 0."""
+    """One verification pair: two paths, whether they show one person, the fold counted from 0."""
 
     source: str
     target: str

@@ -1,1 +1,5 @@
-"""Exports of a finished run: labels, recognizer, degradations."""
+"""Exports of a finished run for other programs.
+
+`__main__` is the command; `labels` exports pseudo-labels and their images, `recognizer` a trained
+recognizer as ONNX, `degradations` a picture of degraded faces.
+"""

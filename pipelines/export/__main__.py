@@ -1,10 +1,10 @@
-"""Export: `python -m pipelines.export labels --run runs/x --to csv --out labels.csv`.
+"""The export command: `cdp export labels --run runs/x --to csv --out labels.csv`.
 
 The contract:
-- One subcommand a module; a module offers `add_parser(subparsers)` and, on its parser's defaults,
-  `export`: a function of the options that returns a line saying what was written.
-- An export appears whole under its name, or not at all; nothing that exists is written over.
-- Exit 0 done, 1 it could not be written, 2 a mistake in the command or the run.
+- One module a subcommand: `add_parser(subparsers)` adds its options and sets the default `export`,
+  a function of the options that returns a summary line.
+- An export appears complete under its name, or not at all; nothing is overwritten.
+- Exit code 0: done; 1: it could not be written; 2: an error in the command or the run.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import sys
 
 from cdp.errors import CdpError, StageError
 from pipelines.export import degradations, labels, recognizer
+from pipelines.invocation import format_command
 
 SUBCOMMANDS = (labels, recognizer, degradations)
 
@@ -21,7 +22,7 @@ SUBCOMMANDS = (labels, recognizer, degradations)
 def build_parser() -> argparse.ArgumentParser:
     """The options of every subcommand."""
     parser = argparse.ArgumentParser(
-        prog="python -m pipelines.export", description="Take results out for other programs."
+        prog=format_command("export"), description="Export results of a run for other programs."
     )
     subparsers = parser.add_subparsers(required=True, metavar="WHAT")
     for module in SUBCOMMANDS:
@@ -30,7 +31,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Export and say what was written; return the exit code."""
+    """Export, print the summary line, return the exit code."""
     options = build_parser().parse_args(arguments)
     try:
         print(options.export(options))

@@ -1,8 +1,8 @@
-"""A page of examples: the same faces through every degradation, as the trainer shows them.
+"""The export `degradations`: one picture of the same faces under every degradation.
 
 The contract:
-- A row a preset, a column a draw; the first row is the faces as they are, at the same side.
-- Drawn from a data set by seed: the same command gives the same picture.
+- One row a preset, one column a face; the first row shows the faces resized without degradation.
+- Faces are chosen and degraded by seed: the same command gives the same picture.
 """
 
 from __future__ import annotations
@@ -16,14 +16,15 @@ import numpy as np
 
 from cdp.errors import ConfigError, DataError, StageError
 from pipelines.data.dataset import Dataset
+from pipelines.packaged import find_manifest
 
 
 def add_parser(subparsers: Any) -> None:
     """The options of `degradations`."""
     parser = subparsers.add_parser("degradations", help="a page of degraded faces, as PNG")
     add = parser.add_argument
-    add("--data", type=Path, default=Path("data_manifests/synthetic.yaml"), metavar="FILE",
-        help="a data manifest (default: the synthetic faces)")  # fmt: skip
+    add("--data", type=Path, default=Path("synthetic"), metavar="NAME",
+        help="a data manifest, by path or name (default: synthetic)")  # fmt: skip
     add("--data-root", type=Path, default=os.environ.get("CDP_DATA_ROOT"), metavar="DIR")
     add("--preset", nargs="+", metavar="NAME", help="which degradations (default: all)")
     add("--px", type=int, default=24, metavar="N", help="side of the network's input")
@@ -34,7 +35,7 @@ def add_parser(subparsers: Any) -> None:
 
 
 def export_degradations(options: argparse.Namespace) -> str:
-    """Write the picture; return a line that says what was written."""
+    """Write the picture; return a summary line."""
     from PIL import Image
 
     from cdp.images.degradation import DEGRADATIONS, degrade_pixels, get_degradation
@@ -45,7 +46,7 @@ def export_degradations(options: argparse.Namespace) -> str:
             f"--px of 4 and --count of 1 or more expected, got {options.px} and {options.count}"
         )
     if options.out.exists():
-        raise ConfigError(f"{options.out} exists already; name another --out, or remove it first")
+        raise ConfigError(f"{options.out} exists already; choose another --out, or remove it first")
     names = options.preset or [name for name in DEGRADATIONS if name != "none"]
     presets = {name: get_degradation(name) for name in ("none", *names)}
     faces = draw_faces(options)
@@ -62,8 +63,8 @@ def export_degradations(options: argparse.Namespace) -> str:
 
 
 def draw_faces(options: argparse.Namespace) -> np.ndarray:
-    """Some faces of the data set, (n, s, s, 3) uint8."""
-    dataset = Dataset.open(options.data, options.data_root)
+    """Faces chosen from the data set by seed: (n, s, s, 3) uint8 RGB."""
+    dataset = Dataset.open(find_manifest(options.data), options.data_root)
     if dataset.kind == "features":
         raise DataError(f"data set {dataset.manifest.name} is a table of features, not of faces")
     paths = [entry.path for entry in dataset.list_entries()]

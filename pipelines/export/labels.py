@@ -1,11 +1,11 @@
-"""Pseudo-labels for other programs: folders of images, CSV, Label Studio, FiftyOne.
+"""The export `labels`: pseudo-labels as folders of images, CSV, Label Studio, FiftyOne.
 
 The contract:
 - Images are named by `sample_id` and a cleaned file name, so no name in a data set can leave the
   output directory, hide a file or overwrite another.
-- Text that a spreadsheet would take for a formula is defused by an apostrophe before it, also
-  behind the semicolons and tabs that some part cells at.
-- Images without a pseudo-label are left out of folders and of both tools; CSV has every image.
+- Text that a spreadsheet would evaluate as a formula gets an apostrophe in front, also behind
+  semicolons and tabs, where some spreadsheets split cells.
+- Images without a pseudo-label are only in the CSV.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from xml.sax.saxutils import quoteattr
 
 from cdp.errors import ConfigError, DataError, StageError
@@ -27,30 +27,33 @@ from cdp.types import UNLABELLED
 from pipelines.data.dataset import Dataset
 from pipelines.results import RunResults, open_run
 
+if TYPE_CHECKING:
+    import pandas as pd
+
 FORMULA = re.compile(r"(^|[;|\t\r\n])(?=[\t\r\n]|\s*[=+\-@＝＋－＠])")
-"""Where a cell may begin, whatever parts the cells, with what a spreadsheet would compute."""
+"""The start of a cell, for any separator, whose text a spreadsheet would evaluate."""
 BLOCK = 500
 """Synthetic faces drawn at once."""
 LOCAL_FILES = "/data/local-files/?d="
-"""Where Label Studio serves files below its document root."""
+"""URL prefix of files that Label Studio serves from its document root."""
 
 
 def add_parser(subparsers: Any) -> None:
     """The options of `labels`."""
-    parser = subparsers.add_parser("labels", help="pseudo-labels and the images behind them")
+    parser = subparsers.add_parser("labels", help="pseudo-labels and their images")
     add = parser.add_argument
     add("--run", type=Path, required=True, metavar="DIR", help="a finished run, e.g. runs/default")
     add("--to", required=True, choices=sorted(FORMATS), help="folder: images, one folder a cluster")
-    add("--out", type=Path, required=True, metavar="PATH", help="what to make; must not exist yet")
+    add("--out", type=Path, required=True, metavar="PATH", help="the output; must not exist yet")
     add("--links", action="store_true", help="link to the images instead of copying them")
     add("--min-size", type=int, default=2, metavar="N", help="leave out clusters below N images")
     add("--data-root", type=Path, default=os.environ.get("CDP_DATA_ROOT"), metavar="DIR",
-        help="where the images lie (default: where the run found them)")  # fmt: skip
+        help="the data root (default: the one recorded with the run)")  # fmt: skip
     parser.set_defaults(export=export_labels)
 
 
 def export_labels(options: argparse.Namespace) -> str:
-    """Write one export; return a line that says what was written."""
+    """Write one export; return a summary line."""
     run = open_run(options.run)
     labels = run.labels
     if options.to != "csv":
@@ -66,9 +69,9 @@ def export_labels(options: argparse.Namespace) -> str:
 
 @contextmanager
 def _open_draft(out: Path) -> Iterator[Path]:
-    """A sibling path that takes the name `out` once all of it is written."""
+    """Yield a sibling path to write to, and rename it to `out` when the block succeeds."""
     if out.exists() or out.is_symlink():
-        raise ConfigError(f"{out} exists already; name another --out, or remove it first")
+        raise ConfigError(f"{out} exists already; choose another --out, or remove it first")
     draft = out.with_name(f".{out.name}.draft-{os.getpid()}")
     try:
         out.parent.mkdir(parents=True, exist_ok=True)
@@ -87,7 +90,9 @@ def _open_draft(out: Path) -> Iterator[Path]:
 # -------------------------------------------------------------------------------------- formats
 
 
-def write_csv(run: RunResults, labels: Any, draft: Path, options: argparse.Namespace) -> None:
+def write_csv(
+    run: RunResults, labels: pd.DataFrame, draft: Path, options: argparse.Namespace
+) -> None:
     """One row an image: sample_id, path, pseudo_label, cluster_size, confidence."""
     names = ["sample_id", "path", "pseudo_label", "cluster_size", "confidence"]
     with draft.open("w", newline="", encoding="utf-8") as stream:
@@ -101,11 +106,13 @@ def write_csv(run: RunResults, labels: Any, draft: Path, options: argparse.Names
 
 
 def defuse_formula(text: str) -> str:
-    """Text a spreadsheet shows and does not run."""
+    """The text as a spreadsheet shows it without evaluating a formula."""
     return FORMULA.sub(r"\1'", text)
 
 
-def write_folder(run: RunResults, labels: Any, draft: Path, options: argparse.Namespace) -> None:
+def write_folder(
+    run: RunResults, labels: pd.DataFrame, draft: Path, options: argparse.Namespace
+) -> None:
     """`cluster_00017/000123_name.jpg` for every labelled image."""
     digits = len(str(labels.pseudo_label.max()))
     targets = [
@@ -115,7 +122,7 @@ def write_folder(run: RunResults, labels: Any, draft: Path, options: argparse.Na
 
 
 def write_label_studio(
-    run: RunResults, labels: Any, draft: Path, options: argparse.Namespace
+    run: RunResults, labels: pd.DataFrame, draft: Path, options: argparse.Namespace
 ) -> None:
     """`tasks.json` with one prediction an image, `label_config.xml`, and `images/`."""
     targets = [f"images/{_name_image(row)}" for row in labels.itertuples()]
@@ -153,8 +160,10 @@ def write_label_studio(
     )
 
 
-def write_fiftyone(run: RunResults, labels: Any, draft: Path, options: argparse.Namespace) -> None:
-    """`data/` and `labels.json`: the type FiftyOneImageClassificationDataset."""
+def write_fiftyone(
+    run: RunResults, labels: pd.DataFrame, draft: Path, options: argparse.Namespace
+) -> None:
+    """`data/` and `labels.json`, a FiftyOneImageClassificationDataset."""
     targets = [f"data/{row.sample_id}{_find_suffix(row.path)}" for row in labels.itertuples()]
     _place_images(run, labels, draft, targets, options)
     value = {
@@ -171,7 +180,7 @@ def write_fiftyone(run: RunResults, labels: Any, draft: Path, options: argparse.
     (draft / "labels.json").write_text(json.dumps(value, indent=1), encoding="utf-8")
 
 
-FORMATS: dict[str, Callable[[RunResults, Any, Path, argparse.Namespace], None]] = {
+FORMATS: dict[str, Callable[[RunResults, pd.DataFrame, Path, argparse.Namespace], None]] = {
     "csv": write_csv,
     "folder": write_folder,
     "label-studio": write_label_studio,
@@ -187,7 +196,7 @@ def _name_label(label: int) -> str:
 
 
 def _name_image(row: Any) -> str:
-    """`000123_name.jpg`: the number keeps names apart, the rest is for the eye."""
+    """`000123_name.jpg`: unique by the sample id, readable by the cleaned file name."""
     stem = re.sub(r"[^A-Za-z0-9._-]+", "_", Path(row.path).stem)[:60].strip("._")
     return f"{row.sample_id:06d}{f'_{stem}' if stem else ''}{_find_suffix(row.path)}"
 
@@ -198,9 +207,13 @@ def _find_suffix(path: str) -> str:
 
 
 def _place_images(
-    run: RunResults, labels: Any, draft: Path, targets: list[str], options: argparse.Namespace
+    run: RunResults,
+    labels: pd.DataFrame,
+    draft: Path,
+    targets: list[str],
+    options: argparse.Namespace,
 ) -> list[str]:
-    """Copy, link or draw every image to its place; return the places."""
+    """Copy, link or draw every image to its target; return the targets."""
     dataset = run.open_dataset(options.data_root)
     if dataset.kind == "features":
         raise DataError(
@@ -223,7 +236,9 @@ def _place_images(
     return targets
 
 
-def _draw_images(dataset: Dataset, labels: Any, draft: Path, targets: list[str]) -> list[str]:
+def _draw_images(
+    dataset: Dataset, labels: pd.DataFrame, draft: Path, targets: list[str]
+) -> list[str]:
     from PIL import Image
 
     paths = labels.path.tolist()

@@ -1,11 +1,10 @@
-"""A trained recognizer for other programs: ONNX, our own file, and a model card.
+"""The export `recognizer`: a trained recognizer as ONNX and safetensors, with a model card.
 
 The contract:
-- The directory holds `recognizer.onnx`, `recognizer.safetensors` (for `cdp.Recognizer.load`) and
-  `README.md`: what goes in, what comes out, what it was trained on, what was measured.
-- Nothing appears before onnxruntime has agreed with the recognizer; nothing that exists is written
-  over.
-- Every figure of the card stands in the run's tables.
+- The directory has `recognizer.onnx`, `recognizer.safetensors` (for `cdp.Recognizer.load`) and the
+  model card `README.md`: input, output, training data, results.
+- It appears only after onnxruntime reproduced the recognizer's vectors; nothing is overwritten.
+- Every number in the card is from the run's tables.
 """
 
 from __future__ import annotations
@@ -15,13 +14,17 @@ import json
 import os
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from cdp.errors import ConfigError, DataError, StageError
+from pipelines.invocation import format_command
 from pipelines.store import Published
 
+if TYPE_CHECKING:
+    from cdp.recognizer.recognizer import Recognizer
+
 DEFAULTS = ("distilled", "labelled_pseudo", "labelled_only")
-"""The subject that is exported when none is named: the first of these that the run trained."""
+"""Without --subject, the first of these that the run trained is exported."""
 
 
 def add_parser(subparsers: Any) -> None:
@@ -32,12 +35,12 @@ def add_parser(subparsers: Any) -> None:
     add(
         "--subject", metavar="NAME", help=f"which one (default: the first of {', '.join(DEFAULTS)})"
     )
-    add("--out", type=Path, metavar="DIR", help="what to make (default: <run>/export)")
+    add("--out", type=Path, metavar="DIR", help="the output (default: <run>/export)")
     parser.set_defaults(export=export_recognizer)
 
 
 def export_recognizer(options: argparse.Namespace) -> str:
-    """Write the directory; return a line that says what was written."""
+    """Write the directory; return a summary line."""
     from cdp.recognizer.onnx_export import export_onnx, measure_difference
     from cdp.recognizer.recognizer import Recognizer
 
@@ -48,7 +51,7 @@ def export_recognizer(options: argparse.Namespace) -> str:
         raise ConfigError(f"the run has no recognizer {subject!r}; it has: {', '.join(subjects)}")
     out = options.out or options.run / "export"
     if out.exists():
-        raise ConfigError(f"{out} exists already; name another --out, or remove it first")
+        raise ConfigError(f"{out} exists already; choose another --out, or remove it first")
     recognizer = Recognizer.load(retrain.directory / f"{subject}.safetensors", device="cpu")
     notes = {"cdp.subject": subject, "cdp.run": retrain.fingerprint}
     model = export_onnx(recognizer, notes=notes)
@@ -77,8 +80,8 @@ def _open(run: Path, stage: str) -> Published:
     published = Published.open(stage, run / stage)
     if published is None:
         raise DataError(
-            f"{run} has not published {stage}. Name a finished run, or run "
-            "python -m pipelines.run --stage all first"
+            f"{run} has not published {stage}. Choose a finished run, or run "
+            f"{format_command('run', '--stage', 'all')} first"
         )
     damage = published.find_damage()
     if damage:
@@ -87,9 +90,9 @@ def _open(run: Path, stage: str) -> Published:
 
 
 def compose_card(
-    run: Path, retrain: Published, recognizer: Any, subject: str, difference: float
+    run: Path, retrain: Published, recognizer: Recognizer, subject: str, difference: float
 ) -> str:
-    """The model card, Markdown."""
+    """The model card as Markdown."""
     px, dim = recognizer.input_px, recognizer.embedding_dim
     spec = recognizer.backbone.spec
     settings = dict(retrain.manifest["ingredients"]["config"]["retrain"])
@@ -98,8 +101,8 @@ def compose_card(
     parameters = sum(p.numel() for p in recognizer.backbone.parameters())
     sections = [
         f"# Low-resolution face recognizer `{subject}`",
-        f"An aligned face of {px} x {px} pixels to {dim} numbers of unit length. The product of "
-        "two is the cosine of their faces: the higher, the more alike.",
+        f"Embeds an aligned face of {px} x {px} pixels as {dim} numbers of unit length. The dot "
+        "product of two embeddings is their cosine similarity.",
         "## Use",
         f"| | |\n|---|---|\n| input | `image` (n, 3, {px}, {px}) float32, RGB in 0..255 |\n"
         f"| output | `embedding` (n, {dim}) float32, unit length |\n"
@@ -118,23 +121,23 @@ def compose_card(
         "vectors = recognizer.embed(np.zeros((1, 112, 112, 3), np.uint8))\n"
         "```",
         "## Data",
-        _tell_data(run, retrain),
+        _format_data(run, retrain),
         "## Training",
         "| setting | value |\n|---|---|\n"
         + "\n".join(f"| {key} | {json.dumps(value)} |" for key, value in settings.items()),
         "## Results",
-        _tell_results(run, subject),
+        _format_results(run, subject),
         "## Limits",
-        "The figures above are of the named data; other cameras and other people give other "
-        "figures, and thresholds do not carry over. Measure on faces of your own before relying on "
-        "it. Pseudo-labels are not checked by anybody: what the committee cannot tell apart, this "
-        "recognizer has not learned to tell apart. It has not been tested for differences between "
-        "groups of people, and a match is no proof of identity.",
+        "The results above hold for the named data; other cameras and other people give other "
+        "results, and thresholds do not transfer. Measure on your own faces before relying on "
+        "it. Pseudo-labels are not verified: people whom the committee confuses, this recognizer "
+        "was trained to confuse. It has not been tested for differences between groups of people, "
+        "and a match is no proof of identity.",
     ]
     return "\n\n".join(sections) + "\n"
 
 
-def _tell_data(run: Path, retrain: Published) -> str:
+def _format_data(run: Path, retrain: Published) -> str:
     facts = retrain.facts
     lines = [
         f"{facts['labelled']:,} labelled images; {facts['pseudo_labelled']:,} images with one of "
@@ -154,7 +157,7 @@ def _tell_data(run: Path, retrain: Published) -> str:
     return "\n".join(lines)
 
 
-def _tell_results(run: Path, subject: str) -> str:
+def _format_results(run: Path, subject: str) -> str:
     evaluate = Published.open("evaluate", run / "evaluate")
     if evaluate is None:
         return "Not evaluated: the run has not published evaluate."

@@ -1,10 +1,14 @@
-"""Pages: templates, styles and scripts, and how they become one file.
+"""Pages: HTML templates, styles and scripts of the report and of review, and their rendering.
+
+`report.html`, `report.js` are the report; `review.html`, `review.js`, `review.css` the review page;
+`page.css` and `faces.js` serve both. `figures.py` draws SVG, `face_sheets.py` chooses the faces.
+
 
 The contract:
-- Templates escape everything that is put into them; data for a script travels as JSON with every
-  `<`, `>` and `&` escaped, so no name of a file or person becomes markup.
-- A rendered report carries its style, script and faces inside, and a policy that forbids the
-  network and any script but its own.
+- Templates escape every value; data for a script is JSON with every `<`, `>` and `&` escaped, so no
+  name of a file or person becomes markup.
+- A rendered report includes its style, script and faces, and a content security policy that forbids
+  the network and every other script.
 """
 
 from __future__ import annotations
@@ -13,14 +17,20 @@ import base64
 import hashlib
 from collections.abc import Mapping
 from importlib.resources import files
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from jinja2 import BaseLoader, Environment, StrictUndefined, TemplateNotFound
 from markupsafe import Markup
 
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from pipelines.data.manifest import DataManifest
+    from pipelines.pages.face_sheets import Sheets
+
 
 class _Packaged(BaseLoader):
-    """Templates that lie beside this file, however the package is installed."""
+    """Loads templates from this package, also when it is installed as an archive."""
 
     def get_source(self, environment: Environment, template: str) -> tuple[str, None, None]:
         try:
@@ -30,12 +40,12 @@ class _Packaged(BaseLoader):
 
 
 def read_page(name: str) -> str:
-    """The text of one file beside this one."""
+    """The text of one file of this package."""
     return files(__package__).joinpath(name).read_text(encoding="utf-8")
 
 
 def render(template: str, **values: Any) -> str:
-    """Render a template; a value it lacks is an error."""
+    """Render a template; a missing value is an error."""
     environment = Environment(
         loader=_Packaged(),
         autoescape=True,
@@ -44,11 +54,11 @@ def render(template: str, **values: Any) -> str:
         lstrip_blocks=True,
     )
     environment.filters["number"] = lambda value: f"{value:,}"
-    environment.filters["duration"] = _tell_duration
+    environment.filters["duration"] = _format_duration
     return environment.get_template(template).render(**values)
 
 
-def _tell_duration(seconds: float) -> str:
+def _format_duration(seconds: float) -> str:
     if seconds < 60:
         return f"{seconds:.1f} s"
     minutes = round(seconds / 60, 1)
@@ -58,20 +68,25 @@ def _tell_duration(seconds: float) -> str:
 def render_report(
     *,
     name: str,
-    dataset: Any,
+    dataset: DataManifest,
     facts: Mapping[str, Mapping[str, Any]],
     costs: list[dict[str, Any]],
     funnel: list[tuple[str, int, str]],
-    rejected: Any,
+    rejected: pd.DataFrame,
     figures: Mapping[str, Markup],
-    metrics: Any,
+    metrics: pd.DataFrame,
     recognizers: list[dict[str, Any]],
-    sheets: Any,
+    sheets: Sheets,
 ) -> str:
     """The report of a run as one HTML file.
 
-    figures : name -> SVG; a missing one is said to be missing, with the reason.
-    sheets : `pipelines.sheets.Sheets`.
+    dataset : the manifest of the data set.
+    facts : stage -> facts of its manifest.
+    costs : stage, seconds, memory_mib of each stage. funnel : (step, images, explanation).
+    rejected : table `ingest/rejected`. metrics : table `evaluate/metrics`.
+    figures : name -> SVG; where one is missing, the page gives the reason.
+    recognizers : a row a protocol and metric: its values by subject, gap and count.
+    sheets : the clusters and faces to show.
     """
     from pipelines.pages.figures import draw_recognizers
 
@@ -125,7 +140,7 @@ def render_report(
     )
 
 
-def _count_reasons(rejected: Any) -> list[tuple[str, int]]:
-    """Why images were set aside, most frequent first; repeats of any image are one reason."""
+def _count_reasons(rejected: pd.DataFrame) -> list[tuple[str, int]]:
+    """(reason, images) of the rejected, most frequent first; all repeats count as one reason."""
     reasons = rejected.reason.str.replace(r"^same bytes as .*", "same bytes as another", regex=True)
     return [(str(reason), int(count)) for reason, count in reasons.value_counts()[:8].items()]

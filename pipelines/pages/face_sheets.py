@@ -1,11 +1,11 @@
-"""Face sheets: which clusters, merges and bridges a page shows, and the faces in them.
+"""Face sheets: choose the clusters, merges and bridges of a page, and order their faces.
 
 The contract:
 - Faces of a cluster are ordered by distance from its medoid (1 - cosine in the base view). Of a
-  large cluster the nearest and the farthest are shown, and how many lie between.
-- A page holds as many faces as its budget of bytes allows: what is worth looking at first, the
-  rest of the clusters after it, each whole or not at all.
-- Plain values only: what leaves goes into a page as JSON.
+  large cluster only the nearest and the farthest are shown.
+- A page has as many faces as its budget of bytes allows: first the clusters and questions of the
+  sections, then the remaining clusters, each complete or not at all.
+- The result consists of plain JSON values.
 """
 
 from __future__ import annotations
@@ -13,28 +13,33 @@ from __future__ import annotations
 import base64
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from cdp.review.questions import Question, rank_questions
 from cdp.types import UNLABELLED, PairTable
 
+if TYPE_CHECKING:
+    import pandas as pd
+
 SECTION = 24
-"""Clusters, merges and bridges a section shows."""
+"""Most clusters, merges or bridges of a section."""
 NEAREST, FARTHEST = 36, 12
-"""Faces shown of a large cluster."""
+"""Faces shown of a larger cluster."""
 FACE_BYTES = 10_000_000
-"""All faces of a page together, as base64."""
+"""Most bytes of all faces of a page, as base64."""
 
 
 @dataclass
 class Sheets:
-    """What a page shows, by the position of a face or cluster in these lists.
+    """The content of a page; faces and clusters are referred to by position in these lists.
 
     faces : name, confidence, distance, picture (base64 or "").
-    clusters : label, size, precision, weakest, faces, hidden.
-    largest, doubtful, random : positions of clusters. merges, bridges : chance and two sides.
+    clusters : label, size, precision, weakest, faces.
+    largest, doubtful, random : positions of clusters.
+    merges, bridges : chance that it is one person, worth of an answer, two sides.
+    left_out : number of clusters for which the budget did not suffice.
     """
 
     faces: list[tuple[str, float, float | None, str]] = field(default_factory=list)
@@ -48,8 +53,8 @@ class Sheets:
 
 
 def make_sheets(
-    labels: Any,
-    clusters: Any,
+    labels: pd.DataFrame,
+    clusters: pd.DataFrame,
     pairs: PairTable,
     probability: np.ndarray,
     vectors: np.ndarray | None,
@@ -58,21 +63,28 @@ def make_sheets(
     seed: int = 0,
     budget: int = FACE_BYTES,
 ) -> Sheets:
-    """Choose and order.
+    """Choose the clusters and questions of a page and order their faces.
 
     Parameters
     ----------
-    labels, clusters : DataFrames of propagate; rows of `labels` ascending by sample_id.
-    pairs : rows of `labels`.
+    labels, clusters : tables of `propagate`; `labels` ascending by sample_id.
+    pairs : candidate pairs as rows of `labels`.
+    probability : (m,) float32 in [0, 1], of each pair.
     vectors : (n, d) float32 unit length, the base view, or None.
-    thumbnails : sample_id -> WebP.
+    thumbnails : sample_id -> WebP file.
+    seed : chooses the random clusters. budget : bytes for all faces.
     """
     return _Maker(labels, clusters, vectors, thumbnails, budget).make(pairs, probability, seed)
 
 
 class _Maker:
     def __init__(
-        self, labels: Any, clusters: Any, vectors: Any, thumbnails: Mapping[int, bytes], budget: int
+        self,
+        labels: pd.DataFrame,
+        clusters: pd.DataFrame,
+        vectors: np.ndarray | None,
+        thumbnails: Mapping[int, bytes],
+        budget: int,
     ) -> None:
         self.sheets = Sheets()
         self.label = labels.pseudo_label.to_numpy()
@@ -152,7 +164,7 @@ class _Maker:
         place.append({"chance": round(question.chance, 4), "worth": worth, "sides": sides})
 
     def _add_rows(self, rows: np.ndarray, medoid: int) -> list[int] | None:
-        """Faces of these rows in order; None when the budget does not reach."""
+        """Positions of the faces of these rows, in order; None when the budget does not suffice."""
         distance = None
         if self.vectors is not None:
             distance = np.clip(1 - self.vectors[rows] @ self.vectors[medoid], 0, 2)
@@ -171,12 +183,12 @@ class _Maker:
         far = dict(zip(rows.tolist(), [] if distance is None else distance.tolist(), strict=False))
         for row, picture in zip(new, pictures, strict=True):
             self.face_of[row] = len(self.sheets.faces)
-            told = round(far[row], 3) if row in far else None
+            distance_shown = round(far[row], 3) if row in far else None
             self.sheets.faces.append(
                 (
                     str(self.names[row]),
                     round(float(self.confidence[row]), 3),
-                    told,
+                    distance_shown,
                     base64.b64encode(picture).decode(),
                 )
             )

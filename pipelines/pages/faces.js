@@ -1,4 +1,4 @@
-// What the report and the review page share. Names of files enter as text, never as markup.
+// Shared by the report and the review page. File names are inserted as text, never as markup.
 "use strict";
 
 function make(tag, attributes, ...children) {
@@ -14,10 +14,10 @@ function make(tag, attributes, ...children) {
 
 const percent = (share) => `${(100 * share).toFixed(share > 0.995 && share < 0.9995 ? 1 : 0)} %`;
 const about = (worth) => (worth < 10 ? worth : Math.round(worth));
-const count = (number, word) => `${number.toLocaleString("en")} ${word}${number === 1 ? "" : "s"}`;
+const count = (number, noun) => `${number.toLocaleString("en")} ${noun}${number === 1 ? "" : "s"}`;
 
-// One tab stop for a group of buttons; the arrow keys walk inside it.
-function walkWithArrows(group) {
+// A group of buttons is one tab stop; the arrow keys move the focus inside it.
+function moveWithArrows(group) {
   const steps = { ArrowRight: 1, ArrowLeft: -1, Home: -Infinity, End: Infinity };
   group.addEventListener("keydown", (event) => {
     const items = [...group.querySelectorAll("button.face")];

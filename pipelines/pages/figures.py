@@ -1,11 +1,11 @@
-"""Figures of a run as SVG, to stand inside a page: no file, no font, no network.
+"""Figures of a run as SVG elements for a page, without files, fonts or network.
 
 The contract:
 - Each function takes arrays or DataFrames and returns one `<svg>` element as text; the same input
   gives the same text. Nothing is read or written.
-- Colours are CSS variables of the page (`--ink`, `--grid`, `--c1` ...), so one figure serves light,
-  dark and print.
-- Every figure has a title for those who cannot see it.
+- Colours are CSS variables of the page (`--ink`, `--grid`, `--c1` ...), so one figure fits
+  light, dark and print.
+- Every figure has a title for screen readers.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.axes import Axes
 
-# What matplotlib is told and what the page reads instead.
+# Placeholder colours for matplotlib, replaced in the SVG by CSS variables of the page.
 INK, MUTED, GRID = "#010203", "#010204", "#010205"
 SERIES = ("#010301", "#010302", "#010303", "#010304", "#010305", "#010306")
 VARIABLES = {INK: "var(--ink)", MUTED: "var(--muted)", GRID: "var(--grid)"} | {
@@ -84,7 +84,7 @@ class Canvas:
 
 
 def _embed(text: str, title: str) -> Markup:
-    """A whole SVG file -> an element that can stand in a page more than once."""
+    """An SVG file -> an `<svg>` element whose ids are unique in the page."""
     text = text[text.index("<svg") :]
     text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.DOTALL)
     prefix = re.sub(r"\W+", "-", title.lower())
@@ -99,7 +99,7 @@ def _embed(text: str, title: str) -> Markup:
 
 
 def draw_scores(together: np.ndarray, apart: np.ndarray, *, name: str, cut: float | None) -> Markup:
-    """Histogram of pair scores in [-1, 1], for pairs inside clusters and between them."""
+    """Histogram of pair scores in [-1, 1], for pairs within clusters and between clusters."""
     canvas = Canvas(f"Histogram of the {name} of candidate pairs", 5.2, 2.7)
     with canvas as axes:
         low = min(0.0, *(float(score.min(initial=0)) for score in (apart, together)))
@@ -137,7 +137,7 @@ def draw_sizes(size: np.ndarray) -> Markup:
 
 
 def draw_reliability(calibration: pd.DataFrame) -> Markup:
-    """Said probability against the observed share on held-out labelled people."""
+    """Predicted probability against the observed positive rate on held-out labelled identities."""
     canvas = Canvas("Reliability of the pair probabilities", 3.6, 3.0)
     with canvas as axes:
         shown = calibration[calibration.weight > 0]
@@ -145,13 +145,13 @@ def draw_reliability(calibration: pd.DataFrame) -> Markup:
         share = shown.weight / shown.weight.sum()
         axes.plot(shown.mean_probability, shown.observed_rate, color=SERIES[0])
         axes.scatter(shown.mean_probability, shown.observed_rate, 12 + 160 * share, color=SERIES[0])
-        axes.set(xlabel="probability said", ylabel="share that was one person",
+        axes.set(xlabel="predicted probability", ylabel="observed positive rate",
                  xlim=(-0.02, 1.02), ylim=(-0.02, 1.02), aspect="equal")  # fmt: skip
     return canvas.svg
 
 
 def draw_thresholds(curve: pd.DataFrame, cut: float | None, *, odds: bool) -> Markup:
-    """Precision and recall by threshold, estimated and, where there are such columns, true.
+    """Precision and recall by threshold, estimated and, where known, true.
 
     curve : threshold, estimated_precision, estimated_recall, true_precision, true_recall; a column
         may be missing. odds : space thresholds by log-odds.
@@ -183,7 +183,7 @@ def draw_thresholds(curve: pd.DataFrame, cut: float | None, *, odds: bool) -> Ma
 
 
 def _place_legend(axes: Axes) -> None:
-    """Above the axes, where it covers nothing."""
+    """Place the legend above the axes, where it covers no data."""
     axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1), ncols=4, columnspacing=1.4,
                 handlelength=2.4, borderaxespad=0.2)  # fmt: skip
 
@@ -216,7 +216,7 @@ def draw_training(history: pd.DataFrame, name: str) -> Markup:
 def draw_recognizers(
     rows: Sequence[str], values: Mapping[str, Sequence[tuple[float, float, float]]]
 ) -> Markup:
-    """One line a protocol and metric, one dot a subject, with its interval where there is one.
+    """Values by protocol and metric: a line each, a dot a subject, with its interval if any.
 
     values : subject -> (value, low, high) a row; low and high may be NaN.
     """

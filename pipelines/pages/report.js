@@ -1,16 +1,16 @@
-// The face sheets of the report: views, a filter, pages. Only one page of faces is ever drawn.
+// The face sheets of the report: views, a filter, pages. Only one page of faces exists at a time.
 const data = JSON.parse(document.getElementById("data").textContent);
 const PER_PAGE = 12;
 
 function drawFace(number, first) {
   const [name, confidence, distance, picture] = data.faces[number];
-  const told = `${name}, confidence ${confidence.toFixed(2)}`
+  const caption = `${name}, confidence ${confidence.toFixed(2)}`
     + (distance == null ? "" : `, ${distance.toFixed(2)} from the medoid`);
   const inner = picture
     ? make("img", { src: `data:image/webp;base64,${picture}`, alt: "", loading: "lazy", decoding: "async" })
     : name;
   return make("button", {
-    class: picture ? "face" : "face text", type: "button", title: told, "aria-label": told,
+    class: picture ? "face" : "face text", type: "button", title: caption, "aria-label": caption,
     tabindex: first ? 0 : -1, onclick: () => showFace(number),
   }, inner);
 }
@@ -24,7 +24,7 @@ function drawFaces(numbers, size) {
     }
     group.append(drawFace(number, at === 0));
   });
-  walkWithArrows(group);
+  moveWithArrows(group);
   return group;
 }
 
@@ -50,7 +50,7 @@ function drawQuestion(question, kind) {
     : `Cluster ${question.sides[0].label}: ${percent(1 - question.chance)} likely two people`;
   return make("article", { class: "card sheet" },
     make("header", {}, make("h3", {}, title),
-      make("span", {}, `an answer puts about ${count(about(question.worth), "pair")} of images right`)),
+      make("span", {}, `an answer corrects about ${count(about(question.worth), "pair")} of images`)),
     make("div", { class: "sides" }, ...sides));
 }
 
@@ -66,7 +66,7 @@ function showFace(number) {
   dialog.showModal();
 }
 
-// Faces are drawn when somebody comes near them, so that the page opens at once.
+// Faces are drawn once they are close to the visible part of the page, so that it opens quickly.
 const nearby = new IntersectionObserver((entries) => {
   for (const entry of entries.filter(({ isIntersecting }) => isIntersecting)) {
     nearby.unobserve(entry.target);
@@ -77,7 +77,7 @@ const nearby = new IntersectionObserver((entries) => {
 // A list with pages; `draw` makes one item.
 function makePager(place, perPage, draw) {
   const list = place.querySelector(".sheets");
-  const told = place.querySelector("output");
+  const position = place.querySelector("output");
   const [back, on] = place.querySelectorAll(".pager button");
   let items = [];
   let page = 0;
@@ -88,7 +88,7 @@ function makePager(place, perPage, draw) {
     page = Math.max(0, Math.min(page, pages - 1));
     list.replaceChildren(...items.slice(page * perPage, (page + 1) * perPage).map(draw));
     if (!items.length) list.append(make("p", { class: "missing" }, "Nothing here."));
-    told.textContent = `page ${page + 1} of ${pages}`;
+    position.textContent = `page ${page + 1} of ${pages}`;
     back.disabled = page === 0;
     on.disabled = page === pages - 1;
   };

@@ -1,6 +1,6 @@
-// The review page. Every answer goes to the server at once; the page keeps nothing of its own.
-let question = null;          // what is shown in the first tab, asked or opened by hand
-let asked = true;             // whether the server asked it
+// The review page. Every answer is sent to the server at once; the page stores no decision.
+let question = null;          // the question or opened cluster in the first tab
+let asked = true;             // whether it is a question of the server
 const marked = new Set();     // sample ids marked as not belonging
 let chosen = null;            // a cluster chosen for merging, {label, ids}
 
@@ -22,7 +22,7 @@ async function call(path, body) {
   return value;
 }
 
-function tell(text, good, ...more) {
+function showMessage(text, good, ...more) {
   const place = at("message");
   place.className = good ? "good" : "";
   place.replaceChildren(text, ...more);
@@ -31,9 +31,9 @@ function tell(text, good, ...more) {
 
 // ------------------------------------------------------------------------------------ decisions
 
-// One thing at a time: a second key while the first is on its way would answer the wrong question.
+// One request at a time: a second key press during the first would answer the next question.
 let busy = false;
-async function alone(work) {
+async function runAlone(work) {
   if (busy) return;
   busy = true;
   try { await work(); } finally { busy = false; }
@@ -46,28 +46,28 @@ async function decide(action, groups, done) {
     made = await call("decisions", { action, groups });
   } catch (error) {
     const number = error.number;
-    tell(error.message, false, number == null ? "" : make("button", {
+    showMessage(error.message, false, number == null ? "" : make("button", {
       type: "button",
-      onclick: () => alone(async () => { if (await undo(number)) await decide(action, groups, done); }),
+      onclick: () => runAlone(async () => { if (await undo(number)) await decide(action, groups, done); }),
     }, `Undo ${number} and do this`));
     return;
   }
   last = made.number;
   await refresh();
-  tell(`${done} · decision ${made.number} is kept`, true,
-    make("button", { type: "button", onclick: () => alone(() => undo(made.number)) }, "Undo (U)"));
+  showMessage(`${done} · decision ${made.number} is kept`, true,
+    make("button", { type: "button", onclick: () => runAlone(() => undo(made.number)) }, "Undo (U)"));
 }
 
 async function undo(number) {
   try {
     await call("decisions", { action: "undo", number });
   } catch (error) {
-    tell(error.message, false);
+    showMessage(error.message, false);
     return false;
   }
   last = null;
   await refresh();
-  tell(`decision ${number} is undone`, true);
+  showMessage(`decision ${number} is undone`, true);
   return true;
 }
 
@@ -84,13 +84,13 @@ const answers = {
   },
   async split() {
     if (!marked.size) return;
-    // Marks say who does not belong to the rest of the same cluster.
+    // Marked faces do not belong to the rest of their cluster.
     const whole = question.kind === "merge" ? question.sides.map(ids) : [question.sides.flatMap(ids)];
     const touched = whole.filter((side) => side.some((id) => marked.has(id)));
-    if (touched.length > 1) { tell("Marks lie in both clusters; split one after the other.", false); return; }
+    if (touched.length > 1) { showMessage("Marks lie in both clusters; split one after the other.", false); return; }
     const out = touched[0].filter((id) => marked.has(id));
     const rest = touched[0].filter((id) => !marked.has(id));
-    if (!rest.length) { tell("All faces are marked; leave those that belong together.", false); return; }
+    if (!rest.length) { showMessage("All faces are marked; leave those that belong together.", false); return; }
     await decide("split", [out, rest], `${count(out.length, "face")} split off`);
   },
   async reject() {
@@ -98,7 +98,7 @@ const answers = {
   },
   async skip() {
     if (asked) await call("skip", {});
-    tell("", true);
+    showMessage("", true);
     await refresh();
   },
   async undo() { if (last != null) await undo(last); },
@@ -107,9 +107,9 @@ const answers = {
 // ---------------------------------------------------------------------------------------- faces
 
 function drawFace(face, first) {
-  const told = `${face.name}, confidence ${face.confidence.toFixed(2)}`;
+  const caption = `${face.name}, confidence ${face.confidence.toFixed(2)}`;
   const button = make("button", {
-    type: "button", class: face.picture ? "face" : "face text", title: told, "aria-label": told,
+    type: "button", class: face.picture ? "face" : "face text", title: caption, "aria-label": caption,
     "aria-pressed": String(marked.has(face.id)), "data-id": face.id, draggable: "true", tabindex: first ? 0 : -1,
     onclick: () => mark(face.id),
     ondragstart: (event) => event.dataTransfer.setData("text/plain", String(face.id)),
@@ -138,7 +138,7 @@ function drawFaces(faces) {
     }, `show ${(faces.length - FEW).toLocaleString("en")} more`);
     group.append(more);
   }
-  walkWithArrows(group);
+  moveWithArrows(group);
   return group;
 }
 
@@ -181,14 +181,14 @@ function drawQuestion() {
     return make("div", { class: "side" },
       make("h3", {}, `${name} `, make("small", {}, count(side.size, "image"))), drawFaces(side.faces));
   });
-  const evidence = question.kind === "cluster" ? "of its pairs are expected to be one person" : "likely one person by the evidence";
-  const told = !asked ? "Opened by hand." : `${percent(question.chance)} ${evidence}; an answer puts about `
-    + `${count(about(question.worth), "pair")} of images right.`;
+  const evidence = question.kind === "cluster" ? "of its pairs are expected to be one person" : "likely one person";
+  const explanation = !asked ? "Opened by hand." : `${percent(question.chance)} ${evidence}; an answer corrects about `
+    + `${count(about(question.worth), "pair")} of images.`;
   const act = (name, text, key, options) => make("button",
-    { type: "button", "data-act": name, onclick: () => alone(answers[name]), ...options },
+    { type: "button", "data-act": name, onclick: () => runAlone(answers[name]), ...options },
     `${text} `, make("kbd", {}, key));
   at("ask").replaceChildren(
-    make("header", {}, make("h2", {}, title), make("p", { class: "muted" }, told)),
+    make("header", {}, make("h2", {}, title), make("p", { class: "muted" }, explanation)),
     make("div", { class: sides.length > 1 ? "sides" : "" }, ...sides),
     makeTray(),
     make("div", { class: "answers" },
@@ -202,8 +202,8 @@ function drawQuestion() {
 
 function drawDone() {
   at("ask").replaceChildren(make("div", { class: "done card" },
-    make("h2", {}, "Nothing is left worth asking"),
-    make("p", { class: "muted" }, "Browse the clusters, or end the review and run the pipeline again: it honours every decision.")));
+    make("h2", {}, "No open question is left"),
+    make("p", { class: "muted" }, "Browse the clusters, or end the review and run the pipeline again: it applies every decision.")));
 }
 
 async function refresh() {
@@ -211,7 +211,7 @@ async function refresh() {
   try {
     value = await call("question");
   } catch (error) {
-    tell(error.message, false);
+    showMessage(error.message, false);
     return;
   }
   asked = true;
@@ -230,7 +230,7 @@ async function openCluster(label) {
   try {
     question = await call(`cluster/${label}`);
   } catch (error) {
-    tell(error.message, false);
+    showMessage(error.message, false);
     return;
   }
   asked = false;
@@ -272,7 +272,7 @@ function drawSheet(cluster) {
       make("span", {}, `expected precision ${percent(cluster.precision)}`),
       make("span", { class: "acts" },
         make("button", { type: "button", onclick: () => openCluster(cluster.label) }, "Open"),
-        make("button", { type: "button", onclick: () => alone(() => choose(cluster)) },
+        make("button", { type: "button", onclick: () => runAlone(() => choose(cluster)) },
           mine ? "Do not merge" : chosen ? `Merge with ${chosen.label}` : "Merge …"))),
     faces);
 }
@@ -312,7 +312,7 @@ async function showHistory() {
         face.picture ? make("img", { src: `face/${face.id}`, alt: face.name }) : "")))),
       made.action === "undo" ? `undo of ${made.undoes}`
         : `${made.sizes.join(" + ")} ${verbs[made.action]}`),
-    make("td", {}, made.active ? make("button", { type: "button", "data-undo": made.number, onclick: () => alone(() => undo(made.number)) }, "Undo") : "")));
+    make("td", {}, made.active ? make("button", { type: "button", "data-undo": made.number, onclick: () => runAlone(() => undo(made.number)) }, "Undo") : "")));
   at("history").replaceChildren(make("div", { class: "card scroll" }, make("table", {},
     make("thead", {}, make("tr", {}, ...["", "when (UTC)", "who", "what", ""].map((head) => make("th", {}, head)))),
     make("tbody", {}, ...rows))));
@@ -330,7 +330,7 @@ function showTab(name) {
 for (const button of document.querySelectorAll("[data-tab]")) {
   button.addEventListener("click", async () => {
     showTab(button.dataset.tab);
-    tell("", true);
+    showMessage("", true);
     if (button.dataset.tab === "browse") await browse();
     else if (button.dataset.tab === "history") await showHistory();
     else await refresh();
@@ -353,6 +353,6 @@ document.addEventListener("keydown", (event) => {
   const name = { s: "same", d: "different", x: "split", r: "reject", k: "skip", u: "undo" }[event.key.toLowerCase()];
   if (!name || at("ask").hidden || (!question && name !== "undo")) return;
   event.preventDefault();
-  alone(answers[name]);
+  runAlone(answers[name]);
 });
 refresh().then(() => { document.documentElement.dataset.ready = "true"; });

@@ -1,4 +1,4 @@
-"""The stages, top to bottom. Data flows down this list and never up."""
+"""The stages in their order: one file each; data flows down this list and never up."""
 
 from __future__ import annotations
 
@@ -20,26 +20,26 @@ from pipelines.stages import (
 )
 
 STAGES: tuple[Stage, ...] = (
-    ingest.STAGE,  # files -> samples that can be read, and those set aside
+    ingest.STAGE,  # files -> samples that can be read, and rejected files
     train.STAGE,  # labelled samples -> the base and the committee
     embed.STAGE,  # samples -> one view a member
-    knn.STAGE,  # views -> one neighbour graph a view
+    knn.STAGE,  # views -> one k-NN graph a view and split
     mediate.STAGE,  # graphs -> candidate pairs with a probability
     propagate.STAGE,  # pairs -> pseudo-labels
     retrain.STAGE,  # labelled + pseudo-labelled -> the low-resolution recognizer
-    evaluate.STAGE,  # recognizers, labels and truth -> figures
-    thumbnails.STAGE,  # unlabelled images -> small pictures to look at
+    evaluate.STAGE,  # recognizers, pseudo-labels and true identities -> metrics
+    thumbnails.STAGE,  # unlabelled images -> small pictures for report and review
     report.STAGE,  # all of the above -> one page, a table and a text
 )
 
 
 def describe_facts(facts: Mapping[str, Any]) -> str:
-    """The counts of one stage for its line on the console."""
-    told = []
+    """The first counts and names among the facts of a stage, for its line on the console."""
+    described = []
     for name, value in facts.items():
         if isinstance(value, bool) or not isinstance(value, int | float | str):
             continue
         number = f"{value:,}" if isinstance(value, int) else value
         number = f"{number:.3f}" if isinstance(number, float) else number
-        told.append(f"{name.replace('_', ' ')} {number}")
-    return ", ".join(told[:7])
+        described.append(f"{name.replace('_', ' ')} {number}")
+    return ", ".join(described[:7])

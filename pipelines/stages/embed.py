@@ -1,9 +1,9 @@
 """embed: samples -> unit vectors, one view a member, for the labelled and the unlabelled split.
 
 The contract:
-- Each part decodes its images once and shows them to every member, so all views of a part are of
-  the same pixels. A part whose files are all there is not made again.
-- The labelled split is the people kept for the mediator; see train.
+- Each part decodes its images once and embeds them with every member, so all views of a part are of
+  the same pixels. A part whose files exist is not made again.
+- The labelled split holds the identities that were kept for the mediator; see train.
 - Rows of a table are in the order of `sample_id`; vectors are unit length, NaN is an error.
 """
 
@@ -39,7 +39,7 @@ def describe_embeddings(dimension: int) -> pa.Schema:
 
 def run(work: Work) -> Mapping[str, Any]:
     samples = work.read("ingest.samples").to_pandas()
-    samples = samples[~samples.identity.isin(_list_trained_people(work))]
+    samples = samples[~samples.identity.isin(_list_trained_identities(work))]
     members = work.config.committee.all
     origins = [find_origin(work, member) for member in members]
     parts: list[tuple[Any, ...]] = []
@@ -64,8 +64,8 @@ def run(work: Work) -> Mapping[str, Any]:
     return {**facts, "dimensions": dimensions}
 
 
-def _list_trained_people(work: Work) -> list[str]:
-    """Labelled people the committee knows; none when nobody was kept for the mediator."""
+def _list_trained_identities(work: Work) -> list[str]:
+    """Labelled identities the committee was trained on; none when that is all of them."""
     if "train" not in work.upstream:
         return []
     people = work.read("train.people").to_pandas()
@@ -104,7 +104,7 @@ def embed_part(
             if faces is None:
                 faces = reduce_to(dataset.read_faces(paths), reduce_px)
             assert origin is not None
-            embedder = open_embedder(origin, origin.stat().st_mtime_ns, device)
+            embedder = open_embedder(origin, device)
             vectors, norm = embedder.embed(faces, flip=flip)
             _check_vectors(vectors, member.name, paths)
         write_table(

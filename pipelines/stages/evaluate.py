@@ -1,21 +1,21 @@
-"""evaluate: pseudo-labels against the truth, recognizers against each other, on held-out people.
+"""evaluate: metrics of the pseudo-labels, and of the recognizers on held-out identities.
 
 The contract:
 - Pseudo-labels are scored only where the truth of every unlabelled image is known; images without
   a pseudo-label count as singletons.
-- Three subjects are shown the same faces of people no training has seen: `labelled_only`,
+- Three recognizers embed the same faces of identities that no training used: `labelled_only`,
   `labelled_pseudo` and, with truth, `supervised`, which is trained here because no earlier stage
   may read the truth. `gap_closed` is the share of supervised - labelled_only that
   labelled_pseudo reaches, NaN where there is no gap.
-- A recognizer is judged as it is handed out: a face and its mirror image make one vector.
-- Protocols, each of a probe (a face reduced to some pixels, and seen through a degradation where it
-  names one): `verification` (accuracy over k folds of drawn pairs, TAR@FAR over all pairs),
-  `listed pairs` (accuracy over the folds of the data set's own list, LFW's for instance),
-  `identification` (one gallery image a person: rank-k), `identification with distractors` and
-  `open set` (half of the people enrolled, the others distractors or strangers: rank-k,
+- A recognizer embeds as users of it do: one vector of a face and its mirror image.
+- Protocols, each with a kind of probe (a face reduced to some pixels, and degraded where the probe
+  names a degradation): `verification` (accuracy over k folds of drawn pairs, TAR@FAR over all
+  pairs), `listed pairs` (accuracy over the folds of the data set's own list, LFW's for instance),
+  `identification` (one gallery image an identity: rank-k), `identification with distractors` and
+  `open set` (half of the identities enrolled, the others distractors or not in the gallery: rank-k,
   TPIR@FPIR). Both images of a pair are probes.
-- `low` and `high` bound 95 % of a bootstrap over the held-out people; NaN where there is none.
-- A protocol that the held-out people are too few for is left out, and the log says why.
+- `low` and `high` bound 95 % of a bootstrap over the held-out identities; NaN where there is none.
+- A protocol for which there are too few held-out identities is left out, with a line in the log.
 """
 
 from __future__ import annotations
@@ -103,12 +103,12 @@ def _score_labels(work: Work, truth: Any) -> list[Row]:
     rows: list[Row] = []
     for kind, score in (("pairwise", score_pairwise), ("bcubed", score_bcubed)):
         for name, value in zip(("precision", "recall", "f"), score(identity, label), strict=True):
-            rows.append(_tell_label_score(f"{kind}_{name}", value, len(label)))
-    rows.append(_tell_label_score("nmi", score_nmi(identity, label), len(label)))
+            rows.append(_make_label_row(f"{kind}_{name}", value, len(label)))
+    rows.append(_make_label_row("nmi", score_nmi(identity, label), len(label)))
     return rows
 
 
-def _tell_label_score(metric: str, value: float, count: int) -> Row:
+def _make_label_row(metric: str, value: float, count: int) -> Row:
     return ("pseudo_labels", "clustering", metric, value, count, NONE, NONE)
 
 
@@ -116,14 +116,14 @@ def _score_recognizers(work: Work, held_out: Any, models: Mapping[str, Any]) -> 
     from cdp.metrics.protocols import Score, gap_closed
 
     scores: dict[tuple[str, str, str], Score] = {}
-    judge = _Judge(work, held_out)
+    held_out_protocols = _Protocols(work, held_out)
     views = _embed_held_out(work, held_out.path.tolist(), models)
     for probe in _list_probes(work):
         for subject in models:
             small = views[subject, probe]
             large = small if work.config.evaluate.gallery == "probe" else views[subject, GALLERY]
-            for protocol, score in judge.score(small, large):
-                scores[subject, f"{protocol} {_tell_probe(probe)}", score.metric] = score
+            for protocol, score in held_out_protocols.score(small, large):
+                scores[subject, f"{protocol} {_format_probe(probe)}", score.metric] = score
     rows: list[Row] = [
         (*key, score.value, score.count, *score.interval()) for key, score in scores.items()
     ]
@@ -135,7 +135,7 @@ def _score_recognizers(work: Work, held_out: Any, models: Mapping[str, Any]) -> 
             high = scores["supervised", protocol, metric]
             assert middle.draws is not None
             assert high.draws is not None
-            # Resample by resample: the three are judged on the same draw of people.
+            # Resample by resample: the three are measured on the same draw of identities.
             draws = [
                 gap_closed(*each) for each in zip(low.draws, middle.draws, high.draws, strict=True)
             ]
@@ -178,20 +178,20 @@ def embed_held_out_part(
     seed: int,
     device: str,
 ) -> dict[tuple[str, Probe], np.ndarray]:
-    """One part of the held-out faces, decoded once for all subjects and probes."""
+    """Vectors of a part of the held-out faces, decoded once for all subjects and probes."""
     faces = dataset.read_faces(paths)
     seeds = seed * 2**32 + np.arange(first_row, first_row + len(paths))
     views = {}
     for probe in probes:
-        seen = _see(faces, seeds, probe)
+        shown = _make_probes(faces, seeds, probe)
         for subject, path in models.items():
-            embedder = open_embedder(path, path.stat().st_mtime_ns, device)
-            views[subject, probe] = embedder.embed(seen, flip=True)[0]
+            embedder = open_embedder(path, device)
+            views[subject, probe] = embedder.embed(shown, flip=True)[0]
     return views
 
 
-def _see(faces: np.ndarray, seeds: np.ndarray, probe: Probe) -> np.ndarray:
-    """Faces as a probe: (n, s, s, 3) uint8 -> (n, px, px, 3) uint8."""
+def _make_probes(faces: np.ndarray, seeds: np.ndarray, probe: Probe) -> np.ndarray:
+    """Faces reduced and degraded as a probe: (n, s, s, 3) uint8 -> (n, px, px, 3) uint8."""
     from cdp.images.degradation import degrade_pixels, get_degradation
 
     size_px, name = probe
@@ -200,13 +200,13 @@ def _see(faces: np.ndarray, seeds: np.ndarray, probe: Probe) -> np.ndarray:
     return degrade_pixels(faces, seeds, get_degradation(name), size_px)
 
 
-def _tell_probe(probe: Probe) -> str:
+def _format_probe(probe: Probe) -> str:
     size_px, name = probe
     return f"{size_px}px" if name == "none" else f"{size_px}px {name}"
 
 
-class _Judge:
-    """The protocols of one set of people, drawn once and the same for every recognizer."""
+class _Protocols:
+    """The protocols of one set of identities, drawn once and the same for every recognizer."""
 
     def __init__(self, work: Work, held_out: Any) -> None:
         from cdp import metrics
@@ -227,7 +227,7 @@ class _Judge:
         self.open_set = _try(protocols.sample_open_set, identity, settings.enrolled, work.seed)
 
     def score(self, small: np.ndarray, large: np.ndarray) -> Iterator[tuple[str, Any]]:
-        """Every figure of one recognizer: probes `small`, gallery `large`, (n, d) unit vectors."""
+        """Every metric of one recognizer: probes `small`, gallery `large`, (n, d) unit vectors."""
         from cdp.metrics import protocols
         from cdp.metrics.identification import identify
         from cdp.metrics.verification import compare_pairs
@@ -272,7 +272,7 @@ class _Judge:
 
 
 def _try(make: Any, *arguments: Any) -> Any:
-    """What `make` returns; None, and a line in the log, when the people are too few for it."""
+    """The result of `make`; None, and a line in the log, when there are too few identities."""
     try:
         return make(*arguments)
     except DataError as error:

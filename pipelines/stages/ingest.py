@@ -1,12 +1,12 @@
-"""ingest: the files of a data set -> samples that can be read, and those set aside.
+"""ingest: the files of a data set -> samples that can be read, and rejected files.
 
 The contract:
-- Every image is opened once, here. What cannot be decoded, is too small, or repeats the bytes of
-  an earlier image goes to `rejected` with the reason, and the run goes on. Bytes
-  of a name that are no UTF-8 stand escaped in `rejected`, and nowhere else.
-- `sample_id` counts accepted images from 0, ordered by split (labelled, unlabelled, evaluation)
+- Every image is decoded here. An image that cannot be decoded, is too small or too large, or has
+  the same bytes as an earlier one goes to `rejected` with the reason; the run goes on. Names that
+  are not UTF-8 appear only in `rejected`, with the invalid bytes escaped.
+- `sample_id` counts accepted images from 0, ordered by split (labelled, unlabelled, evaluation),
   then path.
-- The identity of an unlabelled image, where a benchmark knows it, is in `truth` alone.
+- The true identity of an unlabelled image, where the data set has it, is only in `truth`.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ REJECTED = pa.schema([("dataset", pa.string()), ("path", pa.string()), ("reason"
 TRUTH = pa.schema([("sample_id", pa.int64()), ("identity", pa.string())])
 
 PART_SIZE = 1000
-"""Images a part; small enough to spread, large enough not to drown in scheduling."""
+"""Images a part: enough parts to occupy the workers, few enough for scheduling to cost little."""
 
 
 def run(work: Work) -> Mapping[str, Any]:
@@ -109,8 +109,10 @@ def run(work: Work) -> Mapping[str, Any]:
 def inspect_part(
     dataset: Dataset, entries: list[tuple[str, str]], min_px: int, max_pixels: int
 ) -> list[tuple[int, int, str, str]]:
-    """(width, height, sha256, reason) of each image (path, fault); reason is empty when it can be
-    used. What has a fault is not opened."""
+    """(width, height, sha256, reason) of each image; the reason is empty for an accepted one.
+
+    entries : (path, fault); an image with a fault is rejected without opening it.
+    """
     from cdp.images.decode import decode_image
 
     if dataset.kind == "synthetic":

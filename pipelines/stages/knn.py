@@ -1,11 +1,12 @@
 """knn: views -> one k-nearest-neighbour graph a view and split, by cosine.
 
 The contract:
-- An index is built once a view, saved, and queried in parts by the workers; the parts do not
-  depend on how many workers there are.
-- Each graph's recall is measured on a seeded sample against exact search and is in the manifest.
-- Neighbours are named by `sample_id`, nearest first, the sample itself left out.
-- The split `joint` is the labelled and the unlabelled images searched together.
+- One index a view and split is built, saved, and queried in parts by the workers; the parts do not
+  depend on the number of workers.
+- The recall of each graph against exact search, on a seeded sample, is in the manifest.
+- Neighbours are `sample_id`s, nearest first, without the sample itself.
+- The split `joint` is the graph over labelled and unlabelled images together; `knn.joint: false`
+  omits it.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ import shutil
 from collections.abc import Mapping
 from functools import lru_cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -25,11 +26,15 @@ from pipelines.config import KnnSettings
 from pipelines.stage import Stage, Work
 from pipelines.tables import JOINT, SPLITS, read_vectors, read_view, vector_column, write_table
 
+if TYPE_CHECKING:
+    from cdp.knn.index import KnnIndex
+
 PART_SIZE = 4096
+"""Rows queried at once."""
 
 
 def describe_neighbours(k: int) -> pa.Schema:
-    """The table of one graph; k 0 stands for any."""
+    """The table of one graph; k = 0 means any k."""
     return pa.schema(
         [
             ("sample_id", pa.int64()),
@@ -117,7 +122,7 @@ def build_view(embeddings: list[Path], place: Path, settings: KnnSettings, seed:
 
 
 @lru_cache(maxsize=2)
-def _open_view(place: Path) -> tuple[Any, np.ndarray, np.ndarray]:
+def _open_view(place: Path) -> tuple[KnnIndex, np.ndarray, np.ndarray]:
     from cdp.knn.index import load_index
 
     vectors = np.load(place / "vectors.npy", mmap_mode="r")
@@ -156,7 +161,7 @@ def measure_view(place: Path, neighbours: Path, sample: int, seed: int) -> float
 
 STAGE = Stage(
     name="knn",
-    version=6,
+    version=7,
     inputs=("embed.embeddings",),
     outputs={"neighbours": describe_neighbours(0)},
     reads=("committee", "knn"),

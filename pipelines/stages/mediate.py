@@ -1,13 +1,14 @@
 """mediate: neighbour graphs -> candidate pairs of unlabelled images, each with a probability.
 
 The contract:
-- The mediator is fitted on pairs of the labelled split, validated on people it has not seen, and
-  scores every candidate pair of the unlabelled split. `vote` needs no labels: the probability of a
-  pair is then its base cosine if the committee keeps it, and 0 if not.
-- Pairs are made, described, scored and written in blocks; a block does not depend on the others.
-- With a second reading, each pair is judged again by what is known of the pairs around it; the cut
-  that served the held-out people best goes into the facts, for propagate's `auto`.
-- `pairs` holds all candidates, whatever their probability; the threshold is propagate's.
+- The pair scorer (`cdp.mediator.pair_scorer`) is fitted on pairs of the labelled split, validated
+  on held-out identities, and scores every candidate pair of the unlabelled split. `vote` needs no
+  labels: the probability of a pair is then its base cosine if the committee keeps it, else 0.
+- Pairs are made, scored by the first stage and written in blocks; a block does not depend on the
+  others. Prior correction and second stage then see all pairs.
+- With a second stage, the threshold chosen on held-out identities and their precision by threshold
+  go into the facts, for propagate's `auto`.
+- `pairs` holds all candidates, whatever their probability; propagate applies the threshold.
 """
 
 from __future__ import annotations
@@ -45,6 +46,8 @@ CALIBRATION = pa.schema(
         ("weight", pa.float64()),
     ]
 )
+SCORER = "pair_scorer.safetensors"
+"""The fitted pair scorer: `PairScorer.from_state(load_file(...))`."""
 PART_SIZE = 16384
 """Rows whose pairs make a block."""
 
@@ -69,9 +72,9 @@ class Split:
         return [partial(self._load, f"{name}.view") for name in self.members]
 
     @property
-    def even(self) -> np.ndarray:
-        """What the mediator's wccn makes of the views; see `cdp.committee.wccn`."""
-        return self._load("even")
+    def whitened(self) -> Path:
+        """The file of the whitened rows, where the scorer has use for them."""
+        return self.place / "whitened.npy"
 
     def _load(self, name: str) -> np.ndarray:
         array: np.ndarray = np.load(self.place / f"{name}.npy", mmap_mode="r")
@@ -83,50 +86,156 @@ class Split:
 
 def run(work: Work) -> Mapping[str, Any]:
     settings = work.config.mediate
-    facts: dict[str, Any] = {"method": settings.method}
-    mediator, reading, facts["mediator"] = None, None, {}
-    if settings.method != "vote":
-        if not work.input_facts("embed")["labelled"]:
-            raise DataError(
-                "the data set has no labelled image to train a mediator on. Without labels the "
-                "committee votes: mediate.method=vote"
-            )
-        mediator, reading = _teach(work, settings)
-        report = mediator.report
-        facts["labelled_pairs"] = report.pairs
-        facts["calibration_error"] = round(report.expected_calibration_error, 4)
-        facts["mediator"] = {
-            "true_share": round(report.pair_rate, 4),
-            "auc": round(report.auc, 4),
-            "average_precision": round(report.average_precision, 4),
-        }
+    facts: dict[str, Any] = {"method": settings.method, "mediator": {}}
+    scorer = _make_voter(settings) if settings.method == "vote" else _fit_scorer(work, settings)
+    if scorer.calibrated:
+        facts |= _describe_mediator(scorer.mediator.report)
+        _write_calibration(work, scorer.mediator.report.reliability)
     else:
         work.write("calibration", CALIBRATION.empty_table())
     split = _map_split(work, SPLITS[1:], "unlabelled")
-    if mediator is not None and mediator.wccn is not None:
-        found = mediator.wccn
-        _save_array(split.place / "even.npy", found.whiten(found.project(split.views)))
+    whitened = scorer.whiten(split.views)
+    if whitened is not None:
+        _save_array(split.whitened, whitened)
     parts = _list_parts(work, split, "scored")
     jobs = [(split, rows, settings, work.scratch, target) for rows, target in parts]
     for _ in work.engine.map(score_part, jobs, label="mediate scores pairs"):
         pass
-    probability = np.concatenate([np.load(target)["probability"] for _, target in parts])
-    if not len(probability):
+    pairs, probability = _collect_scores(parts)
+    if not len(pairs):
         raise DataError("the neighbour graphs hold no pair of unlabelled images; raise knn.k")
-    if mediator is not None:
-        corrected = mediator.correct(probability)
-        probability = corrected.probability
-        facts["estimated_true_share"] = round(float(corrected.rate), 4)
-    if reading is not None:
-        from cdp.mediator.second_stage import score_second_stage
+    scores = scorer.finish(split.views, pairs, probability, len(split.sample_id))
+    if scores.rate is not None:
+        facts["estimated_true_share"] = round(float(scores.rate), 4)
+    if scorer.precision_curve is not None:
+        facts["threshold"] = scorer.threshold
+        facts["precision_curve"] = scorer.precision_curve.round(5).tolist()
+    _write_pairs(work, split.sample_id, parts, scores.probability)
+    return {"pairs": len(pairs), **facts}
 
-        pairs = _collect_pairs(parts)
-        count = len(split.sample_id)
-        again = score_second_stage(reading, split.views, pairs, probability, count)
-        probability, facts["estimated_true_share"] = again.probability, round(again.rate, 4)
-        facts["threshold"] = reading.threshold
-        facts["precision_curve"] = reading.precision_curve.round(5).tolist()
-    sample_id, row = split.sample_id, 0
+
+# ------------------------------------------------------------------------------------ the scorer
+
+
+def _fit_scorer(work: Work, settings: MediateSettings) -> Any:
+    """Train the pair scorer on the labelled split, and publish it."""
+    from dataclasses import replace
+
+    from safetensors.numpy import save_file
+
+    from cdp.mediator.curriculum import JointSet
+    from cdp.mediator.pair_scorer import PairScorer
+    from cdp.mediator.settings import MediatorSettings
+
+    if not work.input_facts("embed")["labelled"]:
+        raise DataError(
+            "the data set has no labelled image to train a mediator on. Without labels the "
+            "committee votes: mediate.method=vote"
+        )
+    split = _map_split(work, SPLITS[:1], "labelled")
+    joint = None
+    if settings.method == "extended" and work.input_facts("knn")["joint"]:
+        both = _map_split(work, SPLITS, JOINT)
+        joint = JointSet(both.views, both.graphs, _list_identities(work, both))
+    chosen = MediatorSettings.named(settings.method)
+    if settings.dropout:
+        chosen = replace(chosen, dropout=settings.dropout)
+    scorer = PairScorer.fit(
+        split.views,
+        split.graphs,
+        _list_identities(work, split),
+        settings=chosen,
+        candidates=settings.candidates,
+        joint=joint,
+        second_stage=settings.second_stage,
+        seed=work.seed,
+    )
+    save_file(scorer.state(), work.directory / SCORER)
+    return scorer
+
+
+def _make_voter(settings: MediateSettings) -> Any:
+    from cdp.committee.pairs import choose_candidates
+    from cdp.mediator.pair_scorer import PairVoter
+
+    return PairVoter(
+        min_similarity=settings.vote.min_similarity,
+        min_votes=settings.vote.min_votes,
+        candidates=settings.candidates or choose_candidates(settings.method),
+    )
+
+
+def _open_scorer(settings: MediateSettings, directory: Path) -> Any:
+    from safetensors.numpy import load_file
+
+    from cdp.mediator.pair_scorer import PairScorer
+
+    if settings.method == "vote":
+        return _make_voter(settings)
+    return PairScorer.from_state(load_file(directory / SCORER))
+
+
+def _describe_mediator(report: Any) -> dict[str, Any]:
+    """Facts about the mediator on held-out identities."""
+    return {
+        "labelled_pairs": report.pairs,
+        "calibration_error": round(report.expected_calibration_error, 4),
+        "mediator": {
+            "true_share": round(report.pair_rate, 4),
+            "auc": round(report.auc, 4),
+            "average_precision": round(report.average_precision, 4),
+        },
+    }
+
+
+def _list_identities(work: Work, split: Split) -> np.ndarray:
+    """The identity of every row, numbered; -1 for an unlabelled one."""
+    samples = work.read("ingest.samples", columns=["sample_id", "identity"]).to_pandas()
+    identity = samples.set_index("sample_id").identity[split.sample_id].factorize(sort=True)[0]
+    return identity.astype(np.int64)
+
+
+# -------------------------------------------------------------------------------------- scoring
+
+
+def score_part(
+    split: Split, rows: slice, settings: MediateSettings, scratch: Path, target: Path
+) -> None:
+    """The candidate pairs whose source lies in `rows`, with votes and first-stage probabilities."""
+    from cdp.committee.features import measure_affinity
+    from cdp.committee.pairs import make_pairs, vote_pairs
+
+    if target.exists():
+        return
+    scorer = _open_scorer(settings, scratch.parent)
+    pairs = make_pairs(split.graphs, candidates=scorer.candidates, rows=rows)
+    affinity = np.empty((len(pairs), len(split.members)), np.float32)
+    for number, view in enumerate(split.views):
+        measure_affinity(view, pairs, out=affinity[:, number], threads=1)
+    whitened = np.load(split.whitened, mmap_mode="r") if split.whitened.exists() else None
+    _save(
+        target,
+        source=pairs.source,
+        target=pairs.target,
+        vote=vote_pairs(split.graphs, pairs),
+        listings=np.asarray(pairs.listings),
+        base_similarity=affinity[:, 0],
+        probability=scorer.score_block(split.graphs, pairs, affinity, whitened, threads=1),
+    )
+
+
+def _collect_scores(parts: Sequence[tuple[slice, Path]]) -> tuple[PairTable, np.ndarray]:
+    """The pairs of all blocks; blocks follow each other by source, so they stay sorted."""
+    found = [np.load(target) for _, target in parts]
+    names = ("source", "target", "listings", "probability")
+    columns = [np.concatenate([part[name] for part in found]) for name in names]
+    return PairTable(*columns[:3]), columns[3]
+
+
+def _write_pairs(
+    work: Work, sample_id: np.ndarray, parts: Sequence[tuple[slice, Path]], probability: np.ndarray
+) -> None:
+    row = 0
     for number, (_, target) in enumerate(parts):
         scored = np.load(target)
         count = len(scored["source"])
@@ -141,117 +250,17 @@ def run(work: Work) -> Mapping[str, Any]:
         place = work.path("pairs") / f"part-{number:05d}.parquet"
         write_table(place, columns, PAIRS)
         row += count
-    return {"pairs": len(probability), **facts}
 
 
-# ---------------------------------------------------------------------------------- the mediator
-
-
-def _teach(work: Work, settings: MediateSettings) -> tuple[Any, Any]:
-    """Fit the mediator and its second reading on the labelled split; publish both."""
-    from dataclasses import replace
-
-    from safetensors.numpy import save_file
-
-    from cdp.committee.pairs import choose_candidates
-    from cdp.mediator.curriculum import JointSet
-    from cdp.mediator.pair_scorer import teach_mediator
-    from cdp.mediator.settings import MediatorSettings
-
-    split = _map_split(work, SPLITS[:1], "labelled")
-    joint = None
-    if settings.method == "extended" and work.input_facts("knn")["joint"]:
-        everyone = _map_split(work, SPLITS, JOINT)
-        joint = JointSet(everyone.views, everyone.graphs, _list_identities(work, everyone))
-    chosen = MediatorSettings.named(settings.method)
-    if settings.dropout:
-        chosen = replace(chosen, dropout=settings.dropout)
-    mediator, reading = teach_mediator(
-        split.views,
-        split.graphs,
-        _list_identities(work, split),
-        settings=chosen,
-        candidates=settings.candidates or choose_candidates(settings.method),
-        joint=joint,
-        second_stage=settings.second_stage,
-        seed=work.seed,
-    )
-    save_file(mediator.state(), work.directory / "mediator.safetensors")
-    if reading is not None:
-        save_file(reading.state(), work.directory / "second_stage.safetensors")
-    curve = mediator.report.reliability
+def _write_calibration(work: Work, curve: Any) -> None:
     work.write("calibration", {name: getattr(curve, name) for name in CALIBRATION.names})
-    return mediator, reading
-
-
-def _collect_pairs(parts: Sequence[tuple[slice, Path]]) -> PairTable:
-    """The pairs of all blocks; blocks follow each other by source, so they stay sorted."""
-    found = [np.load(target) for _, target in parts]
-    names = ("source", "target", "listings")
-    return PairTable(*(np.concatenate([part[name] for part in found]) for name in names))
-
-
-def _list_identities(work: Work, split: Split) -> np.ndarray:
-    """The person of every row, numbered; -1 for an unlabelled one."""
-    samples = work.read("ingest.samples", columns=["sample_id", "identity"]).to_pandas()
-    identity = samples.set_index("sample_id").identity[split.sample_id].factorize(sort=True)[0]
-    return identity.astype(np.int64)
-
-
-def score_part(
-    split: Split, rows: slice, settings: MediateSettings, scratch: Path, target: Path
-) -> None:
-    """The candidate pairs whose source lies in `rows`, with votes and raw probabilities."""
-    from cdp.committee.features import describe_pairs, measure_affinity
-    from cdp.committee.pairs import choose_candidates, make_pairs, vote_pairs
-    from cdp.committee.wccn import measure_cosines
-
-    if target.exists():
-        return
-    candidates = settings.candidates or choose_candidates(settings.method)
-    pairs = make_pairs(split.graphs, candidates=candidates, rows=rows)
-    vote = vote_pairs(split.graphs, pairs)
-    similarity = measure_affinity(split.views[0], pairs, threads=1)
-    if settings.method == "vote":
-        kept = (similarity > settings.vote.min_similarity) & (vote >= settings.vote.min_votes)
-        probability = np.where(kept, np.clip(similarity, 0, 1), 0).astype(np.float32)
-    else:
-        mediator = _open_mediator(scratch.parent / "mediator.safetensors")
-        features = describe_pairs(
-            split.views, split.graphs, pairs, variant=_find_variant(settings), threads=1
-        )
-        if mediator.wccn is not None:
-            features = np.column_stack([features, measure_cosines(split.even, pairs)])
-        probability = mediator.score(features)
-    _save(
-        target,
-        source=pairs.source,
-        target=pairs.target,
-        vote=vote,
-        listings=np.asarray(pairs.listings),
-        base_similarity=similarity,
-        probability=probability,
-    )
-
-
-def _open_mediator(path: Path) -> Any:
-    from safetensors.numpy import load_file
-
-    from cdp.mediator.ensemble import Mediator
-
-    return Mediator.from_state(load_file(path))
-
-
-def _find_variant(settings: MediateSettings) -> Any:
-    """The feature variant has the name of the method that reads it."""
-    return settings.method
 
 
 # -------------------------------------------------------------------------------------- mapping
 
 
 def _map_split(work: Work, splits: tuple[str, ...], name: str) -> Split:
-    """Lay the graphs `name`, and the views of the splits they span, out for mapping by workers."""
+    """Save the graphs `name`, and the views of the splits they span, as arrays workers can map."""
     members = tuple(member.name for member in work.config.committee.all)
     mapped = Split(work.scratch / name, members)
     mapped.place.mkdir(exist_ok=True)
@@ -294,8 +303,8 @@ def _list_parts(work: Work, split: Split, name: str) -> Sequence[tuple[slice, Pa
     ]
 
 
-def _save_array(path: Path, array: np.ndarray, draft: str = "even") -> None:
-    place = path.with_name(f"{draft}.draft")
+def _save_array(path: Path, array: np.ndarray, draft: str | None = None) -> None:
+    place = path.with_name(f"{draft or path.stem}.draft")
     with place.open("wb") as stream:
         np.save(stream, array)
     place.replace(path)
@@ -310,7 +319,7 @@ def _save(path: Path, **arrays: np.ndarray) -> None:
 
 STAGE = Stage(
     name="mediate",
-    version=9,
+    version=10,
     inputs=("ingest.samples", "embed.embeddings", "knn.neighbours"),
     outputs={"pairs": PAIRS, "calibration": CALIBRATION},
     reads=("committee", "mediate"),

@@ -1,29 +1,31 @@
-"""propagate: scored pairs -> pseudo-labels, and what is known of each cluster.
+"""propagate: scored pairs -> pseudo-labels, and the size and quality of each cluster.
 
 The contract:
 - `labels` has a row for every unlabelled image, in the order of `sample_id`; -1 is "none".
 - `clusters` has a row for every pseudo-label. `weakest_edge` is the lowest probability on the
-  cluster's maximum spanning tree: the link that holds it together. The medoid is the image with
-  the largest summed probability to the rest.
+  cluster's maximum spanning tree; above it the cluster would fall apart. The medoid is the image
+  with the largest summed probability to the rest.
 - `soft_labels` gives each image weights over nearby pseudo-labels, by diffusion along the pairs
   above the threshold; images without a label may have some.
-- What people decided in review is honoured, each word of it; see `cdp.review.constraints`.
+- The labels satisfy every decision of the review; see `cdp.review.constraints`.
 - Nothing above this stage depends on its settings.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
 
-from cdp.errors import ConfigError
 from cdp.types import UNLABELLED, PairTable
 from pipelines.decisions import find_keys, list_active, resolve_decisions
 from pipelines.stage import Stage, Work
 from pipelines.tables import list_pairs
+
+if TYPE_CHECKING:
+    from cdp.propagation.clustering import Clustering
 
 LABELS = pa.schema(
     [
@@ -66,11 +68,11 @@ def run(work: Work) -> Mapping[str, Any]:
     corrections, gone = resolve_decisions(work.decisions, find_keys(samples))
     if corrections:
         probability = settle_pairs(pairs, probability, corrections)
-    label, cut, facts = _label(work, pairs, probability, len(samples))
+    found = _cluster(work, pairs, probability, len(samples))
+    label, threshold = found.label, found.threshold
+    facts: dict[str, Any] = {"split": found.split, "threshold": threshold}
     if work.decisions:
-        label = apply_constraints(
-            label, pairs, probability, corrections, threshold=float(facts["threshold"])
-        )
+        label = apply_constraints(label, pairs, probability, corrections, threshold=threshold)
         facts |= {"corrections": len(list_active(work.decisions)), "corrected_images_gone": gone}
     clusters = _describe_clusters(pairs, probability, label)
     quality = estimate_quality(label, pairs, probability)
@@ -84,15 +86,13 @@ def run(work: Work) -> Mapping[str, Any]:
             "pseudo_label": label,
             "cluster_size": np.where(label == UNLABELLED, 0, size[label]),
             "confidence": quality.confidence,
-            "cut_threshold": cut,
+            "cut_threshold": found.cut_threshold,
         },
     )
     clusters["medoid_sample_id"] = sample_id[clusters.pop("medoid")]
     work.write("clusters", clusters)
     spread = work.config.propagate.soft_labels
-    soft = diffuse_labels(
-        label, pairs, probability, threshold=facts["threshold"], **spread.model_dump()
-    )
+    soft = diffuse_labels(label, pairs, probability, threshold=threshold, **spread.model_dump())
     if corrections:
         soft = bar_labels(soft, label, corrections)
     work.write(
@@ -115,57 +115,26 @@ def run(work: Work) -> Mapping[str, Any]:
     }
 
 
-def _label(
-    work: Work, pairs: PairTable, probability: np.ndarray, count: int
-) -> tuple[np.ndarray, np.ndarray, dict[str, Any]]:
-    from cdp.propagation.average_linkage import agglomerate
-    from cdp.propagation.rising_threshold import propagate_labels
-    from cdp.propagation.threshold import choose_cut
+def _cluster(work: Work, pairs: PairTable, probability: np.ndarray, count: int) -> Clustering:
+    from cdp.propagation.clustering import cluster_pairs
 
-    settings = work.config.propagate
-    split, threshold, target = settings.split, settings.threshold, settings.target_precision
-    if work.input_facts("mediate")["method"] == "vote":
-        # Votes are no probabilities: what was kept is kept, and there are no odds to average.
-        split, threshold = "raise_threshold", 0.0 if threshold == "auto" else threshold
-        if target is not None:
-            raise ConfigError(
-                "propagate.target_precision needs probabilities, and mediate.method=vote has none. "
-                "Train a mediator on labelled images, or leave the target out"
-            )
-    precision_curve = None
+    settings, scored = work.config.propagate, work.input_facts("mediate")
+    calibrated = scored["method"] != "vote"
+    threshold = settings.threshold
     if threshold == "auto":
-        # Where the evidence turns, unless the held-out people were better served elsewhere.
-        told = work.input_facts("mediate")
-        threshold = float(told.get("threshold", 0.5))
-        if split == "consensus":  # as the held-out people were split
-            precision_curve = np.array(told.get("precision_curve", []))
-    limit = {} if settings.max_size is None else {"max_size": settings.max_size}
-
-    def raise_threshold(level: float) -> Any:
-        return propagate_labels(
-            pairs, probability, count, threshold=level, step=settings.step, **limit
-        )
-
-    def choose(cut: Callable[[float], np.ndarray]) -> float:
-        if target is None:
-            return threshold
-        return choose_cut(
-            cut,
-            pairs,
-            probability,
-            target_precision=target,
-            loosest=threshold,
-            precision_curve=precision_curve,
-        )
-
-    if split == "raise_threshold":
-        threshold = choose(lambda level: raise_threshold(level).label)
-        found = raise_threshold(threshold)
-        return found.label, found.cut_threshold, {"split": split, "threshold": threshold}
-    merged = agglomerate(pairs, probability, count, threshold=threshold, **limit)
-    threshold = choose(merged.cut)
-    cut = np.full(count, threshold, np.float32)
-    return merged.cut(threshold), cut, {"split": split, "threshold": threshold}
+        threshold = scored.get("threshold", 0.5) if calibrated else 0.0
+    return cluster_pairs(
+        pairs,
+        probability,
+        count,
+        split=settings.split,
+        threshold=float(threshold),
+        max_size=settings.max_size,
+        step=settings.step,
+        target_precision=settings.target_precision,
+        precision_curve=np.array(scored.get("precision_curve", [])),
+        calibrated=calibrated,
+    )
 
 
 def _describe_clusters(

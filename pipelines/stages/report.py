@@ -1,12 +1,12 @@
-"""report: what came out, as a page to look at, one table, and a text a person can read.
+"""report: the results of a run as a page, a table and a short text.
 
 The contract:
-- `summary` holds every figure of the run as (section, name, value); `summary.txt` is the same for
-  the eye and is what the command line prints at the end.
+- `summary` holds every figure of the run as (section, name, value); `summary.txt` shows the main
+  ones as text and is printed by the command line at the end.
 - `report.html` is one file that needs no network and no other file: figures, tables, face sheets.
-  What a run does not have (images, truth, labels) its section says.
-- Every figure was measured by the stage that owns it, but for the curve by threshold, which is
-  drawn here from the pairs and, where known, the truth.
+  A section without data (images, ground truth, labels) says so.
+- Every figure is measured by the stage that owns it, except precision and recall by threshold,
+  which are measured here from the pairs and, where known, the ground truth.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ SUBJECTS = ("labelled_only", "labelled_pseudo", "distilled", "supervised")
 HEADLINES = ("accuracy", "tar@far=0.01", "rank-1", "tpir20@fpir=0.1")
 """Metrics of the text and the figure, where a run has them; tables have all."""
 PAGE = "report.html"
-THRESHOLDS = (
+THRESHOLDS = (  # of the curve of precision and recall
     0.02, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.98, 0.99, 0.995, 0.999,
 )  # fmt: skip
 
@@ -72,7 +72,7 @@ def _compose(work: Work, metrics: Any) -> str:
         "people, "
         f"{ingest['unlabelled']:,} unlabelled, {ingest['evaluation']:,} for evaluation, "
         f"{ingest['rejected']:,} set aside",
-        f"Pairs     {mediate['pairs']:,} candidate pairs of unlabelled images, judged by "
+        f"Pairs     {mediate['pairs']:,} candidate pairs of unlabelled images, scored by "
         f"{mediate['method']}",
         f"Clusters  {propagate['clusters']:,} pseudo-labels on {propagate['labelled']:,} images, "
         f"{propagate['unlabelled']:,} left without; largest {propagate['largest']:,}",
@@ -155,18 +155,18 @@ def _count_funnel(
 ) -> list[tuple[str, int, str]]:
     """(step, images, explanation), from all files to pseudo-labels."""
     ingest, cut = work.input_facts("ingest"), _find_cut(work)
-    near = np.zeros(len(labels), bool)
-    sure = probability > (0 if cut is None else cut)
-    near[pairs.source[sure]] = near[pairs.target[sure]] = True
+    paired = np.zeros(len(labels), bool)
+    above = probability > (0 if cut is None else cut)
+    paired[pairs.source[above]] = paired[pairs.target[above]] = True
     labelled = int((labels.pseudo_label != UNLABELLED).sum())
     return [
         ("images", int(ingest["images"]), "files the data manifest names"),
         ("rejected", int(ingest["rejected"]), "unreadable, too small or repeated"),
-        ("labelled", int(ingest["labelled"]), "of known people, to train on"),
-        ("held out", int(ingest["evaluation"]), "of other known people, to evaluate on"),
+        ("labelled", int(ingest["labelled"]), "of known identities, to train on"),
+        ("held out", int(ingest["evaluation"]), "of other known identities, to evaluate on"),
         ("unlabelled", len(labels), "to be pseudo-labelled"),
-        ("paired", int(near.sum()), "in a candidate pair above the cut"),
-        ("pseudo-labelled", labelled, "in a cluster of two or more"),
+        ("paired", int(paired.sum()), "in a candidate pair above the threshold"),
+        ("pseudo-labelled", labelled, "in a cluster of two or more images"),
         ("discarded", len(labels) - labelled, "left without a pseudo-label"),
     ]
 
@@ -179,7 +179,7 @@ def _find_cut(work: Work) -> float | None:
 def _draw_figures(
     work: Work, labels: Any, clusters: Any, pairs: PairTable, table: Any
 ) -> dict[str, Any]:
-    """Each figure of the page; one that cannot be drawn is missing."""
+    """The figures of the page by name; those without data are missing."""
     from pipelines.pages import figures
 
     label, cut = labels.pseudo_label.to_numpy(), _find_cut(work)
@@ -196,9 +196,9 @@ def _draw_figures(
     if len(calibration):
         drawn["reliability"] = figures.draw_reliability(calibration)
     curve = _sweep_thresholds(work, labels, pairs, table.probability.to_numpy())
-    odds = work.input_facts("mediate")["method"] != "vote"
+    calibrated = work.input_facts("mediate")["method"] != "vote"
     if len(curve.columns) > 1:
-        drawn["thresholds"] = figures.draw_thresholds(curve, cut, odds=odds)
+        drawn["thresholds"] = figures.draw_thresholds(curve, cut, odds=calibrated)
     for stage, name in (("train", "the committee"), ("retrain", "the recognizers")):
         if stage in work.upstream:
             history = work.read(f"{stage}.history").to_pandas()
@@ -208,49 +208,43 @@ def _draw_figures(
 
 
 def _sweep_thresholds(work: Work, labels: Any, pairs: PairTable, probability: np.ndarray) -> Any:
-    """Precision and recall were the cut elsewhere: as estimated, and by the truth if known."""
+    """Precision and recall at other thresholds: estimated, and by the ground truth if known.
+
+    Constraints of the review are left aside.
+    """
     import pandas as pd
 
     from cdp.metrics.clustering import score_pairwise
+    from cdp.propagation.clustering import sweep_thresholds
     from cdp.propagation.quality import estimate_quality
 
+    settings = work.config.propagate
     voted = work.input_facts("mediate")["method"] == "vote"
     known = bool(work.input_facts("ingest")["truth_known"])
     if known:
         truth = work.read("ingest.truth").to_pandas()
         identity = labels.merge(truth, on="sample_id", validate="one_to_one").identity
-        person = identity.factorize()[0].astype(np.int64)
+        truth_label = identity.factorize()[0].astype(np.int64)
+    cuts = sweep_thresholds(
+        pairs,
+        probability,
+        len(labels),
+        THRESHOLDS,
+        split=settings.split,
+        max_size=settings.max_size,
+        step=settings.step,
+        calibrated=not voted,
+    )
     rows = []
-    for threshold, label in _cut_everywhere(work, pairs, probability, len(labels)):
+    for threshold, label in zip(THRESHOLDS, cuts, strict=True):
         row = {"threshold": threshold}
         if not voted:  # votes are no probabilities: nothing can be estimated from them
             found = estimate_quality(label, pairs, probability)
             row |= {"estimated_precision": found.precision, "estimated_recall": found.recall}
         if known:
-            row["true_precision"], row["true_recall"], _ = score_pairwise(person, label)
+            row["true_precision"], row["true_recall"], _ = score_pairwise(truth_label, label)
         rows.append(row)
     return pd.DataFrame(rows)
-
-
-def _cut_everywhere(
-    work: Work, pairs: PairTable, probability: np.ndarray, count: int
-) -> list[tuple[float, np.ndarray]]:
-    """The labels this run's way of splitting gives at each threshold, corrections left aside."""
-    from cdp.propagation.average_linkage import agglomerate
-    from cdp.propagation.rising_threshold import build_forest, cut_forest
-
-    settings = work.config.propagate
-    if work.input_facts("propagate").get("split") == "raise_threshold":
-        limit = {} if settings.max_size is None else {"max_size": settings.max_size}
-        forest = build_forest(pairs, probability, count)
-        return [
-            (t, cut_forest(forest, threshold=t, step=settings.step, **limit).label)
-            for t in THRESHOLDS
-        ]
-    merged = agglomerate(
-        pairs, probability, count, threshold=THRESHOLDS[0], max_size=settings.max_size
-    )
-    return [(threshold, merged.cut(threshold)) for threshold in THRESHOLDS]
 
 
 def _list_recognizers(metrics: Any) -> list[dict[str, Any]]:

@@ -1,17 +1,17 @@
 """retrain: labelled + pseudo-labelled faces -> the low-resolution recognizer.
 
 The contract:
-- Two subjects with the same settings and seed: `labelled_only`, the yardstick to beat, and
-  `labelled_pseudo`, the product: one trunk, one head for each of the two disjoint sets of people,
-  losses weighted by each set's share of images. With a teacher there is a third, `distilled`: the
-  product, and every image, labelled or not, follows the teacher's vectors; so do `blends` of two
-  images. `student` says in what else it differs.
-- A person may be split over two clusters: two images that are perhaps one person, though of two
-  classes, are not pushed away from each other's class.
+- Two subjects with the same settings and seed: `labelled_only`, the baseline, and
+  `labelled_pseudo`, the product: one trunk, one head for each of the two disjoint sets of
+  identities, losses weighted by each set's share of images. With a teacher there is a third,
+  `distilled`: the product, and every image, labelled or not, is trained to follow the teacher's
+  vectors, `blends` of two or three images included. `student` holds its other settings.
+- An identity may be split over two clusters. Where two images of different classes match with more
+  than `mask_negatives_above`, each masks the other's class.
 - Images without a pseudo-label, and those of clusters smaller than `min_cluster_size`, are left out
-  of the heads, or with `leftovers: alone` each is a class of its own.
-- With `same_person: merge` the images of a cluster that looks like a labelled person move to that
-  person; `matches` says which.
+  of the heads, or with `leftovers: alone` each becomes a class.
+- With `same_person: merge` the images of a cluster that matches a labelled identity join that
+  identity; the table `matches` lists these clusters.
 - Truth about unlabelled images is never read here.
 """
 
@@ -59,7 +59,7 @@ def run(work: Work) -> Mapping[str, Any]:
     if labelled is not None:
         jobs["labelled_only"] = describe_job(work, "labelled_only", labelled, None)
     if labelled is not None and settings.same_person == "merge":
-        labelled, unlabelled = _merge_people(work, samples, labelled, unlabelled)
+        labelled, unlabelled = _merge_identities(work, samples, labelled, unlabelled)
     else:
         work.write("matches", MATCHES.empty_table())
     pseudo = select_clusters(
@@ -88,27 +88,27 @@ def run(work: Work) -> Mapping[str, Any]:
         histories.append(read_history(directory, subject))
     work.write("history", pa.concat_tables(histories))
     size = np.bincount(pseudo.label) if pseudo else np.empty(0, np.int64)
-    alone = int((size == 1).sum()) if settings.leftovers == "alone" else 0
+    leftovers = int((size == 1).sum()) if settings.leftovers == "alone" else 0
     return {
         "subjects": list(jobs),
         "labelled": len(labelled.paths) if labelled else 0,
-        "pseudo_labelled": int(size.sum()) - alone,
-        "pseudo_identities": len(size) - alone,
-        "leftovers": alone,
+        "pseudo_labelled": int(size.sum()) - leftovers,
+        "pseudo_identities": len(size) - leftovers,
+        "leftovers": leftovers,
     }
 
 
 def _read_pairs(work: Work) -> Any:
-    """Pairs that may well be of one person, (source, target); None where nothing is masked."""
-    least = work.config.retrain.mask_negatives_above
-    if least == 1:
+    """Pairs that mask each other's class, (source, target); None where nothing is masked."""
+    threshold = work.config.retrain.mask_negatives_above
+    if threshold == 1:
         return None
     pairs = work.read("mediate.pairs", columns=["source", "target", "probability"])
-    return pairs.filter(pc.field("probability") > least).to_pandas()
+    return pairs.filter(pc.field("probability") > threshold).to_pandas()
 
 
 def _read_soft(work: Work) -> Any:
-    """Weighted pseudo-labels of the images that have some: sample_id, pseudo_label, weight."""
+    """The soft pseudo-labels: sample_id, pseudo_label, weight."""
     if not work.locate("propagate.soft_labels").exists():
         raise DataError(
             "retrain.targets=soft needs the table propagate/soft_labels, which this run has not "
@@ -117,50 +117,50 @@ def _read_soft(work: Work) -> Any:
     return work.read("propagate.soft_labels").to_pandas()
 
 
-def _merge_people(
+def _merge_identities(
     work: Work, samples: Any, labelled: LabelledSet, unlabelled: Any
 ) -> tuple[LabelledSet, Any]:
-    """Move clusters that look like a labelled person to that person, and publish which."""
+    """Move the images of clusters that match a labelled identity to it, and publish the matches."""
     from cdp.recognizer.identity_matching import match_identities
 
     settings = work.config.retrain
-    viewer = find_teacher(work, settings.teacher or work.config.committee.base.name,
-                          settings.teacher_px)  # fmt: skip
-    everyone = LabelledSet(
+    matcher = find_teacher(work, settings.teacher or work.config.committee.base.name,
+                           settings.teacher_px)  # fmt: skip
+    unlabelled_set = LabelledSet(
         tuple(unlabelled.path), tuple(unlabelled.sha256), unlabelled.pseudo_label.to_numpy()
     )
     names = samples[samples.split == "labelled"].identity.factorize(sort=True)[1]
-    seen = embed_images(work, viewer, samples)
+    vectors = embed_images(work, matcher, samples)
     match = match_identities(
-        seen.take(labelled.sha256),
+        vectors.take(labelled.sha256),
         labelled.label,
-        seen.take(everyone.sha256),
-        everyone.label,
+        vectors.take(unlabelled_set.sha256),
+        unlabelled_set.label,
         far=settings.merge_far,
         unseen=_find_unseen(work, labelled, names),
     )
-    merged = np.flatnonzero(match.person != UNLABELLED)
+    merged = np.flatnonzero(match.identity != UNLABELLED)
     work.write(
         "matches",
         {
             "pseudo_label": merged,
-            "identity": [names[person] for person in match.person[merged]],
+            "identity": [names[identity] for identity in match.identity[merged]],
             "similarity": match.similarity[merged],
             "threshold": np.full(len(merged), match.threshold),
         },
     )
-    label = everyone.label
+    label = unlabelled_set.label
     moved = (label != UNLABELLED) & np.isin(label, merged)
     grown = LabelledSet(
         labelled.paths + tuple(unlabelled.path[moved]),
         labelled.sha256 + tuple(unlabelled.sha256[moved]),
-        np.concatenate([labelled.label, match.person[label[moved]]]),
+        np.concatenate([labelled.label, match.identity[label[moved]]]),
     )
     return grown, unlabelled[~moved]
 
 
 def _find_unseen(work: Work, labelled: LabelledSet, names: Any) -> np.ndarray | None:
-    """Images of the people no member was trained on; None when that is all of them."""
+    """Images of the identities no member was trained on; None when there are none."""
     if "train" not in work.upstream:
         return None
     people = work.read("train.people").to_pandas()
@@ -176,12 +176,12 @@ def _describe_distilled(
     unlabelled: Any,
     pseudo: LabelledSet | None,
 ) -> TrainingJob:
-    """The product and its teacher: pseudo-labels where there are some, vectors everywhere."""
+    """The job of the subject `distilled`: pseudo-labels where known, teacher vectors everywhere."""
     settings = work.config.retrain.describe_student()
     teacher = find_teacher(work, str(settings.teacher), settings.teacher_px)
-    known = set(pseudo.sha256) if pseudo else set()
-    rest = unlabelled[~unlabelled.sha256.isin(known)]
-    everyone = LabelledSet(
+    with_class = set(pseudo.sha256) if pseudo else set()
+    rest = unlabelled[~unlabelled.sha256.isin(with_class)]
+    unlabelled_set = LabelledSet(
         (pseudo.paths if pseudo else ()) + tuple(rest.path),
         (pseudo.sha256 if pseudo else ()) + tuple(rest.sha256),
         np.concatenate(
@@ -191,26 +191,26 @@ def _describe_distilled(
         if pseudo is None or pseudo.weight is None
         else np.concatenate([pseudo.weight, np.ones(len(rest), np.float32)]),
         None if pseudo is None else pseudo.soft,
-        None if pseudo is None else pseudo.masked,
+        None if pseudo is None else pseudo.masked_negatives,
     )
-    seen = embed_images(work, teacher, samples)
-    blended = None
+    found = embed_images(work, teacher, samples)
+    blends = None
     if settings.blends:
-        blended = embed_blends(work, teacher, samples, settings.blends, 2 * settings.input_px)
+        blends = embed_blends(work, teacher, samples, settings.blends, 2 * settings.input_px)
     vectors = TeacherVectors(
         f"{teacher.digest} {teacher.size_px} {settings.blends}",
-        None if labelled is None else seen.take(labelled.sha256),
-        seen.take(everyone.sha256),
+        None if labelled is None else found.take(labelled.sha256),
+        found.take(unlabelled_set.sha256),
         settings.distil_weight,
         settings.class_weight,
-        blended,
+        blends,
     )
-    return describe_job(work, "distilled", labelled, everyone, vectors, settings)
+    return describe_job(work, "distilled", labelled, unlabelled_set, vectors, settings)
 
 
 STAGE = Stage(
     name="retrain",
-    version=5,
+    version=6,
     inputs=(
         "ingest.samples",
         "train.history",

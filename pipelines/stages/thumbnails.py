@@ -1,9 +1,9 @@
-"""thumbnails: unlabelled images -> small pictures of them, for the report and for review.
+"""thumbnails: unlabelled images -> small WebP pictures for the report and the review page.
 
 The contract:
-- One WebP picture an image, at most `SIDE_PX` on a side; smaller faces are not enlarged.
-- Report and review show these and open no image file of the data set.
-- A part whose file is there is not made again.
+- One WebP picture an unlabelled image, at most `SIDE_PX` a side; smaller faces are not enlarged.
+- Report and review read only these, no image file of the data set.
+- A part whose file exists is not computed again.
 """
 
 from __future__ import annotations
@@ -22,7 +22,9 @@ from pipelines.tables import write_table
 THUMBNAILS = pa.schema([("sample_id", pa.int64()), ("image", pa.binary())])
 SIDE_PX = 64
 QUALITY = 55
+"""Of the WebP encoder, 0 to 100."""
 PART_SIZE = 1000
+"""Images a part."""
 
 
 def run(work: Work) -> Mapping[str, Any]:

@@ -1,11 +1,12 @@
-"""train: labelled samples -> the base and the committee members that are trained here.
+"""train: labelled samples -> the committee members that have a backbone.
 
 The contract:
-- Members that are ONNX files or checkpoints are not touched. Each trained member lies beside the
-  history as `<member>.safetensors`.
+- Members that are ONNX files or checkpoints are left as they are. Each trained member lies beside
+  the history as `<member>.safetensors`.
 - Member i is seeded by the run's seed plus i, so equal architectures still differ.
-- A model is surer of people it was trained on than of strangers. `mediator_share` of the labelled
-  people are therefore kept from the committee: `people` says who is whose.
+- A model separates identities it was trained on better than new ones. So the committee is not
+  trained on `mediator_share` of the labelled identities, which the mediator is fitted on: the table
+  `people` gives the role of each.
 """
 
 from __future__ import annotations
@@ -62,7 +63,7 @@ def run(work: Work) -> Mapping[str, Any]:
 
 
 def _keep_for_mediator(work: Work, trains: bool) -> set[str]:
-    """Draw the labelled people no member is trained on, and publish who is whose."""
+    """Draw the labelled identities no member is trained on, and publish the role of each."""
     samples = work.read("ingest.samples", columns=["split", "identity"]).to_pandas()
     names = np.sort(samples[samples.split == "labelled"].identity.unique())
     share = work.config.train.mediator_share if trains else 1.0

@@ -1,8 +1,8 @@
 """Training curves for TensorBoard, beside the history table.
 
 The contract:
-- One event file a model, written anew from the whole history after every epoch: a curve has no gap
-  after a restart and no point twice.
+- One event file a model, written again from the whole history after every epoch: after a restart a
+  curve has no gap and no point twice.
 - `tensorboard --logdir runs` shows them while a training runs; nothing in the pipeline reads them.
 """
 
@@ -16,7 +16,7 @@ CURVES = ("loss", "learning_rate", "accuracy")
 
 
 def write_curves(directory: Path, history: Iterable[Mapping[str, float]]) -> None:
-    """Write the curves of one training into a directory of their own.
+    """Write the curves of one training into a directory, which is emptied first.
 
     history : records with the keys of `CURVES` and `step`.
     """

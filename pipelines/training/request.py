@@ -1,19 +1,33 @@
-"""A training as plain values and arrays, the same in every process of a team."""
+"""One training as plain JSON values and named arrays, the same in every process of a team.
+
+The contract:
+- A request is JSON: it says all about a training but its images and labels.
+- Face sets travel as arrays named `<role>.<field>`, or `<role>.<field>.<column>` for a table:
+  `pseudo.images`, `pseudo.soft.row`. `name_arrays` and `read_face_sets` undo each other, but for
+  `min_size`: the sets of a run hold only classes that are large enough.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, fields, is_dataclass
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from pipelines.config import TrainingSettings
 
+if TYPE_CHECKING:
+    from cdp.recognizer.fit import FaceSet
+    from cdp.recognizer.recognizer import Recognizer
+
+ROLES = ("labelled", "pseudo", "extra")
+"""The face sets of `train_recognizer`, by the names of its parameters."""
+
 
 @dataclass(frozen=True)
 class TrainingRequest:
-    """All of a training but its arrays, in plain JSON values.
+    """All of a training but its face sets, in plain JSON values.
 
     settings : the fields of `TrainingSettings`.
     checkpoint : path of the state to go on from, or None.
@@ -30,69 +44,68 @@ class TrainingRequest:
     checkpoint: str | None
 
 
-def train_arrays(
+def train_requested(
     request: TrainingRequest,
-    arrays: Mapping[str, np.ndarray],
+    face_sets: Mapping[str, FaceSet],
     device: str,
     on_epoch: Callable[[dict[str, Any]], None] | None = None,
-) -> tuple[Any, list[dict[str, float]]]:
-    """Train what was requested on these arrays; result as `train_recognizer`."""
+) -> tuple[Recognizer, list[dict[str, float]]]:
+    """Train what was requested on the sets of these `ROLES`; result as `train_recognizer`."""
     from safetensors.torch import load_file
 
-    from cdp.images.degradation import get_degradation
     from cdp.recognizer.fit import train_recognizer
-    from cdp.training.plan import TrainingPlan
-    from cdp.training.sets import MaskedNegatives, SoftTargets
 
     settings = TrainingSettings.model_validate(request.settings)
-    plan = TrainingPlan(
-        epochs=settings.epochs,
-        batch_size=settings.batch_size,
-        optimizer=settings.optimizer,
-        learning_rate=settings.learning_rate,
-        weight_decay=settings.weight_decay,
-        warmup_epochs=settings.warmup_epochs,
-        margin_warmup_epochs=settings.margin_warmup_epochs,
-        gradient_clip=settings.gradient_clip,
-        ema_decay=settings.ema_decay,
-        distil_weight=request.distil_weight,
-        class_weight=request.class_weight,
-        degradation=get_degradation(settings.degradation),
-        seed=request.seed,
-    )
-    soft = None
-    if "soft_row" in arrays:
-        soft = SoftTargets(arrays["soft_row"], arrays["soft_label"], arrays["soft_weight"])
-    masked = None
-    if "masked_row" in arrays:
-        masked = MaskedNegatives(arrays["masked_row"], arrays["masked_label"])
     return train_recognizer(
-        arrays.get("images"),
-        arrays.get("label"),
-        arrays.get("pseudo_images"),
-        arrays.get("pseudo_label"),
-        confidence=arrays.get("confidence"),
-        soft=soft,
-        masked=masked,
-        teacher=arrays.get("teacher"),
-        pseudo_teacher=arrays.get("pseudo_teacher"),
-        more_images=arrays.get("more_images"),
-        more_teacher=arrays.get("more_teacher"),
-        share=request.pseudo_share,
-        plan=plan,
-        min_size=1,
-        sampling=settings.sampling,
-        images_per_identity=settings.images_per_identity,
-        backbone=request.backbone,
-        width=request.width,
-        input_px=settings.input_px,
-        embedding_dim=settings.embedding_dim,
-        head=settings.head,
-        head_params=settings.head_options,
-        auxiliaries=settings.auxiliary,
-        sampled_classes=settings.sampled_classes,
+        *(face_sets.get(role) for role in ROLES),
+        spec=settings.make_spec(request.backbone, request.width),
+        plan=settings.make_plan(
+            seed=request.seed,
+            distil_weight=request.distil_weight,
+            class_weight=request.class_weight,
+        ),
+        pseudo_share=request.pseudo_share,
         device=device,
         resume=None if request.checkpoint is None else load_file(request.checkpoint),
         on_epoch=on_epoch,
         description=request.name,
     )
+
+
+def name_arrays(face_sets: Mapping[str, FaceSet]) -> dict[str, np.ndarray]:
+    """Every array of some face sets by name; what a set lacks is missing."""
+    found: dict[str, np.ndarray] = {}
+
+    def collect(name: str, value: Any) -> None:
+        if isinstance(value, np.ndarray):
+            found[name] = value
+        elif is_dataclass(value):
+            for field in fields(value):
+                collect(f"{name}.{field.name}", getattr(value, field.name))
+
+    for role, faces in face_sets.items():
+        collect(role, faces)
+    return found
+
+
+def read_face_sets(arrays: Mapping[str, np.ndarray]) -> dict[str, FaceSet]:
+    """The face sets whose arrays `name_arrays` has named."""
+    from cdp.recognizer.fit import FaceSet
+    from cdp.training.sets import MaskedNegatives, SoftTargets
+
+    tables = {"soft": SoftTargets, "masked_negatives": MaskedNegatives}
+    values: dict[str, dict[str, Any]] = {}
+    for name, array in arrays.items():
+        role, field, *column = name.split(".")
+        of_role = values.setdefault(role, {})
+        if column:
+            of_role.setdefault(field, {})[column[0]] = array
+        else:
+            of_role[field] = array
+    return {
+        role: FaceSet(
+            **{name: tables[name](**value) if name in tables else value
+               for name, value in of_role.items()}
+        )
+        for role, of_role in values.items()
+    }  # fmt: skip

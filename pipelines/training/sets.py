@@ -1,4 +1,11 @@
-"""What a model is trained on: images with labels, by content."""
+"""What a model is trained on: images with labels, by content, and the job of training on them.
+
+The contract:
+- A set names its images by path and content; nothing is read here.
+- The digest of a set covers content, labels, weights and tables, in order: it is part of the key
+  under which a trained model is found again.
+- Classes are numbered 0 .. classes-1 in the order of their numbers or names before.
+"""
 
 from __future__ import annotations
 
@@ -16,20 +23,17 @@ from pipelines.stage import Work
 
 if TYPE_CHECKING:
     from cdp.training.sets import MaskedNegatives, SoftTargets
-if TYPE_CHECKING:
-    from cdp.training.sets import MaskedNegatives
 
 
 @dataclass(frozen=True)
 class LabelledSet:
-    """Samples with classes: what one head is trained on.
+    """Images with classes: what one head is trained on.
 
-    paths, sha256 : (n,) what to read, and its content.
-    label : (n,) int64, 0 .. classes - 1; -1 for an image that only a teacher has something to say
-        of.
-    weight : (n,) float32 per image, or None for all equal.
+    paths, sha256 : (n,) the files, and their content.
+    label : (n,) int64, 0 .. classes-1; -1 for an image that is used for distillation only.
+    weight : (n,) float32 factor on each image's loss, or None for all equal.
     soft : SoftTargets or None, the weighted classes of some rows.
-    masked : MaskedNegatives or None, the classes some rows may belong to beside their own.
+    masked_negatives : MaskedNegatives or None, classes that some rows leave out of their negatives.
     """
 
     paths: tuple[str, ...]
@@ -37,10 +41,10 @@ class LabelledSet:
     label: np.ndarray
     weight: np.ndarray | None = None
     soft: SoftTargets | None = None
-    masked: MaskedNegatives | None = None
+    masked_negatives: MaskedNegatives | None = None
 
     def digest(self) -> str:
-        """Over content, labels and weights, in order."""
+        """SHA-256 over content, labels, weights and tables, in order."""
         total = hashlib.sha256("\n".join(self.sha256).encode())
         total.update(np.ascontiguousarray(self.label, np.int64).tobytes())
         if self.weight is not None:
@@ -49,20 +53,18 @@ class LabelledSet:
             for values in (self.soft.row, self.soft.label):
                 total.update(np.ascontiguousarray(values, np.int64).tobytes())
             total.update(np.ascontiguousarray(self.soft.weight, np.float64).tobytes())
-        if self.masked is not None:
+        if self.masked_negatives is not None:
             total.update(b"spared")
-            for values in (self.masked.row, self.masked.label):
+            for values in (self.masked_negatives.row, self.masked_negatives.label):
                 total.update(np.ascontiguousarray(values, np.int64).tobytes())
         return total.hexdigest()
 
 
 @dataclass(frozen=True)
 class TrainingJob:
-    """One model to be had: an architecture, and what its one or two heads are trained on.
+    """One model to be trained: an architecture, its settings and its one or two labelled sets.
 
-    pseudo_share : as `train_recognizer`'s share.
-    teacher : key and vectors (n, t) of the labelled and (u, t) of the pseudo-labelled images, and
-        the weight of following them; None without a teacher.
+    pseudo_share : as in `train_recognizer`.
     """
 
     name: str
@@ -78,18 +80,20 @@ class TrainingJob:
 
 @dataclass(frozen=True)
 class TeacherVectors:
-    """What a teacher says of the images of a job; `digest` stands for all of it in the key.
+    """A teacher's vectors of the images of a job.
 
-    weight, class_weight : of the distance to them, and of the classes beside it.
-    more : faces (m, s, s, 3) uint8 that only the teacher knows, and its vectors of them, or None.
+    digest : stands for all vectors in the model's key.
+    labelled, pseudo : (n, t) and (u, t) float32 of unit length, or None for a set that is missing.
+    distil_weight, class_weight : as in `TrainingPlan`.
+    extra : faces (m, s, s, 3) uint8 that are used for distillation only, and the vectors of them.
     """
 
     digest: str
     labelled: np.ndarray | None
     pseudo: np.ndarray | None
-    weight: float
+    distil_weight: float
     class_weight: float
-    more: tuple[np.ndarray, np.ndarray] | None = None
+    extra: tuple[np.ndarray, np.ndarray] | None = None
 
 
 def describe_job(
@@ -100,7 +104,7 @@ def describe_job(
     teacher: TeacherVectors | None = None,
     settings: RetrainSettings | None = None,
 ) -> TrainingJob:
-    """The recognizer trained on these sets, with the settings every subject shares, or its own."""
+    """The training of one subject, by the settings of `retrain` unless others are given."""
     settings = settings or work.config.retrain
     return TrainingJob(
         subject,
@@ -115,6 +119,21 @@ def describe_job(
     )
 
 
+def select_labelled(work: Work, without: Collection[str] = ()) -> LabelledSet:
+    """The labelled images but those of some identities; classes in the order of the names."""
+    samples = work.read("ingest.samples").to_pandas()
+    labelled = samples[(samples.split == "labelled") & ~samples.identity.isin(list(without))]
+    identities = labelled.identity.nunique()
+    if identities < 2:
+        raise DataError(
+            "training needs labelled images of at least 2 people, the data set has "
+            f"{identities}. Add labelled images, or give the committee ONNX files or checkpoints "
+            "only and vote: mediate.method=vote"
+        )
+    label = labelled.identity.factorize(sort=True)[0].astype(np.int64)
+    return LabelledSet(tuple(labelled.path), tuple(labelled.sha256), label)
+
+
 def select_clusters(
     samples: Any,
     column: str,
@@ -125,52 +144,65 @@ def select_clusters(
     alone: bool = False,
     pairs: Any = None,
 ) -> LabelledSet | None:
-    """Samples of classes with at least `min_size` images; None when there are fewer than two.
+    """Images of classes with at least `min_size` images; None when there are fewer than two.
 
-    soft : table of (sample_id, pseudo_label, weight) or None; what it says of classes that are left
-        out is dropped.
-    alone : every other sample is kept too, as a class of its own.
-    pairs : table of (source, target), samples that may be of one person, or None. Of two classes,
-        each is masked the other's.
+    samples : table of (sample_id, path, sha256, `column`), ascending by sample_id.
+    column : of the classes; `UNLABELLED` is none.
+    weigh : whether an image's loss is weighted by its `confidence`.
+    soft : table of (sample_id, pseudo_label, weight) or None; its lines of classes and images that
+        are left out are dropped.
+    alone : every other image is kept too, each in a class of its own.
+    pairs : table of (source, target) or None, images that may be of one identity. Where the two are
+        of different classes, each masks the other's.
     """
     from cdp.recognizer.fit import select_classes
-    from cdp.training.sets import SoftTargets
 
     classes = samples[column].to_numpy()
     if classes.dtype.kind not in "iu":
         classes = samples[column].factorize(sort=True)[0]
     if alone:
-        lonely = np.ones(len(classes), bool)
-        lonely[select_classes(classes, min_size=min_size)[0]] = False
-        start = int(classes.max(initial=UNLABELLED)) + 1
-        classes = classes.copy()
-        classes[lonely] = start + np.arange(lonely.sum())
+        classes = _number_leftovers(classes, min_size)
         min_size = 1
     rows, label = select_classes(classes, min_size=min_size)
     numbers = np.unique(classes[rows])
     if len(numbers) < 2:
         return None
-    masked = None
+    masked = targets = None
     if pairs is not None:
         masked = _mask_pairs(samples.sample_id.to_numpy(), pairs, classes)
         masked = masked.renumber(rows, numbers)
+    if soft is not None:
+        targets = _list_targets(samples.sample_id, soft).renumber(rows, numbers)
     chosen = samples.iloc[rows]
     weight = chosen.confidence.to_numpy(np.float32) if weigh else None
-    targets = None
-    if soft is not None:
-        soft = soft.sort_values(["sample_id", "pseudo_label"])
-        place = np.searchsorted(samples.sample_id, soft.sample_id)
-        known = np.isin(soft.sample_id, samples.sample_id) & (soft.weight > 0).to_numpy()
-        targets = SoftTargets(
-            place[known],
-            soft.pseudo_label.to_numpy()[known],
-            soft.weight.to_numpy(np.float64)[known],
-        ).renumber(rows, numbers)
     return LabelledSet(tuple(chosen.path), tuple(chosen.sha256), label, weight, targets, masked)
 
 
+def _number_leftovers(classes: np.ndarray, min_size: int) -> np.ndarray:
+    """Give each image without a class, or of too small a one, a new class."""
+    from cdp.recognizer.fit import select_classes
+
+    left = np.ones(len(classes), bool)
+    left[select_classes(classes, min_size=min_size)[0]] = False
+    numbered = classes.copy()
+    numbered[left] = int(classes.max(initial=UNLABELLED)) + 1 + np.arange(left.sum())
+    return numbered
+
+
+def _list_targets(sample_id: Any, soft: Any) -> SoftTargets:
+    """The table of soft labels by row of `sample_id`, ascending; weights of 0 are dropped."""
+    from cdp.training.sets import SoftTargets
+
+    soft = soft.sort_values(["sample_id", "pseudo_label"])
+    place = np.searchsorted(sample_id, soft.sample_id)
+    known = np.isin(soft.sample_id, sample_id) & (soft.weight > 0).to_numpy()
+    return SoftTargets(
+        place[known], soft.pseudo_label.to_numpy()[known], soft.weight.to_numpy(np.float64)[known]
+    )
+
+
 def _mask_pairs(sample_id: np.ndarray, pairs: Any, classes: np.ndarray) -> MaskedNegatives:
-    """The two of each pair that have two classes, and the class of the other.
+    """The two images of each pair that have different classes, and the class of the other.
 
     sample_id, classes : (n,), ascending; of every sample. `UNLABELLED` is no class.
     """
@@ -186,18 +218,3 @@ def _mask_pairs(sample_id: np.ndarray, pairs: Any, classes: np.ndarray) -> Maske
     numbers = int(classes.max(initial=0)) + 1
     row, label = np.divmod(np.unique(row * numbers + label), numbers)
     return MaskedNegatives(row, label)
-
-
-def select_labelled(work: Work, without: Collection[str] = ()) -> LabelledSet:
-    """The labelled samples but those of some people, people numbered in order of name."""
-    samples = work.read("ingest.samples").to_pandas()
-    labelled = samples[(samples.split == "labelled") & ~samples.identity.isin(list(without))]
-    people = labelled.identity.nunique()
-    if people < 2:
-        raise DataError(
-            f"training needs labelled images of at least 2 people, the data set has {people}. "
-            "Add labelled images, or give the committee ONNX files or checkpoints only and vote: "
-            "mediate.method=vote"
-        )
-    label = labelled.identity.factorize(sort=True)[0].astype(np.int64)
-    return LabelledSet(tuple(labelled.path), tuple(labelled.sha256), label)

@@ -1,11 +1,12 @@
-"""Vectors of every training image by one committee member, made once and kept.
+"""A teacher's vectors of every training image, computed once and kept.
 
 The contract:
-- A table lies beside the trained models under a key of all that determines it: the member's file,
-  the images' content, the side they are seen at. It holds every training image, whatever its label:
-  neither other pseudo-labels nor what the student does with it embed anything again.
-- The teacher sees faces as they came unless told otherwise: it is there for what the student's
-  small input does not show.
+- The teacher is a committee member. Its vectors lie beside the trained models under a key of all
+  that determines them: the member's file, the images' content, the side they are reduced to. They
+  cover every training image, whatever its label, so that other pseudo-labels or other settings of
+  the student embed nothing again.
+- By default the teacher embeds faces at full resolution: it adds what the student's small input
+  lacks.
 """
 
 from __future__ import annotations
@@ -25,16 +26,16 @@ from pipelines.stage import Work
 
 PART_SIZE = 512
 AGAIN_SHARE = 0.3
-"""Of the blends are blended once more, with a third face."""
+"""Share of the blends that are blended once more, with a third face."""
 
 
 @dataclass(frozen=True)
 class Teacher:
-    """A committee member that shows the way.
+    """A committee member whose vectors a student is trained to follow.
 
-    origin : the file it is read from.
-    digest : of its bytes.
-    size_px : side its faces are reduced to first; None shows them as they came.
+    origin : its file.
+    digest : SHA-256 of its bytes.
+    size_px : side the faces are reduced to first; None keeps them as they are.
     """
 
     name: str
@@ -58,16 +59,16 @@ def find_teacher(work: Work, name: str, size_px: int | None) -> Teacher:
 
 @dataclass(frozen=True)
 class Vectors:
-    """What a teacher says of images.
+    """A teacher's vectors of images, by content.
 
-    sha256 : (n,) str, ascending, of their content. rows : (n, d) float32 of unit length.
+    sha256 : (n,) str, ascending, of the images' content. rows : (n, d) float32 of unit length.
     """
 
     sha256: np.ndarray
     rows: np.ndarray
 
     def take(self, sha256: Sequence[str]) -> np.ndarray:
-        """(m, d) float32, of images that are among them."""
+        """(m, d) float32, the vectors of some of the images."""
         return self.rows[np.searchsorted(self.sha256, np.asarray(sha256))]
 
 
@@ -85,7 +86,7 @@ def embed_images(work: Work, teacher: Teacher, samples: Any) -> Vectors:
                 (work.dataset, paths[row : row + PART_SIZE], teacher, work.runtime.device)
                 for row in range(0, len(paths), PART_SIZE)
             ]
-            label = f"{work.stage.name} asks {teacher.name}"
+            label = f"{work.stage.name} embeds with {teacher.name}"
             found = ((rows,) for rows in work.engine.map(embed_part, parts, label=label))
             path.parent.mkdir(parents=True, exist_ok=True)
             _write_rows((path,), len(paths), found)
@@ -103,7 +104,7 @@ def embed_blends(
 ) -> tuple[np.ndarray, np.ndarray]:
     """Blends of two images of a table, some of three, and the teacher's vectors of them, mapped.
 
-    side_px : side the blends are reduced to once the teacher has seen them.
+    side_px : side the blends are reduced to after the teacher has embedded them.
 
     Returns (count, side_px, side_px, 3) uint8 and (count, d) float32 of unit length. They follow
     from the images and the run's seed.
@@ -127,7 +128,7 @@ def embed_blends(
                  again[rows], seeds[rows], teacher, side_px, work.runtime.device)
                 for rows in (slice(at, at + PART_SIZE) for at in range(0, count, PART_SIZE))
             ]  # fmt: skip
-            label = f"{work.stage.name} asks {teacher.name} about blends"
+            label = f"{work.stage.name} embeds blends with {teacher.name}"
             place.mkdir(parents=True, exist_ok=True)
             found = work.engine.map(embed_blends_part, parts, label=label)
             _write_rows((place / "faces.npy", place / "vectors.npy"), count, found)
@@ -136,7 +137,7 @@ def embed_blends(
 
 
 def _write_rows(files: Sequence[Path], count: int, parts: Iterator[tuple[np.ndarray, ...]]) -> None:
-    """Arrays of `count` rows, file by file as their parts arrive; each is there whole or not."""
+    """Write arrays of `count` rows as their parts arrive; a file gets its name when it is whole."""
     drafts = [file.with_suffix(".draft") for file in files]
     at = 0
     for part in parts:
@@ -163,7 +164,8 @@ def embed_blends_part(
     """Some blends, reduced, and their vectors.
 
     paths : of the first, the second and the third faces.
-    again : (n,) bool, blends that are blended with the third. seeds : (n, 2) int64, of both times.
+    again : (n,) bool, whether a blend is blended once more, with the third face.
+    seeds : (n, 2) int64, of the first and the second blending.
     """
     from cdp.images.blending import blend_faces
 
@@ -172,11 +174,11 @@ def embed_blends_part(
     if again.any():
         third = dataset.read_faces([paths[2][row] for row in np.flatnonzero(again).tolist()])
         blends[again] = blend_faces(blends[again], third, seeds[again, 1])
-    embedder = open_embedder(teacher.origin, teacher.origin.stat().st_mtime_ns, device)
+    embedder = open_embedder(teacher.origin, device)
     return reduce_to(blends, side_px), embedder.embed(reduce_to(blends, teacher.size_px))[0]
 
 
 def embed_part(dataset: Dataset, paths: tuple[str, ...], teacher: Teacher, device: str) -> Any:
-    """Some images as the teacher sees them, (n, d) float32."""
-    embedder = open_embedder(teacher.origin, teacher.origin.stat().st_mtime_ns, device)
+    """The teacher's vectors of some images, (n, d) float32."""
+    embedder = open_embedder(teacher.origin, device)
     return embedder.embed(reduce_to(dataset.read_faces(paths), teacher.size_px))[0]

@@ -1,12 +1,12 @@
-"""Trained models on disk: each is trained once, whoever asks for it.
+"""Trained models on disk: each is trained once and found again by its key.
 
 The contract:
 - A model lies under a key of all that determines it (architecture, settings, seed, the pixels and
   labels it is trained on, the version of the training code), so a member added to the committee or
   a changed threshold trains nothing again that exists.
-- A checkpoint follows every epoch; training that was killed goes on from the last one and ends
-  with the same weights.
-- Weights are safetensors; the architecture stands in the file's header.
+- A checkpoint is written after every epoch; a training that was killed goes on from the last one
+  and ends with the same weights.
+- Weights are safetensors; the file's header holds the architecture.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import logging
 import os
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -27,8 +27,13 @@ from pipelines.files import digest_json, drop_drafts, open_atomically, reserve_a
 from pipelines.members import reduce_to
 from pipelines.stage import Work
 from pipelines.tables import write_table
-from pipelines.training.request import TrainingRequest, train_arrays
+from pipelines.training.curves import write_curves
+from pipelines.training.request import TrainingRequest, train_requested
 from pipelines.training.sets import LabelledSet, TrainingJob
+from pipelines.training.team import share_training
+
+if TYPE_CHECKING:
+    from cdp.recognizer.fit import FaceSet
 
 log = logging.getLogger("cdp")
 
@@ -53,29 +58,13 @@ CHECKPOINT, CURVES, WHOLE = "checkpoint.safetensors", "curves", "whole"
 def train_once(work: Work, job: TrainingJob) -> Path:
     """Train the model, or find it trained; return its directory."""
     store = work.runtime.store
-    key = digest_json(
-        {
-            "version": TRAINING_VERSION,
-            "backbone": job.backbone,
-            "width": job.width,
-            "settings": {
-                name: getattr(job.settings, name) for name in TrainingSettings.model_fields
-            },
-            "seed": job.seed,
-            "source_px": work.dataset.manifest.size_px,
-            "labelled": job.labelled and job.labelled.digest(),
-            "pseudo": job.pseudo and job.pseudo.digest(),
-            "pseudo_share": job.pseudo_share,
-            "teacher": job.teacher
-            and [job.teacher.digest, job.teacher.weight, job.teacher.class_weight],
-        }
-    )
+    key = _digest_job(work, job)
     directory = store.model_directory(key)
 
-    def tell(holder: str) -> None:
+    def report_waiting(holder: str) -> None:
         log.info("          waiting for %s, which is training the same model", holder)
 
-    with store.lock(f"model/{key[:20]}", wait=True, waiting=tell):
+    with store.lock(f"model/{key[:20]}", wait=True, waiting=report_waiting):
         if directory.is_dir() and work.fresh:
             shutil.rmtree(directory)
         if not directory.is_dir():
@@ -91,8 +80,29 @@ def train_once(work: Work, job: TrainingJob) -> Path:
     return directory
 
 
+def _digest_job(work: Work, job: TrainingJob) -> str:
+    """The key of a model: all that determines its weights."""
+    teacher = job.teacher
+    return digest_json(
+        {
+            "version": TRAINING_VERSION,
+            "backbone": job.backbone,
+            "width": job.width,
+            "settings": {
+                name: getattr(job.settings, name) for name in TrainingSettings.model_fields
+            },
+            "seed": job.seed,
+            "source_px": work.dataset.manifest.size_px,
+            "labelled": job.labelled and job.labelled.digest(),
+            "pseudo": job.pseudo and job.pseudo.digest(),
+            "pseudo_share": job.pseudo_share,
+            "teacher": teacher and [teacher.digest, teacher.distil_weight, teacher.class_weight],
+        }
+    )
+
+
 def copy_model(work: Work, directory: Path, name: str) -> Path:
-    """Give the stage its own name for a model; the bytes are shared where links are possible."""
+    """Link a model into the stage's folder under `name`, or copy it where links are impossible."""
     target = work.directory / f"{name}.safetensors"
     with open_atomically(target) as draft:
         try:
@@ -103,7 +113,7 @@ def copy_model(work: Work, directory: Path, name: str) -> Path:
 
 
 def copy_curves(work: Work, directory: Path, name: str) -> None:
-    """Put a model's curves where `tensorboard --logdir runs/<run>` finds them under its name."""
+    """Copy a model's curves to where `tensorboard --logdir runs/<run>` lists them by name."""
     target = work.directory / CURVES / name
     shutil.rmtree(target, ignore_errors=True)
     if (directory / CURVES).is_dir():
@@ -111,7 +121,7 @@ def copy_curves(work: Work, directory: Path, name: str) -> None:
 
 
 def read_history(directory: Path, name: str) -> pa.Table:
-    """The training history of one model, under the name its stage gives it."""
+    """The training history of one model, with `name` in the column `model`."""
     import pyarrow.parquet as pq
 
     table = pq.read_table(directory / "history.parquet", schema=HISTORY)
@@ -122,8 +132,6 @@ def _train(work: Work, job: TrainingJob, draft: Path) -> None:
     from safetensors.torch import save_file
 
     from cdp.training.plan import HISTORY as COLUMNS
-    from pipelines.training.curves import write_curves
-    from pipelines.training.team import share_training
 
     checkpoint = draft / CHECKPOINT
 
@@ -133,6 +141,7 @@ def _train(work: Work, job: TrainingJob, draft: Path) -> None:
         history = [dict(zip(COLUMNS, row, strict=True)) for row in state["history"].tolist()]
         write_curves(draft / CURVES, history)
 
+    teacher = job.teacher
     request = TrainingRequest(
         name=f"{work.stage.name} {job.name}",
         backbone=job.backbone,
@@ -140,13 +149,13 @@ def _train(work: Work, job: TrainingJob, draft: Path) -> None:
         settings=job.settings.model_dump(include=set(TrainingSettings.model_fields)),
         seed=job.seed,
         pseudo_share=job.pseudo_share,
-        distil_weight=0.0 if job.teacher is None else job.teacher.weight,
-        class_weight=1.0 if job.teacher is None else job.teacher.class_weight,
+        distil_weight=0.0 if teacher is None else teacher.distil_weight,
+        class_weight=1.0 if teacher is None else teacher.class_weight,
         checkpoint=str(checkpoint.resolve()) if checkpoint.exists() else None,
     )
-    arrays = _collect_arrays(work, job)
-    share_training(work.scratch, request, arrays)
-    model, history = train_arrays(request, arrays, work.runtime.device, keep)
+    face_sets = _load_face_sets(work, job)
+    share_training(work.scratch, request, face_sets)
+    model, history = train_requested(request, face_sets, work.runtime.device, keep)
     with open_atomically(draft / "weights.safetensors") as path:
         model.save(path)
     columns = {name: [row[name] for row in history] for name in HISTORY.names if name != "model"}
@@ -154,32 +163,35 @@ def _train(work: Work, job: TrainingJob, draft: Path) -> None:
     write_text(draft / WHOLE, "")
 
 
-def _collect_arrays(work: Work, job: TrainingJob) -> dict[str, np.ndarray]:
-    """What is trained on, by the names `train_arrays` knows; what there is none of is missing."""
-    arrays: dict[str, np.ndarray | None] = {}
-    for prefix, each in (("", job.labelled), ("pseudo_", job.pseudo)):
+def _load_face_sets(work: Work, job: TrainingJob) -> dict[str, FaceSet]:
+    """The face sets of a job by their role in `train_recognizer`; absent sets are missing."""
+    from cdp.recognizer.fit import FaceSet
+
+    found = {}
+    teacher = job.teacher
+    for role, each, vectors in (
+        ("labelled", job.labelled, None if teacher is None else teacher.labelled),
+        ("pseudo", job.pseudo, None if teacher is None else teacher.pseudo),
+    ):
         if each is not None:
-            arrays[f"{prefix}images"] = _load_faces(work, each, job.settings.input_px)
-            arrays[f"{prefix}label"] = each.label
-    if job.pseudo is not None:
-        arrays["confidence"] = job.pseudo.weight
-        if job.pseudo.soft is not None:
-            soft = job.pseudo.soft
-            arrays |= {"soft_row": soft.row, "soft_label": soft.label, "soft_weight": soft.weight}
-        if job.pseudo.masked is not None:
-            masked = job.pseudo.masked
-            arrays |= {"masked_row": masked.row, "masked_label": masked.label}
-    if job.teacher is not None:
-        arrays |= {"teacher": job.teacher.labelled, "pseudo_teacher": job.teacher.pseudo}
-        if job.teacher.more is not None:
-            arrays |= dict(zip(("more_images", "more_teacher"), job.teacher.more, strict=True))
-    return {name: values for name, values in arrays.items() if values is not None}
+            found[role] = FaceSet(
+                _load_faces(work, each, job.settings.input_px),
+                each.label,
+                each.weight,
+                each.soft,
+                each.masked_negatives,
+                vectors,
+            )
+    if teacher is not None and teacher.extra is not None:
+        faces, vectors = teacher.extra
+        found["extra"] = FaceSet(faces, teacher=vectors)
+    return found
 
 
 def _load_faces(work: Work, each: LabelledSet, input_px: int) -> np.ndarray:
     """The faces of a set, mapped from a scratch file that the workers fill; read once a stage.
 
-    They are stored at twice the side the network sees: all that a degradation looks at.
+    They are stored at twice the network's side, which is all that a degradation reads.
     """
     size_px = min(work.dataset.manifest.size_px, 2 * input_px)
     name = hashlib.sha256("\n".join(each.sha256).encode()).hexdigest()[:20]

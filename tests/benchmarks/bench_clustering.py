@@ -43,7 +43,7 @@ TARGETS = {"knn": 8, "features": 8, "train+score": 10, "propagate": 20, "whole":
 
 
 def read_own_mb() -> float:
-    """Memory of this process that no file backs, in MiB; 0 where the system does not tell."""
+    """Memory of this process that no file backs, in MiB; 0 where the system does not show it."""
     try:
         text = Path("/proc/self/status").read_text()
     except OSError:
@@ -164,7 +164,7 @@ def run_step(step: str, plain: bool, folder: Path, backend: str) -> dict[str, An
         elif step == "train" and plain:
             released.train_mediator(features, same, 2)
         elif step == "train":
-            result = Mediator.fit(
+            result, _ = Mediator.fit(
                 np.asarray(features),
                 same,
                 identity[pairs.source],
@@ -307,8 +307,8 @@ def measure_size(size: int, options: argparse.Namespace, folder: Path) -> dict[s
                 found = spawn(step, kind == "plain", folder, options.backend)
                 figures[f"{step} {kind}"] = found
                 noted.write_text(json.dumps(figures, indent=1))
-                told = f"{size} {step} {kind}: {found['seconds']:.2f} s"
-                print(told, file=sys.stderr, flush=True)
+                line = f"{size} {step} {kind}: {found['seconds']:.2f} s"
+                print(line, file=sys.stderr, flush=True)
     return figures
 
 

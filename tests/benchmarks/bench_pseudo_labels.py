@@ -1,19 +1,20 @@
-"""Pseudo-labels without a threshold against peers whose thresholds were chosen by hindsight.
+"""Our pseudo-labels, without a threshold, against peers at their oracle thresholds.
 
     python -m tests.benchmarks.bench_pseudo_labels [--seeds 3] [--sets lfw many]
         [--px 16 --views DIR | --views DIR | --run runs/default]
 
 The data is `lfw_features` under `CDP_DATA_ROOT` (or `../shared/data`): real faces at 24 px, five
 networks, in the layout of the authors' release. Seed 0 uses its split into labelled and unlabelled
-people; other seeds draw a fifth of the people with two images or more as labelled. Set "many"
-keeps people with eight images or more, at most 60 of each, a third of them labelled. `--px` reduces
-the faces of `lfw112` to that side, `--degradation surveillance` degrades them to it, and the
-networks of `onnx` look at them; their vectors are kept in `--views DIR`. `--views DIR` alone reads
-one `<name>.npy` (n, d) a network and `identity.npy`; `--run` reads the views of a finished run with
-truth, and splits as it did.
+identities; other seeds draw a fifth of the identities with two images or more as labelled. Set
+"many" keeps identities with eight images or more, at most 60 of each, a third of them labelled.
+`--px` reduces the faces of `lfw112` to that side, `--degradation surveillance` degrades them to it,
+and the networks of `onnx` embed them; the vectors are kept in `--views DIR`. `--views DIR` alone
+reads one `<name>.npy` (n, d) a network and `identity.npy`; `--run` reads the views of a finished
+run with ground truth, and splits as it did.
 
-Peers see the base view, and get the best of a sweep against the truth; ours see no threshold.
-Leftovers count as clusters of one. The networks may have seen some of these people in training.
+Peers cluster the base view at their oracle threshold: the best of a sweep, tuned on the test
+labels. Ours chooses its own. Images without a label count as clusters of one. The networks may have
+been trained on some of these identities.
 Infomap is run where it is installed (`pip install infomap`, GPL: no dependency of the project).
 """
 
@@ -22,6 +23,7 @@ from __future__ import annotations
 import argparse
 import os
 from collections.abc import Iterator
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -32,17 +34,13 @@ from tqdm import tqdm
 from cdp.committee.pairs import make_pairs
 from cdp.knn.graph import build_knn_graphs
 from cdp.mediator.curriculum import JointSet
-from cdp.mediator.pair_scorer import score_pairs, teach_mediator
-from cdp.mediator.prior_shift import PriorCorrection
-from cdp.mediator.second_stage import SecondStage, score_second_stage
+from cdp.mediator.pair_scorer import PairScorer
 from cdp.mediator.settings import MediatorSettings
-from cdp.metrics.calibration import measure_calibration
+from cdp.metrics.calibration import measure_reliability
 from cdp.metrics.clustering import score_bcubed, score_pairwise
-from cdp.propagation.average_linkage import agglomerate
+from cdp.propagation.clustering import cluster_pairs, sweep_thresholds
 from cdp.propagation.quality import estimate_quality
-from cdp.propagation.rising_threshold import propagate_labels
-from cdp.propagation.threshold import choose_cut
-from cdp.types import UNLABELLED, PairTable
+from cdp.types import UNLABELLED
 
 K = 20
 Split = tuple[list[np.ndarray], np.ndarray, list[np.ndarray], np.ndarray]
@@ -68,7 +66,7 @@ def read_release(root: Path) -> tuple[list[np.ndarray], np.ndarray, np.ndarray]:
 
 
 def read_run(run: Path) -> tuple[list[np.ndarray], np.ndarray, np.ndarray]:
-    """The same of a finished run: its views, who is on them, and which rows the mediator knew."""
+    """The same of a finished run: views, identities, and which rows are labelled."""
     from pipelines.tables import read_vectors
 
     samples = pd.concat(
@@ -77,7 +75,7 @@ def read_run(run: Path) -> tuple[list[np.ndarray], np.ndarray, np.ndarray]:
             for table in ("samples", "truth")
         ]
     ).dropna()
-    person = samples.set_index("sample_id").identity
+    name_of = samples.set_index("sample_id").identity
     places = [run / "embed" / "embeddings" / split for split in ("labelled", "unlabelled")]
     names = sorted((path.stem for path in places[0].iterdir()), key=lambda name: name != "base")
     views, listed = [], []
@@ -86,7 +84,7 @@ def read_run(run: Path) -> tuple[list[np.ndarray], np.ndarray, np.ndarray]:
         views.append(np.concatenate([read_vectors(table, "embedding") for table in tables]))
     for place in places:
         listed.append(pd.read_parquet(place / f"{names[0]}.parquet", columns=["sample_id"]))
-    identity = person[pd.concat(listed).sample_id].factorize()[0]
+    identity = name_of[pd.concat(listed).sample_id].factorize()[0]
     return views, identity, np.arange(len(identity)) < len(listed[0])
 
 
@@ -129,97 +127,91 @@ def split_wild(identity: np.ndarray, seed: int) -> np.ndarray:
 
 
 def split_many(identity: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
-    """Rows labelled and unlabelled of people with many images."""
+    """Labelled and unlabelled rows of identities with many images."""
     random = np.random.default_rng(seed)
     many = random.permutation(np.flatnonzero(np.bincount(identity) >= 8))
-    rows = [random.permutation(np.flatnonzero(identity == person))[:60] for person in many]
+    rows = [random.permutation(np.flatnonzero(identity == each))[:60] for each in many]
     cut = len(many) // 3
     return np.sort(np.concatenate(rows[:cut])), np.sort(np.concatenate(rows[cut:]))
 
 
-def judge_pairs(
-    split: Split, seed: int, candidates: str
-) -> tuple[PairTable, PriorCorrection, PriorCorrection, SecondStage]:
-    """The unlabelled rows' pairs as both mediators read them, at default settings."""
-    taught, known, views, _ = split
-    graphs = build_knn_graphs(taught, K, backend="exact")
-    joined = [np.concatenate([one, other]) for one, other in zip(taught, views, strict=True)]
-    everyone = build_knn_graphs(joined, K, backend="exact")
-    strangers = np.full(len(views[0]), UNLABELLED)
-    joint = JointSet(joined, everyone, np.concatenate([known, strangers]))
-    first, second = teach_mediator(
-        *(taught, graphs, known),
+def fit_scorer(split: Split, seed: int, candidates: str) -> PairScorer:
+    """The pair scorer of the labelled rows, at default settings."""
+    labelled, identity, views, _ = split
+    joined = [np.concatenate([one, other]) for one, other in zip(labelled, views, strict=True)]
+    joint_graphs = build_knn_graphs(joined, K, backend="exact")
+    unlabelled = np.full(len(views[0]), UNLABELLED)
+    return PairScorer.fit(
+        labelled,
+        build_knn_graphs(labelled, K, backend="exact"),
+        identity,
         settings=MediatorSettings(),
         candidates=candidates,
-        joint=joint,
+        joint=JointSet(joined, joint_graphs, np.concatenate([identity, unlabelled])),
         seed=seed,
     )
-    assert second is not None
-    graphs = build_knn_graphs(views, K, backend="exact")
-    pairs = make_pairs(graphs, candidates=candidates)
-    read = first.correct(score_pairs(first, views, graphs, pairs))
-    again = score_second_stage(second, views, pairs, read.probability, len(views[0]))
-    return pairs, read, again, second
 
 
 def run_ours(split: Split, seed: int, candidates: str) -> Iterator[Row]:
-    pairs, read, again, second = judge_pairs(split, seed, candidates)
-    truth, count = split[3], len(split[2][0])
+    scorer = fit_scorer(split, seed, candidates)
+    views, truth = split[2:]
+    count = len(views[0])
+    graphs = build_knn_graphs(views, K, backend="exact")
+    pairs = make_pairs(graphs, candidates=candidates)
+    raw = scorer.score_first_stage(views, graphs, pairs)
     same = truth[pairs.source] == truth[pairs.target]
-    for name, probability, rate, threshold in (
-        ("one reading", read.probability, read.rate, 0.5),
-        ("two readings", again.probability, again.rate, second.threshold),
+    for name, stages in (
+        ("first stage", replace(scorer, second_stage=None)),
+        ("both stages", scorer),
     ):
-        label = agglomerate(pairs, probability, count, threshold=threshold).label
+        scores = stages.finish(views, pairs, raw, count)
+        probability, threshold = scores.probability, stages.threshold
+        label = cluster_pairs(pairs, probability, count, threshold=threshold).label
         estimate = estimate_quality(label, pairs, probability)
-        error = measure_calibration(probability, same).error
+        error = measure_reliability(probability, same).expected_calibration_error
         note = (
-            f"ECE {error:.3f}, rate {rate:.3f} (true {same.mean():.3f}), "
+            f"ECE {error:.3f}, rate {scores.rate:.3f} (true {same.mean():.3f}), "
             f"estimated P {100 * estimate.precision:.1f} R {100 * estimate.recall:.1f} "
             f"F {100 * estimate.f:.1f}"
         )
         yield f"ours, {name}", f"auto ({threshold:.2f})", label, note
-    found = agglomerate(pairs, again.probability, count, threshold=second.threshold)
     for target in (0.99, 0.995):
-        level = choose_cut(
-            found.cut,
+        found = cluster_pairs(
             pairs,
-            again.probability,
+            probability,
+            count,
+            threshold=scorer.threshold,
             target_precision=target,
-            loosest=second.threshold,
-            precision_curve=second.precision_curve,
+            precision_curve=scorer.precision_curve,
         )
-        yield f"ours, target precision {target}", f"auto ({level:.2f})", found.cut(level), ""
+        yield f"ours, target precision {target}", f"auto ({found.threshold:.2f})", found.label, ""
     tried = (0.5, 0.7, 0.8, 0.9, 0.96, 0.98, 0.99, 0.995)
-    cuts = [
-        propagate_labels(
-            pairs, again.probability, count, threshold=threshold, max_size=600, step=0.05
-        ).label
-        for threshold in tried
-    ]
-    yield pick("two readings, rising threshold", cuts, [f"{t}" for t in tried], truth)
+    cuts = sweep_thresholds(
+        pairs, probability, count, tried, split="raise_threshold", max_size=600, step=0.05
+    )
+    yield pick("both stages, rising threshold", cuts, [f"{t}" for t in tried], truth)
 
 
 def run_inputs(split: Split, seed: int) -> Iterator[Row]:
-    """What the mediator is told, and of which pairs: one reading, no joint, the rest as ours."""
-    taught, known, views, truth = split
-    graphs = [build_knn_graphs(each, K, backend="exact") for each in (taught, views)]
+    """Features and candidates of the mediator compared: first stage, no joint set, rest as ours."""
+    labelled, identity, views, truth = split
+    graphs = [build_knn_graphs(each, K, backend="exact") for each in (labelled, views)]
     for variant in ("released", "paper", "extended"):
         for candidates in ("base", "all"):
-            mediator, _ = teach_mediator(
-                *(taught, graphs[0], known),
+            scorer = PairScorer.fit(
+                labelled,
+                graphs[0],
+                identity,
                 settings=MediatorSettings(variant=variant),
                 candidates=candidates,
                 second_stage=False,
                 seed=seed,
             )
             pairs = make_pairs(graphs[1], candidates=candidates)
-            score = score_pairs(mediator, views, graphs[1], pairs)
-            read = mediator.correct(score)
-            label = agglomerate(pairs, read.probability, len(views[0])).label
-            error = measure_calibration(
-                read.probability, truth[pairs.source] == truth[pairs.target]
-            ).error
+            probability = scorer.score(views, graphs[1], pairs).probability
+            label = cluster_pairs(pairs, probability, len(views[0])).label
+            same = truth[pairs.source] == truth[pairs.target]
+            error = measure_reliability(probability, same).expected_calibration_error
             yield f"{variant} inputs, {candidates}", "auto (0.50)", label, f"ECE {error:.3f}"
 
 
@@ -292,10 +284,10 @@ def run_peers(split: Split) -> Iterator[Row]:
 
 
 def pick(name: str, found: list[np.ndarray], names: list[str], truth: np.ndarray) -> Row:
-    """The labels with the best sum of both F against the truth."""
+    """The labels with the best sum of both F against the ground truth."""
     total = [score_pairwise(truth, label)[2] + score_bcubed(truth, label)[2] for label in found]
     best = int(np.argmax(total))
-    return name, f"hindsight {names[best]}", np.asarray(found[best]), ""
+    return name, f"oracle {names[best]}", np.asarray(found[best]), ""
 
 
 def main() -> None:
@@ -305,7 +297,7 @@ def main() -> None:
     parser.add_argument("--px", type=int, help="side the faces of lfw112 are reduced to")
     parser.add_argument("--degradation", help="of --px: a preset; by default area averages alone")
     parser.add_argument("--views", type=Path, help="folder of <name>.npy and identity.npy")
-    parser.add_argument("--run", type=Path, help="a finished run with truth")
+    parser.add_argument("--run", type=Path, help="a finished run with ground truth")
     parser.add_argument("--inputs", action="store_true", help="compare the mediator's inputs")
     parser.add_argument("--candidates", default="all", choices=["base", "all"])
     parser.add_argument("--no-peers", action="store_true")

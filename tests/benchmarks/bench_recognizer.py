@@ -1,13 +1,13 @@
-"""What helps a recognizer learn from noisy pseudo-labels: one change at a time, several seeds.
+"""Effect of single settings on a recognizer trained on pseudo-labels, over several seeds.
 
     python -m tests.benchmarks.bench_recognizer [--seeds 3] [--config FILE] [--data-root DIR]
         [--only plain,soft] [--teacher NAME] [--runs-dir DIR] [--workers N]
         [section.field=value ...]
 
-Every variant is a whole run that shares all it can with the others: what is the same up to the
-pseudo-labels is made once a seed, and so are the labelled-only and supervised yardsticks where the
-change does not touch them. Figures are means over seeds with the standard deviation over seeds; the
-last column is the share of the gap between labelled only and supervised that is closed.
+Every variant is a whole run that shares all it can with the others: equal stages up to the
+pseudo-labels run once a seed, and so do the trainings of labelled-only and supervised where the
+setting does not change them. Figures are means over seeds with the standard deviation over seeds;
+the last column is the share of the gap between labelled only and supervised that is closed.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ from pipelines.run import main as run_pipeline
 
 VARIANTS = {
     "plain": [],
-    "not spared": ["retrain.mask_negatives_above=1"],
+    "not masked": ["retrain.mask_negatives_above=1"],
     "weights": ["retrain.weigh_by_confidence=true"],
     "soft": ["retrain.targets=soft"],
     "soft and weights": ["retrain.weigh_by_confidence=true", "retrain.targets=soft"],
     "leftovers alone": ["retrain.leftovers=alone"],
-    "leftovers not spared": ["retrain.leftovers=alone", "retrain.mask_negatives_above=1"],
+    "leftovers not masked": ["retrain.leftovers=alone", "retrain.mask_negatives_above=1"],
     "balanced": ["retrain.sampling=identity"],
     "half share": ["retrain.pseudo_share=0.5"],
     "merged": ["retrain.same_person=merge"],
@@ -55,8 +55,8 @@ def run_variant(name: str, seed: int, options: argparse.Namespace) -> pd.DataFra
         arguments += ["--workers", str(options.workers)]
     if options.data_root:
         arguments += ["--data-root", str(options.data_root)]
-    told = io.StringIO()
-    with contextlib.redirect_stdout(told):
+    output = io.StringIO()
+    with contextlib.redirect_stdout(output):
         code = run_pipeline(arguments)
     if code:
         print(f"{name}, seed {seed}: failed with exit code {code}", file=sys.stderr)
@@ -65,7 +65,7 @@ def run_variant(name: str, seed: int, options: argparse.Namespace) -> pd.DataFra
     return metrics.assign(variant=name, seed=seed)
 
 
-def tell(results: pd.DataFrame, wanted: list[str]) -> None:
+def print_results(results: pd.DataFrame, wanted: list[str]) -> None:
     """One table a protocol and metric."""
     results = results[results.subject.isin(SUBJECTS)]
     for (protocol, metric), group in results.groupby(["protocol", "metric"], sort=False):
@@ -93,7 +93,7 @@ def spread(values: pd.Series, form: str = ".3f") -> str:
 
 
 def main() -> None:
-    """Run all variants, then tell."""
+    """Run all variants, then print the tables."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--config", type=Path, default=Path("configs/default.yaml"))
@@ -118,7 +118,7 @@ def main() -> None:
                 results += [] if found is None else [found]
                 print(f"seed {seed}, {name}: done", file=sys.stderr, flush=True)
         if results:
-            tell(pd.concat(results), options.metrics.split(","))
+            print_results(pd.concat(results), options.metrics.split(","))
 
 
 if __name__ == "__main__":

@@ -1,14 +1,14 @@
-"""What a person's answers are worth: the product's order of questions against a random one.
+"""Gain of review decisions in pairwise F: the product's order of questions against a random one.
 
     python -m tests.benchmarks.bench_review [--decisions 100] [--draws 3]
 
 The data is `lfw_features` under `CDP_DATA_ROOT` (or `../shared/data`): real faces at 24 px, five
-networks. Answers are simulated from the truth: two groups are one person when most faces of either
-are the same person's; of a cluster, all faces but those of its most frequent person are split off.
-After every decision the labels are made to honour all of them and the questions are ranked anew,
-as the review page does. Random draws are from all questions of the first ranking (nearly all of
-them about two clusters that merely have a pair between them), or from its clusters alone, as one
-who opens clusters at random would; those with an answer already are left out.
+networks. Answers are simulated from the truth: a reviewer joins two groups when most faces of both
+are of one identity; of a cluster, all faces but those of its most frequent identity are split off.
+After every decision the labels are made to satisfy all of them and the questions are ranked
+anew, as the review page does. Random draws are from all questions of the first ranking (nearly all
+of them about two clusters that merely have a pair between them), or from its clusters alone, as by
+a reviewer who opens clusters at random; those with an answer already are left out.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ SHOWN = (0, 10, 25, 50, 75, 100)
 
 
 def answer(
-    question: Question, truth: np.ndarray, said: Constraints, checked: set[frozenset[int]]
+    question: Question, truth: np.ndarray, constraints: Constraints, checked: set[frozenset[int]]
 ) -> Constraints:
-    """What a person who knows everybody would decide."""
+    """The decision of a reviewer who knows the truth."""
 
     def find_most(rows: np.ndarray) -> int:
         return int(np.bincount(truth[rows]).argmax())
@@ -44,15 +44,17 @@ def answer(
         out = np.setdiff1d(question.one, rest)
         checked |= {frozenset(rest.tolist()), frozenset(out.tolist())}
         if len(out):
-            return replace(said, apart=(*said.apart, (out, rest)))
-        return replace(said, same=(*said.same, rest))
+            return replace(constraints, apart=(*constraints.apart, (out, rest)))
+        return replace(constraints, same=(*constraints.same, rest))
     if find_most(question.one) == find_most(question.other):
-        return replace(said, same=(*said.same, np.concatenate([question.one, question.other])))
-    return replace(said, apart=(*said.apart, (question.one, question.other)))
+        return replace(
+            constraints, same=(*constraints.same, np.concatenate([question.one, question.other]))
+        )
+    return replace(constraints, apart=(*constraints.apart, (question.one, question.other)))
 
 
 def name(question: Question) -> tuple[int, ...]:
-    """The same question, asked again, has the same name."""
+    """A name that the same question has in every ranking."""
     return (int(question.one[0]), *question.other[:1].tolist())
 
 
@@ -65,10 +67,10 @@ def review(
     random: np.random.Generator | None,
     kinds: tuple[Kind, ...] = ("bridge", "merge", "cluster"),
 ) -> tuple[list[float], dict[str, int], float]:
-    """Pairwise F after every decision, what was asked, and the seconds a decision took."""
+    """Pairwise F after every decision, the count of each kind asked, and the seconds a decision."""
     count = len(truth)
     published = agglomerate(pairs, probability, count, threshold=threshold).label
-    said, checked, label, settled = Constraints(count), set(), published, probability
+    constraints, checked, label, settled = Constraints(count), set(), published, probability
     figures, asked = [score_pairwise(truth, published)[2]], dict.fromkeys(
         ("bridge", "merge", "cluster"), 0
     )  # fmt: skip
@@ -78,7 +80,7 @@ def review(
     while len(figures) <= decisions:
         if random is None:
             pool = rank_questions(label, pairs, settled, limit=800)
-            pool = filter_answered(pool, said, checked=checked)
+            pool = filter_answered(pool, constraints, checked=checked)
             pool = [question for question in pool if name(question) not in refused]
             at = 0
         else:
@@ -86,16 +88,16 @@ def review(
         if not pool:
             break
         question = pool.pop(at)
-        if not filter_answered([question], said, checked=checked):
+        if not filter_answered([question], constraints, checked=checked):
             continue
         asked[question.kind] += 1
-        more = answer(question, truth, said, checked)
-        if find_conflict(more):  # the page refuses it; the click is spent all the same
+        more = answer(question, truth, constraints, checked)
+        if find_conflict(more):  # the page rejects it, and the decision counts all the same
             refused.add(name(question))
         else:
-            said = more
-        settled = settle_pairs(pairs, probability, said)
-        label = apply_constraints(published, pairs, settled, said, threshold=threshold)
+            constraints = more
+        settled = settle_pairs(pairs, probability, constraints)
+        label = apply_constraints(published, pairs, settled, constraints, threshold=threshold)
         figures.append(score_pairwise(truth, label)[2])
     return figures, asked, (time.perf_counter() - started) / decisions
 
@@ -124,9 +126,9 @@ def main() -> None:
         figures, asked, seconds = review(
             pairs, probability, threshold, truth, arguments.decisions, random, kinds
         )
-        told = "".join(f"{100 * figures[min(step, len(figures) - 1)]:8.2f}" for step in steps)
+        row = "".join(f"{100 * figures[min(step, len(figures) - 1)]:8.2f}" for step in steps)
         kinds = ", ".join(f"{number} {kind}" for kind, number in asked.items())
-        print(f"{name:24}{told}   {kinds}; {seconds:.2f} s a decision", flush=True)
+        print(f"{name:24}{row}   {kinds}; {seconds:.2f} s a decision", flush=True)
 
 
 if __name__ == "__main__":

@@ -18,7 +18,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from cdp.metrics.calibration import measure_calibration
+from cdp.metrics.calibration import measure_reliability
 from cdp.metrics.clustering import score_bcubed, score_pairwise
 from cdp.propagation.rising_threshold import propagate_labels
 from cdp.types import PairTable
@@ -75,7 +75,7 @@ def report_clusters(run: Path) -> None:
         key=lambda found: found[:2],
     )
     print_scores("one model alone, oracle", best[2], f"at cosine {best[1]:.2f}")
-    error = measure_calibration(pairs.probability.to_numpy(), same).error
+    error = measure_reliability(pairs.probability.to_numpy(), same).expected_calibration_error
     print(f"calibration error {error:.3f}; positive rate {same.mean():.3f}")
     facts = json.loads((run / "propagate" / "manifest.json").read_text())["facts"]
     print(

@@ -1,7 +1,7 @@
 """Seeded face-like embeddings for benchmarks and tests: several views of the same images.
 
 The contract:
-- Identities have heavy-tailed sizes: many people with one image, some with hundreds.
+- Identities have heavy-tailed sizes: many have one image, some with hundreds.
 - Some identities are look-alikes of another one; an image's noise is partly shared by all views
   (pose, blur), partly each view's own, and of varying strength from image to image.
 - The same seed and count give the same arrays; rows come in random order.
@@ -27,10 +27,10 @@ def draw_views(
         total += sizes[-1]
     identity = np.repeat(np.arange(len(sizes)), sizes)
     generator.shuffle(identity)
-    people, latent = len(sizes), 64
-    centre = generator.standard_normal((people, latent)).astype(np.float32)
-    alike = generator.random(people) < 0.15
-    model = generator.integers(0, people, people)
+    identities, latent = len(sizes), 64
+    centre = generator.standard_normal((identities, latent)).astype(np.float32)
+    alike = generator.random(identities) < 0.15
+    model = generator.integers(0, identities, identities)
     centre[alike] = 0.8 * centre[model[alike]] + 0.6 * centre[alike]
     strength = noise * np.exp(0.35 * generator.standard_normal((count, 1))).astype(np.float32)
     shared = generator.standard_normal((count, latent)).astype(np.float32)

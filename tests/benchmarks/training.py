@@ -26,7 +26,7 @@ from cdp.models import BACKBONES, build_backbone
 from cdp.models.heads import build_head
 from cdp.training.loop import _Trainer, train_model
 from cdp.training.plan import TrainingPlan
-from cdp.training.sets import Branch
+from cdp.training.sets import TrainingSet
 
 
 def measure_rate(images: int, work: Callable[[], object], rounds: int) -> float:
@@ -71,12 +71,12 @@ def measure(options: argparse.Namespace, place: Path) -> None:
 
     def make(name: str) -> _Trainer:
         backbone = build_backbone(name, input_px=options.input_px)
-        branch = Branch(build_head("adaface", 128, 150), images, label)
-        return _Trainer(backbone, [branch], plan, torch.device("cpu"))
+        training_set = TrainingSet(build_head("adaface", 128, 150), images, label)
+        return _Trainer(backbone, [training_set], plan, torch.device("cpu"))
 
     def load(trainer: _Trainer) -> None:
         for step in range(trainer.steps_per_epoch):
-            trainer._batch(step)
+            trainer.batches.load(step)
 
     loaded = measure_rate(1024, partial(load, make("plain")), 3)
     print(f"data side, {options.recipe}: {loaded:.0f} images/s")
@@ -84,8 +84,8 @@ def measure(options: argparse.Namespace, place: Path) -> None:
 
         def train(name: str = name) -> None:
             backbone = build_backbone(name, input_px=options.input_px)
-            branch = Branch(build_head("adaface", 128, 150), images, label)
-            train_model(backbone, [branch], plan, device="cpu", progress=False)
+            training_set = TrainingSet(build_head("adaface", 128, 150), images, label)
+            train_model(backbone, [training_set], plan, device="cpu", progress=False)
 
         embedder = BackboneEmbedder(build_backbone(name, input_px=options.input_px), device="cpu")
         trained = measure_rate(1024, train, 3)

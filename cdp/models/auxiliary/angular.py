@@ -17,7 +17,7 @@ class AngularLoss(Auxiliary):
 
     bound_rad : float
         alpha: largest angle at the negative, in radians (the library takes degrees). A batch in
-        which nobody is there twice has no triplet and costs nothing.
+        which no identity has two images has no triplet and costs nothing.
     """
 
     def __init__(

@@ -1,4 +1,4 @@
-"""What all losses share that are added to a head.
+"""The base class of the losses that are added to a head.
 
 The contract:
 - One maps raw embeddings (b, d) and labels (b,) to (b,) losses; one that is defined on the batch as

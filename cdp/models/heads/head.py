@@ -1,4 +1,4 @@
-"""What all classification heads share.
+"""The base classes of all classification heads.
 
 The contract:
 - A head maps raw embeddings (b, d) and labels (b,) to a loss per sample and to logits, from which
@@ -6,18 +6,20 @@ The contract:
 - The embedding's direction is the identity and its norm the image's quality; a head that wants
   unit vectors normalises by itself.
 - Heads compute in float32 whatever autocast says: an angle near 0 has no digits in bfloat16.
-- A class that a sample is masked counts for nothing in its loss: the sample is not pushed away from
-  a class it may belong to.
-- `margin_share` in [0, 1] scales the margin; the training loop raises it from 0 to 1 over the
-  warm-up, because a full margin on random weights teaches nothing.
+- A class that is masked for a sample is left out of the negatives of its softmax: the sample is not
+  pushed away from a class it may belong to.
+- `step` is all that a training loop does with a head beside the loss. It scales the margin by
+  `margin_share` in [0, 1], which rises over the warm-up: random weights learn nothing from a full
+  margin. Outside of a step the margin is full.
 - In `eval` mode nothing depends on the rest of the batch and nothing is updated.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import MutableMapping
-from typing import Any, NamedTuple
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -34,7 +36,7 @@ class HeadOutput(NamedTuple):
 
 
 class Head(nn.Module):
-    """Base of all heads: owns the identity count and the margin's warm-up."""
+    """Base of all heads: the identity count and the training step."""
 
     def __init__(self, embedding_dim: int, identity_count: int) -> None:
         super().__init__()
@@ -47,7 +49,7 @@ class Head(nn.Module):
     def forward(self, embedding: Tensor, label: Tensor, masked: Tensor | None = None) -> HeadOutput:
         """(b, d) float and (b,) int64 in 0..identities-1 to loss and logits.
 
-        masked : (e, 2) int64 or None, a row of the batch and a class that is not its own.
+        masked : (e, 2) int64 or None, a row of the batch and a class other than its own.
         """
         with torch.autocast(embedding.device.type, enabled=False):
             return self.score(embedding.float(), label, masked)
@@ -60,13 +62,26 @@ class Head(nn.Module):
         """The columns of `logits` that stand for these labels."""
         return label
 
-    def begin_step(
-        self, label: Tensor, step: int, memory: MutableMapping[Tensor, dict[str, Any]]
-    ) -> None:
-        """Told before each training step: its labels, and the optimizer's state a parameter."""
+    @contextmanager
+    def step(
+        self, number: int, label: Tensor, margin_share: float, optimizer: torch.optim.Optimizer
+    ) -> Iterator[None]:
+        """One training step: `with` it, from the loss to `optimizer.step()`.
 
-    def end_step(self, memory: MutableMapping[Tensor, dict[str, Any]]) -> None:
-        """Told after each training step."""
+        number : int
+            Of the step, from 0; it seeds what a head draws at random.
+        label : (l,) int64
+            All labels that this step's loss is computed for, repeats included.
+        margin_share : float
+            Factor on the margin in this step, 0..1.
+        optimizer : Optimizer
+            It updates this head's parameters; `SampledHead` swaps its state by class.
+        """
+        self.margin_share = margin_share
+        try:
+            yield
+        finally:
+            self.margin_share = 1.0
 
 
 class CosineHead(Head):

@@ -1,4 +1,4 @@
-"""What the heads share that multiply the angle to the own class by a whole number.
+"""The base class of the heads that multiply the angle to the own class by a whole number.
 
 The contract:
 - The multiplied angle and the weights are those of pytorch-metric-learning; ours is the loss a

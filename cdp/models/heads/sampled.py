@@ -1,18 +1,19 @@
-"""A head over more identities than a step can look at: each step sees a sample of them.
+"""Sampled softmax: a head over millions of identities that computes a sample of them each step.
 
 The contract:
 - The classes of the batch are always in the sample; the rest of it is drawn from all others, each
   equally likely, as a function of (seed, step) alone (Partial FC, An et al. 2021, section 3.2).
 - Loss, gradient and optimizer touch the sample only: per step, memory and time grow with the
-  sample and not with the identities. All class vectors lie in one table beside it, and so does what
-  the optimizer remembers of each.
+  sample and not with the identities. All class vectors lie in one table, and the optimizer's state
+  of each class in tables beside it. `step` copies the sample's rows into the inner head and into
+  the optimizer, and after the block back into the tables.
 - With a sample of all identities it is the head it samples for, to the last bit.
 """
 
 from __future__ import annotations
 
-from collections.abc import MutableMapping, Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import numpy as np
 import torch
@@ -26,12 +27,12 @@ class SampledHead(Head):
     """Stands for `identity_count` classes; `inner` is a head over the sample's.
 
     inner : CosineHead
-        Its class vectors are overwritten before each step.
+        Its class vectors are overwritten in each step.
     identity_count : int
     seed : int
         Of the samples, and of the class vectors.
     memories : sequence of str
-        The optimizer's tensors a parameter that are remembered a class: `momentum_buffer` for SGD,
+        The optimizer's tensors a parameter that are kept for each class: `momentum_buffer` for SGD,
         `exp_avg` and `exp_avg_sq` for Adam.
     """
 
@@ -60,27 +61,34 @@ class SampledHead(Head):
             self.register_buffer(f"table_{name}", torch.zeros_like(table))
         self.active = torch.arange(inner.identity_count)
 
-    def begin_step(
-        self, label: Tensor, step: int, memory: MutableMapping[Tensor, dict[str, Any]]
-    ) -> None:
-        """Draw the step's classes and lay their vectors before the inner head."""
-        self.active = self._draw(label, step).to(self.table.device)
-        weight = self.inner.weight
-        with torch.no_grad():
-            weight.copy_(self.table[self.active])
-            # An optimizer that has not stepped yet remembers nothing, and neither do the tables.
-            for name in self.memories if memory.get(weight) else ():
-                memory[weight][name].copy_(self._table_of(name)[self.active])
+    @contextmanager
+    def step(
+        self, number: int, label: Tensor, margin_share: float, optimizer: torch.optim.Optimizer
+    ) -> Iterator[None]:
+        """Draw the step's classes; their rows come from the tables, and go back after the block."""
+        self.active = self._draw(label, number).to(self.table.device)
+        self._load_rows(optimizer)
+        with super().step(number, label, margin_share, optimizer):
+            yield
+        self._store_rows(optimizer)
 
-    def end_step(self, memory: MutableMapping[Tensor, dict[str, Any]]) -> None:
-        """Put back what the step has learned."""
+    @torch.no_grad()
+    def _load_rows(self, optimizer: torch.optim.Optimizer) -> None:
         weight = self.inner.weight
-        with torch.no_grad():
-            self.table[self.active] = weight.detach()
-            for name in self.memories:
-                value = memory[weight].get(name)
-                if value is not None:
-                    self._table_of(name)[self.active] = value
+        weight.copy_(self.table[self.active])
+        # An optimizer that has not stepped yet has no state, and the tables are zero.
+        for name in self.memories if optimizer.state.get(weight) else ():
+            optimizer.state[weight][name].copy_(self._table_of(name)[self.active])
+
+    @torch.no_grad()
+    def _store_rows(self, optimizer: torch.optim.Optimizer) -> None:
+        weight = self.inner.weight
+        self.table[self.active] = weight.detach()
+        state = optimizer.state.get(weight, {})
+        for name in self.memories:
+            value = state.get(name)
+            if value is not None:
+                self._table_of(name)[self.active] = value
 
     def place(self, label: Tensor) -> Tensor:
         return torch.searchsorted(self.active, label)
@@ -88,10 +96,10 @@ class SampledHead(Head):
     def score(self, embedding: Tensor, label: Tensor, masked: Tensor | None = None) -> HeadOutput:
         self.inner.margin_share = self.margin_share
         self.inner.train(self.training)
-        return self.inner.score(embedding, self.place(label), self._place_spared(masked))
+        return self.inner.score(embedding, self.place(label), self._place_masked(masked))
 
-    def _place_spared(self, masked: Tensor | None) -> Tensor | None:
-        """What is masked of the classes in the sample, by their place in it."""
+    def _place_masked(self, masked: Tensor | None) -> Tensor | None:
+        """The masked classes that are in the sample, by their place in it."""
         if masked is None:
             return None
         place = self.place(masked[:, 1].contiguous()).clamp(max=len(self.active) - 1)
