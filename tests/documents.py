@@ -226,7 +226,7 @@ def refresh_settings(text: str) -> str:
 
 # --------------------------------------------------------------------------------- architecture
 
-LAYERS = re.compile(r"<!-- layers -->\n\n```\n(?:.*\n)*?```\n")
+LAYER_BLOCK = re.compile(r"<!-- layers -->\n\n```\n(?:.*\n)*?```\n")
 FILES = re.compile(r"<!-- files: ([\w/]+) -->\n\n```\n(?:.*\n)*?```\n")
 
 
@@ -246,13 +246,13 @@ def list_files(folder: Path) -> list[str]:
 
 def refresh_files(text: str) -> str:
     """The document with the files and the layers of today."""
-    from tests.test_house import LAYERS as layers
+    from tests.test_house import LAYERS
 
     def replace(match: re.Match[str]) -> str:
         listed = "\n".join(list_files(ROOT / match[1]))
         return f"<!-- files: {match[1]} -->\n\n```\n{listed}\n```\n"
 
-    text = LAYERS.sub(f"<!-- layers -->\n\n```\n{layers.strip()}\n```\n", text)
+    text = LAYER_BLOCK.sub(f"<!-- layers -->\n\n```\n{LAYERS.strip()}\n```\n", text)
     return FILES.sub(replace, text)
 
 
