@@ -72,6 +72,12 @@ def test_a_trained_run_at_a_threshold_that_some_pairs_exceed(tiny, finished_run,
     np.testing.assert_array_equal(found, read_labels(run, ids))
 
 
+def test_more_votes_than_members_are_a_bad_config(tiny, finished_run, tmp_path, capsys):
+    with pytest.raises(AssertionError):
+        rerun(tiny, finished_run, tmp_path, "mediate.method=vote", "mediate.vote.min_votes=5")
+    assert "min_votes must be in 0 .. 1" in capsys.readouterr().err
+
+
 def test_a_voting_run(tiny, finished_run, tmp_path):
     run = rerun(tiny, finished_run, tmp_path, "mediate.method=vote")
     views, ids = read_views(run, "unlabelled")
