@@ -134,4 +134,5 @@ def open_vectors(path: Path, column: str, count: int, longest: int) -> np.ndarra
 
 def types_agree(declared: str, found: str) -> bool:
     """Whether a column's type is the declared one; a declared length of 0 means any length."""
+    found = found.replace("<element: ", "<item: ")  # Parquet's name of it, where files are united
     return found == declared or (declared.endswith("[0]") and found.startswith(declared[:-3]))
