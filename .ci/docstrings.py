@@ -29,14 +29,15 @@ def describe_items(text: str) -> str:
         underlined = number + 1 < len(lines) and re.fullmatch(r"-{3,}", lines[number + 1])
         section = line if underlined else section
         item = ITEM.match(line)
+        following = lines[number + 1].strip() if number + 1 < len(lines) else ""
+        is_sentence = following[:1].isupper() and not (item and item[2].endswith((".", ",")))
+        end = "." if is_sentence else ""
         if item and section in SECTIONS:
-            following = lines[number + 1].strip() if number + 1 < len(lines) else ""
-            ends = following[:1].isupper() and not item[2].endswith((".", ","))
-            found += [item[1], f"    {item[2]}{'.' if ends else ''}"]
+            found += [item[1], f"    {item[2]}{end}"]
         elif item and not section:
             if found and found[-1] and not found[-1].startswith(("- ", "    ")):
                 found.append("")
-            found.append(f"- `{item[1]}`: {item[2]}")
+            found.append(f"- `{item[1]}`: {item[2]}{end}")
         elif line.startswith("- ") and found and found[-1] and found[-1][0] not in "- ":
             found += ["", line]
         else:

@@ -6,7 +6,8 @@
 The contract:
 - `docs/configuration.md` lists each setting of `pipelines.config` with its type and default, which
   are made here; what a setting does is written by hand and kept.
-- `docs/architecture.md` lists each file with the first line of its docstring.
+- `docs/architecture.md` lists each file with the first line of its docstring, and the layers that
+  `tests/test_house.py` holds the imports to.
 - `--runs` names a folder that holds the runs `default` and `strict`; without it no output changes.
 """
 
@@ -225,6 +226,7 @@ def refresh_settings(text: str) -> str:
 
 # --------------------------------------------------------------------------------- architecture
 
+LAYER_BLOCK = re.compile(r"<!-- layers -->\n\n```\n(?:.*\n)*?```\n")
 FILES = re.compile(r"<!-- files: ([\w/]+) -->\n\n```\n(?:.*\n)*?```\n")
 
 
@@ -243,12 +245,14 @@ def list_files(folder: Path) -> list[str]:
 
 
 def refresh_files(text: str) -> str:
-    """The document with the files of today."""
+    """The document with the files and the layers of today."""
+    from tests.test_house import LAYERS
 
     def replace(match: re.Match[str]) -> str:
         listed = "\n".join(list_files(ROOT / match[1]))
         return f"<!-- files: {match[1]} -->\n\n```\n{listed}\n```\n"
 
+    text = LAYER_BLOCK.sub(f"<!-- layers -->\n\n```\n{LAYERS.strip()}\n```\n", text)
     return FILES.sub(replace, text)
 
 
