@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     import cdp.mediator as mediator
     import cdp.metrics as metrics
     import cdp.models as models
+    import cdp.progress as progress
     import cdp.propagation as propagation
     import cdp.recognizer as recognizer
     import cdp.review as review
@@ -36,9 +37,10 @@ if TYPE_CHECKING:
     from cdp.images.align import align_face
     from cdp.knn.graph import build_knn_graph
     from cdp.propagation.average_linkage import agglomerate
+    from cdp.propagation.clustering import cluster_pairs
     from cdp.propagation.quality import estimate_quality
     from cdp.propagation.rising_threshold import propagate_labels
-    from cdp.recognizer.fit import train_recognizer
+    from cdp.recognizer.fit import FaceSet, RecognizerSpec, train_recognizer
     from cdp.recognizer.recognizer import Recognizer
     from cdp.synthetic.identities import SyntheticFaces
     from cdp.training.plan import TrainingPlan
@@ -51,14 +53,16 @@ _MODULE_OF = {
     "ConfigError": "cdp.errors",
     "ConsensusClusterer": "cdp.clusterer",
     "DataError": "cdp.errors",
-    # "FaceSet": "cdp.recognizer.fit",
+    "FaceSet": "cdp.recognizer.fit",
     "Recognizer": "cdp.recognizer.recognizer",
+    "RecognizerSpec": "cdp.recognizer.fit",
     "StageError": "cdp.errors",
     "SyntheticFaces": "cdp.synthetic.identities",
     "TrainingPlan": "cdp.training.plan",
     "agglomerate": "cdp.propagation.average_linkage",
     "align_face": "cdp.images.align",
     "build_knn_graph": "cdp.knn.graph",
+    "cluster_pairs": "cdp.propagation.clustering",
     "estimate_quality": "cdp.propagation.quality",
     # The one name defined in `pipelines`: users look for it here, and a run is a folder of files.
     # It is imported by name on first use, so no module of cdp imports pipelines.
@@ -74,8 +78,9 @@ __all__ = [
     "ConfigError",
     "ConsensusClusterer",
     "DataError",
-    # "FaceSet",
+    "FaceSet",
     "Recognizer",
+    "RecognizerSpec",
     "StageError",
     "SyntheticFaces",
     "TrainingPlan",
@@ -84,6 +89,7 @@ __all__ = [
     "align_face",
     "arrays",
     "build_knn_graph",
+    "cluster_pairs",
     "clusterer",
     "committee",
     "embedding",
@@ -95,6 +101,7 @@ __all__ = [
     "metrics",
     "models",
     "open_run",
+    "progress",
     "propagate_labels",
     "propagation",
     "recognizer",

@@ -32,7 +32,8 @@ from cdp.committee.pairs import choose_candidates, make_pairs
 from cdp.errors import ConfigError, DataError
 from cdp.knn.graph import build_knn_graphs
 from cdp.mediator.curriculum import JointSet
-from cdp.mediator.pair_scorer import PairScorer, PairVoter
+from cdp.mediator.pair_scorer import PairScorer
+from cdp.mediator.pair_voter import PairVoter
 from cdp.mediator.settings import MediatorSettings
 from cdp.propagation.clustering import SPLITS, cluster_pairs
 from cdp.propagation.quality import estimate_quality

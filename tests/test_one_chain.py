@@ -76,6 +76,12 @@ def test_a_trained_run_at_a_threshold_that_some_pairs_exceed(tiny, finished_run,
     np.testing.assert_array_equal(found, read_labels(run, ids))
 
 
+def test_more_votes_than_members_are_a_bad_config(tiny, finished_run, tmp_path, capsys):
+    with pytest.raises(AssertionError):
+        rerun(tiny, finished_run, tmp_path, "mediate.method=vote", "mediate.vote.min_votes=5")
+    assert "min_votes must be in 0 .. 1" in capsys.readouterr().err
+
+
 @pytest.fixture(scope="module")
 def voted_run(known, known_run, tmp_path_factory):
     """The run with known clusters again from mediate on, by votes."""
@@ -89,7 +95,9 @@ def voted_run(known, known_run, tmp_path_factory):
 
 def test_a_voting_run(voted_run):
     views, ids = read_views(voted_run, "unlabelled")
-    found = ConsensusClusterer(k=KNOWN_K, random_state=SEED).fit_predict(views)
+    clusterer = ConsensusClusterer(k=KNOWN_K, random_state=SEED)
+    found = clusterer.fit_predict(views)
     expected = read_labels(voted_run, ids)
     np.testing.assert_array_equal(found, expected)
+    np.testing.assert_array_equal(clusterer.pair_scores_, read_scores(voted_run))
     assert expected.max() + 1 >= len(SIZES)

@@ -376,7 +376,7 @@ def test_bad_files_cost_only_themselves(folder_run):
     samples = pd.read_parquet(folder_run.run / "ingest" / "samples.parquet")
     assert "unlabelled/😀 <b>.png" in set(samples.path)
     metrics = pd.read_parquet(folder_run.run / "evaluate" / "metrics.parquet")
-    # Nobody knows the truth of a pile: no figure may pretend to.
+    # The truth of a pile is unknown, so no figure may rest on it.
     assert {"labelled_only"} <= set(metrics.subject) <= {"labelled_only", "labelled_pseudo"}
 
 

@@ -27,6 +27,12 @@ def choose_candidates(method: str) -> str:
     return "all" if method == "extended" else "base"
 
 
+def check_candidates(candidates: str) -> None:
+    """ConfigError unless it is one of `CANDIDATES`."""
+    if candidates not in CANDIDATES:
+        raise ConfigError(f"candidates must be one of {', '.join(CANDIDATES)}, got {candidates!r}")
+
+
 def make_pairs(
     graphs: Sequence[Graph], *, candidates: str = "base", rows: slice | None = None
 ) -> PairTable:
@@ -51,8 +57,7 @@ def make_pairs(
     DataError
         No graph, or graphs over different numbers of rows.
     """
-    if candidates not in CANDIDATES:
-        raise ConfigError(f"candidates must be one of {', '.join(CANDIDATES)}, got {candidates!r}")
+    check_candidates(candidates)
     if not graphs:
         raise DataError("make_pairs expects at least the base graph, got none")
     chosen = graphs[:1] if candidates == "base" else graphs

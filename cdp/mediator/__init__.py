@@ -3,7 +3,8 @@
 from cdp.mediator.calibration import MediatorReport
 from cdp.mediator.curriculum import JointSet
 from cdp.mediator.ensemble import HeldOut, Mediator
-from cdp.mediator.pair_scorer import PairScorer, PairScores, PairVoter
+from cdp.mediator.pair_scorer import PairScorer
+from cdp.mediator.pair_voter import PairScores, PairVoter
 from cdp.mediator.settings import MediatorSettings
 
 __all__ = [

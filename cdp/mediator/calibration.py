@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from cdp.arrays.log_odds import to_probability
 from cdp.mediator.prior_shift import LOGIT_LIMIT
 from cdp.metrics.calibration import ReliabilityCurve, measure_reliability
 
@@ -68,7 +69,7 @@ class MediatorReport:
 
 def sigmoid(logit: np.ndarray) -> np.ndarray:
     """The logistic function, of logits clipped to +- `LOGIT_LIMIT`."""
-    return 1 / (1 + np.exp(-np.clip(logit, -LOGIT_LIMIT, LOGIT_LIMIT)))
+    return to_probability(logit, LOGIT_LIMIT)
 
 
 def fit_platt_scaling(logit: np.ndarray, same: np.ndarray, weight: np.ndarray) -> np.ndarray:

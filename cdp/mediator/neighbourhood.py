@@ -23,15 +23,19 @@ import numpy as np
 from numba import njit
 
 from cdp.arrays.cosine import make_unit
+from cdp.arrays.log_odds import to_log_odds
 from cdp.arrays.scratch import allocate
 from cdp.arrays.threads import count_threads
 from cdp.errors import DataError
 from cdp.mediator.ensemble import Mediator
+from cdp.propagation.scored_pairs import check_probability
 from cdp.types import PairTable, View, load_view
 
 EXPANSION = 5
 """Number of expansion neighbours, the candidates that an image is averaged with."""
 _LOG_ODDS_LIMIT = 12.0
+_MARGIN = 1e-6
+"""Probabilities are clipped to [_MARGIN, 1 - _MARGIN] before their log-odds."""
 _NO_PATH = -15.0
 """`best_path` of a pair without a shared candidate: below every log-odds."""
 _PRIOR_COUNT = 0.5
@@ -97,24 +101,11 @@ def describe_neighbourhood(
     DataError
         Lengths that differ, a probability outside [0, 1], or a bad vector.
     """
-    value = check_probability(pairs, probability)
+    value = check_probability(probability, len(pairs))
     around = Neighbourhood(views, pairs, value, count, count_threads(threads))
     out = np.empty((len(pairs), len(PAIR_FEATURES) + len(views)), np.float32)
     around.describe(slice(0, len(pairs)), out)
     return out
-
-
-def check_probability(pairs: PairTable, probability: np.ndarray) -> np.ndarray:
-    """One probability a pair as float64; DataError for another length or outside [0, 1]."""
-    value = np.asarray(probability, np.float64)
-    if value.shape != (len(pairs),):
-        raise DataError(f"expected one probability a pair, got {len(pairs)} pairs, {value.shape}")
-    if len(value) and not (value.min() >= 0 and value.max() <= 1):
-        raise DataError(
-            f"probabilities must lie in [0, 1], got [{value.min()}, {value.max()}] (NaN counts as "
-            "outside)"
-        )
-    return value
 
 
 class Neighbourhood:
@@ -133,9 +124,7 @@ class Neighbourhood:
         workers: int,
     ) -> None:
         self.pairs, self.value, self.workers = pairs, value, workers
-        clipped = np.clip(value, 1e-6, 1 - 1e-6)
-        log_odds = np.log(clipped) - np.log1p(-clipped)
-        self.log_odds = np.clip(log_odds, -_LOG_ODDS_LIMIT, _LOG_ODDS_LIMIT)
+        self.log_odds = to_log_odds(value, _LOG_ODDS_LIMIT, margin=_MARGIN)
         self.best = np.full(count, -_LOG_ODDS_LIMIT)
         np.maximum.at(self.best, pairs.source, self.log_odds)
         np.maximum.at(self.best, pairs.target, self.log_odds)

@@ -5,8 +5,8 @@
     scores = trained.score(views, graphs, pairs)
 
 `PairScorer` is trained on labelled rows: features of the committee, the mediator, prior-shift
-correction and, with "extended" features, the second stage. `PairVoter` needs no labels: the
-committee votes. Both have the same interface, so that estimator and pipeline run one chain.
+correction and, with "extended" features, the second stage. `cdp.mediator.pair_voter.PairVoter` has
+the same interface and needs no labels, so that estimator and pipeline run one chain with either.
 
 The contract:
 - `score` is the whole chain over all candidate pairs of a set. `score_block` is its first stage for
@@ -24,8 +24,7 @@ Source: paper section 3; curriculum, WCCN feature, prior correction and second s
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from functools import partial
+from dataclasses import dataclass, replace
 from typing import ClassVar
 
 import numpy as np
@@ -33,110 +32,20 @@ import numpy as np
 from cdp.arrays.scratch import allocate
 from cdp.arrays.threads import count_threads
 from cdp.committee.features import describe_pairs, measure_affinity
-from cdp.committee.pairs import CANDIDATES, choose_candidates, make_pairs, vote_pairs
-from cdp.committee.wccn import Wccn, fit_wccn, measure_cosines
+from cdp.committee.pairs import check_candidates, choose_candidates
+from cdp.committee.wccn import Wccn, measure_cosines
 from cdp.errors import ConfigError, DataError
-from cdp.mediator.curriculum import CURRICULUM, CurriculumStep, JointSet, make_curriculum
-from cdp.mediator.ensemble import HeldOut, Mediator
-from cdp.mediator.second_stage import JointScores, SecondStage, fit_second_stage
+from cdp.mediator.curriculum import JointSet
+from cdp.mediator.ensemble import Mediator
+from cdp.mediator.pair_voter import PairScores
+from cdp.mediator.second_stage import SecondStage
 from cdp.mediator.settings import MediatorSettings
+from cdp.mediator.training_pairs import TrainingPairs
 from cdp.propagation.threshold import NEUTRAL_THRESHOLD
-from cdp.types import Graph, PairTable, View, load_graph, load_view
+from cdp.types import Graph, PairTable, View, load_graph
 
 BLOCK = 1 << 18
 """Pairs whose features are held at once while scoring."""
-
-
-@dataclass(frozen=True)
-class PairScores:
-    """Scores of all candidate pairs of a set.
-
-    probability : (m,) float32 in [0, 1], that the pair shows one identity.
-    rate : the estimated share of positive pairs; None where the committee voted.
-    """
-
-    probability: np.ndarray
-    rate: float | None
-
-
-@dataclass(frozen=True)
-class PairVoter:
-    """Score pairs without labels: the base cosine if enough committee members agree, else 0.
-
-    min_similarity : a pair is kept when its base cosine exceeds this.
-    min_votes : and at least so many committee members have it as an edge. Without committee members
-        (one view) the cosine alone decides.
-    candidates : "base" or "all", as for `cdp.committee.make_pairs`.
-
-    `calibrated` is False: scores are no probabilities. `threshold` is the one to cut at: every pair
-    that is kept.
-    """
-
-    min_similarity: float = 0.5
-    min_votes: int = 1
-    candidates: str = "base"
-    calibrated: ClassVar[bool] = False
-    threshold: ClassVar[float] = 0.0
-    precision_curve: ClassVar[None] = None
-
-    def __post_init__(self) -> None:
-        _check_candidates(self.candidates)
-        if self.min_votes < 0:
-            raise ConfigError(f"min_votes must be 0 or more, got {self.min_votes}")
-
-    def whiten(self, views: Sequence[View], *, threads: int | None = None) -> None:
-        """None: votes use no whitened rows."""
-
-    def score_block(
-        self,
-        graphs: Sequence[Graph],
-        pairs: PairTable,
-        affinity: np.ndarray,
-        whitened: np.ndarray | None = None,
-        *,
-        threads: int | None = 1,
-    ) -> np.ndarray:
-        """Score any part of the pairs; parameters as for `PairScorer.score_block`.
-
-        Raises
-        ------
-        ConfigError
-            More votes are asked for than there are committee members.
-        """
-        members = len(graphs) - 1
-        if members and self.min_votes > members:
-            raise ConfigError(
-                f"min_votes must be in 0 .. {members}, the number of committee members (views "
-                f"without the base), got {self.min_votes}"
-            )
-        similarity = affinity[:, 0]
-        votes = vote_pairs(graphs, pairs)
-        kept = (similarity > self.min_similarity) & (votes >= min(self.min_votes, members))
-        return np.where(kept, np.clip(similarity, 0, 1), 0).astype(np.float32)
-
-    def finish(
-        self,
-        views: Sequence[View],
-        pairs: PairTable,
-        probability: np.ndarray,
-        count: int,
-        *,
-        threads: int | None = None,
-    ) -> PairScores:
-        """The scores as they are: votes have no positive rate to correct."""
-        return PairScores(probability, None)
-
-    def score(
-        self,
-        views: Sequence[View],
-        graphs: Sequence[Graph],
-        pairs: PairTable,
-        *,
-        threads: int | None = None,
-    ) -> PairScores:
-        """Score all candidate pairs of a set; parameters and errors as for `PairScorer.score`."""
-        affinity = measure_affinity(views[0], pairs, threads=threads)[:, None]
-        return PairScores(self.score_block(graphs, pairs, affinity, threads=threads), None)
 
 
 @dataclass(frozen=True)
@@ -205,14 +114,14 @@ class PairScorer:
         """
         extended = settings.variant == "extended"
         candidates = candidates or choose_candidates(settings.variant)
-        _check_candidates(candidates)
+        check_candidates(candidates)
         if extended and second_stage and settings.ensemble_size != settings.folds:
             raise ConfigError(
                 "second_stage needs every labelled pair held out once: give mediator_settings an "
                 f"ensemble_size equal to folds, got {settings.ensemble_size} and {settings.folds}, "
                 "or set second_stage=False"
             )
-        training = _LabelledPairs(
+        training = TrainingPairs(
             views,
             graphs,
             np.asarray(identity).astype(np.int64),
@@ -226,7 +135,12 @@ class PairScorer:
         first = cls(mediator, training.wccn, None, candidates)
         if not (extended and second_stage):
             return first
-        return cls(mediator, training.wccn, training.fit_second_stage(first, held_out), candidates)
+        raw = None
+        if training.joint is not None:
+            raw = first.score_first_stage(
+                training.joint.views, training.joint.graphs, training.joint_pairs, threads=threads
+            )
+        return replace(first, second_stage=training.fit_second_stage(mediator, held_out, raw))
 
     def whiten(self, views: Sequence[View], *, threads: int | None = None) -> np.ndarray | None:
         """The whitened rows that `score_block` needs, (n, p) float32; None without WCCN feature."""
@@ -386,144 +300,3 @@ class PairScorer:
             SecondStage.from_state(second_stage) if second_stage else None,
             bytes(np.asarray(state["candidates"])).decode(),
         )
-
-
-def _check_candidates(candidates: str) -> None:
-    if candidates not in CANDIDATES:
-        raise ConfigError(f"candidates must be one of {', '.join(CANDIDATES)}, got {candidates!r}")
-
-
-class _LabelledPairs:
-    """The labelled pairs of every step of the curriculum, with their features."""
-
-    def __init__(
-        self,
-        views: Sequence[View],
-        graphs: Sequence[Graph],
-        identity: np.ndarray,
-        variant: str,
-        candidates: str,
-        joint: JointSet | None,
-        seed: int,
-        threads: int | None,
-    ) -> None:
-        self.views, self.identity, self.joint = views, identity, joint
-        self.seed, self.threads, self.variant = seed, threads, variant
-        extended = variant == "extended"
-        steps = make_curriculum(
-            graphs, identity, steps=CURRICULUM if extended else CURRICULUM[:1], seed=seed
-        )
-        self.pairs = [make_pairs(step.graphs, candidates=candidates) for step in steps]
-        self.row_identity = [step.identity for step in steps]
-        self.wccn: Wccn | None = None
-        cosines: Sequence[np.ndarray | None] = [None] * len(steps)
-        if extended:
-            cosines = self._fit_wccn(steps)
-        self.features = [
-            describe_pairs(
-                [partial(_take_rows, view, step.rows) for view in views],
-                step.graphs,
-                listed,
-                variant=variant,
-                wccn=cosine,
-                threads=threads,
-            )
-            for step, listed, cosine in zip(steps, self.pairs, cosines, strict=True)
-        ]
-        if joint is not None:
-            self._add_joint(joint, candidates)
-
-    def _fit_wccn(self, steps: Sequence[CurriculumStep]) -> list[np.ndarray]:
-        """Fit the whitening; the cosines of each step's pairs, without their identities' folds."""
-        wccn, self.fold = fit_wccn(
-            self.views,
-            self.identity,
-            around=None if self.joint is None else self.joint.views,
-            seed=self.seed,
-            threads=self.threads,
-        )
-        self.wccn = wccn
-        coordinates = wccn.project(self.views, threads=self.threads)
-        return [
-            wccn.measure(coordinates[step.rows], listed, self.fold[step.rows], threads=self.threads)
-            for step, listed in zip(steps, self.pairs, strict=True)
-        ]
-
-    def _add_joint(self, joint: JointSet, candidates: str) -> None:
-        """One more step: the pairs of the joint set that have a labelled end."""
-        assert self.wccn is not None
-        number = joint.number_rows()
-        everything = make_pairs(joint.graphs, candidates=candidates)
-        is_labelled = (number[everything.source] >= 0) | (number[everything.target] >= 0)
-        self.joint_pairs, self.is_labelled = everything, is_labelled
-        listed = everything.take(is_labelled)
-        cosine = self.wccn.measure(
-            self.wccn.project(joint.views, threads=self.threads),
-            listed,
-            _find_folds(joint.identity, self.identity, self.fold),
-            threads=self.threads,
-        )
-        self.pairs.append(listed)
-        self.row_identity.append(number)
-        self.features.append(
-            describe_pairs(
-                joint.views,
-                joint.graphs,
-                listed,
-                variant=self.variant,
-                wccn=cosine,
-                threads=self.threads,
-            )
-        )
-
-    def fit(self, settings: MediatorSettings) -> tuple[Mediator, HeldOut]:
-        """Train the mediator on all steps; the features are dropped."""
-        listed = list(zip(self.pairs, self.row_identity, strict=True))
-        source = np.concatenate([identity[pairs.source] for pairs, identity in listed])
-        target = np.concatenate([identity[pairs.target] for pairs, identity in listed])
-        features = np.concatenate(self.features)
-        self.features.clear()
-        return Mediator.fit(
-            features,
-            source == target,
-            source,
-            target,
-            settings=settings,
-            seed=self.seed,
-            threads=self.threads,
-        )
-
-    def fit_second_stage(self, first: PairScorer, held_out: HeldOut) -> SecondStage:
-        """Train the second stage on the held-out probabilities of the first."""
-        joint = None
-        if self.joint is not None:
-            probability = first.score_first_stage(
-                self.joint.views, self.joint.graphs, self.joint_pairs, threads=self.threads
-            )
-            last = len(held_out.probability) - len(self.pairs[-1])
-            probability[self.is_labelled] = held_out.probability[last:]
-            probability = first.mediator.correct(probability).probability
-            joint = JointScores(
-                self.joint.views, self.joint_pairs, probability, self.row_identity[-1]
-            )
-        return fit_second_stage(
-            self.views,
-            self.pairs[0],
-            held_out.probability[: len(self.pairs[0])],
-            self.identity,
-            joint=joint,
-            seed=self.seed,
-            threads=self.threads,
-        )
-
-
-def _find_folds(joint: np.ndarray, identity: np.ndarray, fold: np.ndarray) -> np.ndarray:
-    """The fold of each row of the joint set; -1 for an unlabelled one."""
-    known, first = np.unique(identity, return_index=True)
-    place = np.minimum(np.searchsorted(known, joint), len(known) - 1)
-    return np.where(joint < 0, -1, fold[first][place])
-
-
-def _take_rows(view: View, rows: np.ndarray) -> np.ndarray:
-    loaded = load_view(view)
-    return loaded if len(rows) == len(loaded) else loaded[rows]

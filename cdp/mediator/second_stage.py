@@ -36,13 +36,13 @@ from cdp.mediator.ensemble import Mediator
 from cdp.mediator.neighbourhood import (
     PAIR_FEATURES,
     Neighbourhood,
-    check_probability,
     describe_neighbourhood,
 )
 from cdp.mediator.prior_shift import PriorCorrection, correct_evenly, weigh_images
 from cdp.mediator.settings import MediatorSettings
 from cdp.metrics.clustering import score_bcubed, score_with_distractors
 from cdp.propagation.average_linkage import Agglomeration, agglomerate
+from cdp.propagation.scored_pairs import check_probability
 from cdp.propagation.threshold import (
     NEUTRAL_THRESHOLD,
     THRESHOLDS,
@@ -122,7 +122,7 @@ class SecondStage:
         DataError
             As `describe_neighbourhood`.
         """
-        value = check_probability(pairs, probability)
+        value = check_probability(probability, len(pairs))
         around = Neighbourhood(views, pairs, value, count, count_threads(threads))
         return self.correct(around.score(self.mediator), pairs, count)
 
@@ -264,7 +264,7 @@ class _JointTraining:
     def __init__(self, joint: JointScores, threads: int | None) -> None:
         self.joint = joint
         pairs, count = joint.pairs, len(joint.identity)
-        value = check_probability(pairs, joint.probability)
+        value = check_probability(joint.probability, len(pairs))
         self.around = Neighbourhood(joint.views, pairs, value, count, count_threads(threads))
         labelled = joint.identity >= 0
         self.chosen = labelled[pairs.source] | labelled[pairs.target]

@@ -156,7 +156,7 @@ def _fit_scorer(work: Work, settings: MediateSettings) -> Any:
 
 def _make_voter(settings: MediateSettings) -> Any:
     from cdp.committee.pairs import choose_candidates
-    from cdp.mediator.pair_scorer import PairVoter
+    from cdp.mediator.pair_voter import PairVoter
 
     return PairVoter(
         min_similarity=settings.vote.min_similarity,

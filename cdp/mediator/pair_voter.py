@@ -1,0 +1,114 @@
+"""Pair scoring without labels: the committee votes on each candidate pair.
+
+The contract:
+- `PairVoter` has the interface of `cdp.mediator.pair_scorer.PairScorer`, so that estimator and
+  pipeline run one chain with either. Its scores are cosines, not probabilities.
+- A pair's score depends on the pair alone: any partition into blocks gives the same bits.
+
+Source: paper section 3.3, consensus by votes; the base cosine as the score is ours.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar
+
+import numpy as np
+
+from cdp.committee.features import measure_affinity
+from cdp.committee.pairs import check_candidates, vote_pairs
+from cdp.errors import ConfigError
+from cdp.types import Graph, PairTable, View
+
+
+@dataclass(frozen=True)
+class PairScores:
+    """Scores of all candidate pairs of a set.
+
+    probability : (m,) float32 in [0, 1], that the pair shows one identity.
+    rate : the estimated share of positive pairs; None where the committee voted.
+    """
+
+    probability: np.ndarray
+    rate: float | None
+
+
+@dataclass(frozen=True)
+class PairVoter:
+    """Score pairs without labels: the base cosine if enough committee members agree, else 0.
+
+    min_similarity : a pair is kept when its base cosine exceeds this.
+    min_votes : and at least so many committee members have it as an edge. Without committee members
+        (one view) the cosine alone decides.
+    candidates : "base" or "all", as for `cdp.committee.make_pairs`.
+
+    `calibrated` is False: scores are no probabilities. `threshold` is the one to cut at: every pair
+    that is kept.
+    """
+
+    min_similarity: float = 0.5
+    min_votes: int = 1
+    candidates: str = "base"
+    calibrated: ClassVar[bool] = False
+    threshold: ClassVar[float] = 0.0
+    precision_curve: ClassVar[None] = None
+
+    def __post_init__(self) -> None:
+        check_candidates(self.candidates)
+        if self.min_votes < 0:
+            raise ConfigError(f"min_votes must be 0 or more, got {self.min_votes}")
+
+    def whiten(self, views: Sequence[View], *, threads: int | None = None) -> None:
+        """None: votes use no whitened rows."""
+
+    def score_block(
+        self,
+        graphs: Sequence[Graph],
+        pairs: PairTable,
+        affinity: np.ndarray,
+        whitened: np.ndarray | None = None,
+        *,
+        threads: int | None = 1,
+    ) -> np.ndarray:
+        """Score any part of the pairs; parameters as for `PairScorer.score_block`.
+
+        Raises
+        ------
+        ConfigError
+            More votes are asked for than there are committee members.
+        """
+        members = len(graphs) - 1
+        if members and self.min_votes > members:
+            raise ConfigError(
+                f"min_votes must be in 0 .. {members}, the number of committee members (views "
+                f"without the base), got {self.min_votes}"
+            )
+        similarity = affinity[:, 0]
+        votes = vote_pairs(graphs, pairs)
+        kept = (similarity > self.min_similarity) & (votes >= min(self.min_votes, members))
+        return np.where(kept, np.clip(similarity, 0, 1), 0).astype(np.float32)
+
+    def finish(
+        self,
+        views: Sequence[View],
+        pairs: PairTable,
+        probability: np.ndarray,
+        count: int,
+        *,
+        threads: int | None = None,
+    ) -> PairScores:
+        """The scores as they are: votes have no positive rate to correct."""
+        return PairScores(probability, None)
+
+    def score(
+        self,
+        views: Sequence[View],
+        graphs: Sequence[Graph],
+        pairs: PairTable,
+        *,
+        threads: int | None = None,
+    ) -> PairScores:
+        """Score all candidate pairs of a set; parameters and errors as for `PairScorer.score`."""
+        affinity = measure_affinity(views[0], pairs, threads=threads)[:, None]
+        return PairScores(self.score_block(graphs, pairs, affinity, threads=threads), None)
