@@ -105,7 +105,7 @@ def run_examples(examples: list[doctest.Example]) -> list[str]:
 
     names: dict[str, Any] = {"__name__": "__main__"}
     outputs = []
-    pd.set_option("display.width", 120)
+    pd.set_option("display.width", 120, "display.max_columns", 20)
     for example in examples:
         printed = io.StringIO()
         with contextlib.redirect_stdout(printed):
