@@ -12,7 +12,7 @@ import pytest
 from cdp.types import PairTable
 from pipelines.pages import render_report
 from pipelines.pages.face_sheets import FARTHEST, NEAREST, make_sheets
-from pipelines.pages.figures import draw_recognizers, draw_sizes
+from pipelines.pages.figures import draw_recognizers, draw_sizes, draw_thresholds
 
 pytestmark = [pytest.mark.torch, pytest.mark.slow, pytest.mark.trains]
 
@@ -191,3 +191,9 @@ def test_figures_are_the_same_every_time_and_follow_the_page():
     drawn = draw_recognizers(["<b>"], {"one": [(0.5, np.nan, np.nan)]})
     assert "<b>" not in drawn
     assert "&lt;b&gt;" in drawn
+
+
+@pytest.mark.parametrize("cut", [0.0, 0.3, 1.0])
+def test_a_cut_beyond_the_axis_of_log_odds_is_drawn_at_its_edge(cut):
+    curve = pd.DataFrame({"threshold": [0.02, 0.5, 0.999], "estimated_precision": [0.5, 0.8, 1.0]})
+    assert f"cut {cut:.3g}" in draw_thresholds(curve, cut, odds=True)

@@ -174,8 +174,9 @@ def draw_thresholds(curve: pd.DataFrame, cut: float | None, *, odds: bool) -> Ma
             ticks = (0.1, 0.3, 0.5, 0.7, 0.9, 0.99, 0.999)
             axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
             axes.minorticks_off()
-        if cut is not None:
-            _mark_cut(axes, cut)
+        if cut is not None:  # at the edge if it lies outside, where log-odds may be infinite
+            place = np.clip(cut, curve.threshold.min(), curve.threshold.max())
+            _mark_cut(axes, cut, float(place))
         lowest = curve.drop(columns="threshold").min(axis=None)
         axes.set(xlabel="threshold", ylim=(min(0.9, lowest - 0.02), 1.01))
         _place_legend(axes)
@@ -188,10 +189,11 @@ def _place_legend(axes: Axes) -> None:
                 handlelength=2.4, borderaxespad=0.2)  # fmt: skip
 
 
-def _mark_cut(axes: Axes, cut: float) -> None:
-    axes.axvline(cut, color=SERIES[3], linewidth=1.2)
+def _mark_cut(axes: Axes, cut: float, place: float | None = None) -> None:
+    at = cut if place is None else place
+    axes.axvline(at, color=SERIES[3], linewidth=1.2)
     axes.annotate(
-        f" cut {cut:.3g}", (cut, 0.02), xycoords=("data", "axes fraction"), color=SERIES[3]
+        f" cut {cut:.3g}", (at, 0.02), xycoords=("data", "axes fraction"), color=SERIES[3]
     )
 
 
