@@ -10,6 +10,8 @@ from cdp import open_run
 from pipelines import demo
 from pipelines.config import read_config
 
+pytestmark = [pytest.mark.torch, pytest.mark.slow, pytest.mark.trains]
+
 
 def test_the_results_are_described(finished_run, tiny, monkeypatch, capsys):
     """On a run that is finished already: the demo makes nothing again and prints its results."""

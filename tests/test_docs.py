@@ -32,6 +32,8 @@ from tests.documents import (
     run_examples,
 )
 
+pytestmark = [pytest.mark.torch, pytest.mark.slow]
+
 README = ROOT / "README.md"
 EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
 

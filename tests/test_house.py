@@ -269,6 +269,7 @@ def test_cdp_lists_its_public_names_and_every_submodule():
     assert (ROOT / "cdp" / "py.typed").is_file()
 
 
+@pytest.mark.torch
 def test_every_public_name_of_cdp_is_imported_on_first_use():
     import cdp
 

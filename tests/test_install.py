@@ -12,6 +12,8 @@ import pytest
 
 from pipelines.packaged import CONFIGS, MANIFESTS
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[1]
 BUILT = ("cdp", "pipelines", CONFIGS, MANIFESTS)
 """Folders that a wheel is built from."""

@@ -11,6 +11,8 @@ from cdp.errors import DataError
 from cdp.models import build_backbone, save_model
 from pipelines.members import open_embedder
 
+pytestmark = pytest.mark.torch
+
 FACES = np.random.default_rng(0).integers(0, 256, (2, 16, 16, 3)).astype(np.uint8)
 
 

@@ -18,6 +18,8 @@ from cdp.knn.graph import build_knn_graphs
 from cdp.mediator import JointSet, MediatorSettings, PairScorer, PairVoter
 from tests.benchmarks.embeddings import draw_views
 
+pytestmark = [pytest.mark.torch, pytest.mark.trains]
+
 K = 8
 QUICK = MediatorSettings(epochs=5, ensemble_size=2, folds=2)
 
