@@ -239,7 +239,6 @@ def test_private_words_are_found(text, expected):
     assert [word for _, word in find_private_words(text)] == expected
 
 
-@pytest.mark.xfail(strict=False, reason="the words are being replaced, room by room")
 def test_no_private_words():
     offenders = [
         f"{path.relative_to(ROOT).as_posix()}:{number}: {word}"
