@@ -56,14 +56,15 @@ def rank_questions(
 ) -> list[Question]:
     """The most useful questions about a clustering, best first.
 
+    Source: ours; the expected pairs follow `cdp.propagation.quality`.
+
     Parameters
     ----------
     label : (n,) int64, 0 .. clusters - 1; -1 none.
     pairs : all candidate pairs.
     probability : (m,) float in [0, 1], calibrated.
-    kinds : which to ask. limit : how many at most.
-
-    Source: ours; the expected pairs follow `cdp.propagation.quality`.
+    kinds : which to ask.
+    limit : how many at most.
     """
     label = np.asarray(label, np.int64)
     value = np.asarray(probability, np.float64)
