@@ -17,9 +17,10 @@ The contract:
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
+from numbers import Integral, Real
 from typing import Any, Literal
 
 import numpy as np
@@ -40,7 +41,8 @@ from cdp.propagation.quality import estimate_quality
 from cdp.types import UNLABELLED, KnnGraph, PairTable, View, load_view
 
 Views = Any
-"""(n, d) array, DataFrame or tensor; or a sequence of such or of functions that load them."""
+"""(n, d) array, DataFrame, tensor or Series of vectors; or a sequence or dict of such, or of
+functions that load them."""
 
 
 class ConsensusClusterer(ClusterMixin, BaseEstimator):
@@ -166,8 +168,8 @@ class ConsensusClusterer(ClusterMixin, BaseEstimator):
 
         Parameters
         ----------
-        views : (n, d) array, DataFrame or tensor, or a list of (n, d_v) ones of the same rows, the
-            base first; n >= 1.
+        views : (n, d) array, DataFrame, tensor or Series of vectors, or a list of such, (n, d_v)
+            each, of the same rows, the base first; or a dict of them by model. n >= 1.
         y : ignored, as scikit-learn's clusterers do.
         labelled_views : the same models' embeddings of labelled images, as `views`; or None.
         labelled_ids : (l,) integers or strings, the identities of their rows; or None.
@@ -245,8 +247,10 @@ class ConsensusClusterer(ClusterMixin, BaseEstimator):
                 raise ConfigError(
                     f"{name} must be one of {', '.join(known)}, got {getattr(self, name)!r}"
                 )
-        if isinstance(self.threshold, str) and self.threshold != "auto":
+        if self.threshold != "auto" and not isinstance(self.threshold, Real):
             raise ConfigError(f"threshold must be 'auto' or a number, got {self.threshold!r}")
+        if not isinstance(self.k, Integral):
+            raise ConfigError(f"k must be a whole number of neighbours, got {self.k!r}")
 
     def _draw_seed(self) -> int:
         if isinstance(self.random_state, int | np.integer):
@@ -314,8 +318,10 @@ def _read_views(views: Views, name: str) -> list[View]:
     """The views as a list, base first, checked as far as possible without loading any."""
     if len(getattr(views, "shape", ())) == 2:  # an array, a DataFrame, a tensor, a sparse matrix
         listed = [views]
+    elif isinstance(views, Mapping):  # the views by the name of their model, base first
+        listed = list(views.values())
     elif len(views) and all(not callable(view) and np.ndim(view) == 1 for view in views):
-        listed = [views]  # a list of rows
+        listed = [list(views)]  # rows: a list or a Series of vectors
     else:
         listed = list(views)
     if not listed:

@@ -197,6 +197,21 @@ def test_data_frames_and_tensors_are_views(faces):
     assert exact.feature_names_in_.tolist() == named.columns.tolist()
     np.testing.assert_array_equal(exact.fit_predict(tensors[0]), alone)
     assert not hasattr(exact, "feature_names_in_")
+    np.testing.assert_array_equal(exact.fit_predict(pd.Series(list(views[0]))), alone)
+    by_model = {f"model_{number}": view for number, view in enumerate(views)}
+    np.testing.assert_array_equal(exact.fit_predict(by_model), expected)
+
+
+@pytest.mark.parametrize(
+    ("parameter", "value", "message"),
+    [
+        ("threshold", None, "threshold must be 'auto' or a number, got None"),
+        ("k", 8.0, "k must be a whole number of neighbours, got 8.0"),
+    ],
+)
+def test_parameters_of_the_wrong_type_are_named(parameter, value, message):
+    with pytest.raises(ConfigError, match=message):
+        ConsensusClusterer(**{parameter: value}).fit(np.eye(3))
 
 
 def test_identities_may_be_strings(faces):
