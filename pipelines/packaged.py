@@ -25,9 +25,10 @@ def find_config(given: str | Path) -> Path:
 def find_manifest(given: str | Path, config: Path | None = None) -> Path:
     """The file of a data manifest, e.g. of `synthetic` or `data_manifests/mine.yaml`.
 
-    config : the config that names it; a relative path may also start at the parent of its folder.
+    config : the config that names it; a relative path may also start at its folder, or at the
+        parent of its folder.
     """
-    beside = [] if config is None else [config.resolve().parent.parent]
+    beside = [] if config is None else list(config.resolve().parents[:2])
     return _find(Path(given), MANIFESTS, [Path(), *beside])
 
 
@@ -47,4 +48,7 @@ def _find(given: Path, folder: str, roots: list[Path]) -> Path:
             f"no {folder}/{given}.yaml in the working directory or the package. Give the path of "
             f"a YAML file, or one of: {', '.join(list_packaged(folder))}"
         )
+    if found is None and len(roots) > 1 and not given.is_absolute():
+        places = ", ".join(str(root.resolve()) for root in roots)
+        raise ConfigError(f"no file {given} in any of these folders: {places}")
     return found or given

@@ -104,7 +104,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(arguments: list[str] | None = None) -> int:
     """Run the command line; return the exit code."""
-    options = build_parser().parse_args(arguments)
+    options = build_parser().parse_intermixed_args(arguments)
     try:
         if "WORLD_SIZE" in os.environ:
             return run_as_team(options.device, lambda: _run(options))

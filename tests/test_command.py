@@ -144,6 +144,10 @@ def test_a_manifest_is_found_beside_its_config(elsewhere, tmp_path_factory):
     assert find_manifest("mine", config) == mine
     assert find_manifest("data_manifests/mine.yaml", config) == mine
     assert find_manifest("synthetic", config).parent == packaged.PACKAGE / packaged.MANIFESTS
+    near = write(project / "configs" / "near.yaml")
+    assert find_manifest("near.yaml", config) == near
+    with pytest.raises(ConfigError, match=f"no file far.yaml in .*: .*{project / 'configs'}, "):
+        find_manifest("far.yaml", config)
 
 
 def test_a_path_is_taken_as_it_is(elsewhere):
@@ -161,4 +165,9 @@ def test_an_unknown_name_lists_the_known_ones(elsewhere):
 
 def test_the_default_run_is_planned_in_any_folder(elsewhere, capsys):
     assert command.main(["run", "--dry-run"]) == 0
+    assert capsys.readouterr().out.startswith("ingest    run   not published yet")
+
+
+def test_settings_may_stand_before_and_after_options(elsewhere, capsys):
+    assert command.main(["run", "seed=1", "--dry-run", "knn.k=15"]) == 0
     assert capsys.readouterr().out.startswith("ingest    run   not published yet")

@@ -276,7 +276,7 @@ def test_a_page_of_degradations_is_drawn(tiny, tmp_path, capsys):
     [
         (["propagate.maxsize=3"], "propagate.maxsize: no such setting"),
         (["knn.k=many"], "knn.k: "),
-        (["data=nowhere.yaml"], "no such file: nowhere.yaml"),
+        (["data=nowhere.yaml"], "no file nowhere.yaml in any of these folders: "),
         (["--stage", "knn", "--until", "knn"], "--until goes with --stage all only"),
         (["--workers", "0"], "--workers: expected 1 or more, got 0"),
         (["--memory-limit", "lots"], "--memory-limit: a size such as 8GiB expected, got 'lots'"),
