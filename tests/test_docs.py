@@ -120,7 +120,7 @@ def test_outputs_are_replaced_in_place(tmp_path):
     assert renewed == text.replace("\n3\n", "\n2\n").replace("[2]", "[1]")
 
 
-@pytest.mark.slow
+@pytest.mark.long  # .ci/run runs each of them as a user would
 @pytest.mark.parametrize("path", EXAMPLES, ids=name_of)
 def test_examples_run(path, tmp_path, monkeypatch):
     """Each example checks itself against its known truth and prints at least a line."""
