@@ -137,11 +137,6 @@ class Perceptron:
         """(p,) float32, of the last batch."""
         return self.halves.sum(0)
 
-    def export(self, value: np.ndarray) -> list[np.ndarray]:
-        """Weights and biases, layer after layer, of these parameters, (p,) float32."""
-        self.value[:] = value
-        return self.layers
-
     def logits(self, rows: Rows, chosen: np.ndarray) -> np.ndarray:
         """The logits of the chosen rows, (len(chosen),) float32, without dropout."""
         out = np.empty(len(chosen), np.float32)

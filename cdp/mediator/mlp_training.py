@@ -13,14 +13,17 @@ import math
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
+from dataclasses import replace
 
 import numpy as np
 import torch
 
-from cdp.arrays.threads import limit_blas
+from cdp.arrays.log_odds import to_probability
+from cdp.arrays.threads import BLOCK, limit_blas, list_blocks
 from cdp.errors import DataError
 from cdp.mediator.mlp import Perceptron, Rows
 from cdp.mediator.pair_sample import sample_pairs
+from cdp.mediator.prior_shift import LOGIT_LIMIT
 from cdp.mediator.settings import MediatorSettings
 
 CHECK_STEPS = 1000
@@ -28,6 +31,9 @@ CHECK_STEPS = 1000
 _EPOCH_STEPS = 50
 """Least steps of an annealed epoch: batches are smaller where pairs are few."""
 _LEAST_BATCH = 64
+_FIRST_PAIRS = 20_000
+_FIRST_EPOCHS = 3
+"""Pairs and epochs of the MLP that measures how difficult each pair is."""
 
 
 def train_ensemble(
@@ -51,7 +57,11 @@ def train_ensemble(
     -------
     Weights and biases of each MLP, layer after layer; and a row for each validation.
     """
-    chosen, weight = sample_pairs(rows.truth > 0, pair_weight, settings.pair_budget, seed)
+    same, budget, difficulty = rows.truth > 0, settings.pair_budget, None
+    with limit_blas():
+        if budget is not None and len(same) > budget:
+            difficulty = _measure_difficulty(rows, pair_weight, settings, seed, workers)
+    chosen, weight = sample_pairs(same, pair_weight, budget, seed, difficulty)
     rows.weight[:] = 0
     rows.weight[chosen] = weight
     with limit_blas(), ThreadPoolExecutor(workers) as pool, ExitStack() as helpers:
@@ -62,7 +72,7 @@ def train_ensemble(
                 helper = helpers.enter_context(ThreadPoolExecutor(1))
             own = held[chosen, member]
             inside = own > 0
-            return _train_member(
+            network, history = _train_member(
                 rows,
                 chosen[~inside],
                 chosen[inside],
@@ -72,9 +82,30 @@ def train_ensemble(
                 member,
                 helper,
             )
+            return network.layers, history
 
         trained = list(pool.map(train, range(settings.ensemble_size)))
     return [layers for layers, _ in trained], [row for _, history in trained for row in history]
+
+
+def _measure_difficulty(
+    rows: Rows, pair_weight: np.ndarray, settings: MediatorSettings, seed: int, workers: int
+) -> np.ndarray:
+    """|truth - probability| of each pair by one MLP trained briefly on few pairs, (m,) float32."""
+    chosen, weight = sample_pairs(rows.truth > 0, pair_weight, _FIRST_PAIRS, seed)
+    rows.weight[chosen] = weight
+    brief = replace(settings, epochs=_FIRST_EPOCHS, patience=None)
+    network, _ = _train_member(rows, chosen, chosen[:1], weight[:1], brief, seed, -1, None)
+    difficulty = np.empty(len(rows.truth), np.float32)
+
+    def measure(part: slice) -> None:
+        places = np.arange(part.start, part.stop)
+        logit = network.logits(rows, places)
+        difficulty[part] = np.abs(rows.truth[part] - to_probability(logit, LOGIT_LIMIT))
+
+    with ThreadPoolExecutor(workers) as pool:
+        list(pool.map(measure, list_blocks(0, len(difficulty), 64 * BLOCK)))
+    return difficulty
 
 
 def _train_member(
@@ -86,12 +117,12 @@ def _train_member(
     seed: int,
     member: int,
     helper: ThreadPoolExecutor | None,
-) -> tuple[list[np.ndarray], list[dict[str, float]]]:
-    """One MLP's weights and biases, layer after layer, and a row for each validation.
+) -> tuple[Perceptron, list[dict[str, float]]]:
+    """One trained MLP, and a row for each validation.
 
     chosen : rows to train on. held_rows : rows to validate on. held_weight : their weights.
     """
-    random = torch.Generator().manual_seed(seed * 1_000_003 + member)
+    random = torch.Generator().manual_seed(seed * 1_000_003 + member % 1_000_003)
     width = rows.features.shape[1]
     network = Perceptron(
         width,
@@ -132,7 +163,8 @@ def _train_member(
             stale += 1
         if settings.patience is not None and stale >= settings.patience:
             break
-    return network.export(best), history
+    network.value[:] = best
+    return network, history
 
 
 def _list_batches(
