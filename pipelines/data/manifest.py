@@ -57,11 +57,13 @@ class FolderSettings(Settings):
     """One folder that is one split.
 
     root : the folder, relative to the data root.
-    layout : "people" is `<person>/<image>`; "pile" is images without identities, nested at will.
+    layout : "people" is `<person>/<image>`, where the first folder is the person and deeper ones
+        are nested at will; "pile" is images without identities, nested at will; null is "pile" for
+        `unlabelled` and "people" for the others.
     """
 
     root: str
-    layout: Literal["people", "pile"] = "people"
+    layout: Literal["people", "pile"] | None = None
 
 
 class DataManifest(Settings):
@@ -71,6 +73,11 @@ class DataManifest(Settings):
         embeddings).
     title, licence, source, notes : for the report and the model card; they do not enter the digest.
     size_px : side in pixels to which faces are read.
+    square : how a picture that is not square becomes so: "crop" takes its centre, "pad" keeps all
+        of it on grey.
+    allow_links : follow links below the data root wherever they lead.
+    dims : name of a model of ready features -> its dimension, for `.bin` files, which have no
+        header; a `dims.txt` in or above the folder says the same.
     people : one folder, split by person; or else
     labelled, unlabelled, evaluation : one folder a split.
     synthetic : arguments of `cdp.synthetic.SyntheticFaces`.
@@ -83,6 +90,9 @@ class DataManifest(Settings):
     source: str = ""
     notes: str = ""
     size_px: Annotated[int, Field(ge=1, le=LARGEST_PX)] = 112
+    square: Literal["crop", "pad"] = "crop"
+    allow_links: bool = False
+    dims: dict[str, Positive] = Field(default_factory=dict)
     people: PeopleSettings | None = None
     labelled: FolderSettings | None = None
     unlabelled: FolderSettings | None = None
@@ -108,7 +118,8 @@ class DataManifest(Settings):
 class Entry:
     """One image of a data set, before it is read.
 
-    identity : the person, or None where the data set does not name one.
+    identity : the person, or None where the data set does not name one. In layout people the first
+        folder is the person, also of a file that is not opened.
     fault : why the file must not be opened, or empty.
     """
 

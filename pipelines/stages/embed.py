@@ -55,7 +55,8 @@ def run(work: Work) -> Mapping[str, Any]:
                 for member in members
             ]
             parts.append(
-                (work.dataset, split, row, part.sample_id.to_numpy(), part.path.tolist(), members,
+                (work.dataset, split, part.row.to_numpy(), part.sample_id.to_numpy(),
+                 part.path.tolist(), members,
                  origins, targets, work.config.embed.reduce_px, work.config.embed.flip,
                  work.runtime.device)
             )  # fmt: skip
@@ -76,7 +77,7 @@ def _list_trained_identities(work: Work) -> list[str]:
 def embed_part(
     dataset: Dataset,
     split: str,
-    first_row: int,
+    rows: np.ndarray,
     sample_id: np.ndarray,
     paths: list[str],
     members: tuple[MemberSettings, ...],
@@ -97,7 +98,6 @@ def embed_part(
             dimensions.append(schema.field("embedding").type.list_size)
             continue
         if member.features is not None:
-            rows = slice(first_row, first_row + len(sample_id))
             features = dataset.read_features(split, member.features)[rows]
             vectors, norm = _normalise(np.asarray(features, np.float32), member.name, paths)
         else:
