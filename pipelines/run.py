@@ -41,6 +41,7 @@ from pipelines.training.team import run_as_team
 log = logging.getLogger("cdp")
 
 DATA_ROOT = "CDP_DATA_ROOT"
+MODELS_DIR = "CDP_MODELS_DIR"
 PACKAGES = (
     "torch", "nmslib-metabrainz", "faiss-cpu", "networkx", "numpy", "pandas", "dask", "pyarrow",
     "scipy", "scikit-learn", "numba", "onnxruntime", "pillow", "opencv-python-headless",
@@ -80,6 +81,14 @@ def build_parser() -> argparse.ArgumentParser:
         default=os.environ.get(DATA_ROOT),
         metavar="DIR",
         help=f"the folder that the data manifest's paths start at (or set {DATA_ROOT})",
+    )
+    add(
+        "--models-dir",
+        type=Path,
+        default=os.environ.get(MODELS_DIR),
+        metavar="DIR",
+        help="the folder that the paths of ONNX models and checkpoints start at, before the data "
+        f"root; links in it are followed (or set {MODELS_DIR})",
     )
     add("--dry-run", action="store_true", help="print what would run and why; change nothing")
     add("--force", action="store_true", help="run every stage again, even where it is up to date")
@@ -158,7 +167,8 @@ def _run(options: argparse.Namespace) -> int:
 
 def _carry_out(config: RunConfig, options: argparse.Namespace, *, until: str | None) -> None:
     """Plan and make one run."""
-    dataset = Dataset.open(find_manifest(config.data, options.config), options.data_root)
+    manifest = find_manifest(config.data, options.config)
+    dataset = Dataset.open(manifest, options.data_root, options.models_dir)
     store = Store(options.runs_dir)
     digests = FileDigests(store.root / "files.json", rehash=options.verify)
     engine = Engine(

@@ -237,10 +237,12 @@ def _require_recognizer(store: Store, run: str) -> Published:
 
 
 def _require_file(dataset: Dataset, path: str) -> Path:
-    place = dataset.locate(path)
+    place = dataset.locate_model(path)
     if not place.is_file():
+        roots = [root for root in (dataset.models_root, dataset.root) if root is not None]
         raise ConfigError(
-            f"the committee names {path!r}, and there is no such file below {dataset.root}"
+            f"the committee names {path!r}, and there is no such file below "
+            f"{' or '.join(map(str, roots))}. --models-dir names a folder of models"
         )
     return place
 

@@ -18,7 +18,7 @@ cdp.errors cdp.types cdp.progress
 cdp.arrays cdp.images cdp.models cdp.metrics cdp.synthetic
 cdp.knn cdp.committee cdp.propagation cdp.training
 cdp.embedding cdp.mediator cdp.review
-cdp.recognizer cdp.clusterer
+cdp.recognizer cdp.clusterer cdp.separation
 cdp
 pipelines
 pipelines.files pipelines.yaml_files pipelines.engine pipelines.invocation pipelines.packaged
@@ -27,7 +27,7 @@ pipelines.store pipelines.decisions pipelines.data
 pipelines.stage pipelines.results
 pipelines.members pipelines.export pipelines.review_session
 pipelines.training pipelines.pages
-pipelines.stages
+pipelines.stages pipelines.check
 pipelines.run pipelines.review
 pipelines.command pipelines.demo
 """

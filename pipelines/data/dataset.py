@@ -57,15 +57,23 @@ class Dataset:
 
     manifest: DataManifest
     root: Path | None
+    models_root: Path | None = None
 
     @classmethod
-    def open(cls, manifest_path: Path, data_root: Path | None) -> Dataset:
-        """Read a manifest and check that the data root and the folders in it exist."""
+    def open(
+        cls, manifest_path: Path, data_root: Path | None, models_root: Path | None = None
+    ) -> Dataset:
+        """Read a manifest and check that the data root and the folders in it exist.
+
+        models_root : where model files are looked for before the data root.
+        """
+        if models_root is not None and not models_root.is_dir():
+            raise DataError(f"--models-dir: {models_root} is not a directory")
         manifest = validate_settings(
             DataManifest, read_yaml(manifest_path), source=str(manifest_path)
         )
         if manifest.kind == "synthetic":
-            return cls(manifest, None)
+            return cls(manifest, None, models_root)
         if data_root is None:
             raise DataError(
                 f"{manifest_path} describes files, and no data root was given. Pass --data-root "
@@ -76,7 +84,7 @@ class Dataset:
                 f"the data root {data_root} is not a directory. Pass --data-root DIR or set "
                 f"CDP_DATA_ROOT. How to get the data: {manifest.source or 'not stated'}"
             )
-        dataset = cls(manifest, data_root.resolve())
+        dataset = cls(manifest, data_root.resolve(), models_root)
         for folder in dataset._folders.values():
             if not dataset.locate(folder.root).is_dir():
                 raise DataError(
@@ -98,8 +106,19 @@ class Dataset:
     def locate(self, path: str) -> Path:
         """An existing or future path below the data root; DataError when it would leave it."""
         if self.root is None:
-            raise ConfigError(f"{path!r}: a synthetic data set has no files; use a backbone")
+            raise ConfigError(
+                f"{path!r}: a synthetic data set has no files; use a backbone, or name the folder "
+                "of the models with --models-dir"
+            )
         return locate(self.root, path, links=self.manifest.allow_links)
+
+    def locate_model(self, path: str) -> Path:
+        """The file of a model: below the models' folder, links followed, or below the data root."""
+        if self.models_root is not None:
+            place = locate(self.models_root.absolute(), path, links=True)
+            if self.root is None or place.exists():
+                return place
+        return self.locate(path)
 
     # -- listing
 
