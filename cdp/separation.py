@@ -80,8 +80,10 @@ def rank_preprocessing(
     DataError
         The model fails whatever it is shown.
     """
-    shared = {"layout": given.layout, "output": given.output, "input_px": given.input_px}
-    ways = dict.fromkeys([given, *(replace(way, **shared) for way in CANDIDATES)])
+    others = (
+        replace(given, mean=way.mean, scale=way.scale, channels=way.channels) for way in CANDIDATES
+    )
+    ways = dict.fromkeys([given, *others])
     found: list[tuple[Preprocessing, Separation]] = []
     failure: DataError | None = None
     for way in ways:

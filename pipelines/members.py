@@ -26,6 +26,8 @@ from pipelines.stage import Work
 
 log = logging.getLogger("cdp")
 
+REDUCED_PX = 24
+"""Side to which the compared faces are reduced: on sharp ones the order of colours matters less."""
 LEAST_PEOPLE = 4
 """People with two images or more, below which nothing is concluded from them."""
 POOR = 0.75
@@ -118,7 +120,7 @@ def _rank(
 ) -> tuple[tuple[Preprocessing, Separation], ...]:
     from cdp.embedding import OnnxEmbedder
 
-    faces = dataset.read_faces(paths)
+    faces = reduce_to(dataset.read_faces(paths), REDUCED_PX)
     model = origin.read_bytes()
 
     def embed(way: Preprocessing) -> np.ndarray:

@@ -47,7 +47,7 @@ class Preprocessing:
     input_px: int | None = None
 
     def __post_init__(self) -> None:
-        mean, scale = np.float64(self.mean), np.float64(self.scale)
+        mean, scale = np.asarray(self.mean, np.float64), np.asarray(self.scale, np.float64)
         if not (scale > 0).all():
             raise ConfigError(f"scale: numbers above 0 expected, got {self.scale}")
         shown = np.abs(np.stack([(0 - mean) / scale, (255 - mean) / scale])).max()
@@ -62,14 +62,16 @@ class Preprocessing:
         if self.channels == "bgr":
             faces = faces[:, ::-1]
         mean, scale = (
-            np.broadcast_to(np.float32(value), 3)[:, None, None]
+            np.broadcast_to(np.asarray(value, np.float32), 3)[:, None, None]
             for value in (self.mean, self.scale)
         )
         return np.ascontiguousarray((faces - mean) / scale, dtype=np.float32)
 
     def describe(self) -> str:
         """Order of colours and range of pixels in a few words: "BGR in -1..1"."""
-        mean, scale = (np.broadcast_to(np.float64(v), 3) for v in (self.mean, self.scale))
+        mean, scale = (
+            np.broadcast_to(np.asarray(value, np.float64), 3) for value in (self.mean, self.scale)
+        )
         low, high = (f"{((pixel - mean) / scale).mean():.3g}" for pixel in (0, 255))
         each = "" if np.ptp(mean) == np.ptp(scale) == 0 else " (a mean and scale a channel)"
         return f"{self.channels.upper()} in {low}..{high}{each}"

@@ -115,7 +115,7 @@ class Dataset:
     def locate_model(self, path: str) -> Path:
         """The file of a model: below the models' folder, links followed, or below the data root."""
         if self.models_root is not None:
-            place = locate(self.models_root.absolute(), path, links=True)
+            place = locate(Path(os.path.abspath(self.models_root)), path, links=True)
             if self.root is None or place.exists():
                 return place
         return self.locate(path)
