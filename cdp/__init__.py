@@ -4,6 +4,7 @@
     label = ConsensusClusterer().fit_predict(embeddings)
 
 The contract:
+- Where numba could write compiled code nowhere, it is given a folder; see `cdp.numba_cache`.
 - `dir(cdp)` and `__all__` list every public name; a name or a subpackage is imported on first use,
   so `import cdp` itself loads nothing.
 - The same names can be imported from the modules that define them, listed in `_MODULE_OF`.
@@ -13,6 +14,8 @@ from __future__ import annotations
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
+
+from cdp.numba_cache import choose_folder
 
 if TYPE_CHECKING:
     import cdp.arrays as arrays
@@ -46,6 +49,8 @@ if TYPE_CHECKING:
     from cdp.training.plan import TrainingPlan
 
     __version__: str
+
+choose_folder()
 
 _MODULE_OF = {
     "BackendError": "cdp.errors",

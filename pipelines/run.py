@@ -142,6 +142,8 @@ def _carry_out(config: RunConfig, options: argparse.Namespace, *, until: str | N
     manifest = find_manifest(config.data, options.config)
     dataset = Dataset.open(manifest, options.data_root, options.models_dir)
     store = Store(options.runs_dir)
+    if not options.dry_run:
+        store.check_links()
     digests = FileDigests(store.root / "files.json", rehash=options.verify)
     engine = Engine(
         workers=options.workers,
