@@ -120,6 +120,8 @@ def compose_card(
         'recognizer = cdp.Recognizer.load("recognizer.safetensors")\n'
         "vectors = recognizer.embed(np.zeros((1, 112, 112, 3), np.uint8))\n"
         "```",
+        "From a photo and five landmarks in it, with cv2 and numpy alone:",
+        _format_alignment(px),
         "## Data",
         _format_data(run, retrain),
         "## Training",
@@ -135,6 +137,30 @@ def compose_card(
         "and a match is no proof of identity.",
     ]
     return "\n\n".join(sections) + "\n"
+
+
+def _format_alignment(px: int) -> str:
+    """Code that aligns a face and embeds it as `align_face` and `Recognizer.embed` do."""
+    from cdp.images.align import TEMPLATE_112
+
+    template = ", ".join(f"[{x:.4f}, {y:.4f}]" for x, y in TEMPLATE_112)
+    return (
+        "```python\nimport cv2, numpy as np, onnxruntime\n"
+        "# Left eye, right eye, nose, corners of the mouth in a face of 112 x 112 pixels.\n"
+        f"template = np.array([{template}])\n"
+        'photo = cv2.imread("photo.jpg")[:, :, ::-1]  # RGB\n'
+        'points = np.loadtxt("landmarks.txt")  # (5, 2), pixels x y in the photo, in that order\n'
+        "source, target = points @ [1, 1j], template @ [1, 1j]  # a similarity is a + b z\n"
+        "(b, a), *_ = np.linalg.lstsq(np.c_[source, np.ones(5)], target, rcond=None)\n"
+        "move = np.array([[b.real, -b.imag, a.real], [b.imag, b.real, a.imag]])\n"
+        "face = cv2.warpAffine(np.ascontiguousarray(photo), move, (112, 112))\n"
+        f"small = cv2.resize(face, ({px}, {px}), interpolation=cv2.INTER_AREA)\n"
+        "image = small.transpose(2, 0, 1)[None].astype(np.float32)\n"
+        'session = onnxruntime.InferenceSession("recognizer.onnx")\n'
+        'vector = session.run(["embedding"], {"image": image})[0]\n```\n\n'
+        "Where the face in the photo is more than twice 112 pixels wide, reduce the photo first by "
+        "`cv2.INTER_AREA`, as `align_face` does."
+    )
 
 
 def _format_data(run: Path, retrain: Published) -> str:
