@@ -44,6 +44,7 @@ if TYPE_CHECKING:
     from cdp.propagation.quality import estimate_quality
     from cdp.propagation.rising_threshold import propagate_labels
     from cdp.recognizer.fit import FaceSet, RecognizerSpec, train_recognizer
+    from cdp.recognizer.gallery import Gallery
     from cdp.recognizer.recognizer import Recognizer
     from cdp.synthetic.identities import SyntheticFaces
     from cdp.training.plan import TrainingPlan
@@ -59,6 +60,7 @@ _MODULE_OF = {
     "ConsensusClusterer": "cdp.clusterer",
     "DataError": "cdp.errors",
     "FaceSet": "cdp.recognizer.fit",
+    "Gallery": "cdp.recognizer.gallery",
     "Recognizer": "cdp.recognizer.recognizer",
     "RecognizerSpec": "cdp.recognizer.fit",
     "StageError": "cdp.errors",
@@ -84,6 +86,7 @@ __all__ = [
     "ConsensusClusterer",
     "DataError",
     "FaceSet",
+    "Gallery",
     "Recognizer",
     "RecognizerSpec",
     "StageError",

@@ -1,4 +1,4 @@
-"""The console command: `cdp run`, `check`, `review`, `export`, `degrade` and `demo`.
+"""The console command: `cdp run`, `check`, `review`, `export`, `identify`, `degrade` and `demo`.
 
 The contract:
 - `cdp NAME ...` takes the options and returns the exit codes of `python -m pipelines.NAME ...`.
@@ -19,6 +19,7 @@ COMMANDS = {
     "check": ("pipelines.check", (), "look at data and models before a run costs time"),
     "review": ("pipelines.review", (), "judge and correct the clusters of a run in a browser"),
     "export": ("pipelines.export.__main__", (), "write labels or the recognizer of a run"),
+    "identify": ("pipelines.identify", (), "name the faces of a folder among enrolled people"),
     "degrade": (
         "pipelines.export.__main__",
         ("degradations",),

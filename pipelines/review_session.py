@@ -113,8 +113,8 @@ class ReviewSession:
             ranked = rank_questions(self.label, self.pairs, self.settled, limit=4 * ASKED)
             still_open = filter_answered(ranked, self.corrections, checked=self._list_checked())
             self._questions = [q for q in still_open if q.worth >= LEAST_WORTH][:ASKED]
-        first = [q for q in self._questions if _name_question(q) not in self.skipped]
-        last = [q for q in self._questions if _name_question(q) in self.skipped]
+        first = [q for q in self._questions if name_question(q) not in self.skipped]
+        last = [q for q in self._questions if name_question(q) in self.skipped]
         return [*first, *last]
 
     def _list_checked(self) -> set[frozenset[int]]:
@@ -127,9 +127,11 @@ class ReviewSession:
             for group in decision.groups
         }
 
-    def skip(self, question: Question) -> None:
-        """Move a question behind all others."""
-        self.skipped.add(_name_question(question))
+    def skip(self, name: Sequence[int]) -> None:
+        """Move the question of that name behind all others; DataError when it is no name."""
+        if len(name) != 2 or not all(type(each) is int for each in name):
+            raise DataError("expected the name of a question, two numbers")
+        self.skipped.add((name[0], name[1]))
 
     # -- decisions
 
@@ -173,20 +175,29 @@ class ReviewSession:
         }
 
     def count_pending(self) -> int:
-        """Number of images whose cluster a rerun would change."""
-        import pandas as pd
+        """Number of images whose cluster a rerun would change.
 
-        from pipelines.results import compare_labels
-
-        frame = pd.DataFrame({"key": np.arange(len(self.label)), "path": ""})
-        before = frame.assign(pseudo_label=self.published)
-        return len(compare_labels(before, frame.assign(pseudo_label=self.label)).moved)
+        Each cluster of now continues one published cluster at most, the one it shares most images
+        with: of two clusters that merge, the images of the smaller one move.
+        """
+        before, now = self.published, self.label
+        cells, shared = np.unique(np.stack([before, now]), axis=1, return_counts=True)
+        labelled = (cells != UNLABELLED).all(axis=0)
+        kept = int(((before == UNLABELLED) & (now == UNLABELLED)).sum())
+        taken: tuple[set[int], set[int]] = (set(), set())
+        for cell in np.argsort(-shared, kind="stable").tolist():
+            old, new = cells[:, cell].tolist()
+            if labelled[cell] and old not in taken[0] and new not in taken[1]:
+                taken[0].add(old)
+                taken[1].add(new)
+                kept += int(shared[cell])
+        return len(now) - kept
 
     def describe_question(self, question: Question) -> dict[str, Any]:
         """One question with its faces."""
         sides = [question.one, question.other] if len(question.other) else [question.one]
         return {
-            "name": list(_name_question(question)),
+            "name": list(name_question(question)),
             "kind": question.kind,
             "chance": round(question.chance, 4),
             "worth": round(question.worth, 1),
@@ -285,7 +296,7 @@ class ReviewSession:
         }
 
 
-def _name_question(question: Question) -> tuple[int, int]:
+def name_question(question: Question) -> tuple[int, int]:
     """A key of the question that stays the same while its groups keep their first rows."""
     other = int(question.other[0]) if len(question.other) else -1
     return int(question.one[0]), other

@@ -26,9 +26,9 @@ pipelines.tables pipelines.config
 pipelines.store pipelines.decisions pipelines.data
 pipelines.stage pipelines.results
 pipelines.members pipelines.export pipelines.review_session
-pipelines.training pipelines.pages
+pipelines.training pipelines.pages pipelines.real_probes
 pipelines.stages pipelines.check
-pipelines.run pipelines.review
+pipelines.run pipelines.review pipelines.identify
 pipelines.command pipelines.demo
 """
 """Rooms from the ground up: a room imports itself and the rooms of lower lines, lazily or not."""

@@ -48,6 +48,10 @@ if TYPE_CHECKING:
 
 LARGEST_FILE = 256 << 20
 """Most bytes of an image file, and of a list of names."""
+ENROLLED = {"labelled", "evaluation"}
+PROBES_HINT = (
+    ". Probes of labelled people are `evaluation: {gallery: <labelled folder>, probes: <folder>}`"
+)
 STRAY = "in no person's folder: <person>/<image> expected"
 
 
@@ -101,6 +105,7 @@ class Dataset:
     @property
     def _folders(self) -> dict[str, PeopleSettings | FolderSettings]:
         named = {split: getattr(self.manifest, split) for split in ("people", *SPLITS)}
+        named["gallery"] = self.manifest.gallery_apart
         return {split: folder for split, folder in named.items() if folder is not None}
 
     def locate(self, path: str) -> Path:
@@ -140,8 +145,10 @@ class Dataset:
                 if split in self._folders
                 for entry in _list_folder(self, split, getattr(self.manifest, split))
             ]
+        if self.manifest.gallery_apart is not None:
+            entries += _list_folder(self, "evaluation", self.manifest.gallery_apart)
         entries = unify_names(entries)
-        _check_splits(entries, self.manifest.name)
+        _check_splits(entries, self.manifest.name, enrolled=self.manifest.has_real_probes)
         order = {split: position for position, split in enumerate(SPLITS)}
         return sorted(entries, key=lambda entry: (order[entry.split], entry.path))
 
@@ -369,16 +376,22 @@ def _read_pairs(path: Path, root: str) -> list[ListedPair]:
     return pairs
 
 
-def _check_splits(entries: list[Entry], name: str) -> None:
+def _check_splits(entries: list[Entry], name: str, *, enrolled: bool) -> None:
+    """Refuse a person or a path of two splits.
+
+    enrolled : labelled people may have probes, which are judged by their own photos.
+    """
     split_of: dict[str, str] = {}
     for entry in entries:
         if entry.identity is None:
             continue
         other = split_of.setdefault(entry.identity, entry.split)
-        if other != entry.split:
+        if other != entry.split and not (enrolled and {other, entry.split} <= ENROLLED):
             raise DataError(
                 f"data set {name}: {entry.identity!r} is in the {other} and in the {entry.split} "
                 "split; a person may be in one only. Move or rename one of the two"
+                + PROBES_HINT
+                * ({other, entry.split} <= ENROLLED)
             )
     paths = Counter(entry.path for entry in entries)
     twice = [path for path, count in paths.items() if count > 1]

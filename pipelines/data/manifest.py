@@ -66,6 +66,37 @@ class FolderSettings(Settings):
     layout: Literal["people", "pile"] | None = None
 
 
+class EvaluationSettings(FolderSettings):
+    """The images to evaluate on: people of no other split, or a gallery and real probes of it.
+
+    root : the folder of people who are in no other split; or else
+    gallery : folder of `<person>/<image>` with the photos that people are enrolled by, which may be
+        that of `labelled`.
+    probes : folder of `<person>/<image>` with real probes: of people of the gallery, and of others.
+    """
+
+    root: str = ""
+    gallery: str | None = None
+    probes: str | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _probes_are_the_folder(cls, value: Any) -> Any:
+        if isinstance(value, dict) and value.get("probes") and not value.get("root"):
+            return {**value, "root": value["probes"]}
+        return value
+
+    @model_validator(mode="after")
+    def _one_way_to_evaluate(self) -> EvaluationSettings:
+        if not self.root:
+            raise ValueError("give root, or gallery and probes")
+        if (self.gallery is None) != (self.probes is None) or self.root != (
+            self.probes or self.root
+        ):
+            raise ValueError("give root, or gallery and probes: both of them")
+        return self
+
+
 class DataManifest(Settings):
     """One data set: `data_manifests/<name>.yaml`.
 
@@ -96,7 +127,7 @@ class DataManifest(Settings):
     people: PeopleSettings | None = None
     labelled: FolderSettings | None = None
     unlabelled: FolderSettings | None = None
-    evaluation: FolderSettings | None = None
+    evaluation: EvaluationSettings | None = None
     synthetic: dict[str, Any] = Field(default_factory=dict)
 
     @model_validator(mode="after")
@@ -112,6 +143,19 @@ class DataManifest(Settings):
         if self.kind == "features" and self.unlabelled is None:
             raise ValueError("kind features needs an unlabelled folder")
         return self
+
+    @property
+    def has_real_probes(self) -> bool:
+        """Whether people are evaluated by real probes against a gallery."""
+        return self.evaluation is not None and self.evaluation.gallery is not None
+
+    @property
+    def gallery_apart(self) -> FolderSettings | None:
+        """The folder of the gallery, where it is not that of the labelled people."""
+        if self.evaluation is None or self.evaluation.gallery is None:
+            return None
+        known = self.labelled is not None and self.labelled.root == self.evaluation.gallery
+        return None if known else FolderSettings(root=self.evaluation.gallery, layout="people")
 
 
 @dataclass(frozen=True)

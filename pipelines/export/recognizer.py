@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from cdp.errors import ConfigError, DataError, StageError
 from pipelines.invocation import format_command
+from pipelines.results import describe_loss
 from pipelines.store import Published
 
 if TYPE_CHECKING:
@@ -54,6 +55,9 @@ def export_recognizer(options: argparse.Namespace) -> str:
         raise ConfigError(f"{out} exists already; choose another --out, or remove it first")
     recognizer = Recognizer.load(retrain.directory / f"{subject}.safetensors", device="cpu")
     notes = {"cdp.subject": subject, "cdp.run": retrain.fingerprint}
+    metrics = _read_metrics(options.run)
+    notes |= _list_thresholds(metrics, subject)
+    loss = describe_loss(metrics, subject) if metrics is not None else ""
     model = export_onnx(recognizer, notes=notes)
     difference = measure_difference(recognizer, model)
     recognizer.meta = {**recognizer.meta, "subject": subject, "run": retrain.fingerprint}
@@ -73,7 +77,22 @@ def export_recognizer(options: argparse.Namespace) -> str:
     return (
         f"{out}: {subject}, {recognizer.input_px} px to {recognizer.embedding_dim} numbers, "
         f"{len(model) / 2**20:.1f} MiB; onnxruntime agrees to {difference:.0e}"
+        + (f"\nwarning: {loss}" if loss else "")
     )
+
+
+def _read_metrics(run: Path) -> Any:
+    """Table `evaluate/metrics`; None where the run has none."""
+    evaluate = Published.open("evaluate", run / "evaluate")
+    return None if evaluate is None else evaluate.read("metrics").to_pandas()
+
+
+def _list_thresholds(metrics: Any, subject: str) -> dict[str, str]:
+    """The cosine of each false accept rate, by kind of probe, for the metadata of the model."""
+    if metrics is None:
+        return {}
+    chosen = metrics[(metrics.subject == subject) & metrics.metric.str.startswith("threshold@")]
+    return {f"cdp.{row.metric} {row.protocol}": f"{row.value:.4f}" for row in chosen.itertuples()}
 
 
 def _open(run: Path, stage: str) -> Published:
@@ -188,6 +207,7 @@ def _format_results(run: Path, subject: str) -> str:
     if evaluate is None:
         return "Not evaluated: the run has not published evaluate."
     metrics = evaluate.read("metrics").to_pandas()
+    loss = describe_loss(metrics, subject)
     chosen = metrics[(metrics.subject == subject) & metrics.low.notna()]
     if not len(chosen):
         return "Not evaluated: the data set has no people held out for it."
@@ -197,7 +217,10 @@ def _format_results(run: Path, subject: str) -> str:
         for row in chosen.rename(columns={"count": "decisions"}).itertuples()
     ]
     return (
-        "On people held out of all training; 95 % intervals by bootstrap over people.\n\n"
+        (f"**{loss}.**\n\n" if loss else "")
+        + "On people held out of all training; 95 % intervals by bootstrap over people. "
+        "`threshold@far` is the cosine above which a pair is one person at that false accept "
+        "rate.\n\n"
         "| protocol | metric | value | interval | count |\n|---|---|---|---|---|\n"
         + "\n".join(rows)
     )

@@ -92,11 +92,9 @@ def render_report(
 
     script = read_page("faces.js") + read_page("report.js")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    subjects = [
-        subject
-        for subject in ("labelled_only", "labelled_pseudo", "distilled", "supervised")
-        if any(subject in row["subjects"] for row in recognizers)
-    ]
+    ours = ("labelled_only", "labelled_pseudo", "distilled", "supervised")
+    found = dict.fromkeys(subject for row in recognizers for subject in row["subjects"])
+    subjects = [*(s for s in ours if s in found), *(s for s in found if s not in ours)]
     nothing = (float("nan"),) * 3
     for row in recognizers:
         row["has_interval"] = any(low == low for _, low, _ in row["subjects"].values())

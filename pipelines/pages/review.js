@@ -39,11 +39,11 @@ async function runAlone(work) {
   try { await work(); } finally { busy = false; }
 }
 
-let last = null;
+const made = [];              // numbers of the decisions of this page, for U
 async function decide(action, groups, done) {
-  let made;
+  let answer;
   try {
-    made = await call("decisions", { action, groups });
+    answer = await call("decisions", { action, groups });
   } catch (error) {
     const number = error.number;
     showMessage(error.message, false, number == null ? "" : make("button", {
@@ -52,10 +52,11 @@ async function decide(action, groups, done) {
     }, `Undo ${number} and do this`));
     return;
   }
-  last = made.number;
+  const number = answer.number;
+  made.push(number);
   await refresh();
-  showMessage(`${done} · decision ${made.number} is kept`, true,
-    make("button", { type: "button", onclick: () => runAlone(() => undo(made.number)) }, "Undo (U)"));
+  showMessage(`${done} · decision ${number} is kept`, true,
+    make("button", { type: "button", onclick: () => runAlone(() => undo(number)) }, "Undo (U)"));
 }
 
 async function undo(number) {
@@ -65,7 +66,7 @@ async function undo(number) {
     showMessage(error.message, false);
     return false;
   }
-  last = null;
+  if (made.includes(number)) made.splice(made.indexOf(number), 1);
   await refresh();
   showMessage(`decision ${number} is undone`, true);
   return true;
@@ -97,11 +98,14 @@ const answers = {
     if (marked.size) await decide("reject", [[...marked]], `${count(marked.size, "face")} rejected`);
   },
   async skip() {
-    if (asked) await call("skip", {});
+    if (asked) await call("skip", { name: question.name });
     showMessage("", true);
     await refresh();
   },
-  async undo() { if (last != null) await undo(last); },
+  async undo() {
+    if (made.length) await undo(made.at(-1));
+    else showMessage("This page has made no decision that is left to undo; the tab Decisions lists all.", false);
+  },
 };
 
 // ---------------------------------------------------------------------------------------- faces

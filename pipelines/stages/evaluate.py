@@ -9,11 +9,13 @@ The contract:
   labelled_pseudo reaches, NaN where there is no gap.
 - A recognizer embeds as users of it do: one vector of a face and its mirror image.
 - Protocols, each with a kind of probe (a face reduced to some pixels, and degraded where the probe
-  names a degradation): `verification` (accuracy over k folds of drawn pairs, TAR@FAR over all
-  pairs), `listed pairs` (accuracy over the folds of the data set's own list, LFW's for instance),
-  `identification` (one gallery image an identity: rank-k), `identification with distractors` and
-  `open set` (half of the identities enrolled, the others distractors or not in the gallery: rank-k,
-  TPIR@FPIR). Both images of a pair are probes.
+  names a degradation): `verification` (accuracy over k folds of drawn pairs, TAR@FAR over all pairs
+  and the cosine that gives each FAR), `listed pairs` (accuracy over the folds of the data set's own
+  list, LFW's for instance), `identification` (one gallery image an identity: rank-k),
+  `identification with distractors` and `open set` (half of the identities enrolled, the others
+  distractors or not in the gallery: rank-k, TPIR@FPIR). Both images of a pair are probes.
+- Where the manifest names a gallery and real probes, those are the protocols instead: see
+  `pipelines.real_probes`.
 - `low` and `high` bound 95 % of a bootstrap over the held-out identities; NaN where there is none.
 - A protocol for which there are too few held-out identities is left out, with a line in the log.
 """
@@ -31,6 +33,7 @@ import pyarrow as pa
 from cdp.errors import DataError
 from pipelines.data.dataset import Dataset
 from pipelines.members import open_embedder, reduce_to
+from pipelines.real_probes import score_real_probes
 from pipelines.stage import Stage, Work
 from pipelines.training.sets import describe_job, select_clusters, select_labelled
 from pipelines.training.trained import copy_model, train_once
@@ -71,7 +74,10 @@ def run(work: Work) -> Mapping[str, Any]:
         }
         if truth_known and work.config.evaluate.supervised:
             models["supervised"] = _train_supervised(work, samples, truth)
-        rows += _score_recognizers(work, held_out, models)
+        if work.dataset.manifest.has_real_probes:
+            rows += score_real_probes(work, samples, models)
+        else:
+            rows += _score_recognizers(work, held_out, models)
     work.write("metrics", dict(zip(METRICS.names, zip(*rows, strict=True), strict=True)) if rows
                else METRICS.empty_table())  # fmt: skip
     return _pick_facts(rows)
@@ -131,6 +137,8 @@ def _score_recognizers(work: Work, held_out: Any, models: Mapping[str, Any]) -> 
         for (subject, protocol, metric), low in scores.items():
             if subject != "labelled_only" or low.draws is None:
                 continue
+            if metric.startswith("threshold@"):
+                continue  # a cosine: neither better nor worse
             middle = scores["labelled_pseudo", protocol, metric]
             high = scores["supervised", protocol, metric]
             assert middle.draws is not None
@@ -307,9 +315,9 @@ def _pick_facts(rows: list[Row]) -> dict[str, Any]:
 
 STAGE = Stage(
     name="evaluate",
-    version=4,
+    version=5,
     inputs=("ingest.samples", "ingest.truth", "propagate.labels", "retrain.history"),
     outputs={"metrics": METRICS},
-    reads=("retrain", "evaluate"),
+    reads=("retrain", "evaluate", "committee"),
     run=run,
 )
