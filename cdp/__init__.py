@@ -28,10 +28,12 @@ if TYPE_CHECKING:
     import cdp.mediator as mediator
     import cdp.metrics as metrics
     import cdp.models as models
+    import cdp.numba_cache as numba_cache
     import cdp.progress as progress
     import cdp.propagation as propagation
     import cdp.recognizer as recognizer
     import cdp.review as review
+    import cdp.separation as separation
     import cdp.synthetic as synthetic
     import cdp.training as training
     import cdp.types as types
@@ -108,12 +110,14 @@ __all__ = [
     "mediator",
     "metrics",
     "models",
+    "numba_cache",
     "open_run",
     "progress",
     "propagate_labels",
     "propagation",
     "recognizer",
     "review",
+    "separation",
     "synthetic",
     "train_recognizer",
     "training",

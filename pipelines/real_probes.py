@@ -2,11 +2,11 @@
 
 The contract:
 - The manifest's `evaluation: {gallery, probes}` names both folders. A probe whose person has no
-  gallery image is a stranger's. Gallery people may be labelled ones: that is how a system is used.
+  gallery image is unknown. Gallery people may be labelled ones: that is how a system is used.
 - Probes are embedded as they came, in buckets of their shorter side; nothing reduces them further.
 - Rows are `(subject, protocol, metric, value, count, low, high)`, the protocol `probes 8..12px` or
-  `probes all`: rank-k of known people; with strangers TPIR@FPIR and the cosine, `threshold@fpir`,
-  above which at most that share of strangers is taken for somebody.
+  `probes all`: rank-k of known people; with unknown people TPIR@FPIR and `threshold@fpir`, the
+  cosine above which at most that share of unknown people is taken for somebody.
 - Subjects are the run's recognizers and the committee's ONNX models, which compete at each size.
 """
 
@@ -151,8 +151,8 @@ def _score(
         yield from protocols.score_open_set(
             opened, chosen, resamples, settings.fpir, rank=settings.fpir_rank
         )
-        strangers = opened.other[~opened.mated]
+        unknown = opened.other[~opened.mated]
         for rate in settings.fpir:
-            if rate * len(strangers) >= 1:
-                threshold = threshold_at_far(strangers, rate)
-                yield protocols.Score(f"threshold@fpir={rate:g}", threshold, len(strangers), None)
+            if rate * len(unknown) >= 1:
+                threshold = threshold_at_far(unknown, rate)
+                yield protocols.Score(f"threshold@fpir={rate:g}", threshold, len(unknown), None)

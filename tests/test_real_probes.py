@@ -18,7 +18,7 @@ from pipelines.results import describe_loss, recommend_subjects
 from pipelines.run import main
 
 pytestmark = [pytest.mark.torch, pytest.mark.slow, pytest.mark.trains]
-STAFF, STRANGERS = range(10), range(10, 14)
+STAFF = range(10)
 
 
 def save_embedder(path):
