@@ -19,6 +19,7 @@ from cdp.numba_cache import choose_folder
 
 if TYPE_CHECKING:
     import cdp.arrays as arrays
+    import cdp.assignment as assignment
     import cdp.clusterer as clusterer
     import cdp.committee as committee
     import cdp.embedding as embedding
@@ -98,6 +99,7 @@ __all__ = [
     "agglomerate",
     "align_face",
     "arrays",
+    "assignment",
     "build_knn_graph",
     "cluster_pairs",
     "clusterer",

@@ -17,7 +17,7 @@ LAYERS = """
 cdp.errors cdp.types cdp.progress cdp.numba_cache
 cdp.arrays cdp.images cdp.models cdp.metrics cdp.synthetic
 cdp.knn cdp.committee cdp.propagation cdp.training
-cdp.embedding cdp.mediator cdp.review
+cdp.embedding cdp.mediator cdp.review cdp.assignment
 cdp.recognizer cdp.clusterer cdp.separation
 cdp
 pipelines
