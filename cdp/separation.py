@@ -18,6 +18,8 @@ from cdp.errors import DataError
 from cdp.images.preprocessing import CANDIDATES, Preprocessing
 
 Embed = Callable[[Preprocessing], np.ndarray]
+LEAST_NEARER = 0.75
+"""Share of pairs of one person nearer than those of two, below which nothing is concluded."""
 MARGIN = 1.05
 """How much better another way must separate people before it replaces the one that was assumed."""
 
@@ -72,8 +74,8 @@ def rank_preprocessing(
     ----------
     embed : shows the model its faces and returns (n, d) unit vectors; DataError counts as none.
     identity : (n,) of the faces.
-    given : the way that is assumed. It stays first unless another is `MARGIN` times better; its
-        layout, output and side hold for all.
+    given : the way that is assumed. It stays first unless another is `MARGIN` times better and
+        separates people at all; its layout, output and side hold for all.
 
     Raises
     ------
@@ -93,8 +95,13 @@ def rank_preprocessing(
             failure = error
     if not found:
         raise DataError("the model gives no vectors, whatever it is shown") from failure
-    bonus = {given: MARGIN}
-    found.sort(key=lambda each: -each[1].distance * bonus.get(each[0], 1.0))
+    found.sort(key=lambda each: -each[1].distance)
+    before = dict(found).get(given)
+    best = found[0][1]
+    if before is not None and (
+        best.nearer < LEAST_NEARER or best.distance < MARGIN * max(before.distance, 0.0)
+    ):
+        found.sort(key=lambda each: each[0] != given)
     return found
 
 

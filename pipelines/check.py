@@ -23,7 +23,7 @@ from typing import Literal
 import numpy as np
 
 from cdp.errors import CdpError, DataError
-from cdp.separation import choose_people, measure_separation
+from cdp.separation import LEAST_NEARER, choose_people, measure_separation
 from pipelines.config import MemberSettings, RunConfig, read_config
 from pipelines.data.dataset import Dataset
 from pipelines.data.folders import LEFT_OUT
@@ -32,7 +32,6 @@ from pipelines.data.names import fold_name, group_spellings
 from pipelines.invocation import format_command
 from pipelines.members import (
     LEAST_PEOPLE,
-    POOR,
     describe_choice,
     describe_given,
     open_embedder,
@@ -231,7 +230,7 @@ def _check_features(config: RunConfig, dataset: Dataset, used: Sequence[Entry]) 
             vectors = np.asarray(dataset.read_features("labelled", model)[rows], np.float64)
             unit = vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
             near = measure_separation(unit, identity).nearer
-            if near < POOR:
+            if near < LEAST_NEARER:
                 yield Finding(
                     "warning",
                     f"view {model}: one labelled person's vectors are nearer than two people's in "
@@ -261,7 +260,7 @@ def _check_member(dataset: Dataset, member: MemberSettings, used: Sequence[Entry
                       "labelled people to try other ways")  # fmt: skip
         return
     best, separation = ranked[0]
-    poor = separation.nearer < POOR
+    poor = separation.nearer < LEAST_NEARER
     if member.is_pixel_range_open or best == given:
         text = f"member {member.name}: {size}; {describe_choice(member.name, given, ranked)}"
         yield Finding("warning" if poor else "note", text)

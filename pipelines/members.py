@@ -19,7 +19,7 @@ import numpy as np
 
 from cdp.errors import ConfigError, DataError
 from cdp.images.preprocessing import Preprocessing
-from cdp.separation import Separation, choose_people, rank_preprocessing
+from cdp.separation import LEAST_NEARER, Separation, choose_people, rank_preprocessing
 from pipelines.config import MemberSettings
 from pipelines.data.dataset import Dataset
 from pipelines.stage import Work
@@ -30,8 +30,6 @@ REDUCED_PX = 24
 """Side to which the compared faces are reduced: on sharp ones the order of colours matters less."""
 LEAST_PEOPLE = 4
 """People with two images or more, below which nothing is concluded from them."""
-POOR = 0.75
-"""Share of pairs of one person nearer than those of two, below which a model is doubted."""
 
 
 def find_origin(work: Work, member: MemberSettings) -> Path | None:
@@ -142,9 +140,9 @@ def describe_choice(
             f": it separates the labelled people better so than by {given.describe()} "
             f"(d' {best.distance:.1f} against {worse})"
         )
-    if best.nearer < POOR:
+    if best.nearer < LEAST_NEARER:
         found += (
-            f"; and even so one person's faces are nearer than two people's in {best.nearer:.0%} "
+            f"; and one person's faces are nearer than two people's in {best.nearer:.0%} "
             "of cases only: is it a model of aligned faces, and are these aligned?"
         )
     return found

@@ -184,6 +184,19 @@ class _Cluster(_Handler):
             self.answer(describe_error(error))
 
 
+class _Parts(_Handler):
+    """A stricter cut of the images that a page names."""
+
+    def post(self, _token: str) -> None:
+        self.session.refresh()
+        try:
+            (ids,) = parse_groups([self.body().get("ids")])
+            self.answer(self.session.propose_parts(ids))
+        except CdpError as error:
+            self.set_status(400)
+            self.answer(describe_error(error))
+
+
 class _Decisions(_Handler):
     def get(self, _token: str) -> None:
         self.session.refresh()
@@ -194,6 +207,12 @@ class _Decisions(_Handler):
         session = self.session
         session.refresh()
         try:
+            if isinstance(value.get("who"), str):
+                session.name_reviewer(value["who"])
+            if value.get("action") == "parts":
+                made = session.split_parts(parse_groups(value.get("groups")))
+                self.answer({"numbers": [each.number for each in made], "action": "parts"})
+                return
             if value.get("action") == "undo":
                 if type(value.get("number")) is not int:
                     raise HTTPError(400, reason="expected the number of a decision")
@@ -222,6 +241,7 @@ def make_application(session: ReviewSession, token: str, hosts: frozenset[str]) 
             (rf"{start}/skip", _Skip, given),
             (rf"{start}/clusters", _Clusters, given),
             (rf"{start}/cluster/([0-9]{{1,18}})", _Cluster, given),
+            (rf"{start}/parts", _Parts, given),
             (rf"{start}/decisions", _Decisions, given),
         ],
         default_handler_class=_Handler,

@@ -47,6 +47,14 @@ def test_what_is_given_stays_unless_another_is_clearly_better() -> None:
     ranked = rank_preprocessing(lambda way: little if way == given else good, identity, given)
     assert ranked[0][0] == given
 
+    # Where no way separates people, nothing is concluded.
+    noise = [
+        draw_vectors(50.0)[0],
+        *(np.roll(draw_vectors(50.0)[0], row, 0) for row in range(1, 8)),
+    ]
+    ways = iter(noise)
+    assert rank_preprocessing(lambda way: next(ways), identity, given)[0][0] == given
+
     def fail(way: Preprocessing) -> np.ndarray:
         raise DataError("no vectors")
 
