@@ -254,9 +254,10 @@ class ConsensusClusterer(ClusterMixin, BaseEstimator):
             pairs decided.
         """
         check_is_fitted(self, "centres_")
+        given = _read_views(views, "views")
         if hasattr(self, "n_features_in_") and not isinstance(views, Mapping | list | tuple):
             validate_data(self, views, reset=False, skip_check_array=True)
-        return self.centres_.assign(_read_views(views, "views"))
+        return self.centres_.assign(given)
 
     def fit_predict(self, views: Views, y: Any = None, **labelled: Any) -> np.ndarray:
         """Cluster the rows and return `labels_`; parameters and errors are those of `fit`."""

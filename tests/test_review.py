@@ -198,6 +198,49 @@ def test_a_skip_names_its_question(client):
     assert client.get("question")[1]["question"]["name"] != shown
 
 
+def test_a_stricter_cut_is_proposed_kept_and_undone(own_known_run):
+    session = ReviewSession(cdp.open_run(own_known_run), "ada")
+    whole = ids(session.describe_cluster(0)["sides"][0])
+    found = session.propose_parts(whole)
+    parts = [ids(side) for side in found["sides"]]
+    assert len(parts) >= 2
+    assert sum(map(len, parts)) + found["more"] == len(whole)
+    assert {each for part in parts for each in part} <= set(whole)
+    assert sorted(map(len, parts), reverse=True) == [len(part) for part in parts]
+    session.name_reviewer(" Ada L ")
+    made = session.split_parts(parts)
+    assert len(made) == len(parts) - 1
+    assert {decision.who for decision in made} == {"Ada L"}
+    rows = [np.searchsorted(session.sample_id, part) for part in parts]
+    labels = [set(session.label[each].tolist()) - {-1} for each in rows]
+    assert all(not one & two for at, one in enumerate(labels) for two in labels[:at])
+    assert session.count_pending() > 0
+    for decision in reversed(made):
+        session.undo(decision.number)
+    assert session.count_pending() == 0
+    with pytest.raises(DataError, match="no threshold parts"):
+        session.propose_parts(whole[:1])
+    with pytest.raises(DataError, match="two groups"):
+        session.split_parts([whole])
+    with pytest.raises(DataError, match="1 to 100 characters"):
+        session.name_reviewer("  ")
+
+
+def test_the_page_asks_for_parts_and_names_its_reviewer(own_known_run):
+    with serve(own_known_run) as client:
+        (whole,) = find_clusters(client, 1)
+        status, found = client.post("parts", {"ids": whole})
+        assert status == 200
+        parts = [ids(side) for side in found["sides"]]
+        sent = {"action": "parts", "groups": parts, "who": "bo"}
+        status, answer = client.post("decisions", sent)
+        assert (status, len(answer["numbers"])) == (200, len(parts) - 1)
+        assert client.post("parts", {"ids": "all"})[0] == 400
+        progress = client.get("question")[1]["progress"]
+        assert progress["reviewer"] == "bo"
+        assert 0 <= progress["estimated_f"] <= 1
+
+
 @pytest.mark.parametrize(
     ("before", "now", "moved"),
     [

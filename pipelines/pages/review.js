@@ -62,7 +62,7 @@ async function decide(action, groups, done) {
 
 async function undo(number) {
   try {
-    await call("decisions", { action: "undo", number });
+    await call("decisions", { action: "undo", number, ...who() });
   } catch (error) {
     showMessage(error.message, false);
     return false;
