@@ -434,6 +434,7 @@ class EvaluateSettings(Settings):
     fpir, fpir_rank : false positive identification rates and rank of TPIR@FPIR.
     draws : bootstrap resamples of the identities behind `low` and `high`.
     supervised : train the upper bound on the true identities, where they are known.
+    embedders : judge the committee's ONNX models beside the recognizers.
     """
 
     probe_px: tuple[Positive, ...] = (32, 24, 16, 12)
@@ -449,6 +450,7 @@ class EvaluateSettings(Settings):
     fpir_rank: Positive = 20
     draws: Positive = 200
     supervised: bool = True
+    embedders: bool = True
 
 
 class RunConfig(Settings):

@@ -41,11 +41,11 @@ def name_bucket(side_px: int) -> str:
 
 
 def list_subjects(work: Work, models: Mapping[str, Path]) -> Subjects:
-    """The recognizers of the run, and the committee's ONNX models by their names."""
+    """The recognizers of the run, and the committee's ONNX models where the settings ask for it."""
     subjects: dict[str, tuple[Path, Preprocessing | None]] = {
         name: (path, None) for name, path in models.items()
     }
-    for member in work.config.committee.all:
+    for member in work.config.committee.all if work.config.evaluate.embedders else ():
         origin = find_origin(work, member) if member.onnx is not None else None
         if origin is not None:
             subjects[member.name] = (origin, find_preprocessing(work, member, origin))

@@ -243,6 +243,8 @@ class RunResults:
         )
 
 
+OURS = {"labelled_only", "labelled_pseudo", "distilled", "supervised"}
+"""Subjects of evaluate that the run trained; others are ready embedders."""
 HEADLINES = ("accuracy", "tar@far=0.01", "rank-1", "tpir20@fpir=0.1")
 """Metrics of the summary and the figure of a report, where a run has them; tables have all."""
 
@@ -348,13 +350,19 @@ def _name_labels(labels: pd.DataFrame, samples: pd.DataFrame) -> pd.DataFrame:
 
 
 def recommend_subjects(metrics: pd.DataFrame) -> list[str]:
-    """For each size of real probes, the subject with the best rank-1 and the others' figures.
+    """For each kind of probe, the subject with the best rank-1 and the others' figures.
 
-    metrics : table `evaluate/metrics`; without real probes the list is empty.
+    metrics : table `evaluate/metrics`. Without real probes, the list is of the drawn ones where
+        ready embedders were judged beside the recognizers, and empty otherwise.
     """
-    chosen = metrics[(metrics.metric == "rank-1") & metrics.protocol.str.startswith("probes ")]
+    rank = metrics[metrics.metric == "rank-1"]
+    chosen = rank[rank.protocol.str.startswith("probes ")]
+    if not len(chosen):
+        chosen = rank[rank.protocol.str.match(r"identification \d")]
     lines = []
     for protocol, group in chosen.groupby("protocol", sort=False):
+        if protocol.startswith("identification") and set(group.subject) <= OURS:
+            continue
         best, *others = (
             group[group.subject != "supervised"]
             .sort_values("value", ascending=False, kind="stable")

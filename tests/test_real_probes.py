@@ -64,7 +64,9 @@ def place(tmp_path_factory):
         for number, row in enumerate(rows):
             if person in STAFF and number < 5:
                 save(row, place / "data" / "staff" / name / f"{number}.png")
-            elif number >= 5:
+            elif number < 5:
+                save(row, place / "data" / "others" / name / f"{number}.png")
+            else:
                 save(
                     row, place / "data" / "gate" / name / f"{number}.png", (10, 14, 30)[number - 5]
                 )
@@ -114,6 +116,30 @@ def test_probes_of_staff_are_judged_by_their_photos_at_each_size(place):
     assert (cosine[~mated].max(axis=1) >= threshold).mean() > 0.25
     passed = (named == probes.identity) & (cosine.max(axis=1) > threshold)
     assert found.value["probes all", "tpir1@fpir=0.25"] == pytest.approx(passed[mated].mean())
+
+
+def test_ready_embedders_are_judged_on_drawn_probes_too(place):
+    manifest = yaml.safe_load((place / "data.yaml").read_text())
+    manifest["evaluation"] = {"root": "others"}
+    (place / "others.yaml").write_text(yaml.safe_dump(manifest))
+    given = ["--config", str(place / "gate.yaml"), "--data-root", str(place / "data"),
+             "--runs-dir", str(place / "runs"), "--workers", "1", "name=others",
+             "data=others.yaml", "evaluate.probe_px=[16]", "evaluate.degradations=[none]",
+             "evaluate.folds=2", "evaluate.pairs_per_fold=10", "--until", "evaluate"]  # fmt: skip
+    assert main(given) == 0
+    metrics = cdp.open_run(place / "runs" / "others").metrics
+    ready = metrics[metrics.subject == "ready"].set_index(["protocol", "metric"]).value
+    assert ready["identification 16px", "rank-1"] > 0.4
+    assert -1 <= ready["verification 16px", "threshold@far=0.1"] <= 1
+    assert not any("threshold@" in metric for metric in
+                   metrics[metrics.subject == "gap_closed"].metric)  # fmt: skip
+    (line,) = recommend_subjects(metrics)
+    assert line.startswith("identification 16px: ")
+    assert "ready" in line
+    assert main([*given, "evaluate.embedders=false"]) == 0
+    again = cdp.open_run(place / "runs" / "others").metrics
+    assert "ready" not in set(again.subject)
+    assert recommend_subjects(again) == []
 
 
 def test_the_summary_says_which_to_use_at_which_size(place):
