@@ -4,6 +4,7 @@
     label = ConsensusClusterer().fit_predict(embeddings)
 
 The contract:
+- Where numba could write compiled code nowhere, it is given a folder; see `cdp.numba_cache`.
 - `dir(cdp)` and `__all__` list every public name; a name or a subpackage is imported on first use,
   so `import cdp` itself loads nothing.
 - The same names can be imported from the modules that define them, listed in `_MODULE_OF`.
@@ -14,8 +15,11 @@ from __future__ import annotations
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from cdp.numba_cache import choose_folder
+
 if TYPE_CHECKING:
     import cdp.arrays as arrays
+    import cdp.assignment as assignment
     import cdp.clusterer as clusterer
     import cdp.committee as committee
     import cdp.embedding as embedding
@@ -25,10 +29,12 @@ if TYPE_CHECKING:
     import cdp.mediator as mediator
     import cdp.metrics as metrics
     import cdp.models as models
+    import cdp.numba_cache as numba_cache
     import cdp.progress as progress
     import cdp.propagation as propagation
     import cdp.recognizer as recognizer
     import cdp.review as review
+    import cdp.separation as separation
     import cdp.synthetic as synthetic
     import cdp.training as training
     import cdp.types as types
@@ -41,11 +47,14 @@ if TYPE_CHECKING:
     from cdp.propagation.quality import estimate_quality
     from cdp.propagation.rising_threshold import propagate_labels
     from cdp.recognizer.fit import FaceSet, RecognizerSpec, train_recognizer
+    from cdp.recognizer.gallery import Gallery
     from cdp.recognizer.recognizer import Recognizer
     from cdp.synthetic.identities import SyntheticFaces
     from cdp.training.plan import TrainingPlan
 
     __version__: str
+
+choose_folder()
 
 _MODULE_OF = {
     "BackendError": "cdp.errors",
@@ -54,6 +63,7 @@ _MODULE_OF = {
     "ConsensusClusterer": "cdp.clusterer",
     "DataError": "cdp.errors",
     "FaceSet": "cdp.recognizer.fit",
+    "Gallery": "cdp.recognizer.gallery",
     "Recognizer": "cdp.recognizer.recognizer",
     "RecognizerSpec": "cdp.recognizer.fit",
     "StageError": "cdp.errors",
@@ -79,6 +89,7 @@ __all__ = [
     "ConsensusClusterer",
     "DataError",
     "FaceSet",
+    "Gallery",
     "Recognizer",
     "RecognizerSpec",
     "StageError",
@@ -88,6 +99,7 @@ __all__ = [
     "agglomerate",
     "align_face",
     "arrays",
+    "assignment",
     "build_knn_graph",
     "cluster_pairs",
     "clusterer",
@@ -100,12 +112,14 @@ __all__ = [
     "mediator",
     "metrics",
     "models",
+    "numba_cache",
     "open_run",
     "progress",
     "propagate_labels",
     "propagation",
     "recognizer",
     "review",
+    "separation",
     "synthetic",
     "train_recognizer",
     "training",

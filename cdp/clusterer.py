@@ -25,8 +25,10 @@ from typing import Any, Literal
 import numpy as np
 from sklearn.base import BaseEstimator, ClusterMixin
 from sklearn.utils import check_array, check_random_state
+from sklearn.utils.validation import check_is_fitted, validate_data
 
 from cdp.arrays.cosine import make_unit
+from cdp.assignment import ClusterCentres
 from cdp.committee.features import VARIANTS
 from cdp.committee.pairs import choose_candidates, make_pairs
 from cdp.errors import ConfigError, DataError
@@ -235,7 +237,27 @@ class ConsensusClusterer(ClusterMixin, BaseEstimator):
             self.probabilities_ = self.quality_.confidence
         else:
             self.probabilities_ = _average_inside(found.label, pairs, scores, found.threshold)
+        self.centres_ = ClusterCentres.fit(given, found.label, seed)
         return self
+
+    def predict(self, views: Views) -> np.ndarray:
+        """The clusters of new images, without clustering again; see `cdp.assignment`.
+
+        Parameters
+        ----------
+        views : the same models' embeddings of new images, as in `fit`.
+
+        Returns
+        -------
+        labels : (m,) int64
+            -1 where no cluster is near enough. `labels_` may differ for the images of `fit`, whose
+            pairs decided.
+        """
+        check_is_fitted(self, "centres_")
+        given = _read_views(views, "views")
+        if hasattr(self, "n_features_in_") and not isinstance(views, Mapping | list | tuple):
+            validate_data(self, views, reset=False, skip_check_array=True)
+        return self.centres_.assign(given)
 
     def fit_predict(self, views: Views, y: Any = None, **labelled: Any) -> np.ndarray:
         """Cluster the rows and return `labels_`; parameters and errors are those of `fit`."""

@@ -24,6 +24,7 @@ import torch
 
 from cdp.errors import DataError
 from cdp.images.degradation import DEGRADATIONS, degrade, reduce_faces
+from cdp.images.preprocessing import Preprocessing
 from cdp.models import Backbone
 from cdp.training.plan import resolve_device
 
@@ -31,6 +32,9 @@ MODEL_BYTES = 1 << 30
 ARENA_BYTES = 4 << 30
 LONGEST = 8192
 """Coordinates of a vector, and images of a fixed batch, at most; sides are an eighth of it."""
+_TYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
+_USUAL_PX = 112
+"""Side on which the length of the vectors is tried where a model leaves both free."""
 
 
 class Embedder(Protocol):
@@ -99,14 +103,20 @@ class BackboneEmbedder:
         return _normalise(raw, f"backbone {self.backbone.spec.name}")
 
 
+_PLAIN = Preprocessing()
+
+
 class OnnxEmbedder:
     """An ONNX face model as an embedder.
 
     model : bytes
-        The file: one input (batch, 3, p, p) float32, RGB in 0..255; one output (batch, d).
+        The file: one input (batch, 3, p, p) or (batch, p, p, 3), float32 or float16; an output
+        (batch, d), also with sides of 1 behind it. Batch and sides may be free.
     reduce_px : int or None
         Reduce faces to this side first and enlarge them again to the model's, so that a strong
         model gets no more detail than a low-resolution one; None keeps the full resolution.
+    preprocessing : Preprocessing
+        Range and order of the pixels, layout, output and side; by default RGB in 0..255.
     threads : int
         Of onnxruntime, per call.
     name : str
@@ -123,48 +133,85 @@ class OnnxEmbedder:
         model: bytes,
         reduce_px: int | None = None,
         *,
+        preprocessing: Preprocessing = _PLAIN,
         threads: int = 1,
         name: str = "ONNX model",
     ) -> None:
         self.model, self.reduce_px, self.threads, self.name = model, reduce_px, threads, name
+        self.preprocessing = preprocessing
         self._session = _open_session(model, threads, name)
-        inputs, outputs = self._session.get_inputs(), self._session.get_outputs()
-        shape = inputs[0].shape if len(inputs) == 1 else []
-        if (
-            len(shape) != 4
-            or shape[1] != 3
-            or not isinstance(shape[2], int)
-            or shape[2] != shape[3]
-            or not 1 <= shape[2] <= LONGEST // 8
-            or inputs[0].type != "tensor(float)"
-        ):
-            found = "; ".join(f"{i.name} {i.type} {i.shape}" for i in inputs)
+        self._read_input()
+        self._read_output()
+
+    def _read_input(self) -> None:
+        """The name, type, layout and side of the one input; DataError for another one."""
+        inputs = self._session.get_inputs()
+        shape = list(inputs[0].shape) if len(inputs) == 1 else []
+        found = "; ".join(f"{i.name} {i.type} {i.shape}" for i in inputs)
+        last = len(shape) == 4 and shape[3] == 3 and shape[1] != 3
+        self._layout = self.preprocessing.layout or ("nhwc" if last else "nchw")
+        if len(shape) == 4 and self._layout == "nhwc":
+            shape = [shape[0], shape[3], shape[1], shape[2]]
+        if len(shape) != 4 or (shape[1] not in (3, None) and not isinstance(shape[1], str)):
             raise DataError(
-                f"{name}: one input (n, 3, p, p) tensor(float) with a fixed p expected, "
-                f"found: {found}"
+                f"{self.name}: one input (n, 3, p, p) or (n, p, p, 3) expected, found: {found}"
             )
-        if len(outputs) != 1 or len(outputs[0].shape) != 2:
-            found = "; ".join(f"{o.name} {o.type} {o.shape}" for o in outputs)
-            raise DataError(f"{name}: one output (n, d) expected, found: {found}")
-        self.input_px = int(shape[2])
-        self._input = inputs[0].name
+        if inputs[0].type not in _TYPES:
+            raise DataError(f"{self.name}: an input of floats expected, found: {found}")
+        self._input, self._dtype = inputs[0].name, _TYPES[inputs[0].type]
+        self.input_px = self._find_side(shape[2:], found)
         fixed = shape[0] if isinstance(shape[0], int) else None
         if fixed is not None and not 1 <= fixed <= LONGEST:
-            raise DataError(f"{name}: a batch of 1 to {LONGEST} images expected, found {fixed}")
+            raise DataError(
+                f"{self.name}: a batch of 1 to {LONGEST} images expected, found {fixed}"
+            )
         self._batch_limit = fixed
-        declared = outputs[0].shape[1]
+
+    def _find_side(self, sides: list[Any], found: str) -> int | None:
+        """The side of the faces; None where the model and the preprocessing leave it free."""
+        fixed = {side for side in sides if isinstance(side, int)}
+        asked = self.preprocessing.input_px
+        if asked is not None:
+            if fixed - {asked}:
+                raise DataError(f"{self.name}: input_px {asked} does not fit the input {found}")
+            return asked
+        if len(fixed) > 1 or any(not 1 <= side <= LONGEST // 8 for side in fixed):
+            raise DataError(
+                f"{self.name}: one input (n, 3, p, p) of a side p from 1 to {LONGEST // 8} "
+                f"expected, found: {found}"
+            )
+        return int(fixed.pop()) if fixed else None
+
+    def _read_output(self) -> None:
+        """The name and length of the output that is the embedding; DataError without one."""
+        outputs = self._session.get_outputs()
+        found = "; ".join(f"{o.name} {o.type} {o.shape}" for o in outputs)
+        asked = self.preprocessing.output
+        fitting = [o for o in outputs if _is_vector(o.shape) or (len(outputs) == 1 and not o.shape)]
+        if asked is not None:
+            fitting = [o for o in outputs if o.name == asked]
+        if len(fitting) != 1:
+            named = f" named {asked!r}" if asked else ""
+            hint = "; name it (`output`)" if len(fitting) > 1 else ""
+            raise DataError(f"{self.name}: one output (n, d){named} expected, found: {found}{hint}")
+        self._output = fitting[0].name
+        declared = fitting[0].shape[1] if fitting[0].shape else None
         self.embedding_dim = declared if isinstance(declared, int) else 0
-        if not isinstance(declared, int):
-            blank = np.zeros((fixed or 1, 3, self.input_px, self.input_px), dtype=np.float32)
+        if not self.embedding_dim:
+            side = self.input_px or _USUAL_PX
+            blank = np.zeros((self._batch_limit or 1, 3, side, side), dtype=np.float32)
             self.embedding_dim = int(self._run(blank).shape[1])
         if not 1 <= self.embedding_dim <= LONGEST:
             raise DataError(
-                f"{name}: vectors of 1 to {LONGEST} numbers expected, found {self.embedding_dim}"
+                f"{self.name}: vectors of 1 to {LONGEST} numbers expected, found "
+                f"{self.embedding_dim}"
             )
 
     def __reduce__(self) -> tuple[Any, ...]:
         """Travel to another process as the model's bytes: a session cannot."""
-        return _rebuild, (self.model, self.reduce_px, self.threads, self.name)
+        return _rebuild, (
+            self.model, self.reduce_px, self.preprocessing, self.threads, self.name
+        )  # fmt: skip
 
     def embed(
         self, images: np.ndarray, *, batch_size: int = 64, flip: bool = False
@@ -184,18 +231,20 @@ class OnnxEmbedder:
         return _normalise(raw, self.name)
 
     def _prepare(self, images: np.ndarray) -> np.ndarray:
-        """(b, s, s, 3) uint8 to (b, 3, p, p) float32 in 0..255."""
+        """(b, s, s, 3) uint8 to (b, 3, p, p) float32, as the model is to be shown them."""
         if self.reduce_px is not None and images.shape[1] > self.reduce_px:
             images = reduce_faces(images, self.reduce_px)
-        if images.shape[1] == self.input_px:
-            return np.ascontiguousarray(images.transpose(0, 3, 1, 2), dtype=np.float32)
+        if images.shape[1] == (self.input_px or images.shape[1]):
+            faces = np.ascontiguousarray(images.transpose(0, 3, 1, 2), dtype=np.float32)
+            return self.preprocessing.prepare(faces)
         unit = degrade(
             torch.from_numpy(images),
             torch.zeros(len(images), dtype=torch.int64),
             DEGRADATIONS["none"],
-            self.input_px,
+            int(self.input_px or images.shape[1]),
         )
-        return ((unit + 1) * 127.5).contiguous(memory_format=torch.contiguous_format).numpy()
+        pixels = ((unit + 1) * 127.5).contiguous(memory_format=torch.contiguous_format)
+        return self.preprocessing.prepare(pixels.numpy())
 
     def _run(self, faces: np.ndarray) -> np.ndarray:
         """The model on (b, 3, p, p); a model of fixed batch size gets its last batch filled up."""
@@ -203,25 +252,38 @@ class OnnxEmbedder:
         if self._batch_limit is not None and count < self._batch_limit:
             filling = np.zeros((self._batch_limit - count, *faces.shape[1:]), dtype=faces.dtype)
             faces = np.concatenate([faces, filling])
+        shown = faces if self._layout == "nchw" else faces.transpose(0, 2, 3, 1)
+        shown = np.ascontiguousarray(shown, dtype=self._dtype)
         try:
-            output = np.asarray(self._session.run(None, {self._input: faces})[0])
+            output = np.asarray(self._session.run([self._output], {self._input: shown})[0])
         except Exception as error:  # onnxruntime's own exceptions share no public base
             reason = str(error).splitlines()[0][:200]
+            hint = "; the model leaves the side free, name it (`input_px`)"
             raise DataError(
-                f"{self.name}: the model fails on {len(faces)} images of {self.input_px} px; "
-                f"onnxruntime says: {reason}"
+                f"{self.name}: the model fails on {len(faces)} images of {faces.shape[2]} px"
+                f"{'' if self.input_px else hint}; onnxruntime says: {reason}"
             ) from error
+        if output.ndim > 2 and _is_vector(list(output.shape)):
+            output = output.reshape(output.shape[:2])
         wide = self.embedding_dim or (output.shape[1] if output.ndim == 2 else 0)
-        if output.shape != (len(faces), wide) or output.dtype != np.float32:
+        if output.shape != (len(faces), wide) or output.dtype.kind != "f":
             raise DataError(
                 f"{self.name}: an output ({len(faces)}, {wide or 'd'}) float32 expected, the model "
                 f"gave {output.shape} {output.dtype}"
             )
+        output = output.astype(np.float32, copy=False)
         return output[:count]
 
 
-def _rebuild(model: bytes, reduce_px: int | None, threads: int, name: str) -> OnnxEmbedder:
-    return OnnxEmbedder(model, reduce_px, threads=threads, name=name)
+def _rebuild(
+    model: bytes, reduce_px: int | None, preprocessing: Preprocessing, threads: int, name: str
+) -> OnnxEmbedder:
+    return OnnxEmbedder(model, reduce_px, preprocessing=preprocessing, threads=threads, name=name)
+
+
+def _is_vector(shape: list[Any]) -> bool:
+    """Whether a declared shape is (n, d) with d above 1, sides of 1 behind it left aside."""
+    return len(shape) >= 2 and shape[1] != 1 and all(side == 1 for side in shape[2:])
 
 
 @cache
@@ -279,7 +341,7 @@ def _normalise(raw: np.ndarray, name: str) -> tuple[np.ndarray, np.ndarray]:
     if len(broken):
         raise DataError(
             f"{name}: embedding of image {broken[0]} is NaN, infinite or zero "
-            f"({len(broken)} of {len(raw)} images); the weights are broken or the input is not a "
-            "face in 0..255 RGB"
+            f"({len(broken)} of {len(raw)} images); the weights are broken, the input is not a "
+            "face, or the model expects other pixels (RGB in 0..255 unless a preset is named)"
         )
     return (raw / norm[:, None]).astype(np.float32), norm.astype(np.float32)

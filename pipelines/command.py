@@ -1,4 +1,4 @@
-"""The console command: `cdp run`, `cdp review`, `cdp export`, `cdp degrade`, `cdp demo`.
+"""The console command: `cdp run`, `check`, `review`, `export`, `identify`, `degrade` and `demo`.
 
 The contract:
 - `cdp NAME ...` takes the options and returns the exit codes of `python -m pipelines.NAME ...`.
@@ -16,8 +16,10 @@ from pipelines.invocation import COMMAND
 COMMANDS = {
     "demo": ("pipelines.demo", (), "cluster a small set of synthetic faces, in under a minute"),
     "run": ("pipelines.run", (), "label unlabelled faces and train a recognizer on them"),
+    "check": ("pipelines.check", (), "look at data and models before a run costs time"),
     "review": ("pipelines.review", (), "judge and correct the clusters of a run in a browser"),
     "export": ("pipelines.export.__main__", (), "write labels or the recognizer of a run"),
+    "identify": ("pipelines.identify", (), "name the faces of a folder among enrolled people"),
     "degrade": (
         "pipelines.export.__main__",
         ("degradations",),

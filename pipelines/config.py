@@ -12,6 +12,7 @@ The contract:
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -21,6 +22,7 @@ from cdp.errors import ConfigError
 from pipelines.yaml_files import parse_yaml, read_yaml, validate_settings
 
 if TYPE_CHECKING:
+    from cdp.images.preprocessing import Preprocessing
     from cdp.recognizer.fit import RecognizerSpec
     from cdp.training.plan import TrainingPlan
 
@@ -28,6 +30,12 @@ Name = Annotated[str, Field(pattern=r"^[a-z0-9][a-z0-9_]{0,40}$")]
 Share = Annotated[float, Field(ge=0, le=1)]
 Rate = Annotated[float, Field(gt=0, lt=1)]
 Positive = Annotated[int, Field(ge=1)]
+
+
+SHOWN = (
+    "preset", "preprocessing", "mean", "scale", "channels", "layout", "output", "input_px",
+)  # fmt: skip
+"""Settings of a member that say what an ONNX model is shown."""
 
 
 class Settings(BaseModel):
@@ -42,7 +50,16 @@ class MemberSettings(Settings):
     name : of the member, in tables and file names.
     backbone : architecture to train on the labelled set; see `cdp.models`.
     width : factor on the backbone's channel counts; 1 is its standard size.
-    onnx : an ONNX model file, relative to the data root.
+    onnx : an ONNX model file, relative to --models-dir or to the data root.
+    preset : the family an ONNX model comes from, which says what it is shown; see docs/models.md.
+    preprocessing : "auto" shows an ONNX model the faces of a few labelled people in each usual way
+        and takes the one that separates them best; null does so where nothing else is said and
+        labelled people are at hand, and shows RGB in 0..255 where they are not.
+    mean, scale : an ONNX model is shown (pixel - mean) / scale; a number, or one a channel.
+    channels : order of an ONNX model's colours.
+    layout : "nchw" is (n, 3, p, p), "nhwc" (n, p, p, 3); null follows the model.
+    output : name of the output that is the embedding, where there are several.
+    input_px : side of the faces for an ONNX model that leaves it free.
     checkpoint : a `.safetensors` file written by this project, relative to the data root.
     recognizer : name of a run under the same --runs-dir whose recognizer is used.
     features : name of a model of a data set of kind `features`.
@@ -52,6 +69,14 @@ class MemberSettings(Settings):
     backbone: str | None = None
     width: float = Field(1.0, gt=0)
     onnx: str | None = None
+    preset: Literal["insightface", "adaface", "edgeface", "facenet", "sface", "plain"] | None = None
+    preprocessing: Literal["auto"] | None = None
+    mean: float | tuple[float, float, float] | None = None
+    scale: float | tuple[float, float, float] | None = None
+    channels: Literal["rgb", "bgr"] | None = None
+    layout: Literal["nchw", "nhwc"] | None = None
+    output: str | None = None
+    input_px: Annotated[int, Field(ge=1, le=1024)] | None = None
     checkpoint: str | None = None
     recognizer: Name | None = None
     features: str | None = None
@@ -62,6 +87,37 @@ class MemberSettings(Settings):
         if sum(origin is not None for origin in origins) != 1:
             raise ValueError("give exactly one of backbone, onnx, checkpoint, recognizer, features")
         return self
+
+    @model_validator(mode="after")
+    def _only_onnx_is_shown_otherwise(self) -> MemberSettings:
+        given = [name for name in SHOWN if getattr(self, name) is not None]
+        if given and self.onnx is None:
+            raise ValueError(f"{', '.join(given)}: for a member with onnx only")
+        pixels = [name for name in given if name in ("preset", "mean", "scale", "channels")]
+        if pixels and self.preprocessing == "auto":
+            raise ValueError(f"preprocessing: auto finds what {', '.join(pixels)} says; give one")
+        try:
+            self.describe_preprocessing()
+        except ConfigError as error:
+            raise ValueError(str(error)) from error
+        return self
+
+    def describe_preprocessing(self) -> Preprocessing:
+        """What an ONNX model is shown, by the preset and what is named beside it."""
+        from cdp.images.preprocessing import PRESETS
+
+        over = {
+            name: getattr(self, name) for name in SHOWN if name not in ("preset", "preprocessing")
+        }
+        named = {name: value for name, value in over.items() if value is not None}
+        return replace(PRESETS[self.preset or "plain"], **named)
+
+    @property
+    def is_pixel_range_open(self) -> bool:
+        """Whether nothing says which pixels an ONNX model expects."""
+        return self.onnx is not None and not any(
+            getattr(self, name) is not None for name in ("preset", "mean", "scale", "channels")
+        )
 
 
 class CommitteeSettings(Settings):
@@ -379,6 +435,7 @@ class EvaluateSettings(Settings):
     fpir, fpir_rank : false positive identification rates and rank of TPIR@FPIR.
     draws : bootstrap resamples of the identities behind `low` and `high`.
     supervised : train the upper bound on the true identities, where they are known.
+    embedders : judge the committee's ONNX models beside the recognizers.
     """
 
     probe_px: tuple[Positive, ...] = (32, 24, 16, 12)
@@ -394,6 +451,7 @@ class EvaluateSettings(Settings):
     fpir_rank: Positive = 20
     draws: Positive = 200
     supervised: bool = True
+    embedders: bool = True
 
 
 class RunConfig(Settings):

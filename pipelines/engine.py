@@ -20,6 +20,7 @@ import contextlib
 import logging
 import os
 import queue
+import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
@@ -218,6 +219,7 @@ class Engine:
                 ) from error
             return self._client
         dask.config.set(LOCAL)
+        _hide_missing_main()
         for attempt in range(1, ATTEMPTS + 1):
             try:
                 self._cluster = LocalCluster(
@@ -232,12 +234,21 @@ class Engine:
             except (OSError, RuntimeError, TimeoutError) as error:
                 if attempt == ATTEMPTS:
                     raise BackendError(
-                        f"no local Dask workers could be started ({error}). Check free memory and "
-                        "the space in the folder for temporary files, then run the same command "
-                        "again: finished parts are kept"
+                        f"no local Dask workers could be started ({error}). A script that starts "
+                        'a run must do so below `if __name__ == "__main__":`. Else check free '
+                        "memory and the space in the folder for temporary files, then run the same "
+                        "command again: finished parts are kept"
                     ) from error
         self._client = Client(self._cluster)
         return self._client
+
+
+def _hide_missing_main() -> None:
+    """Let workers start where the main program came by a pipe: it has no file they could import."""
+    main = sys.modules.get("__main__")
+    named = getattr(main, "__file__", None)
+    if named is not None and not os.path.isfile(named):
+        del main.__file__  # type: ignore[union-attr]
 
 
 class _NoWorkers(Exception):  # noqa: N818 - a state, not an error

@@ -44,6 +44,10 @@ POLICY = (
     "default-src 'none'; img-src 'self' data:; style-src 'self'; script-src 'self'; "
     "connect-src 'self'; frame-ancestors 'none'; base-uri 'none'; form-action 'none'"
 )
+OLD_KEY = (
+    "This address has no key, or one of an earlier start. Open the address that the command "
+    "printed last"
+)
 BODY_LIMIT = 4 << 20
 """Most bytes of one request; a decision lists images by sample id."""
 
@@ -69,7 +73,7 @@ class _Handler(RequestHandler):
             raise HTTPError(403)
         given = self.path_args[0] if self.path_args else ""
         if not hmac.compare_digest(str(given).encode(), self.token.encode()):
-            raise HTTPError(404)
+            raise HTTPError(404, reason=OLD_KEY)
         site = self.request.headers.get("Sec-Fetch-Site", "none")
         if site not in ("none", "same-origin"):
             raise HTTPError(403)
@@ -86,6 +90,10 @@ class _Handler(RequestHandler):
     def write_error(self, status_code: int, **given: Any) -> None:
         error = given.get("exc_info", (None, None))[1]
         known = isinstance(error, CdpError)
+        if self._reason == OLD_KEY and "text/html" in self.request.headers.get("Accept", ""):
+            self.set_header("Content-Type", "text/plain; charset=utf-8")
+            self.finish(f"{OLD_KEY}.\n")
+            return
         self.set_header("Content-Type", "application/json; charset=utf-8")
         self.finish(json.dumps(describe_error(error) if known else {"error": self._reason}))
 
@@ -142,10 +150,16 @@ class _Question(_Handler):
 
 
 class _Skip(_Handler):
+    """Skips the question that a page shows, by its name: another page may show another one."""
+
     def post(self, _token: str) -> None:
-        questions = self.session.questions
-        if questions:
-            self.session.skip(questions[0])
+        name = self.body().get("name")
+        try:
+            self.session.skip(name if isinstance(name, list) else [])
+        except CdpError as error:
+            self.set_status(400)
+            self.answer(describe_error(error))
+            return
         self.answer({})
 
 
@@ -170,6 +184,19 @@ class _Cluster(_Handler):
             self.answer(describe_error(error))
 
 
+class _Parts(_Handler):
+    """A stricter cut of the images that a page names."""
+
+    def post(self, _token: str) -> None:
+        self.session.refresh()
+        try:
+            (ids,) = parse_groups([self.body().get("ids")])
+            self.answer(self.session.propose_parts(ids))
+        except CdpError as error:
+            self.set_status(400)
+            self.answer(describe_error(error))
+
+
 class _Decisions(_Handler):
     def get(self, _token: str) -> None:
         self.session.refresh()
@@ -180,6 +207,12 @@ class _Decisions(_Handler):
         session = self.session
         session.refresh()
         try:
+            if isinstance(value.get("who"), str):
+                session.name_reviewer(value["who"])
+            if value.get("action") == "parts":
+                made = session.split_parts(parse_groups(value.get("groups")))
+                self.answer({"numbers": [each.number for each in made], "action": "parts"})
+                return
             if value.get("action") == "undo":
                 if type(value.get("number")) is not int:
                     raise HTTPError(400, reason="expected the number of a decision")
@@ -208,6 +241,7 @@ def make_application(session: ReviewSession, token: str, hosts: frozenset[str]) 
             (rf"{start}/skip", _Skip, given),
             (rf"{start}/clusters", _Clusters, given),
             (rf"{start}/cluster/([0-9]{{1,18}})", _Cluster, given),
+            (rf"{start}/parts", _Parts, given),
             (rf"{start}/decisions", _Decisions, given),
         ],
         default_handler_class=_Handler,

@@ -17,6 +17,8 @@ from typing import Any
 import numpy as np
 
 from cdp.errors import DataError, StageError
+from cdp.propagation.average_linkage import agglomerate
+from cdp.propagation.quality import estimate_quality
 from cdp.review.constraints import apply_constraints, settle_pairs
 from cdp.review.questions import Question, filter_answered, rank_questions
 from cdp.types import UNLABELLED
@@ -34,6 +36,9 @@ from pipelines.tables import list_pairs
 
 ASKED = 200
 """Most open questions in the list, highest worth first."""
+CUTS = (0.3, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.98, 0.99, 0.995, 0.999, 0.9999)
+"""Thresholds of a stricter cut, the loosest first."""
+MOST_PARTS = 24
 LEAST_WORTH = 0.02
 """Expected number of wrong pairs below which a question is not asked."""
 
@@ -64,6 +69,8 @@ class ReviewSession:
         self.probability = run.pairs.probability.to_numpy()
         threshold = run.manifest("propagate")["facts"].get("threshold")
         self.threshold = float(threshold) if isinstance(threshold, int | float) else 0.5
+        self.voted = run.manifest("mediate")["facts"].get("method") == "vote"
+        self.size_px = samples[["width", "height"]].to_numpy()
         self.vectors = run.view_of(self.sample_id)
         self.thumbnails = run.thumbnails
         self._seen: tuple[int, int] | None = None
@@ -113,8 +120,8 @@ class ReviewSession:
             ranked = rank_questions(self.label, self.pairs, self.settled, limit=4 * ASKED)
             still_open = filter_answered(ranked, self.corrections, checked=self._list_checked())
             self._questions = [q for q in still_open if q.worth >= LEAST_WORTH][:ASKED]
-        first = [q for q in self._questions if _name_question(q) not in self.skipped]
-        last = [q for q in self._questions if _name_question(q) in self.skipped]
+        first = [q for q in self._questions if name_question(q) not in self.skipped]
+        last = [q for q in self._questions if name_question(q) in self.skipped]
         return [*first, *last]
 
     def _list_checked(self) -> set[frozenset[int]]:
@@ -127,11 +134,19 @@ class ReviewSession:
             for group in decision.groups
         }
 
-    def skip(self, question: Question) -> None:
-        """Move a question behind all others."""
-        self.skipped.add(_name_question(question))
+    def skip(self, name: Sequence[int]) -> None:
+        """Move the question of that name behind all others; DataError when it is no name."""
+        if len(name) != 2 or not all(type(each) is int for each in name):
+            raise DataError("expected the name of a question, two numbers")
+        self.skipped.add((name[0], name[1]))
 
     # -- decisions
+
+    def name_reviewer(self, name: str) -> None:
+        """Who decides from now on; DataError for an empty or very long name."""
+        if not 1 <= len(name.strip()) <= 100:
+            raise DataError("a name of 1 to 100 characters expected")
+        self.reviewer = name.strip()
 
     def decide(self, action: Action, groups: Sequence[Sequence[int]]) -> Decision:
         """Append a decision on groups of sample ids; DataError when it is invalid."""
@@ -156,6 +171,40 @@ class ReviewSession:
             raise DataError(f"there is no unlabelled image {int(unknown[0])} in this run")
         return [self.keys[row] for row in rows.tolist()]
 
+    def split_parts(self, groups: Sequence[Sequence[int]]) -> list[Decision]:
+        """Append that no two groups share a person: each is split from all groups after it."""
+        if len(groups) < 2:
+            raise DataError("expected two groups or more")
+        return [
+            self.decide("split", [group, [each for later in groups[at + 1 :] for each in later]])
+            for at, group in enumerate(groups[:-1])
+        ]
+
+    def propose_parts(self, ids: Sequence[int]) -> dict[str, Any]:
+        """A stricter cut of some images: the loosest threshold that parts them.
+
+        ids : sample ids of one cluster. Sides come largest first; images that stay alone are one
+        side each, `MOST_PARTS` sides at most. DataError where nothing parts them.
+        """
+        self._find_keys(ids)
+        rows = np.unique(np.searchsorted(self.sample_id, np.asarray(ids, np.int64)))
+        inside = np.isin(self.pairs.source, rows) & np.isin(self.pairs.target, rows)
+        within = self.pairs.take(inside)
+        for threshold in CUTS:
+            found = agglomerate(within, self.settled[inside], len(self.label), threshold=threshold)
+            part = found.label[rows]
+            alone = part == UNLABELLED
+            part[alone] = found.cluster_count + np.arange(int(alone.sum()))
+            if len(np.unique(part)) > 1:
+                break
+        else:
+            raise DataError("no threshold parts these images; mark those that do not belong")
+        names, size = np.unique(part, return_counts=True)
+        chosen = names[np.argsort(-size, kind="stable")][:MOST_PARTS]
+        sides = [self._describe_side(rows[part == name]) for name in chosen]
+        return {"kind": "parts", "sides": sides, "threshold": threshold,
+                "more": int(len(rows) - sum(side["size"] for side in sides))}  # fmt: skip
+
     # -- answers to the page
 
     def describe_progress(self) -> dict[str, Any]:
@@ -166,27 +215,44 @@ class ReviewSession:
             "reviewer": self.reviewer,
             "decisions": len(active),
             "questions": len(self.questions),
+            "asked_at_most": ASKED,
             "worth": round(float(sum(question.worth for question in self.questions)), 1),
+            "estimated_f": self._estimate_f(),
             "clusters": int(self.label.max(initial=UNLABELLED)) + 1,
             "pending": self.count_pending(),
             "missing": self.missing,
         }
 
+    def _estimate_f(self) -> float | None:
+        """The estimated pairwise F of the labels as corrected; None where pairs were voted on."""
+        if self.voted:
+            return None
+        return round(float(estimate_quality(self.label, self.pairs, self.settled).f), 4)
+
     def count_pending(self) -> int:
-        """Number of images whose cluster a rerun would change."""
-        import pandas as pd
+        """Number of images whose cluster a rerun would change.
 
-        from pipelines.results import compare_labels
-
-        frame = pd.DataFrame({"key": np.arange(len(self.label)), "path": ""})
-        before = frame.assign(pseudo_label=self.published)
-        return len(compare_labels(before, frame.assign(pseudo_label=self.label)).moved)
+        Each cluster of now continues one published cluster at most, the one it shares most images
+        with: of two clusters that merge, the images of the smaller one move.
+        """
+        before, now = self.published, self.label
+        cells, shared = np.unique(np.stack([before, now]), axis=1, return_counts=True)
+        labelled = (cells != UNLABELLED).all(axis=0)
+        kept = int(((before == UNLABELLED) & (now == UNLABELLED)).sum())
+        taken: tuple[set[int], set[int]] = (set(), set())
+        for cell in np.argsort(-shared, kind="stable").tolist():
+            old, new = cells[:, cell].tolist()
+            if labelled[cell] and old not in taken[0] and new not in taken[1]:
+                taken[0].add(old)
+                taken[1].add(new)
+                kept += int(shared[cell])
+        return len(now) - kept
 
     def describe_question(self, question: Question) -> dict[str, Any]:
         """One question with its faces."""
         sides = [question.one, question.other] if len(question.other) else [question.one]
         return {
-            "name": list(_name_question(question)),
+            "name": list(name_question(question)),
             "kind": question.kind,
             "chance": round(question.chance, 4),
             "worth": round(question.worth, 1),
@@ -204,8 +270,6 @@ class ReviewSession:
         self, *, order: str = "size", text: str = "", offset: int = 0, limit: int = 24
     ) -> dict[str, Any]:
         """One page of the current clusters: largest, or lowest expected precision, first."""
-        from cdp.propagation.quality import estimate_quality
-
         precision = estimate_quality(self.label, self.pairs, self.settled).expected_precision
         size = np.bincount(self.label[self.label != UNLABELLED], minlength=len(precision))
         chosen = np.arange(len(precision))
@@ -281,11 +345,12 @@ class ReviewSession:
             "name": self.names[row],
             "confidence": round(float(self.confidence[row]), 3),
             "distance": distance,
+            "size_px": self.size_px[row].tolist(),
             "picture": sample in self.thumbnails,
         }
 
 
-def _name_question(question: Question) -> tuple[int, int]:
+def name_question(question: Question) -> tuple[int, int]:
     """A key of the question that stays the same while its groups keep their first rows."""
     other = int(question.other[0]) if len(question.other) else -1
     return int(question.one[0]), other

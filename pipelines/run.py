@@ -25,13 +25,14 @@ from typing import Any
 
 from cdp.errors import CdpError, ConfigError, DataError
 from cdp.progress import report_elapsed
+from pipelines.check import add_inputs, check_inputs
 from pipelines.config import RunConfig, read_config
 from pipelines.data.dataset import Dataset
 from pipelines.decisions import CorrectionTable
 from pipelines.engine import Engine, bound_memory
 from pipelines.files import FileDigests, write_text
 from pipelines.invocation import format_command
-from pipelines.packaged import CONFIGS, find_config, find_manifest, list_packaged
+from pipelines.packaged import find_config, find_manifest
 from pipelines.stage import Runtime, Step, execute_step, plan_run
 from pipelines.stages import STAGES, describe_facts
 from pipelines.stages.report import PAGE
@@ -40,7 +41,6 @@ from pipelines.training.team import run_as_team
 
 log = logging.getLogger("cdp")
 
-DATA_ROOT = "CDP_DATA_ROOT"
 PACKAGES = (
     "torch", "nmslib-metabrainz", "faiss-cpu", "networkx", "numpy", "pandas", "dask", "pyarrow",
     "scipy", "scikit-learn", "numba", "onnxruntime", "pillow", "opencv-python-headless",
@@ -65,22 +65,8 @@ def build_parser() -> argparse.ArgumentParser:
         help="all (what is missing or stale), or one stage from what is published upstream",
     )
     add("--until", choices=names, metavar="STAGE", help="with --stage all: stop after this stage")
-    add(
-        "--config",
-        type=Path,
-        default=Path("default"),
-        metavar="NAME",
-        help=f"a YAML file, or one of {', '.join(list_packaged(CONFIGS))} (default: default)",
-    )
     add("--runs-dir", type=Path, default=Path("runs"), metavar="DIR",
         help="where the results go (default: runs)")  # fmt: skip
-    add(
-        "--data-root",
-        type=Path,
-        default=os.environ.get(DATA_ROOT),
-        metavar="DIR",
-        help=f"the folder that the data manifest's paths start at (or set {DATA_ROOT})",
-    )
     add("--dry-run", action="store_true", help="print what would run and why; change nothing")
     add("--force", action="store_true", help="run every stage again, even where it is up to date")
     add("--verify", action="store_true", help="rehash every input and published file first")
@@ -93,12 +79,7 @@ def build_parser() -> argparse.ArgumentParser:
         "for its local workers (of a --scheduler, `dask worker --memory-limit` bounds them)",
     )
     add("--device", default="auto", help="auto, cpu, cuda or cuda:N, for training and embedding")
-    add(
-        "overrides",
-        nargs="*",
-        metavar="section.field=value",
-        help="settings laid over the config, e.g. propagate.max_size=300",
-    )
+    add_inputs(parser)
     return parser
 
 
@@ -158,8 +139,11 @@ def _run(options: argparse.Namespace) -> int:
 
 def _carry_out(config: RunConfig, options: argparse.Namespace, *, until: str | None) -> None:
     """Plan and make one run."""
-    dataset = Dataset.open(find_manifest(config.data, options.config), options.data_root)
+    manifest = find_manifest(config.data, options.config)
+    dataset = Dataset.open(manifest, options.data_root, options.models_dir)
     store = Store(options.runs_dir)
+    if not options.dry_run:
+        store.check_links()
     digests = FileDigests(store.root / "files.json", rehash=options.verify)
     engine = Engine(
         workers=options.workers,
@@ -186,6 +170,8 @@ def _carry_out(config: RunConfig, options: argparse.Namespace, *, until: str | N
         log_path = _open_logs(options.runs_dir / config.name)
         _record_request(runtime, options)
         log.debug("config %s", config.model_dump_json())
+        if only is None:
+            _check(runtime, steps)
         for step in steps:
             _take(step, runtime, options, log_path)
         place = options.runs_dir / config.name
@@ -198,6 +184,20 @@ def _carry_out(config: RunConfig, options: argparse.Namespace, *, until: str | N
             if report is not None:
                 log.info("\n%s", (report.directory / "summary.txt").read_text("utf-8").rstrip())
                 log.info("\nreport: %s", place / "report" / PAGE)
+
+
+def _check(runtime: Runtime, steps: list[Step]) -> None:
+    """Look at data and models before stages that read them cost time; the first error ends it."""
+    running = {step.stage.name for step in steps if step.action == "run"}
+    if not running & {"ingest", "embed"}:
+        return
+    found = check_inputs(
+        runtime.config, runtime.dataset, pictures="ingest" in running, models="embed" in running
+    )
+    for finding in found:
+        if finding.level == "error":
+            raise DataError(finding.text)
+        log.info("%-9s %s", "check", finding)
 
 
 def _take(step: Step, runtime: Runtime, options: argparse.Namespace, log_path: Path) -> None:

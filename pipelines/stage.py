@@ -49,6 +49,7 @@ class Stage:
     run : does the work and returns the facts for the manifest (plain JSON values).
     files : config -> paths below the data root whose content enters the fingerprint.
     borrows : config -> names of runs whose recognizer enters the fingerprint.
+    reads_with_features : further fields of `RunConfig` it may read where features are ready.
     needs_images : left out for a data set of ready features.
     corrected : reads the reviewers' decisions; their digest enters the fingerprint.
     """
@@ -61,6 +62,7 @@ class Stage:
     run: Callable[[Work], Mapping[str, Any]]
     files: Callable[[RunConfig], tuple[str, ...]] = lambda config: ()
     borrows: Callable[[RunConfig], tuple[str, ...]] = lambda config: ()
+    reads_with_features: tuple[str, ...] = ()
     needs_images: bool = False
     corrected: bool = False
 
@@ -90,7 +92,7 @@ class _DeclaredConfig:
         self._config, self._stage = config, stage
 
     def __getattr__(self, field: str) -> Any:
-        if field not in self._stage.reads:
+        if field not in (*self._stage.reads, *self._stage.reads_with_features):
             raise StageError(
                 f"stage {self._stage.name} does not declare that it reads config.{field}; "
                 f"it declares: {', '.join(self._stage.reads) or 'none'}"
@@ -201,11 +203,12 @@ def collect_ingredients(
     """Everything the output of a stage depends on; the digest of it is the fingerprint."""
     dataset, config = runtime.dataset, runtime.config
     decided = digest_decisions(runtime.decisions) if stage.corrected else ""
+    reads = (*stage.reads, *(stage.reads_with_features if dataset.kind == "features" else ()))
     return {
         "stage": stage.name,
         "version": stage.version,
         "schemas": {name: describe_schema(schema) for name, schema in stage.outputs.items()},
-        "config": config.pick(("seed", *stage.reads)),
+        "config": config.pick(("seed", *reads)),
         "files": {
             path: runtime.digests.digest(_require_file(dataset, path))
             for path in stage.files(config)
@@ -234,10 +237,12 @@ def _require_recognizer(store: Store, run: str) -> Published:
 
 
 def _require_file(dataset: Dataset, path: str) -> Path:
-    place = dataset.locate(path)
+    place = dataset.locate_model(path)
     if not place.is_file():
+        roots = [root for root in (dataset.models_root, dataset.root) if root is not None]
         raise ConfigError(
-            f"the committee names {path!r}, and there is no such file below {dataset.root}"
+            f"the committee names {path!r}, and there is no such file below "
+            f"{' or '.join(map(str, roots))}. --models-dir names a folder of models"
         )
     return place
 

@@ -33,7 +33,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from cdp.errors import StageError
+from cdp.errors import ConfigError, StageError
 from pipelines.files import (
     DIGEST,
     digest_file,
@@ -208,6 +208,21 @@ class Store:
             draft.symlink_to(target)
             draft.replace(link)
         self._drop_replaced(published)
+
+    def check_links(self) -> None:
+        """Refuse a disk without symbolic links, which lead from a run to what it has published."""
+        probe = self.root / f".link.draft-{os.getpid()}"
+        try:
+            self.root.mkdir(parents=True, exist_ok=True)
+            probe.unlink(missing_ok=True)
+            probe.symlink_to("nowhere")
+            probe.unlink()
+        except OSError as error:
+            raise ConfigError(
+                f"{self.runs_directory} cannot keep symbolic links ({error.strerror}), which a run "
+                "needs; disks such as exFAT and some network shares have none. Choose a folder on "
+                "another disk with --runs-dir"
+            ) from error
 
     def drop_left(self, run: str) -> None:
         """Delete the drafts of killed writers beside the stages; call it with the run locked."""

@@ -28,7 +28,7 @@ def test_help_lists_every_command(capsys):
 def test_no_command_and_an_unknown_one_are_mistakes(capsys):
     assert command.main([]) == 2
     assert command.main(["walk"]) == 2
-    assert "no command 'walk'; choose one of: demo, run, review" in capsys.readouterr().err
+    assert "no command 'walk'; choose one of: demo, run, check, review" in capsys.readouterr().err
 
 
 def test_the_version_is_printed(capsys):

@@ -60,11 +60,93 @@ def test_folders_may_be_splits_of_their_own(write):
     entries = write(manifest, files).list_entries()
     assert [(e.path, e.split, e.identity) for e in entries] == [
         ("staff/ann/1.jpg", "labelled", "ann"),
+        ("staff/ann/notes.txt", "labelled", "ann"),
         ("staff/bob/1.png", "labelled", "bob"),
         ("camera/day 1/é.jpg", "unlabelled", None),
         ("camera/x.jpeg", "unlabelled", None),
         ("gate/eve/1.jpg", "evaluation", "eve"),
     ]
+    assert [e.fault for e in entries if e.fault] == ["left out: not an image, by its first bytes"]
+
+
+def test_the_first_folder_is_the_person_and_service_folders_are_left_out(write):
+    manifest = {"labelled": {"root": "staff"}, "unlabelled": {"root": "camera"}}
+    files = [f"staff/p{p}/{session}/{i}.jpg" for p in range(4) for session in ("2023", "2024/may")
+             for i in (1, 2)]  # fmt: skip
+    files += ["staff/p0/@eaDir/1.jpg/SYNO.jpg", "staff/.Trash-1000/1.jpg", "staff/p1/._1.jpg"]
+    files += ["staff/stray.jpg", "camera/day 1/1.jpg", "camera/#recycle/2.jpg"]
+    entries = write(manifest, files).list_entries()
+    used = [entry for entry in entries if not entry.fault]
+    assert {e.identity for e in used if e.split == "labelled"} == {"p0", "p1", "p2", "p3"}
+    assert len(used) == 17
+    # Folders of a camera are no people: nothing is known of the pile.
+    assert [e.identity for e in used if e.split == "unlabelled"] == [None]
+    faults = {entry.path: entry.fault for entry in entries if entry.fault}
+    assert sorted(faults) == ["camera/#recycle", "staff/.Trash-1000", "staff/p0/@eaDir",
+                              "staff/p1/._1.jpg", "staff/stray.jpg"]  # fmt: skip
+    assert "<person>/<image> expected" in faults["staff/stray.jpg"]
+    assert all(
+        fault.startswith("left out: ") for path, fault in faults.items() if "stray" not in path
+    )
+
+
+def test_what_a_server_adds_makes_no_other_data_set(write, tmp_path):
+    dataset = write(BY_PERSON, people(5, 2))
+    before = dataset.digest(FileDigests(tmp_path / "a.json"))
+    for name in ("all/person000/@eaDir/0.jpg", "all/.DS_Store", "all/notes.txt"):
+        (write.root / name).parent.mkdir(exist_ok=True)
+        (write.root / name).write_bytes(b"x")
+    assert dataset.digest(FileDigests(tmp_path / "b.json")) == before
+
+
+def test_files_are_known_by_their_content(write):
+    manifest = {"unlabelled": {"root": "camera"}}
+    dataset = write(manifest, ["camera/a.jpg"])
+    heads = {
+        "b": b"\xff\xd8\xff\xe0",
+        "c.photo": b"\0\0\0\x1cftypavif\0\0\0\0",
+        "d.heic": b"\0\0\0\x18ftypheic\0\0\0\0mif1heic",
+        "e.mp4": b"\0\0\0\x18ftypisom",
+    }
+    for name, head in heads.items():
+        (write.root / "camera" / name).write_bytes(head + bytes(100))
+    faults = {e.path.removeprefix("camera/"): e.fault for e in dataset.list_entries()}
+    assert faults["a.jpg"] == faults["b"] == faults["c.photo"] == ""
+    assert faults["d.heic"] == "HEIC is not read; convert it to JPEG or PNG"
+    assert faults["e.mp4"] == "left out: not an image, by its first bytes"
+
+
+def test_spellings_of_a_name_are_one_person(write):
+    manifest = {"labelled": {"root": "a"}, "unlabelled": {"root": "b", "layout": "people"}}
+    files = [
+        "a/Jos\u00e9/1.jpg",
+        "a/Jose\u0301 /2.jpg",
+        "a/JOS\u00c9/3.jpg",
+        "a/eve/1.jpg",
+        "b/bob/1.jpg",
+    ]
+    entries = write(manifest, files).list_entries()
+    assert {e.identity for e in entries if e.split == "labelled"} == {"JOS\u00c9", "eve"}
+    with pytest.raises(DataError, match="is in the labelled and in the unlabelled split"):
+        write(manifest, ["b/ Jose\u0301/4.jpg"]).list_entries()
+
+
+def test_links_are_followed_where_the_manifest_allows_it(write, tmp_path):
+    elsewhere = tmp_path / "elsewhere"
+    (elsewhere / "ann").mkdir(parents=True)
+    (elsewhere / "ann" / "1.jpg").write_bytes(b"1")
+    (elsewhere / "ann" / "again").symlink_to(elsewhere)
+    (write.root / "pile").mkdir()
+    (write.root / "pile" / "disk").symlink_to(elsewhere)
+    manifest = {"unlabelled": {"root": "pile"}}
+    closed = [entry for entry in write(manifest, ["pile/0.jpg"]).list_entries() if entry.fault]
+    assert "allow_links: true" in closed[0].fault
+    dataset = write({**manifest, "allow_links": True})
+    used = [entry.path for entry in dataset.list_entries() if not entry.fault]
+    assert used == ["pile/0.jpg", "pile/disk/ann/1.jpg"]
+    assert dataset.read_bytes("pile/disk/ann/1.jpg") == b"1"
+    with pytest.raises(DataError, match="leads out"):
+        dataset.locate("../secret.jpg")
 
 
 def test_one_person_in_two_splits_is_refused(write):
@@ -177,6 +259,57 @@ def test_features_that_do_not_fit_their_list_are_refused(write, features):
     (write.root / "l" / "meta.txt").write_text("1\n")
     with pytest.raises(DataError, match=r"meta\.txt has 1 rows, list.txt has 4"):
         dataset.list_entries()
+
+
+@pytest.mark.parametrize("kind", ["float16", "float64"])
+@pytest.mark.parametrize("made", ["normal", "sparse", "rounded"])
+def test_numbers_of_another_width_are_noticed_and_read_once_their_dimension_is_given(
+    write, features, kind, made
+):
+    rng = np.random.default_rng(1)
+    vectors = rng.normal(size=(6, 64)) / 8
+    vectors = {"normal": vectors, "sparse": np.maximum(vectors, 0),
+               "rounded": vectors.astype(np.float16)}[made]  # fmt: skip
+    path = write.root / "u" / "features" / "raw.bin"
+    vectors.astype(kind).tofile(path)
+    with pytest.raises(
+        DataError, match=rf"raw\.bin.*look like {kind}, 64 a row.*dims: {{raw: 64}}"
+    ):
+        write(FEATURES).read_features("unlabelled", "raw")
+    expected = vectors.astype(kind)
+    named = write({**FEATURES, "dims": {"raw": 64}})
+    np.testing.assert_array_equal(named.read_features("unlabelled", "raw"), expected)
+    (write.root / "dims.txt").write_text("one 5\nraw 64\n")
+    np.testing.assert_array_equal(write(FEATURES).read_features("unlabelled", "raw"), expected)
+    (write.root / "dims.txt").write_text("raw 63\n")
+    with pytest.raises(DataError, match="not 2, 4 or 8 bytes a number"):
+        write(FEATURES).read_features("unlabelled", "raw")
+    (write.root / "dims.txt").write_text("raw: 64 numbers\n")
+    with pytest.raises(DataError, match=r"dims\.txt, line 1: `<model> <dimension>` expected"):
+        write(FEATURES).read_features("unlabelled", "raw")
+
+
+def test_bad_rows_are_listed_and_many_of_them_are_an_error(write, features):
+    dataset = write(FEATURES)
+    vectors = np.tile(np.arange(1, 6, dtype=np.float32), (6, 1))
+    vectors[4] = 0
+    vectors.tofile(write.root / "u" / "features" / "one.bin")
+    bad = dataset.find_bad_rows(["one", "two"])
+    assert bad == {("unlabelled", 4): "its vector in view one is all zeros"}
+    vectors[2] = np.nan
+    vectors.tofile(write.root / "u" / "features" / "one.bin")
+    with pytest.raises(
+        DataError, match="view one: 2 of 6 vectors cannot be used; the first, row 3"
+    ):
+        dataset.find_bad_rows(["one", "two"])
+
+
+def test_one_model_has_one_dimension_in_all_splits(write, features):
+    np.ones((6, 10), np.float32).tofile(write.root / "u" / "features" / "one.bin")
+    with pytest.raises(
+        DataError, match="view one: 5 numbers a vector in the labelled split, 10 in"
+    ):
+        write(FEATURES).find_bad_rows(["one"])
 
 
 def test_pickled_features_are_refused(write, features):

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from cdp.errors import DataError
-from cdp.images.decode import decode_image, fit_square
+from cdp.images.decode import decode_image, fit_square, is_blank, name_format, pad_square
 
 
 def encode(image: Image.Image, format: str = "PNG", **options: object) -> bytes:
@@ -36,6 +36,33 @@ def test_jpeg_comes_back_as_pillow_reads_it(pixels: np.ndarray) -> None:
     np.testing.assert_array_equal(
         decode_image(data), np.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
     )
+
+
+@pytest.mark.parametrize(
+    ("kind", "options"), [("AVIF", {"quality": 95}), ("JPEG2000", {}), ("PPM", {})]
+)
+def test_other_formats_of_photos(kind: str, options: dict, pixels: np.ndarray) -> None:
+    smooth = np.asarray(Image.fromarray(pixels[:4, :6]).resize((40, 24), Image.Resampling.BICUBIC))
+    data = encode(Image.fromarray(smooth), kind, **options)
+    assert name_format(data[:64]) == kind
+    assert np.abs(decode_image(data).astype(int) - smooth).mean() < 6
+
+
+def test_pictures_that_are_not_read_are_named() -> None:
+    heic = b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(200)
+    with pytest.raises(DataError, match="HEIC is not read; convert it"):
+        decode_image(heic)
+    assert name_format(b"#!/bin/sh and more of the same text") is None
+    assert name_format(b"") is None
+
+
+def test_blank_pictures_are_known_and_padding_keeps_everything(pixels: np.ndarray) -> None:
+    assert is_blank(np.full((1080, 1920, 3), 17, np.uint8))
+    assert not is_blank(pixels)
+    square = pad_square(pixels)
+    assert square.shape == (40, 40, 3)
+    np.testing.assert_array_equal(square[8:32], pixels)
+    assert (square[:8] == 127).all()
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))

@@ -10,8 +10,9 @@ import torch
 from onnx import TensorProto, helper
 
 from cdp.embedding import BackboneEmbedder, OnnxEmbedder
-from cdp.errors import DataError
+from cdp.errors import ConfigError, DataError
 from cdp.images.degradation import reduce_faces
+from cdp.images.preprocessing import PRESETS, Preprocessing
 from cdp.models import BACKBONES, build_backbone
 
 pytestmark = [pytest.mark.torch, pytest.mark.usefixtures("one_thread")]
@@ -135,6 +136,85 @@ def test_parts_equal_the_whole() -> None:
         assert embedder.embed(faces[:0])[0].shape == (0, embedder.embedding_dim)
 
 
+@pytest.mark.parametrize(
+    ("way", "low", "high", "reverse"),
+    [
+        (PRESETS["plain"], 0, 255, False),
+        (PRESETS["sface"], 0, 255, False),
+        (PRESETS["insightface"], -1, 1, False),
+        (PRESETS["edgeface"], -1, 1, False),
+        (PRESETS["adaface"], -1, 1, True),
+        (Preprocessing(0.0, 255.0), 0, 1, False),
+        (Preprocessing((10.0, 20.0, 30.0), (1.0, 2.0, 4.0), "bgr"), None, None, True),
+    ],
+)
+def test_a_model_is_shown_what_its_preset_says(way, low, high, reverse) -> None:
+    faces = draw_faces(4, 8)
+    faces[0, 0, 0], faces[0, 0, 1] = 0, 255
+    shown = faces.astype(np.float64)[..., ::-1] if reverse else faces.astype(np.float64)
+    shown = (shown - np.array(way.mean)) / np.array(way.scale)
+    if low is not None:
+        assert (shown.min(), shown.max()) == (low, high)
+    raw = shown.transpose(0, 3, 1, 2).reshape(4, -1) @ WEIGHT
+    expected = raw / np.linalg.norm(raw, axis=1)[:, None]
+    vectors, _ = OnnxEmbedder(make_onnx(weight=WEIGHT), preprocessing=way).embed(faces)
+    np.testing.assert_allclose(vectors, expected, atol=1e-5)
+
+
+def test_facenet_is_shown_160_px() -> None:
+    way = PRESETS["facenet"]
+    assert (way.mean, way.scale, way.channels, way.input_px) == (127.5, 128.0, "rgb", 160)
+
+
+def test_scales_upside_down_are_refused() -> None:
+    with pytest.raises(ConfigError, match=r"mean 127.5 and scale 127.5 give -1\.\.1"):
+        Preprocessing(127.5, 1 / 127.5)
+    with pytest.raises(ConfigError, match="above 0"):
+        Preprocessing(scale=0.0)
+
+
+def test_channels_last_free_sides_and_further_outputs_are_read() -> None:
+    faces = draw_faces(5, 8)
+    expected = OnnxEmbedder(make_onnx(weight=WEIGHT)).embed(faces)[0]
+    last = edit_onnx(lambda graph: put_channels_last(graph))
+    np.testing.assert_allclose(OnnxEmbedder(last).embed(faces)[0], expected, atol=1e-6)
+    free = OnnxEmbedder(make_onnx("side", weight=WEIGHT))
+    assert free.input_px is None
+    np.testing.assert_allclose(free.embed(faces)[0], expected, atol=1e-6)
+    fixed = OnnxEmbedder(make_onnx("side", weight=WEIGHT), preprocessing=Preprocessing(input_px=8))
+    small = draw_faces(5, 4)
+    there = OnnxEmbedder(make_onnx(weight=WEIGHT)).embed(small)[0]
+    np.testing.assert_allclose(fixed.embed(small)[0], there, atol=1e-6)
+    with pytest.raises(DataError, match=r"leaves the side free, name it \(`input_px`\)"):
+        free.embed(small)
+    normed = edit_onnx(add_norm)
+    np.testing.assert_allclose(OnnxEmbedder(normed).embed(faces)[0], expected, atol=1e-6)
+    second = make_onnx(outputs=2, weight=WEIGHT)
+    named = OnnxEmbedder(second, preprocessing=Preprocessing(output="again"))
+    np.testing.assert_allclose(named.embed(faces)[0], expected, atol=1e-6)
+    again = pickle.loads(pickle.dumps(named))
+    assert again.preprocessing == named.preprocessing
+
+
+def edit_onnx(edit) -> bytes:
+    model = onnx.load_from_string(make_onnx(weight=WEIGHT))
+    edit(model.graph)
+    return model.SerializeToString()
+
+
+def put_channels_last(graph) -> None:
+    graph.node.insert(0, helper.make_node("Transpose", ["image"], ["first"], perm=[0, 3, 1, 2]))
+    graph.node[1].input[0] = "first"
+    del graph.input[:]
+    shape = ["n", 8, 8, 3]
+    graph.input.append(helper.make_tensor_value_info("image", TensorProto.FLOAT, shape))
+
+
+def add_norm(graph) -> None:
+    graph.node.append(helper.make_node("ReduceL2", ["embedding"], ["norm"], axes=[1], keepdims=1))
+    graph.output.append(helper.make_tensor_value_info("norm", TensorProto.FLOAT, ["n", 1]))
+
+
 def test_broken_vectors_are_refused() -> None:
     faces = draw_faces(5, 8)
     for value in (np.nan, np.inf, 0.0):
@@ -151,10 +231,14 @@ def test_models_of_another_kind_are_refused() -> None:
         OnnxEmbedder(b"not a model", name="m.onnx")
     with pytest.raises(DataError, match=r"\(n, 3, p, p\).*found: image"):
         OnnxEmbedder(make_onnx(channels=1))
-    with pytest.raises(DataError, match="fixed p"):
-        OnnxEmbedder(make_onnx("side"))
-    with pytest.raises(DataError, match=r"one output \(n, d\) expected, found: embedding.*again"):
+    with pytest.raises(
+        DataError, match=r"one output \(n, d\) expected, found: embedding.*again.*name"
+    ):
         OnnxEmbedder(make_onnx(outputs=2))
+    with pytest.raises(DataError, match=r"named 'third' expected, found: embedding"):
+        OnnxEmbedder(make_onnx(outputs=2), preprocessing=Preprocessing(output="third"))
+    with pytest.raises(DataError, match="input_px 9 does not fit"):
+        OnnxEmbedder(make_onnx(), preprocessing=Preprocessing(input_px=9))
     with pytest.raises(DataError, match="uint8 expected"):
         OnnxEmbedder(make_onnx()).embed(draw_faces(2, 8).astype(np.float32))
 

@@ -12,8 +12,10 @@ import pytest
 from PIL import Image
 from test_hostile import NAMES
 
+import cdp
+from pipelines.decisions import CorrectionTable, find_keys
 from pipelines.export.__main__ import main
-from pipelines.export.labels import defuse_formula, write_csv
+from pipelines.export.labels import COLUMNS, defuse_formula, write_csv
 
 pytestmark = [pytest.mark.torch, pytest.mark.slow, pytest.mark.trains]
 
@@ -52,10 +54,43 @@ def test_a_folder_a_cluster(finished_run, labels, tmp_path, capsys):
 
 def test_csv_has_every_image(finished_run, labels, tmp_path):
     assert export(finished_run, "csv", tmp_path / "labels.csv") == 0
+    assert (tmp_path / "labels.csv").read_bytes().startswith(b"\xef\xbb\xbf")
     read = pd.read_csv(tmp_path / "labels.csv")
+    assert list(read) == [*COLUMNS]
+    assert set(read.reviewed) == {"no"}
     assert read.sample_id.tolist() == labels.sample_id.tolist()
     assert read.pseudo_label.tolist() == labels.pseudo_label.tolist()
     assert np.allclose(read.confidence, labels.confidence, atol=1e-6)
+
+
+def test_what_reviewers_said_is_exported_and_can_be_all(own_run, labels, tmp_path, capsys):
+    run = cdp.open_run(own_run)
+    keys = find_keys(run.samples.set_index("sample_id").loc[labels.sample_id].reset_index())
+    table = CorrectionTable(own_run)
+    table.append("ada", "accept", [keys[:3]])
+    table.append("ada", "split", [keys[3:4], keys[4:6]])
+    table.append("ada", "undo", undoes=2)
+    table.append("ada", "reject", [keys[8:9]])
+    assert export(own_run, "csv", tmp_path / "all.csv") == 0
+    read = pd.read_csv(tmp_path / "all.csv", keep_default_na=False)
+    assert read.decision.tolist()[:9] == ["accept 1"] * 3 + [""] * 5 + ["reject 4"]
+    assert read.reviewed.tolist()[:5] == ["yes"] * 3 + ["no"] * 2
+    assert export(own_run, "csv", tmp_path / "some.csv", "--reviewed-only") == 0
+    some = pd.read_csv(tmp_path / "some.csv")
+    assert some.sample_id.tolist() == labels.sample_id[[0, 1, 2, 8]].tolist()
+    assert export(own_run, "csv", tmp_path / "x.csv", "--min-precision", "1.5") == 2
+    assert "--min-precision: 0 to 1 expected" in capsys.readouterr().err
+
+
+def test_only_clusters_of_that_precision_are_exported(own_run, labels, tmp_path, monkeypatch):
+    precision = np.linspace(0, 1, labels.pseudo_label.max() + 1)
+    clusters = pd.DataFrame({"pseudo_label": np.arange(len(precision)),
+                             "expected_precision": precision, "medoid_sample_id": 7})  # fmt: skip
+    monkeypatch.setattr("pipelines.results.RunResults.clusters", clusters)
+    assert export(own_run, "csv", tmp_path / "x.csv", "--min-precision", "0.5") == 0
+    read = pd.read_csv(tmp_path / "x.csv")
+    assert set(read.pseudo_label) == set(np.flatnonzero(precision >= 0.5))
+    assert set(read.medoid) == {7}
 
 
 def test_label_studio_reads_tasks_and_choices(finished_run, labels, tmp_path):
@@ -85,6 +120,9 @@ def test_fiftyone_finds_an_image_for_every_label(finished_run, labels, tmp_path)
     assert images == set(value["labels"])
     assert {each["label"] for each in value["labels"].values()} == set(value["classes"])
     assert len(images) == (labels.pseudo_label >= 0).sum()
+    vectors = np.load(tmp_path / "fo" / "embeddings.npy")
+    ids = np.array([int(name) for name in value["labels"]])
+    np.testing.assert_array_equal(vectors, cdp.open_run(finished_run).view_of(ids))
 
 
 @pytest.mark.parametrize(
@@ -112,7 +150,7 @@ def test_no_name_becomes_a_formula(name, tmp_path):
     row = {"sample_id": [1], "path": [name], "pseudo_label": [-1], "cluster_size": [0],
            "confidence": [0.0]}  # fmt: skip
     write_csv(None, pd.DataFrame(row), tmp_path / "x.csv", None)
-    with (tmp_path / "x.csv").open(newline="", encoding="utf-8") as stream:
+    with (tmp_path / "x.csv").open(newline="", encoding="utf-8-sig") as stream:
         (_, (_, shown, *_)) = csv.reader(stream)
     assert shown == "'" + name
     assert defuse_formula("a=b-c") == "a=b-c"
@@ -161,7 +199,7 @@ def test_no_name_becomes_markup_or_a_path_in_exports(own_run, labels, tmp_path):
         for path in out.rglob("*"):
             assert set(path.name) <= safe
             assert path.resolve().is_relative_to(out)
-            if path.is_file() and path.suffix not in (".json", ".xml"):
+            if path.is_file() and path.suffix not in (".json", ".xml", ".npy"):
                 assert path.name[0].isdigit()  # no name that a system keeps for itself
     assert "<script" not in (tmp_path / "label-studio" / "tasks.json").read_text()
     assert "<script" not in (tmp_path / "label-studio" / "label_config.xml").read_text()

@@ -100,13 +100,17 @@ def spoil(features, split, view, row, value):
     ("value", "expected"),
     [(np.nan, "holds NaN or infinity"), (np.inf, "holds NaN or infinity"), (0, "is all zeros")],
 )
-def test_a_bad_vector_is_named_and_nothing_is_published(features, capsys, value, expected):
+def test_a_bad_vector_costs_its_image_only(features, value, expected):
     spoil(features, "u", "two", 7, value)
-    assert features() == 2
-    printed = capsys.readouterr().err
-    assert "view two: the embedding of p01/7.jpg" in printed
-    assert expected in printed
-    assert not (features.run / "embed").exists()
+    assert features("--until", "embed") == 0
+    rejected = pd.read_parquet(features.run / "ingest" / "rejected.parquet")
+    assert rejected.path.tolist() == ["p01/7.jpg"]
+    assert rejected.reason.tolist() == [f"its vector in view two {expected}"]
+    raw = np.fromfile(features.root / "u" / "features" / "one.bin", np.float32).reshape(90, 24)
+    view = pd.read_parquet(features.run / "embed" / "embeddings" / "unlabelled" / "one.parquet")
+    kept = np.delete(raw, 7, axis=0)
+    expected_vectors = kept / np.linalg.norm(kept, axis=1)[:, None]
+    np.testing.assert_allclose(np.stack(view.embedding), expected_vectors, atol=1e-6)
 
 
 def test_no_positive_pair_is_said_plainly(features, capsys):

@@ -14,11 +14,11 @@ ROOT = Path(__file__).parents[1]
 SOURCES = sorted([*ROOT.glob("cdp/**/*.py"), *ROOT.glob("pipelines/**/*.py")])
 
 LAYERS = """
-cdp.errors cdp.types cdp.progress
+cdp.errors cdp.types cdp.progress cdp.numba_cache
 cdp.arrays cdp.images cdp.models cdp.metrics cdp.synthetic
 cdp.knn cdp.committee cdp.propagation cdp.training
-cdp.embedding cdp.mediator cdp.review
-cdp.recognizer cdp.clusterer
+cdp.embedding cdp.mediator cdp.review cdp.assignment
+cdp.recognizer cdp.clusterer cdp.separation
 cdp
 pipelines
 pipelines.files pipelines.yaml_files pipelines.engine pipelines.invocation pipelines.packaged
@@ -26,9 +26,9 @@ pipelines.tables pipelines.config
 pipelines.store pipelines.decisions pipelines.data
 pipelines.stage pipelines.results
 pipelines.members pipelines.export pipelines.review_session
-pipelines.training pipelines.pages
-pipelines.stages
-pipelines.run pipelines.review
+pipelines.training pipelines.pages pipelines.real_probes
+pipelines.stages pipelines.check
+pipelines.run pipelines.review pipelines.identify
 pipelines.command pipelines.demo
 """
 """Rooms from the ground up: a room imports itself and the rooms of lower lines, lazily or not."""

@@ -224,6 +224,25 @@ def export(*arguments):
     return export_results([str(argument) for argument in arguments])
 
 
+def check_alignment(code, out):
+    """The card's code embeds a turned face of a photo as the library does."""
+    import cdp
+
+    smooth = np.random.default_rng(1).integers(0, 256, (12, 16, 3)).astype(np.uint8)
+    photo = np.asarray(Image.fromarray(smooth).resize((320, 240), Image.Resampling.BICUBIC))
+    points = np.array([[120.5, 95], [171, 109.2], [140, 131.7], [113, 152], [155.3, 163.1]])
+    Image.fromarray(photo).save(out / "photo.png")
+    np.savetxt(out / "landmarks.txt", points)
+    code = code.replace("photo.jpg", "photo.png") + '\nnp.save("vector.npy", vector)'
+    subprocess.run([sys.executable, "-c", code], cwd=out, check=True)
+    face = cdp.align_face(photo, points)[None]
+    expected = cdp.Recognizer.load(out / "recognizer.safetensors").embed(face)
+    np.testing.assert_allclose(np.load(out / "vector.npy"), expected, atol=2e-2)
+    assert float((np.load(out / "vector.npy") * expected).sum()) > 0.999
+    for name in ("photo.png", "landmarks.txt", "vector.npy"):
+        (out / name).unlink()
+
+
 def test_a_recognizer_is_exported_with_its_card(known_run, tmp_path, capsys):
     import cdp
     from cdp.embedding import OnnxEmbedder
@@ -245,6 +264,7 @@ def test_a_recognizer_is_exported_with_its_card(known_run, tmp_path, capsys):
         text=True, env={**os.environ, "PYTHONPATH": str(ROOT)},
     )  # fmt: skip
     assert done.stdout.strip() == "(1, 16)", done.stderr
+    check_alignment(card.split("```python\n")[2].partition("```")[0], out)
     assert export(*options) == 2
     assert "exists already" in capsys.readouterr().err
     assert export("recognizer", "--run", known_run, "--subject", "best") == 2

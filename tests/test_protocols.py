@@ -51,7 +51,9 @@ def test_tar_at_far_over_all_pairs(seed: int) -> None:
     rates = (0.3, 0.1, 1e-4)
     rows = np.arange(len(identity))
     scores = protocols.score_all_pairs(vectors, rows, resamples, rates)
-    assert [score.metric for score in scores] == ["tar@far=0.3", "tar@far=0.1"]
+    assert [score.metric for score in scores] == [
+        "tar@far=0.3", "tar@far=0.1", "threshold@far=0.3", "threshold@far=0.1",
+    ]  # fmt: skip
     # The very products that were scored: a matrix product and a dot differ in the last bit.
     cosine = vectors @ vectors.T
 
@@ -66,6 +68,15 @@ def test_tar_at_far_over_all_pairs(seed: int) -> None:
         assert score.value == pytest.approx(measure(np.ones(7), rate))
         for draw, weight in zip(score.draws, resamples.weight, strict=True):
             assert draw == pytest.approx(measure(weight, rate), nan_ok=True)
+    genuine, impostor = list_pairs(resamples.identity, np.ones(7))
+    for score, rate in zip(scores[2:], rates, strict=False):
+        # At most that share of the impostor pairs lies above it, and no lower cosine does it.
+        similar = np.array([cosine[min(p), max(p)] for p in impostor])
+        assert (similar > score.value).mean() <= rate
+        assert (similar >= score.value).mean() > rate
+        assert score.count == len(impostor)
+        passed = [cosine[min(p), max(p)] > score.value for p in genuine]
+        assert np.mean(passed) == pytest.approx(measure(np.ones(7), rate))
 
 
 def test_blocks_and_the_top_share_change_nothing(monkeypatch) -> None:

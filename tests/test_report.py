@@ -158,6 +158,23 @@ def test_intervals_are_shown_where_they_are_measured():
     assert "0.800–0.950" in make_page("plain", recognizers=[row])
 
 
+def test_four_figures_stand_before_the_table():
+    metrics = ["accuracy", "tar@far=0.01", "rank-1", "tpir20@fpir=0.1", "rank-5"]
+    rows = [
+        {"protocol": f"probe {px}px", "metric": metric, "gap": None, "count": 10,
+         "headline": metric != "rank-5",
+         "subjects": {"labelled_only": (0.4, 0.3, 0.5), "labelled_pseudo": (px / 100, 0.4, 0.6)}}
+        for px in (32, 16) for metric in metrics
+    ]  # fmt: skip
+    page = make_page("plain", recognizers=rows)
+    tiles = page.partition('tiles headlines">')[2].partition("</section>")[0]
+    tiles = tiles.partition('class="card"')[0]
+    shown = re.findall(r"<b>(.*?)</b>(.*?),", tiles)
+    assert shown == [("0.320", metric) for metric in metrics[:4]]
+    assert tiles.count("0.400 without pseudo-labels") == 4
+    assert "tiles headlines" not in make_page("plain")
+
+
 def test_a_large_cluster_shows_its_middle_and_its_edge():
     count = 200
     labels = pd.DataFrame(

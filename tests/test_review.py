@@ -11,14 +11,16 @@ import threading
 import time
 from contextlib import contextmanager
 
+import numpy as np
 import pandas as pd
 import psutil
 import pytest
 from known_clusters import SIZES
 
 import cdp
-from cdp.errors import StageError
+from cdp.errors import DataError, StageError
 from pipelines.decisions import CorrectionTable
+from pipelines.review_session import ReviewSession, name_question
 from pipelines.run import main
 
 pytestmark = [pytest.mark.torch, pytest.mark.slow, pytest.mark.trains]
@@ -95,6 +97,8 @@ def test_without_the_token_nothing_is_found(client):
         assert status == 404, path
         assert right.encode() not in body
     assert client.ask("GET", f"/{right}/")[0] == 200
+    _, _, body = client.ask("GET", f"/{right[:-1]}/", Accept="text/html,*/*")
+    assert body.decode().endswith("Open the address that the command printed last.\n")
 
 
 def test_other_hosts_and_other_pages_are_refused(client):
@@ -171,15 +175,87 @@ def test_malformed_decisions_are_refused(client, known_run, body):
 
 
 def test_questions_come_in_the_order_of_their_worth(known_run):
-    from pipelines.review_session import ReviewSession
-
     session = ReviewSession(cdp.open_run(known_run), "ada")
     worth = [question.worth for question in session.questions]
     assert worth == sorted(worth, reverse=True)
     assert len(worth) > 3
     first = session.questions[0]
-    session.skip(first)
+    session.skip(list(name_question(first)))
     assert session.questions[-1] is first
+    with pytest.raises(DataError, match="name of a question"):
+        session.skip([1])
+
+
+def test_a_skip_names_its_question(client):
+    shown = client.get("question")[1]["question"]["name"]
+    assert client.post("skip", {"name": [0, 1, 2]})[0] == 400
+    assert client.post("skip", {})[0] == 400
+    assert client.get("question")[1]["question"]["name"] == shown
+    # A question that another page shows is skipped, not the first of this one.
+    assert client.post("skip", {"name": [10**6, 10**6]})[0] == 200
+    assert client.get("question")[1]["question"]["name"] == shown
+    assert client.post("skip", {"name": shown})[0] == 200
+    assert client.get("question")[1]["question"]["name"] != shown
+
+
+def test_a_stricter_cut_is_proposed_kept_and_undone(own_known_run):
+    session = ReviewSession(cdp.open_run(own_known_run), "ada")
+    whole = ids(session.describe_cluster(0)["sides"][0])
+    found = session.propose_parts(whole)
+    parts = [ids(side) for side in found["sides"]]
+    assert len(parts) >= 2
+    assert sum(map(len, parts)) + found["more"] == len(whole)
+    assert {each for part in parts for each in part} <= set(whole)
+    assert sorted(map(len, parts), reverse=True) == [len(part) for part in parts]
+    session.name_reviewer(" Ada L ")
+    made = session.split_parts(parts)
+    assert len(made) == len(parts) - 1
+    assert {decision.who for decision in made} == {"Ada L"}
+    rows = [np.searchsorted(session.sample_id, part) for part in parts]
+    labels = [set(session.label[each].tolist()) - {-1} for each in rows]
+    assert all(not one & two for at, one in enumerate(labels) for two in labels[:at])
+    assert session.count_pending() > 0
+    for decision in reversed(made):
+        session.undo(decision.number)
+    assert session.count_pending() == 0
+    with pytest.raises(DataError, match="no threshold parts"):
+        session.propose_parts(whole[:1])
+    with pytest.raises(DataError, match="two groups"):
+        session.split_parts([whole])
+    with pytest.raises(DataError, match="1 to 100 characters"):
+        session.name_reviewer("  ")
+
+
+def test_the_page_asks_for_parts_and_names_its_reviewer(own_known_run):
+    with serve(own_known_run) as client:
+        (whole,) = find_clusters(client, 1)
+        status, found = client.post("parts", {"ids": whole})
+        assert status == 200
+        parts = [ids(side) for side in found["sides"]]
+        sent = {"action": "parts", "groups": parts, "who": "bo"}
+        status, answer = client.post("decisions", sent)
+        assert (status, len(answer["numbers"])) == (200, len(parts) - 1)
+        assert client.post("parts", {"ids": "all"})[0] == 400
+        progress = client.get("question")[1]["progress"]
+        assert progress["reviewer"] == "bo"
+        assert 0 <= progress["estimated_f"] <= 1
+
+
+@pytest.mark.parametrize(
+    ("before", "now", "moved"),
+    [
+        ([0] * 20 + [1] * 36, [0] * 56, 20),
+        ([0] * 10, [0] * 7 + [1] * 3, 3),
+        ([0, 0, -1, -1], [0, 0, 0, -1], 1),
+        ([0, 0, 1, 1], [1, 1, 0, 0], 0),
+        ([0, 0, 1, 1], [-1, -1, 0, 0], 2),
+        ([-1, -1], [-1, -1], 0),
+    ],
+)
+def test_pending_counts_the_images_of_a_merge(before, now, moved):
+    session = ReviewSession.__new__(ReviewSession)
+    session.published, session.label = np.array(before), np.array(now)
+    assert session.count_pending() == moved
 
 
 def ids(side):

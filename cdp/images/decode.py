@@ -22,7 +22,25 @@ from PIL import Image
 
 from cdp.errors import DataError
 
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
+FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF", "JPEG2000")
+
+_STARTS = (
+    (b"\xff\xd8\xff", "JPEG"),
+    (b"\x89PNG\r\n\x1a\n", "PNG"),
+    (b"GIF8", "GIF"),
+    (b"BM", "BMP"),
+    (b"II*\0", "TIFF"),
+    (b"MM\0*", "TIFF"),
+    (b"\0\0\0\x0cjP  \r\n\x87\n", "JPEG2000"),
+    (b"\xff\x4f\xff\x51", "JPEG2000"),
+    (b"8BPS", "Photoshop"),
+    (b"\xff\x0a", "JPEG XL"),
+    (b"\0\0\0\x0cJXL ", "JPEG XL"),
+)
+_BRANDS = {
+    b"avif": "AVIF", b"avis": "AVIF", b"heic": "HEIC", b"heix": "HEIC", b"hevc": "HEIC",
+    b"hevx": "HEIC", b"heim": "HEIC", b"heis": "HEIC", b"mif1": "HEIC", b"msf1": "HEIC",
+}  # fmt: skip
 
 _ORIENTATION = 0x0112
 _TRANSPOSE = {
@@ -38,6 +56,26 @@ _TRANSPOSE = {
 # The list of warning filters belongs to the whole process: two threads that silence Pillow at once
 # could restore each other's list. One lock, so that decoding in threads is safe (and serial).
 _silence = threading.Lock()
+
+
+def name_format(head: bytes) -> str | None:
+    """The format of a picture by its first bytes (32 or more), also of some that are not read.
+
+    One of `FORMATS`, or "HEIC", "JPEG XL", "Photoshop"; None for anything else.
+    """
+    for start, name in _STARTS:
+        if head.startswith(start):
+            return name
+    if head[:4] == b"RIFF" and head[8:12] == b"WEBP":
+        return "WEBP"
+    if len(head) > 2 and head[:1] == b"P" and head[1:2] in b"123456" and head[2:3].isspace():
+        return "PPM"
+    if head[4:8] == b"ftyp":
+        # The first brand may be a general one; the list of compatible ones follows from byte 16.
+        brands = [head[8:12], *(head[at : at + 4] for at in range(16, min(len(head), 64), 4))]
+        found = [_BRANDS[brand] for brand in brands if brand in _BRANDS]
+        return "AVIF" if "AVIF" in found else found[0] if found else None
+    return None
 
 
 def decode_image(data: bytes, *, max_pixels: int = 100_000_000, min_px: int = 16) -> np.ndarray:
@@ -82,6 +120,9 @@ def decode_image(data: bytes, *, max_pixels: int = 100_000_000, min_px: int = 16
         except Image.DecompressionBombError as error:
             raise DataError(f"too large: at most {max_pixels} px are decoded") from error
         except Image.UnidentifiedImageError as error:
+            kind = name_format(data[:64])
+            if kind is not None and kind not in FORMATS:
+                raise DataError(f"{kind} is not read; convert it to JPEG or PNG") from error
             raise DataError(f"not an image: expected one of {', '.join(FORMATS)}") from error
         except Exception as error:  # a broken file can make a codec raise anything at all
             reason = str(error).splitlines()[0][:80] if str(error) else type(error).__name__
@@ -112,6 +153,22 @@ def _to_rgb(image: Image.Image) -> np.ndarray:
     if orientation in _TRANSPOSE:
         upright = upright.transpose(_TRANSPOSE[orientation])
     return np.array(upright.convert("RGB"), dtype=np.uint8)
+
+
+def is_blank(image: np.ndarray) -> bool:
+    """Whether a picture, (h, w, 3) uint8, shows one colour: no channel varies by a grey level."""
+    step = max(1, min(image.shape[:2]) // 256)
+    return bool((image[::step, ::step].std(axis=(0, 1)) < 1).all())
+
+
+def pad_square(image: np.ndarray) -> np.ndarray:
+    """The whole picture, (h, w, 3) uint8, centred on a grey square of its longer side."""
+    height, width = image.shape[:2]
+    side = max(height, width)
+    square = np.full((side, side, 3), 127, np.uint8)
+    top, left = (side - height) // 2, (side - width) // 2
+    square[top : top + height, left : left + width] = image
+    return square
 
 
 def fit_square(image: np.ndarray, size_px: int) -> np.ndarray:

@@ -180,7 +180,7 @@ def pick_images(identity: np.ndarray, most: int, seed: int = 0) -> np.ndarray:
 def score_all_pairs(
     embedding: np.ndarray, rows: np.ndarray, resamples: Resamples, rates: Sequence[float]
 ) -> list[Score]:
-    """TAR@FAR over all pairs of some images.
+    """TAR@FAR over all pairs of some images, and the cosine above which a pair is accepted at each.
 
     Parameters
     ----------
@@ -215,12 +215,14 @@ def score_all_pairs(
     order = np.argsort(-genuine, kind="stable")
     genuine, owner = genuine[order], owner[order]
     draws = np.empty((len(measurable), len(resamples.weight)))
+    cuts = np.empty_like(draws)
     for number, weight in enumerate(resamples.weight):
         passed = np.cumsum(weight[first] * weight[second])
         accepted = np.concatenate([[0.0], np.cumsum(weight[owner])])
         for line, rate in enumerate(measurable):
             place = np.searchsorted(passed, rate * allowed[number] * (1 + 1e-12), side="right")
             threshold = top[min(place, len(top) - 1)]
+            cuts[line, number] = threshold
             above = np.searchsorted(-genuine, -threshold, side="left")
             draws[line, number] = accepted[above] / accepted[-1] if accepted[-1] else np.nan
     scores = []
@@ -228,6 +230,9 @@ def score_all_pairs(
         threshold = top[int(rate * impostors + 1e-9)]
         value = float(np.mean(genuine > threshold))
         scores.append(Score(f"tar@far={rate:g}", value, len(genuine), draws[line]))
+    for line, rate in enumerate(measurable):
+        threshold = float(top[int(rate * impostors + 1e-9)])
+        scores.append(Score(f"threshold@far={rate:g}", threshold, impostors, cuts[line]))
     return scores
 
 

@@ -18,7 +18,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import stat
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -29,6 +28,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from cdp.errors import ConfigError, DataError
+from pipelines.data.features import check_dimensions, find_bad_rows, open_features, read_dims
+from pipelines.data.folders import LEFT_OUT, find_fault, locate, walk_folder
 from pipelines.data.manifest import (
     SPLITS,
     DataManifest,
@@ -38,8 +39,8 @@ from pipelines.data.manifest import (
     PairsSettings,
     PeopleSettings,
 )
+from pipelines.data.names import fold_name, unify_names
 from pipelines.files import FileDigests, digest_json
-from pipelines.tables import open_vectors
 from pipelines.yaml_files import read_yaml, validate_settings
 
 if TYPE_CHECKING:
@@ -47,9 +48,11 @@ if TYPE_CHECKING:
 
 LARGEST_FILE = 256 << 20
 """Most bytes of an image file, and of a list of names."""
-LONGEST_VECTOR = 1 << 16
-"""Most numbers of a ready feature vector."""
-IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".ppm", ".gif"}
+ENROLLED = {"labelled", "evaluation"}
+PROBES_HINT = (
+    ". Probes of labelled people are `evaluation: {gallery: <labelled folder>, probes: <folder>}`"
+)
+STRAY = "in no person's folder: <person>/<image> expected"
 
 
 @dataclass(frozen=True)
@@ -58,15 +61,23 @@ class Dataset:
 
     manifest: DataManifest
     root: Path | None
+    models_root: Path | None = None
 
     @classmethod
-    def open(cls, manifest_path: Path, data_root: Path | None) -> Dataset:
-        """Read a manifest and check that the data root and the folders in it exist."""
+    def open(
+        cls, manifest_path: Path, data_root: Path | None, models_root: Path | None = None
+    ) -> Dataset:
+        """Read a manifest and check that the data root and the folders in it exist.
+
+        models_root : where model files are looked for before the data root.
+        """
+        if models_root is not None and not models_root.is_dir():
+            raise DataError(f"--models-dir: {models_root} is not a directory")
         manifest = validate_settings(
             DataManifest, read_yaml(manifest_path), source=str(manifest_path)
         )
         if manifest.kind == "synthetic":
-            return cls(manifest, None)
+            return cls(manifest, None, models_root)
         if data_root is None:
             raise DataError(
                 f"{manifest_path} describes files, and no data root was given. Pass --data-root "
@@ -77,7 +88,7 @@ class Dataset:
                 f"the data root {data_root} is not a directory. Pass --data-root DIR or set "
                 f"CDP_DATA_ROOT. How to get the data: {manifest.source or 'not stated'}"
             )
-        dataset = cls(manifest, data_root.resolve())
+        dataset = cls(manifest, data_root.resolve(), models_root)
         for folder in dataset._folders.values():
             if not dataset.locate(folder.root).is_dir():
                 raise DataError(
@@ -94,16 +105,25 @@ class Dataset:
     @property
     def _folders(self) -> dict[str, PeopleSettings | FolderSettings]:
         named = {split: getattr(self.manifest, split) for split in ("people", *SPLITS)}
+        named["gallery"] = self.manifest.gallery_apart
         return {split: folder for split, folder in named.items() if folder is not None}
 
     def locate(self, path: str) -> Path:
         """An existing or future path below the data root; DataError when it would leave it."""
         if self.root is None:
-            raise ConfigError(f"{path!r}: a synthetic data set has no files; use a backbone")
-        place = (self.root / path).resolve()
-        if os.path.isabs(path) or not place.is_relative_to(self.root):
-            raise DataError(f"{path!r} leads out of the data root {self.root}; paths must stay in")
-        return place
+            raise ConfigError(
+                f"{path!r}: a synthetic data set has no files; use a backbone, or name the folder "
+                "of the models with --models-dir"
+            )
+        return locate(self.root, path, links=self.manifest.allow_links)
+
+    def locate_model(self, path: str) -> Path:
+        """The file of a model: below the models' folder, links followed, or below the data root."""
+        if self.models_root is not None:
+            place = locate(Path(os.path.abspath(self.models_root)), path, links=True)
+            if self.root is None or place.exists():
+                return place
+        return self.locate(path)
 
     # -- listing
 
@@ -125,7 +145,10 @@ class Dataset:
                 if split in self._folders
                 for entry in _list_folder(self, split, getattr(self.manifest, split))
             ]
-        _check_splits(entries, self.manifest.name)
+        if self.manifest.gallery_apart is not None:
+            entries += _list_folder(self, "evaluation", self.manifest.gallery_apart)
+        entries = unify_names(entries)
+        _check_splits(entries, self.manifest.name, enrolled=self.manifest.has_real_probes)
         order = {split: position for position, split in enumerate(SPLITS)}
         return sorted(entries, key=lambda entry: (order[entry.split], entry.path))
 
@@ -139,12 +162,16 @@ class Dataset:
             found = [
                 (os.path.join(folder.root, path), fault)
                 for folder in self._folders.values()
-                for path, fault in _walk(self, folder.root, any_suffix=self.kind == "features")
+                for path, fault in self._walk(folder.root, any_suffix=self.kind == "features")
+                if not fault.startswith(LEFT_OUT)
             ]
             paths = [path for path, fault in found if not fault]
             faults = sorted([path, fault] for path, fault in found if fault)
             if self._pairs is not None:
                 paths.append(self._pairs.file)
+            if self.kind == "features":
+                named = {name for f in self._folders.values() for name in _name_dims_files(f.root)}
+                paths += [name for name in named - set(paths) if self.locate(name).is_file()]
             files = digests.digest_tree(self.root, paths)
             if faults:
                 escaped = json.dumps(faults)  # ASCII: a name need not be UTF-8
@@ -159,6 +186,11 @@ class Dataset:
     def _pairs(self) -> PairsSettings | None:
         return self.manifest.people.pairs if self.manifest.people else None
 
+    def _walk(self, folder: str, *, any_suffix: bool = False) -> list[tuple[str, str]]:
+        assert self.root is not None
+        links = self.manifest.allow_links
+        return walk_folder(self.root, folder, any_suffix=any_suffix, links=links)
+
     # -- reading
 
     def read_pairs(self) -> list[ListedPair]:
@@ -171,7 +203,9 @@ class Dataset:
         """The bytes of one image file; DataError when it cannot be read."""
         try:
             place = self.locate(path)
-            fault = _find_fault(self, path) or _find_excess(place)
+            assert self.root is not None
+            links = self.manifest.allow_links
+            fault = find_fault(self.root, path, links=links) or _find_excess(place)
             if fault:
                 raise DataError(fault)
             return place.read_bytes()
@@ -180,7 +214,7 @@ class Dataset:
 
     def read_faces(self, paths: Sequence[str]) -> np.ndarray:
         """Faces of ingested samples -> uint8 (n, s, s, 3) RGB with s = `size_px`."""
-        from cdp.images.decode import decode_image, fit_square
+        from cdp.images.decode import decode_image, fit_square, pad_square
 
         size_px = self.manifest.size_px
         if self.kind == "synthetic":
@@ -190,7 +224,9 @@ class Dataset:
         for image, path in zip(images, paths, strict=True):
             try:
                 # Images too small or too large for this run were rejected at ingest.
-                image[:] = fit_square(decode_image(self.read_bytes(path), min_px=1), size_px)
+                picture = decode_image(self.read_bytes(path), min_px=1)
+                whole = pad_square(picture) if self.manifest.square == "pad" else picture
+                image[:] = fit_square(whole, size_px)
             except DataError as error:
                 raise DataError(
                     f"{path}: {error}; it could be read at ingest. Run --stage ingest again"
@@ -204,52 +240,45 @@ class Dataset:
         for suffix in (".bin", ".npy", ".parquet"):
             path = self.locate(f"{folder}/features/{model}{suffix}")
             if path.is_file():
-                return _open_features(path, count)
+                return open_features(path, count, self._find_dimension(folder, model))
         raise DataError(
             f"no features of {model!r} below {self.locate(folder) / 'features'}: expected "
             f"{model}.bin, {model}.npy or {model}.parquet"
         )
 
+    def _find_dimension(self, folder: str, model: str) -> int | None:
+        """The dimension of a model's vectors, where the manifest or a `dims.txt` says it."""
+        if model in self.manifest.dims:
+            return self.manifest.dims[model]
+        return read_dims(map(self.locate, _name_dims_files(folder))).get(model)
+
+    def find_bad_rows(self, models: Sequence[str]) -> dict[tuple[str, int], str]:
+        """(split, row of its list) -> reason, for vectors that cannot be used in some view.
+
+        DataError where views do not fit their lists or each other; reads every vector.
+        """
+        bad: dict[tuple[str, int], str] = {}
+        dims: list[tuple[str, str, int]] = []
+        for split in self.list_feature_splits():
+            views = {model: self.read_features(split, model) for model in models}
+            dims += [(split, model, vectors.shape[1]) for model, vectors in views.items()]
+            check_dimensions(dims)
+            bad |= {(split, row): reason for row, reason in find_bad_rows(views).items()}
+        return bad
+
+    def list_feature_splits(self) -> list[str]:
+        """The splits of which there are ready features."""
+        return [split for split in ("labelled", "unlabelled") if split in self._folders]
+
+
+def _name_dims_files(folder: str) -> list[str]:
+    """Where a `dims.txt` may lie: in the folder, beside its features, or in the folder above."""
+    above = os.path.normpath(os.path.join(folder, os.pardir, "dims.txt"))
+    inside = [f"{folder}/dims.txt", f"{folder}/features/dims.txt"]
+    return inside if above.startswith(os.pardir) else [*inside, above]
+
 
 # ------------------------------------------------------------------------------------- listing
-
-
-def _walk(dataset: Dataset, root: str, *, any_suffix: bool = False) -> list[tuple[str, str]]:
-    """(relative path, fault or "") of the files below `root`, in a stable order."""
-    place = dataset.locate(root)
-    found: list[tuple[str, str]] = []
-
-    def add_fault(error: OSError) -> None:
-        folder = os.path.relpath(error.filename, place)
-        found.append((folder, f"a folder that cannot be listed: {error.strerror}"))
-
-    for directory, folders, files in os.walk(place, onerror=add_fault):
-        folders.sort()
-        for name in folders:
-            if os.path.islink(os.path.join(directory, name)):
-                path = os.path.relpath(os.path.join(directory, name), place)
-                found.append((path, "a link to a folder; links are followed to files only"))
-        for name in sorted(files):
-            if any_suffix or os.path.splitext(name)[1].lower() in IMAGE_SUFFIXES:
-                path = os.path.relpath(os.path.join(directory, name), place)
-                found.append((path, _find_fault(dataset, os.path.join(root, path))))
-    return found
-
-
-def _find_fault(dataset: Dataset, path: str) -> str:
-    """Why a path below the root must not be opened, or an empty string."""
-    try:
-        path.encode()
-        mode = os.lstat(os.path.join(dataset.root or "", path)).st_mode
-        if stat.S_ISLNK(mode):
-            mode = dataset.locate(path).stat().st_mode
-    except UnicodeEncodeError:
-        return "its name is not UTF-8; rename it"
-    except (OSError, RuntimeError) as error:  # RuntimeError: links in a circle
-        return f"cannot be read: {getattr(error, 'strerror', None) or 'links in a circle'}"
-    except DataError as error:
-        return str(error)
-    return "" if stat.S_ISREG(mode) else "a folder, pipe or device, no file"
 
 
 def _find_excess(place: Path) -> str:
@@ -258,31 +287,35 @@ def _find_excess(place: Path) -> str:
 
 
 def _list_folder(dataset: Dataset, split: str, folder: FolderSettings) -> list[Entry]:
-    found = _walk(dataset, folder.root)
-    if not found:
+    layout = folder.layout or ("pile" if split == "unlabelled" else "people")
+    found = dataset._walk(folder.root)
+    if all(fault.startswith(LEFT_OUT) for _, fault in found):
         raise DataError(f"the {split} folder {folder.root!r} holds no image")
     entries = []
     for path, fault in found:
-        person = os.path.dirname(path) if folder.layout == "people" else None
-        if fault:
-            entries.append(Entry(os.path.join(folder.root, path), split, None, fault))
-            continue
-        if person == "":
-            raise DataError(
-                f"{folder.root}/{path}: layout people expects <person>/<image>; use layout pile "
-                "for images without identities"
-            )
-        entries.append(Entry(os.path.join(folder.root, path), split, person))
+        # The first folder is the person, whatever lies below: sessions, cameras, years.
+        person = path.partition(os.sep)[0] if layout == "people" and os.sep in path else None
+        if layout == "people" and person is None and not fault:
+            fault = STRAY
+        name = os.path.join(folder.root, path)
+        entries.append(Entry(name, split, person, fault))
+    stray = [entry for entry in entries if entry.fault == STRAY]
+    if stray and not any(entry.identity and not entry.fault for entry in entries):
+        raise DataError(
+            f"{stray[0].path}: layout people expects <person>/<image>; use layout pile "
+            "for images without identities"
+        )
     return entries
 
 
 def _split_people(dataset: Dataset, people: PeopleSettings) -> list[Entry]:
-    entries = _list_folder(dataset, "unlabelled", FolderSettings(root=people.root))
+    folder = FolderSettings(root=people.root, layout="people")
+    entries = unify_names(_list_folder(dataset, "unlabelled", folder))
     held_out = _list_held_out(dataset, people)
     counts = Counter(
         entry.identity
         for entry in entries
-        if entry.identity is not None and entry.identity not in held_out
+        if entry.identity and not entry.fault and fold_name(entry.identity) not in held_out
     )
     names = sorted(str(name) for name, count in counts.items() if count >= people.min_images)
     order = np.random.default_rng(people.seed).permutation(len(names))
@@ -292,14 +325,16 @@ def _split_people(dataset: Dataset, people: PeopleSettings) -> list[Entry]:
         raise ConfigError("people: the labelled and evaluation shares add up to more than 1")
     split_of = {names[i]: "labelled" for i in order[:labelled]}
     split_of |= {names[i]: "evaluation" for i in order[labelled : labelled + evaluation]}
-    split_of |= dict.fromkeys(held_out, "evaluation")
-    return [
-        replace(entry, split=split_of.get(str(entry.identity), "unlabelled")) for entry in entries
-    ]
+
+    def find_split(entry: Entry) -> str:
+        name = str(entry.identity)
+        return "evaluation" if fold_name(name) in held_out else split_of.get(name, "unlabelled")
+
+    return [replace(entry, split=find_split(entry)) for entry in entries]
 
 
 def _list_held_out(dataset: Dataset, people: PeopleSettings) -> set[str]:
-    """The people of the held-out folds."""
+    """The people of the held-out folds, each name folded."""
     if people.pairs is None or not people.pairs.held_out_folds:
         return set()
     listed = dataset.read_pairs()
@@ -308,7 +343,7 @@ def _list_held_out(dataset: Dataset, people: PeopleSettings) -> set[str]:
     if beyond:
         raise ConfigError(f"people.pairs.held_out_folds: 1..{folds} expected, got {beyond[0]}")
     return {
-        Path(path).parent.name
+        fold_name(Path(path).parent.name)
         for pair in listed
         if pair.fold + 1 in people.pairs.held_out_folds
         for path in (pair.source, pair.target)
@@ -341,16 +376,22 @@ def _read_pairs(path: Path, root: str) -> list[ListedPair]:
     return pairs
 
 
-def _check_splits(entries: list[Entry], name: str) -> None:
+def _check_splits(entries: list[Entry], name: str, *, enrolled: bool) -> None:
+    """Refuse a person or a path of two splits.
+
+    enrolled : labelled people may have probes, which are judged by their own photos.
+    """
     split_of: dict[str, str] = {}
     for entry in entries:
         if entry.identity is None:
             continue
         other = split_of.setdefault(entry.identity, entry.split)
-        if other != entry.split:
+        if other != entry.split and not (enrolled and {other, entry.split} <= ENROLLED):
             raise DataError(
                 f"data set {name}: {entry.identity!r} is in the {other} and in the {entry.split} "
                 "split; a person may be in one only. Move or rename one of the two"
+                + PROBES_HINT
+                * ({other, entry.split} <= ENROLLED)
             )
     paths = Counter(entry.path for entry in entries)
     twice = [path for path, count in paths.items() if count > 1]
@@ -408,10 +449,8 @@ def _read_lines(path: Path) -> list[str]:
 
 def _list_features(dataset: Dataset) -> list[Entry]:
     entries = []
-    for split in ("labelled", "unlabelled"):
+    for split in dataset.list_feature_splits():
         folder = getattr(dataset.manifest, split)
-        if folder is None:
-            continue
         names = _read_lines(dataset.locate(f"{folder.root}/list.txt"))
         meta = dataset.locate(f"{folder.root}/meta.txt")
         identities = _read_lines(meta) if meta.is_file() else None
@@ -430,34 +469,3 @@ def _list_features(dataset: Dataset) -> list[Entry]:
             # The two splits number their identities independently.
             entries.append(Entry(name, split, f"{split}/{person}" if person else None))
     return entries
-
-
-def _open_features(path: Path, count: int) -> np.ndarray:
-    if path.suffix == ".bin":
-        size, rest = divmod(path.stat().st_size, 4 * max(count, 1))
-        if rest or not size:
-            raise DataError(
-                f"{path} has {path.stat().st_size} bytes, which is no whole number of float32 "
-                f"vectors for the {count} rows of list.txt"
-            )
-        vectors: np.ndarray = np.memmap(path, np.float32, "r", shape=(count, size))
-    elif path.suffix == ".npy":
-        try:
-            vectors = np.load(path, mmap_mode="r", allow_pickle=False)
-        except Exception as error:  # on a broken header the reader may raise any exception
-            reason = str(error).splitlines()[0][:120] if str(error) else type(error).__name__
-            raise DataError(f"{path} is not a .npy array of numbers: {reason}") from error
-    else:
-        vectors = open_vectors(path, "embedding", count, LONGEST_VECTOR)
-    if not isinstance(vectors, np.ndarray) or (
-        vectors.ndim != 2 or len(vectors) != count or vectors.dtype.kind != "f"
-    ):
-        found = f"{vectors.dtype} {vectors.shape}" if isinstance(vectors, np.ndarray) else "others"
-        raise DataError(
-            f"{path} holds {found}, expected floats ({count}, d) for the {count} rows of list.txt"
-        )
-    if not 1 <= vectors.shape[1] <= LONGEST_VECTOR:
-        raise DataError(
-            f"{path}: vectors of 1 to {LONGEST_VECTOR} numbers expected, found {vectors.shape[1]}"
-        )
-    return vectors

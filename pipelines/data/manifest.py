@@ -57,11 +57,44 @@ class FolderSettings(Settings):
     """One folder that is one split.
 
     root : the folder, relative to the data root.
-    layout : "people" is `<person>/<image>`; "pile" is images without identities, nested at will.
+    layout : "people" is `<person>/<image>`, where the first folder is the person and deeper ones
+        are nested at will; "pile" is images without identities, nested at will; null is "pile" for
+        `unlabelled` and "people" for the others.
     """
 
     root: str
-    layout: Literal["people", "pile"] = "people"
+    layout: Literal["people", "pile"] | None = None
+
+
+class EvaluationSettings(FolderSettings):
+    """The images to evaluate on: people of no other split, or a gallery and real probes of it.
+
+    root : the folder of people who are in no other split; or else
+    gallery : folder of `<person>/<image>` with the photos that people are enrolled by, which may be
+        that of `labelled`.
+    probes : folder of `<person>/<image>` with real probes: of people of the gallery, and of others.
+    """
+
+    root: str = ""
+    gallery: str | None = None
+    probes: str | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _probes_are_the_folder(cls, value: Any) -> Any:
+        if isinstance(value, dict) and value.get("probes") and not value.get("root"):
+            return {**value, "root": value["probes"]}
+        return value
+
+    @model_validator(mode="after")
+    def _one_way_to_evaluate(self) -> EvaluationSettings:
+        if not self.root:
+            raise ValueError("give root, or gallery and probes")
+        if (self.gallery is None) != (self.probes is None) or self.root != (
+            self.probes or self.root
+        ):
+            raise ValueError("give root, or gallery and probes: both of them")
+        return self
 
 
 class DataManifest(Settings):
@@ -71,6 +104,11 @@ class DataManifest(Settings):
         embeddings).
     title, licence, source, notes : for the report and the model card; they do not enter the digest.
     size_px : side in pixels to which faces are read.
+    square : how a picture that is not square becomes so: "crop" takes its centre, "pad" keeps all
+        of it on grey.
+    allow_links : follow links below the data root wherever they lead.
+    dims : name of a model of ready features -> its dimension, for `.bin` files, which have no
+        header; a `dims.txt` in or above the folder says the same.
     people : one folder, split by person; or else
     labelled, unlabelled, evaluation : one folder a split.
     synthetic : arguments of `cdp.synthetic.SyntheticFaces`.
@@ -83,10 +121,13 @@ class DataManifest(Settings):
     source: str = ""
     notes: str = ""
     size_px: Annotated[int, Field(ge=1, le=LARGEST_PX)] = 112
+    square: Literal["crop", "pad"] = "crop"
+    allow_links: bool = False
+    dims: dict[str, Positive] = Field(default_factory=dict)
     people: PeopleSettings | None = None
     labelled: FolderSettings | None = None
     unlabelled: FolderSettings | None = None
-    evaluation: FolderSettings | None = None
+    evaluation: EvaluationSettings | None = None
     synthetic: dict[str, Any] = Field(default_factory=dict)
 
     @model_validator(mode="after")
@@ -103,12 +144,26 @@ class DataManifest(Settings):
             raise ValueError("kind features needs an unlabelled folder")
         return self
 
+    @property
+    def has_real_probes(self) -> bool:
+        """Whether people are evaluated by real probes against a gallery."""
+        return self.evaluation is not None and self.evaluation.gallery is not None
+
+    @property
+    def gallery_apart(self) -> FolderSettings | None:
+        """The folder of the gallery, where it is not that of the labelled people."""
+        if self.evaluation is None or self.evaluation.gallery is None:
+            return None
+        known = self.labelled is not None and self.labelled.root == self.evaluation.gallery
+        return None if known else FolderSettings(root=self.evaluation.gallery, layout="people")
+
 
 @dataclass(frozen=True)
 class Entry:
     """One image of a data set, before it is read.
 
-    identity : the person, or None where the data set does not name one.
+    identity : the person, or None where the data set does not name one. In layout people the first
+        folder is the person, also of a file that is not opened.
     fault : why the file must not be opened, or empty.
     """
 

@@ -22,9 +22,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from xml.sax.saxutils import quoteattr
 
+import numpy as np
+
 from cdp.errors import ConfigError, DataError, StageError
 from cdp.types import UNLABELLED
 from pipelines.data.dataset import Dataset
+from pipelines.decisions import CorrectionTable, find_keys, list_active
 from pipelines.results import RunResults, open_run
 
 if TYPE_CHECKING:
@@ -32,6 +35,11 @@ if TYPE_CHECKING:
 
 FORMULA = re.compile(r"(^|[;|\t\r\n])(?=[\t\r\n]|\s*[=+\-@＝＋－＠])")
 """The start of a cell, for any separator, whose text a spreadsheet would evaluate."""
+COLUMNS = (
+    "sample_id", "path", "pseudo_label", "cluster_size", "confidence", "expected_precision",
+    "medoid", "reviewed", "decision",
+)  # fmt: skip
+"""Columns of the CSV; `medoid` is the sample_id of the cluster's most central image."""
 BLOCK = 500
 """Synthetic faces drawn at once."""
 LOCAL_FILES = "/data/local-files/?d="
@@ -47,6 +55,10 @@ def add_parser(subparsers: Any) -> None:
     add("--out", type=Path, required=True, metavar="PATH", help="the output; must not exist yet")
     add("--links", action="store_true", help="link to the images instead of copying them")
     add("--min-size", type=int, default=2, metavar="N", help="leave out clusters below N images")
+    add("--reviewed-only", action="store_true",
+        help="leave out images that no reviewer's decision confirms")  # fmt: skip
+    add("--min-precision", type=float, default=0.0, metavar="P",
+        help="leave out clusters whose expected precision is below P")  # fmt: skip
     add("--data-root", type=Path, default=os.environ.get("CDP_DATA_ROOT"), metavar="DIR",
         help="the data root (default: the one recorded with the run)")  # fmt: skip
     parser.set_defaults(export=export_labels)
@@ -56,15 +68,53 @@ def export_labels(options: argparse.Namespace) -> str:
     """Write one export; return a summary line."""
     run = open_run(options.run)
     labels = run.labels
+    if not 0 <= options.min_precision <= 1:
+        raise ConfigError(f"--min-precision: 0 to 1 expected, got {options.min_precision}")
+    labels = _describe_clusters(run, _describe_decisions(run, labels))
     if options.to != "csv":
         labels = labels[labels.pseudo_label != UNLABELLED]
     labels = labels[(labels.cluster_size >= options.min_size) | (labels.pseudo_label == UNLABELLED)]
     if not len(labels):
         raise DataError(f"no cluster of {options.run} has {options.min_size} images or more")
+    if options.min_precision:
+        labels = labels[labels.expected_precision >= options.min_precision]
+    if options.reviewed_only:
+        labels = labels[labels.reviewed == "yes"]
+    if not len(labels):
+        raise DataError(
+            f"no image of {options.run} is left by --reviewed-only and --min-precision; review its "
+            "clusters first, or ask for less"
+        )
     with _open_draft(options.out) as draft:
         FORMATS[options.to](run, labels, draft, options)
     clusters = labels.pseudo_label[labels.pseudo_label != UNLABELLED].nunique()
     return f"{options.out}: {len(labels):,} images, {clusters:,} clusters"
+
+
+def _describe_decisions(run: RunResults, labels: pd.DataFrame) -> pd.DataFrame:
+    """The labels with `reviewed`, "yes" or "no", and `decision`, such as "merge 3; split 7".
+
+    An image is reviewed when a decision in force says who is, or is not, one person with it.
+    """
+    said: dict[str, list[str]] = {}
+    for decision in list_active(CorrectionTable(run.directory).read()):
+        for key in {key for group in decision.groups for key in group}:
+            said.setdefault(key, []).append(f"{decision.action} {decision.number}")
+    if not said:
+        return labels.assign(reviewed="no", decision="")
+    samples = run.samples.set_index("sample_id").loc[labels.sample_id].reset_index()
+    words = ["; ".join(said.get(key, ())) for key in find_keys(samples)]
+    return labels.assign(reviewed=["yes" if each else "no" for each in words], decision=words)
+
+
+def _describe_clusters(run: RunResults, labels: pd.DataFrame) -> pd.DataFrame:
+    """The labels with `expected_precision` and `medoid` of their clusters; empty without one."""
+    clusters = run.clusters.set_index("pseudo_label")
+    medoid = labels.pseudo_label.map(clusters.medoid_sample_id).astype("Int64").astype(object)
+    return labels.assign(
+        expected_precision=labels.pseudo_label.map(clusters.expected_precision).astype(float),
+        medoid=medoid.where(medoid.notna(), ""),
+    )
 
 
 @contextmanager
@@ -93,16 +143,21 @@ def _open_draft(out: Path) -> Iterator[Path]:
 def write_csv(
     run: RunResults, labels: pd.DataFrame, draft: Path, options: argparse.Namespace
 ) -> None:
-    """One row an image: sample_id, path, pseudo_label, cluster_size, confidence."""
-    names = ["sample_id", "path", "pseudo_label", "cluster_size", "confidence"]
-    with draft.open("w", newline="", encoding="utf-8") as stream:
+    """One row an image; a byte order mark, so that spreadsheets read the names as UTF-8."""
+    names = [name for name in COLUMNS if name in labels]
+    with draft.open("w", newline="", encoding="utf-8-sig") as stream:
         writer = csv.writer(stream)
         writer.writerow(names)
         for row in labels[names].itertuples(index=False):
-            writer.writerow(
-                [row.sample_id, defuse_formula(row.path), row.pseudo_label, row.cluster_size,
-                 f"{row.confidence:.6f}"]
-            )  # fmt: skip
+            writer.writerow([_format_cell(value) for value in row])
+
+
+def _format_cell(value: Any) -> Any:
+    if isinstance(value, str):
+        return defuse_formula(value)
+    if isinstance(value, float):
+        return "" if value != value else f"{value:.6f}"
+    return value
 
 
 def defuse_formula(text: str) -> str:
@@ -163,7 +218,10 @@ def write_label_studio(
 def write_fiftyone(
     run: RunResults, labels: pd.DataFrame, draft: Path, options: argparse.Namespace
 ) -> None:
-    """`data/` and `labels.json`, a FiftyOneImageClassificationDataset."""
+    """`data/` and `labels.json`, a FiftyOneImageClassificationDataset, and `embeddings.npy`.
+
+    Row i of the embeddings, (n, d) float32 of the base view, is the i-th entry of `labels`.
+    """
     targets = [f"data/{row.sample_id}{_find_suffix(row.path)}" for row in labels.itertuples()]
     _place_images(run, labels, draft, targets, options)
     value = {
@@ -172,12 +230,19 @@ def write_fiftyone(
             str(row.sample_id): {
                 "label": _name_label(row.pseudo_label),
                 "confidence": round(float(row.confidence), 6),
-                "attributes": {"path": row.path},
+                "attributes": {
+                    "path": row.path,
+                    "reviewed": row.reviewed,
+                    "decision": row.decision,
+                },
             }
             for row in labels.itertuples()
         },
     }
     (draft / "labels.json").write_text(json.dumps(value, indent=1), encoding="utf-8")
+    vectors = run.view_of(labels.sample_id.to_numpy())
+    if vectors is not None:
+        np.save(draft / "embeddings.npy", vectors)
 
 
 FORMATS: dict[str, Callable[[RunResults, pd.DataFrame, Path, argparse.Namespace], None]] = {

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from cdp.errors import ConfigError, DataError, StageError
 from pipelines.invocation import format_command
+from pipelines.results import describe_loss
 from pipelines.store import Published
 
 if TYPE_CHECKING:
@@ -54,6 +55,9 @@ def export_recognizer(options: argparse.Namespace) -> str:
         raise ConfigError(f"{out} exists already; choose another --out, or remove it first")
     recognizer = Recognizer.load(retrain.directory / f"{subject}.safetensors", device="cpu")
     notes = {"cdp.subject": subject, "cdp.run": retrain.fingerprint}
+    metrics = _read_metrics(options.run)
+    notes |= _list_thresholds(metrics, subject)
+    loss = describe_loss(metrics, subject) if metrics is not None else ""
     model = export_onnx(recognizer, notes=notes)
     difference = measure_difference(recognizer, model)
     recognizer.meta = {**recognizer.meta, "subject": subject, "run": retrain.fingerprint}
@@ -73,7 +77,22 @@ def export_recognizer(options: argparse.Namespace) -> str:
     return (
         f"{out}: {subject}, {recognizer.input_px} px to {recognizer.embedding_dim} numbers, "
         f"{len(model) / 2**20:.1f} MiB; onnxruntime agrees to {difference:.0e}"
+        + (f"\nwarning: {loss}" if loss else "")
     )
+
+
+def _read_metrics(run: Path) -> Any:
+    """Table `evaluate/metrics`; None where the run has none."""
+    evaluate = Published.open("evaluate", run / "evaluate")
+    return None if evaluate is None else evaluate.read("metrics").to_pandas()
+
+
+def _list_thresholds(metrics: Any, subject: str) -> dict[str, str]:
+    """The cosine of each false accept rate, by kind of probe, for the metadata of the model."""
+    if metrics is None:
+        return {}
+    chosen = metrics[(metrics.subject == subject) & metrics.metric.str.startswith("threshold@")]
+    return {f"cdp.{row.metric} {row.protocol}": f"{row.value:.4f}" for row in chosen.itertuples()}
 
 
 def _open(run: Path, stage: str) -> Published:
@@ -120,6 +139,8 @@ def compose_card(
         'recognizer = cdp.Recognizer.load("recognizer.safetensors")\n'
         "vectors = recognizer.embed(np.zeros((1, 112, 112, 3), np.uint8))\n"
         "```",
+        "From a photo and five landmarks in it, with cv2 and numpy alone:",
+        _format_alignment(px),
         "## Data",
         _format_data(run, retrain),
         "## Training",
@@ -135,6 +156,30 @@ def compose_card(
         "and a match is no proof of identity.",
     ]
     return "\n\n".join(sections) + "\n"
+
+
+def _format_alignment(px: int) -> str:
+    """Code that aligns a face and embeds it as `align_face` and `Recognizer.embed` do."""
+    from cdp.images.align import TEMPLATE_112
+
+    template = ", ".join(f"[{x:.4f}, {y:.4f}]" for x, y in TEMPLATE_112)
+    return (
+        "```python\nimport cv2, numpy as np, onnxruntime\n"
+        "# Left eye, right eye, nose, corners of the mouth in a face of 112 x 112 pixels.\n"
+        f"template = np.array([{template}])\n"
+        'photo = cv2.imread("photo.jpg")[:, :, ::-1]  # RGB\n'
+        'points = np.loadtxt("landmarks.txt")  # (5, 2), pixels x y in the photo, in that order\n'
+        "source, target = points @ [1, 1j], template @ [1, 1j]  # a similarity is a + b z\n"
+        "(b, a), *_ = np.linalg.lstsq(np.c_[source, np.ones(5)], target, rcond=None)\n"
+        "move = np.array([[b.real, -b.imag, a.real], [b.imag, b.real, a.imag]])\n"
+        "face = cv2.warpAffine(np.ascontiguousarray(photo), move, (112, 112))\n"
+        f"small = cv2.resize(face, ({px}, {px}), interpolation=cv2.INTER_AREA)\n"
+        "image = small.transpose(2, 0, 1)[None].astype(np.float32)\n"
+        'session = onnxruntime.InferenceSession("recognizer.onnx")\n'
+        'vector = session.run(["embedding"], {"image": image})[0]\n```\n\n'
+        "Where the face in the photo is more than twice 112 pixels wide, reduce the photo first by "
+        "`cv2.INTER_AREA`, as `align_face` does."
+    )
 
 
 def _format_data(run: Path, retrain: Published) -> str:
@@ -162,6 +207,7 @@ def _format_results(run: Path, subject: str) -> str:
     if evaluate is None:
         return "Not evaluated: the run has not published evaluate."
     metrics = evaluate.read("metrics").to_pandas()
+    loss = describe_loss(metrics, subject)
     chosen = metrics[(metrics.subject == subject) & metrics.low.notna()]
     if not len(chosen):
         return "Not evaluated: the data set has no people held out for it."
@@ -171,7 +217,10 @@ def _format_results(run: Path, subject: str) -> str:
         for row in chosen.rename(columns={"count": "decisions"}).itertuples()
     ]
     return (
-        "On people held out of all training; 95 % intervals by bootstrap over people.\n\n"
+        (f"**{loss}.**\n\n" if loss else "")
+        + "On people held out of all training; 95 % intervals by bootstrap over people. "
+        "`threshold@far` is the cosine above which a pair is one person at that false accept "
+        "rate.\n\n"
         "| protocol | metric | value | interval | count |\n|---|---|---|---|---|\n"
         + "\n".join(rows)
     )

@@ -92,11 +92,9 @@ def render_report(
 
     script = read_page("faces.js") + read_page("report.js")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    subjects = [
-        subject
-        for subject in ("labelled_only", "labelled_pseudo", "distilled", "supervised")
-        if any(subject in row["subjects"] for row in recognizers)
-    ]
+    ours = ("labelled_only", "labelled_pseudo", "distilled", "supervised")
+    found = dict.fromkeys(subject for row in recognizers for subject in row["subjects"])
+    subjects = [*(s for s in ours if s in found), *(s for s in found if s not in ours)]
     nothing = (float("nan"),) * 3
     for row in recognizers:
         row["has_interval"] = any(low == low for _, low, _ in row["subjects"].values())
@@ -120,6 +118,7 @@ def render_report(
         truth=dict(zip(clustering.metric, clustering.value, strict=True)),
         recognizers=recognizers,
         subjects=subjects,
+        headlines=_pick_headlines(recognizers),
         sheets=sheets,
         has_pictures=any(face[3] for face in sheets.faces),
         data={
@@ -138,6 +137,25 @@ def render_report(
             f"script-src 'sha256-{digest}'; base-uri 'none'; form-action 'none'"
         ),
     )
+
+
+def _pick_headlines(recognizers: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Four figures of the recognizer trained on pseudo-labels: the first row of each metric.
+
+    Each has metric, protocol, value, and `before`, the value without pseudo-labels or None.
+    """
+    found: dict[str, dict[str, Any]] = {}
+    for row in recognizers:
+        subjects = row["subjects"]
+        if row.get("headline") and "labelled_pseudo" in subjects and row["metric"] not in found:
+            before = subjects.get("labelled_only")
+            found[row["metric"]] = {
+                "metric": row["metric"],
+                "protocol": row["protocol"],
+                "value": subjects["labelled_pseudo"][0],
+                "before": None if before is None else before[0],
+            }
+    return list(found.values())[:4]
 
 
 def _count_reasons(rejected: pd.DataFrame) -> list[tuple[str, int]]:

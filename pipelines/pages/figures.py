@@ -228,7 +228,7 @@ def draw_recognizers(
         for number, (subject, found) in enumerate(values.items()):
             value, low, high = np.array(found, float).T
             offset = place + 0.2 * (len(values) / 2 - 0.5 - number)
-            colour = SERIES[number]
+            colour = SERIES[number % len(SERIES)]
             axes.hlines(offset, low, high, color=colour, linewidth=1.4)
             axes.plot(value, offset, "o", color=colour, markersize=4.5, label=subject)
         axes.set_yticks(place, rows)

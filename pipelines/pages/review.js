@@ -39,11 +39,11 @@ async function runAlone(work) {
   try { await work(); } finally { busy = false; }
 }
 
-let last = null;
+const made = [];              // numbers of the decisions of this page, for U
 async function decide(action, groups, done) {
-  let made;
+  let answer;
   try {
-    made = await call("decisions", { action, groups });
+    answer = await call("decisions", { action, groups, ...who() });
   } catch (error) {
     const number = error.number;
     showMessage(error.message, false, number == null ? "" : make("button", {
@@ -52,20 +52,22 @@ async function decide(action, groups, done) {
     }, `Undo ${number} and do this`));
     return;
   }
-  last = made.number;
+  const numbers = answer.numbers || [answer.number];
+  const number = numbers.at(-1);
+  made.push(...numbers);
   await refresh();
-  showMessage(`${done} · decision ${made.number} is kept`, true,
-    make("button", { type: "button", onclick: () => runAlone(() => undo(made.number)) }, "Undo (U)"));
+  showMessage(`${done} · decision ${numbers.join(", ")} is kept`, true,
+    make("button", { type: "button", onclick: () => runAlone(() => undo(number)) }, "Undo (U)"));
 }
 
 async function undo(number) {
   try {
-    await call("decisions", { action: "undo", number });
+    await call("decisions", { action: "undo", number, ...who() });
   } catch (error) {
     showMessage(error.message, false);
     return false;
   }
-  last = null;
+  if (made.includes(number)) made.splice(made.indexOf(number), 1);
   await refresh();
   showMessage(`decision ${number} is undone`, true);
   return true;
@@ -73,12 +75,31 @@ async function undo(number) {
 
 const answers = {
   async same() {
+    if (question.kind === "parts") {
+      await decide("parts", question.sides.map(ids), count(question.sides.length, "part"));
+      return;
+    }
     const groups = question.sides.map(ids);
     if (question.kind === "merge") await decide("merge", groups, "One person");
     else await decide("accept", [groups.flat()], "One person");
   },
+  async several() {
+    if (question.kind !== "cluster" && question.kind !== "bridge") return;
+    try {
+      question = await call("parts", { ids: question.sides.flatMap(ids) });
+    } catch (error) {
+      showMessage(error.message, false);
+      return;
+    }
+    asked = false;
+    marked.clear();
+    drawQuestion();
+  },
   async different() {
-    if (question.kind === "cluster") return;
+    if (question.kind === "cluster" || question.kind === "parts") {
+      showMessage("Different people in one cluster: M proposes a cut, or mark those that do not belong and press X.", false);
+      return;
+    }
     const [one, other] = question.sides.map(ids);
     await decide(question.kind === "merge" ? "apart" : "split", [one, other], "Different people");
   },
@@ -97,11 +118,14 @@ const answers = {
     if (marked.size) await decide("reject", [[...marked]], `${count(marked.size, "face")} rejected`);
   },
   async skip() {
-    if (asked) await call("skip", {});
+    if (asked) await call("skip", { name: question.name });
     showMessage("", true);
     await refresh();
   },
-  async undo() { if (last != null) await undo(last); },
+  async undo() {
+    if (made.length) await undo(made.at(-1));
+    else showMessage("This page has made no decision that is left to undo; the tab Decisions lists all.", false);
+  },
 };
 
 // ---------------------------------------------------------------------------------------- faces
@@ -171,18 +195,22 @@ const titles = {
   merge: ["Are these two one person?", "Same person", "Different people"],
   bridge: ["One cluster, two sides: is it one person?", "One person", "Two people"],
   cluster: ["Is all of this one person?", "All one person", null],
+  parts: ["Does each part show one person, and no two the same?", "Yes, keep these parts", null],
 };
 
 function drawQuestion() {
   const [title, yes, no] = titles[question.kind];
   const sides = question.sides.map((side, number) => {
-    const name = question.kind === "bridge" ? ["One side", "The other side"][number]
+    const name = question.kind === "parts" ? `Part ${number + 1}` : question.kind === "bridge" ? ["One side", "The other side"][number]
       : side.label < 0 ? "An image without label" : `Cluster ${side.label}`;
     return make("div", { class: "side" },
       make("h3", {}, `${name} `, make("small", {}, count(side.size, "image"))), drawFaces(side.faces));
   });
   const evidence = question.kind === "cluster" ? "of its pairs are expected to be one person" : "likely one person";
-  const explanation = !asked ? "Opened by hand." : `${percent(question.chance)} ${evidence}; an answer corrects about `
+  const explanation = question.kind === "parts"
+    ? `Cut where pairs are less than ${(100 * question.threshold).toFixed(question.threshold > 0.99 ? 2 : 0)} % likely one person.`
+      + (question.more ? ` ${count(question.more, "further image")} stay as they are.` : "")
+    : !asked ? "Opened by hand." : `${percent(question.chance)} ${evidence}; an answer corrects about `
     + `${count(about(question.worth), "pair")} of images.`;
   const act = (name, text, key, options) => make("button",
     { type: "button", "data-act": name, onclick: () => runAlone(answers[name]), ...options },
@@ -194,6 +222,7 @@ function drawQuestion() {
     make("div", { class: "answers" },
       act("same", yes, "S", { class: "primary" }),
       no ? act("different", no, "D", {}) : null,
+      ["cluster", "bridge"].includes(question.kind) ? act("several", "Several people", "M", {}) : null,
       act("split", "Split off marked", "X", { "data-marks": "" }),
       act("reject", "Reject marked", "R", { "data-marks": "", class: "danger" }),
       act("skip", asked ? "Skip" : "Back to the questions", "K", { class: "spread" })));
@@ -218,9 +247,11 @@ async function refresh() {
   marked.clear();
   question = value.question;
   if (question) drawQuestion(); else drawDone();
-  const { decisions, pending, questions, missing } = value.progress;
+  const { decisions, pending, questions, missing, worth, reviewer, asked_at_most, estimated_f } = value.progress;
+  if (!at("who").value) at("who").value = reviewer;
   at("progress").textContent = `${count(decisions, "decision")} · ${count(pending, "image")} will move · `
-    + `${questions}${questions === 200 ? "+" : ""} open questions`
+    + `${questions === asked_at_most ? "more than " : ""}${count(questions, "open question")}, worth about ${count(about(worth), "pair")}`
+    + (estimated_f == null ? "" : ` · estimated F ${estimated_f.toFixed(3)}`)
     + (missing ? ` · ${count(missing, "image")} of earlier decisions gone` : "");
   if (!at("browse").hidden) await browse();
   if (!at("history").hidden) await showHistory();
@@ -318,6 +349,27 @@ async function showHistory() {
     make("tbody", {}, ...rows))));
 }
 
+// ------------------------------------------------------------------------------ a larger picture
+
+function enlarge(id) {
+  const face = question && question.sides.flatMap((side) => side.faces).find((each) => each.id === id);
+  if (!face) return;
+  const rows = { file: face.name, "original size": `${face.size_px[0]} x ${face.size_px[1]} px`,
+    confidence: face.confidence.toFixed(3),
+    "distance to the middle": face.distance == null ? "unknown" : face.distance.toFixed(3) };
+  at("larger").replaceChildren(
+    face.picture ? make("img", { src: `face/${id}`, alt: face.name }) : face.name,
+    make("dl", {}, ...Object.entries(rows).flatMap(([name, value]) => [make("dt", {}, name), make("dd", {}, value)])),
+    make("form", { method: "dialog" }, make("button", { autofocus: true }, "Close (space)")));
+  at("larger").showModal();
+}
+
+// The name goes with every decision; it is kept for the next visit of this browser.
+function who() {
+  const name = at("who").value.trim();
+  return name ? { who: name } : {};
+}
+
 // ---------------------------------------------------------------------------------------- start
 
 function showTab(name) {
@@ -350,9 +402,22 @@ back.addEventListener("click", () => { offset -= 24; browse(); });
 on.addEventListener("click", () => { offset += 24; browse(); });
 document.addEventListener("keydown", (event) => {
   if (event.target.matches("input") || event.ctrlKey || event.metaKey || event.altKey) return;
-  const name = { s: "same", d: "different", x: "split", r: "reject", k: "skip", u: "undo" }[event.key.toLowerCase()];
+  if (at("larger").open) {
+    if (event.key === " ") { event.preventDefault(); at("larger").close(); }
+    return;
+  }
+  if (event.key === " " && event.target.matches("#ask button.face")) {
+    event.preventDefault();
+    enlarge(Number(event.target.dataset.id));
+    return;
+  }
+  const name = { s: "same", d: "different", x: "split", r: "reject", k: "skip", u: "undo", m: "several" }[event.key.toLowerCase()];
   if (!name || at("ask").hidden || (!question && name !== "undo")) return;
   event.preventDefault();
   runAlone(answers[name]);
 });
+at("who").addEventListener("change", () => {
+  if (at("who").value.trim()) localStorage.setItem("reviewer", at("who").value.trim());
+});
+at("who").value = localStorage.getItem("reviewer") || "";
 refresh().then(() => { document.documentElement.dataset.ready = "true"; });

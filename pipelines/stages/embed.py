@@ -17,9 +17,10 @@ import numpy as np
 import pyarrow as pa
 
 from cdp.errors import DataError
+from cdp.images.preprocessing import Preprocessing
 from pipelines.config import MemberSettings, RunConfig
 from pipelines.data.dataset import Dataset
-from pipelines.members import find_origin, open_embedder, reduce_to
+from pipelines.members import find_origin, find_preprocessing, open_embedder, reduce_to
 from pipelines.stage import Stage, Work
 from pipelines.tables import SPLITS, vector_column, write_table
 
@@ -42,6 +43,10 @@ def run(work: Work) -> Mapping[str, Any]:
     samples = samples[~samples.identity.isin(_list_trained_identities(work))]
     members = work.config.committee.all
     origins = [find_origin(work, member) for member in members]
+    shown = [
+        find_preprocessing(work, member, origin)
+        for member, origin in zip(members, origins, strict=True)
+    ]
     parts: list[tuple[Any, ...]] = []
     facts: dict[str, Any] = {}
     for split in SPLITS:
@@ -55,13 +60,15 @@ def run(work: Work) -> Mapping[str, Any]:
                 for member in members
             ]
             parts.append(
-                (work.dataset, split, row, part.sample_id.to_numpy(), part.path.tolist(), members,
-                 origins, targets, work.config.embed.reduce_px, work.config.embed.flip,
+                (work.dataset, split, part.row.to_numpy(), part.sample_id.to_numpy(),
+                 part.path.tolist(), members,
+                 origins, shown, targets, work.config.embed.reduce_px, work.config.embed.flip,
                  work.runtime.device)
             )  # fmt: skip
     found = list(work.engine.map(embed_part, parts, label="embed"))
     dimensions = {m.name: d for m, d in zip(members, found[-1], strict=True)}
-    return {**facts, "dimensions": dimensions}
+    described = {m.name: way.describe() for m, way in zip(members, shown, strict=True) if way}
+    return {**facts, "dimensions": dimensions, **({"shown": described} if described else {})}
 
 
 def _list_trained_identities(work: Work) -> list[str]:
@@ -76,11 +83,12 @@ def _list_trained_identities(work: Work) -> list[str]:
 def embed_part(
     dataset: Dataset,
     split: str,
-    first_row: int,
+    rows: np.ndarray,
     sample_id: np.ndarray,
     paths: list[str],
     members: tuple[MemberSettings, ...],
     origins: list[Path | None],
+    shown: list[Preprocessing | None],
     targets: list[Path],
     reduce_px: int | None,
     flip: bool,
@@ -91,20 +99,19 @@ def embed_part(
 
     dimensions = []
     faces = None
-    for member, origin, target in zip(members, origins, targets, strict=True):
+    for member, origin, way, target in zip(members, origins, shown, targets, strict=True):
         if target.exists():
             schema = pq.read_schema(target)
             dimensions.append(schema.field("embedding").type.list_size)
             continue
         if member.features is not None:
-            rows = slice(first_row, first_row + len(sample_id))
             features = dataset.read_features(split, member.features)[rows]
             vectors, norm = _normalise(np.asarray(features, np.float32), member.name, paths)
         else:
             if faces is None:
                 faces = reduce_to(dataset.read_faces(paths), reduce_px)
             assert origin is not None
-            embedder = open_embedder(origin, device)
+            embedder = open_embedder(origin, device, way)
             vectors, norm = embedder.embed(faces, flip=flip)
             _check_vectors(vectors, member.name, paths)
         write_table(
@@ -149,7 +156,7 @@ def list_borrowed_runs(config: RunConfig) -> tuple[str, ...]:
 
 STAGE = Stage(
     name="embed",
-    version=1,
+    version=2,
     inputs=("ingest.samples", "train.history", "train.people"),
     outputs={"embeddings": describe_embeddings(0)},
     reads=("committee", "embed"),

@@ -6,14 +6,17 @@ The contract:
 - Three recognizers embed the same faces of identities that no training used: `labelled_only`,
   `labelled_pseudo` and, with truth, `supervised`, which is trained here because no earlier stage
   may read the truth. `gap_closed` is the share of supervised - labelled_only that
-  labelled_pseudo reaches, NaN where there is no gap.
+  labelled_pseudo reaches, NaN where there is no gap. The committee's ONNX models are judged beside
+  them, by their names: which to use depends on the size of the faces.
 - A recognizer embeds as users of it do: one vector of a face and its mirror image.
 - Protocols, each with a kind of probe (a face reduced to some pixels, and degraded where the probe
-  names a degradation): `verification` (accuracy over k folds of drawn pairs, TAR@FAR over all
-  pairs), `listed pairs` (accuracy over the folds of the data set's own list, LFW's for instance),
-  `identification` (one gallery image an identity: rank-k), `identification with distractors` and
-  `open set` (half of the identities enrolled, the others distractors or not in the gallery: rank-k,
-  TPIR@FPIR). Both images of a pair are probes.
+  names a degradation): `verification` (accuracy over k folds of drawn pairs, TAR@FAR over all pairs
+  and the cosine that gives each FAR), `listed pairs` (accuracy over the folds of the data set's own
+  list, LFW's for instance), `identification` (one gallery image an identity: rank-k),
+  `identification with distractors` and `open set` (half of the identities enrolled, the others
+  distractors or not in the gallery: rank-k, TPIR@FPIR). Both images of a pair are probes.
+- Where the manifest names a gallery and real probes, those are the protocols instead: see
+  `pipelines.real_probes`.
 - `low` and `high` bound 95 % of a bootstrap over the held-out identities; NaN where there is none.
 - A protocol for which there are too few held-out identities is left out, with a line in the log.
 """
@@ -31,6 +34,7 @@ import pyarrow as pa
 from cdp.errors import DataError
 from pipelines.data.dataset import Dataset
 from pipelines.members import open_embedder, reduce_to
+from pipelines.real_probes import Subjects, list_subjects, score_real_probes
 from pipelines.stage import Stage, Work
 from pipelines.training.sets import describe_job, select_clusters, select_labelled
 from pipelines.training.trained import copy_model, train_once
@@ -71,7 +75,10 @@ def run(work: Work) -> Mapping[str, Any]:
         }
         if truth_known and work.config.evaluate.supervised:
             models["supervised"] = _train_supervised(work, samples, truth)
-        rows += _score_recognizers(work, held_out, models)
+        if work.dataset.manifest.has_real_probes:
+            rows += score_real_probes(work, samples, models)
+        else:
+            rows += _score_recognizers(work, held_out, list_subjects(work, models))
     work.write("metrics", dict(zip(METRICS.names, zip(*rows, strict=True), strict=True)) if rows
                else METRICS.empty_table())  # fmt: skip
     return _pick_facts(rows)
@@ -112,7 +119,7 @@ def _make_label_row(metric: str, value: float, count: int) -> Row:
     return ("pseudo_labels", "clustering", metric, value, count, NONE, NONE)
 
 
-def _score_recognizers(work: Work, held_out: Any, models: Mapping[str, Any]) -> list[Row]:
+def _score_recognizers(work: Work, held_out: Any, models: Subjects) -> list[Row]:
     from cdp.metrics.protocols import Score, gap_closed
 
     scores: dict[tuple[str, str, str], Score] = {}
@@ -131,6 +138,8 @@ def _score_recognizers(work: Work, held_out: Any, models: Mapping[str, Any]) -> 
         for (subject, protocol, metric), low in scores.items():
             if subject != "labelled_only" or low.draws is None:
                 continue
+            if metric.startswith("threshold@"):
+                continue  # a cosine: neither better nor worse
             middle = scores["labelled_pseudo", protocol, metric]
             high = scores["supervised", protocol, metric]
             assert middle.draws is not None
@@ -156,7 +165,7 @@ def _list_probes(work: Work) -> tuple[Probe, ...]:
 
 
 def _embed_held_out(
-    work: Work, paths: list[str], models: Mapping[str, Path]
+    work: Work, paths: list[str], models: Subjects
 ) -> dict[tuple[str, Probe], np.ndarray]:
     """Unit vectors of every held-out face by every subject, as every probe and as gallery."""
     probes = (GALLERY, *_list_probes(work))
@@ -173,7 +182,7 @@ def embed_held_out_part(
     dataset: Dataset,
     paths: list[str],
     first_row: int,
-    models: dict[str, Path],
+    models: Subjects,
     probes: tuple[Probe, ...],
     seed: int,
     device: str,
@@ -184,8 +193,8 @@ def embed_held_out_part(
     views = {}
     for probe in probes:
         shown = _make_probes(faces, seeds, probe)
-        for subject, path in models.items():
-            embedder = open_embedder(path, device)
+        for subject, (path, way) in models.items():
+            embedder = open_embedder(path, device, way)
             views[subject, probe] = embedder.embed(shown, flip=True)[0]
     return views
 
@@ -307,9 +316,9 @@ def _pick_facts(rows: list[Row]) -> dict[str, Any]:
 
 STAGE = Stage(
     name="evaluate",
-    version=4,
+    version=5,
     inputs=("ingest.samples", "ingest.truth", "propagate.labels", "retrain.history"),
     outputs={"metrics": METRICS},
-    reads=("retrain", "evaluate"),
+    reads=("retrain", "evaluate", "committee"),
     run=run,
 )

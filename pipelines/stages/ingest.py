@@ -4,8 +4,10 @@ The contract:
 - Every image is decoded here. An image that cannot be decoded, is too small or too large, or has
   the same bytes as an earlier one goes to `rejected` with the reason; the run goes on. Names that
   are not UTF-8 appear only in `rejected`, with the invalid bytes escaped.
+- An image one of whose ready features is zero or not finite goes to `rejected` too, in all views.
 - `sample_id` counts accepted images from 0, ordered by split (labelled, unlabelled, evaluation),
   then path.
+- `row` is the position in the list of the split, which is the row of ready features.
 - The true identity of an unlabelled image, where the data set has it, is only in `truth`.
 """
 
@@ -21,6 +23,7 @@ import pyarrow as pa
 
 from cdp.errors import DataError
 from pipelines.data.dataset import Dataset
+from pipelines.data.folders import LEFT_OUT
 from pipelines.data.manifest import Entry
 from pipelines.stage import Stage, Work
 
@@ -34,6 +37,7 @@ SAMPLES = pa.schema(
         ("width", pa.int32()),
         ("height", pa.int32()),
         ("sha256", pa.string()),
+        ("row", pa.int64()),
     ]
 )
 REJECTED = pa.schema([("dataset", pa.string()), ("path", pa.string()), ("reason", pa.string())])
@@ -45,8 +49,13 @@ PART_SIZE = 1000
 
 def run(work: Work) -> Mapping[str, Any]:
     entries = work.dataset.list_entries()
+    rows = _number_rows(entries)
     if work.dataset.kind == "features":
-        found = [(0, 0, "", "") for _ in entries]
+        bad = work.dataset.find_bad_rows(_list_views(work))
+        found = [
+            (0, 0, "", bad.get((entry.split, row), ""))
+            for entry, row in zip(entries, rows, strict=True)
+        ]
     else:
         settings = work.config.ingest
         parts = [
@@ -74,6 +83,7 @@ def run(work: Work) -> Mapping[str, Any]:
             "width": [found[row][0] for row in accepted],
             "height": [found[row][1] for row in accepted],
             "sha256": [found[row][2] for row in accepted],
+            "row": [rows[row] for row in accepted],
         },
     )
     work.write(
@@ -96,14 +106,32 @@ def run(work: Work) -> Mapping[str, Any]:
         split: len({entry.identity for entry in kept if entry.split == split} - {None})
         for split in ("labelled", "evaluation")
     }
+    left_out = sum(reason.startswith(LEFT_OUT) for reason in reasons)
     return {
-        "images": len(entries),
-        "rejected": len(rejected),
+        "images": len(entries) - left_out,
+        "rejected": len(rejected) - left_out,
+        **({"left_out": left_out} if left_out else {}),
         **{split: counts[split] for split in ("labelled", "unlabelled", "evaluation")},
         "labelled_people": people["labelled"],
         "evaluation_people": people["evaluation"],
         "truth_known": len(known) == counts["unlabelled"],
     }
+
+
+def _number_rows(entries: list[Entry]) -> list[int]:
+    """The position of each entry in the list of its split."""
+    seen: Counter[str] = Counter()
+    rows = []
+    for entry in entries:
+        rows.append(seen[entry.split])
+        seen[entry.split] += 1
+    return rows
+
+
+def _list_views(work: Work) -> list[str]:
+    """The ready features that the committee names, each once."""
+    named = [member.features for member in work.config.committee.all if member.features]
+    return list(dict.fromkeys(named))
 
 
 def inspect_part(
@@ -113,7 +141,7 @@ def inspect_part(
 
     entries : (path, fault); an image with a fault is rejected without opening it.
     """
-    from cdp.images.decode import decode_image
+    from cdp.images.decode import decode_image, is_blank
 
     if dataset.kind == "synthetic":
         faces = dataset.read_faces([path for path, _ in entries])
@@ -128,6 +156,9 @@ def inspect_part(
             data = dataset.read_bytes(path)
             digest = hashlib.sha256(data).hexdigest()
             image = decode_image(data, min_px=min_px, max_pixels=max_pixels)
+            # A crop of this size or less was cut by somebody; a photo of one colour shows nobody.
+            if min(image.shape[:2]) > dataset.manifest.size_px and is_blank(image):
+                raise DataError("blank: the picture is of one colour")
             found.append((image.shape[1], image.shape[0], digest, ""))
         except DataError as error:
             found.append((0, 0, digest, str(error)))
@@ -152,9 +183,10 @@ def _reject_repeats(entries: list[Entry], found: list[tuple[int, int, str, str]]
 
 STAGE = Stage(
     name="ingest",
-    version=1,
+    version=2,
     inputs=(),
     outputs={"samples": SAMPLES, "rejected": REJECTED, "truth": TRUTH},
     reads=("ingest",),
+    reads_with_features=("committee",),
     run=run,
 )

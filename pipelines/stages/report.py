@@ -11,7 +11,7 @@ The contract:
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -19,13 +19,12 @@ import pyarrow as pa
 
 from cdp.types import UNLABELLED, PairTable
 from pipelines.files import write_text
+from pipelines.results import HEADLINES, describe_loss, recommend_subjects
 from pipelines.stage import Stage, Work
 from pipelines.tables import list_pairs, read_vectors
 
 SUMMARY = pa.schema([("section", pa.string()), ("name", pa.string()), ("value", pa.float64())])
 SUBJECTS = ("labelled_only", "labelled_pseudo", "distilled", "supervised")
-HEADLINES = ("accuracy", "tar@far=0.01", "rank-1", "tpir20@fpir=0.1")
-"""Metrics of the text and the figure, where a run has them; tables have all."""
 PAGE = "report.html"
 THRESHOLDS = (  # of the curve of precision and recall
     0.02, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.98, 0.99, 0.995, 0.999,
@@ -85,10 +84,20 @@ def _compose(work: Work, metrics: Any) -> str:
             f"{clustering['pairwise_precision']:.3f}, recall {clustering['pairwise_recall']:.3f}), "
             f"BCubed F {clustering['bcubed_f']:.3f}, NMI {clustering['nmi']:.3f}"
         )
-    recognition = metrics[metrics.subject.isin(SUBJECTS)]
+    recognition = metrics[~metrics.subject.isin(("pseudo_labels", "gap_closed"))]
     if len(recognition):
         lines += ["", *_tabulate(recognition, metrics[metrics.subject == "gap_closed"])]
+        lines += [f"Use       at {text}" for text in recommend_subjects(metrics)]
+        lines += [
+            f"warning: {text}" for text in [describe_loss(metrics, "labelled_pseudo")] if text
+        ]
     return "\n".join(lines) + "\n"
+
+
+def _order_subjects(named: Iterable[str]) -> list[str]:
+    """The run's recognizers in their order, then ready embedders."""
+    found = list(dict.fromkeys(named))
+    return [s for s in SUBJECTS if s in found] + [s for s in found if s not in SUBJECTS]
 
 
 def _tabulate(recognition: Any, gap: Any) -> list[str]:
@@ -97,7 +106,7 @@ def _tabulate(recognition: Any, gap: Any) -> list[str]:
     )
     if table.index.isin(HEADLINES, level="metric").any():
         table = table[table.index.isin(HEADLINES, level="metric")]
-    subjects = [subject for subject in SUBJECTS if subject in table.columns]
+    subjects = _order_subjects(table.columns)
     width = 2 + max(len(" ".join(names)) for names in table.index)
     head = f"{'Recognizer on held-out people':{width}}" + "".join(f"{s:>17}" for s in subjects)
     closed = gap.set_index(["protocol", "metric"]).value if len(gap) else None
@@ -249,7 +258,7 @@ def _sweep_thresholds(work: Work, labels: Any, pairs: PairTable, probability: np
 
 def _list_recognizers(metrics: Any) -> list[dict[str, Any]]:
     """One row a protocol and metric: each subject's value and interval, and the gap closed."""
-    chosen = metrics[metrics.subject.isin((*SUBJECTS, "gap_closed"))]
+    chosen = metrics[metrics.subject != "pseudo_labels"]
     rows = []
     for (protocol, metric), group in chosen.groupby(["protocol", "metric"], sort=False):
         if metric == "accuracy_std":

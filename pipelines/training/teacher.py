@@ -12,16 +12,17 @@ The contract:
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from cdp.errors import ConfigError
+from cdp.images.preprocessing import Preprocessing
 from pipelines.data.dataset import Dataset
 from pipelines.files import digest_file, digest_json, reserve_array
-from pipelines.members import find_origin, open_embedder, reduce_to
+from pipelines.members import find_origin, find_preprocessing, open_embedder, reduce_to
 from pipelines.stage import Work
 
 PART_SIZE = 512
@@ -36,12 +37,19 @@ class Teacher:
     origin : its file.
     digest : SHA-256 of its bytes.
     size_px : side the faces are reduced to first; None keeps them as they are.
+    shown : range and order of the pixels of an ONNX model; None for others.
     """
 
     name: str
     origin: Path
     digest: str
     size_px: int | None
+    shown: Preprocessing | None = None
+
+    def describe(self) -> dict[str, Any]:
+        """What determines its vectors, for a key."""
+        seen = {} if self.shown is None else {"shown": asdict(self.shown)}
+        return {"teacher": self.digest, "size_px": self.size_px, **seen}
 
 
 def find_teacher(work: Work, name: str, size_px: int | None) -> Teacher:
@@ -54,7 +62,8 @@ def find_teacher(work: Work, name: str, size_px: int | None) -> Teacher:
     origin = find_origin(work, members[name])
     if origin is None:
         raise ConfigError(f"member {name!r} is a table of features; it cannot look at images")
-    return Teacher(name, origin, digest_file(origin), size_px)
+    shown = find_preprocessing(work, members[name], origin)
+    return Teacher(name, origin, digest_file(origin), size_px, shown)
 
 
 @dataclass(frozen=True)
@@ -76,7 +85,7 @@ def embed_images(work: Work, teacher: Teacher, samples: Any) -> Vectors:
     """The teacher's vectors of a table of (path, sha256), mapped from their file."""
     paths, sha256 = _list_contents(samples)
     key = digest_json(
-        {"teacher": teacher.digest, "size_px": teacher.size_px, "images": sha256.tolist(),
+        {**teacher.describe(), "images": sha256.tolist(),
          "source_px": work.dataset.manifest.size_px}
     )  # fmt: skip
     path = work.runtime.store.model_directory(key) / "vectors.npy"
@@ -113,7 +122,7 @@ def embed_blends(
     side_px = min(side_px, work.dataset.manifest.size_px)
     key = digest_json(
         {"blends": count, "version": 2, "seed": work.seed, "side_px": side_px,
-         "teacher": teacher.digest, "size_px": teacher.size_px, "images": sha256.tolist(),
+         **teacher.describe(), "images": sha256.tolist(),
          "source_px": work.dataset.manifest.size_px}
     )  # fmt: skip
     place = work.runtime.store.model_directory(key)
@@ -174,11 +183,11 @@ def embed_blends_part(
     if again.any():
         third = dataset.read_faces([paths[2][row] for row in np.flatnonzero(again).tolist()])
         blends[again] = blend_faces(blends[again], third, seeds[again, 1])
-    embedder = open_embedder(teacher.origin, device)
+    embedder = open_embedder(teacher.origin, device, teacher.shown)
     return reduce_to(blends, side_px), embedder.embed(reduce_to(blends, teacher.size_px))[0]
 
 
 def embed_part(dataset: Dataset, paths: tuple[str, ...], teacher: Teacher, device: str) -> Any:
     """The teacher's vectors of some images, (n, d) float32."""
-    embedder = open_embedder(teacher.origin, device)
+    embedder = open_embedder(teacher.origin, device, teacher.shown)
     return embedder.embed(reduce_to(dataset.read_faces(paths), teacher.size_px))[0]

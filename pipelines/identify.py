@@ -1,0 +1,178 @@
+"""The command `cdp identify`: who the faces of a folder are, by a folder of enrolled people.
+
+The contract:
+- The gallery is a folder of `<person>/<image>`, or a gallery saved before; the probes are a folder
+  of images. Both hold aligned faces, as the recognizer was trained on.
+- The model is the recognizer of a run, or a file of one. The threshold is given, or that of a saved
+  gallery.
+- One CSV row a probe: path, name (empty for nobody), nearest, similarity, margin.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import sys
+from collections.abc import Iterator
+from contextlib import nullcontext
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from cdp.errors import CdpError, ConfigError, DataError
+from pipelines.data.folders import walk_folder
+from pipelines.data.names import fold_name
+from pipelines.export.labels import defuse_formula
+from pipelines.export.recognizer import DEFAULTS
+from pipelines.invocation import format_command
+from pipelines.store import Published
+
+if TYPE_CHECKING:
+    from cdp.recognizer.gallery import Gallery
+
+SIZE_PX = 112
+"""Side to which faces are read before the recognizer reduces them."""
+BLOCK = 256
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The options, each with what it does."""
+    parser = argparse.ArgumentParser(
+        prog=format_command("identify"),
+        description="Identify the faces of a folder among enrolled people; all faces are aligned.",
+    )
+    add = parser.add_argument
+    add("--run", type=Path, default=Path("runs/default"), metavar="DIR",
+        help="a finished run, whose recognizer is used (default: runs/default)")  # fmt: skip
+    add("--model", type=Path, metavar="FILE",
+        help="another recognizer: recognizer.safetensors of `cdp export recognizer`")  # fmt: skip
+    add("--gallery", type=Path, required=True, metavar="DIR",
+        help="a folder of <person>/<image>, or a file written by --save")  # fmt: skip
+    add("--probes", type=Path, metavar="DIR", help="a folder of images to be identified")
+    add("--threshold", type=float, metavar="T",
+        help="cosine above which a probe is somebody (threshold@fpir of the metrics; default: that "
+        "of a saved gallery, or 0.3)")  # fmt: skip
+    add("--out", type=Path, metavar="FILE", help="write a CSV file instead of printing it")
+    add("--save", type=Path, metavar="FILE", help="keep the enrolled vectors, to be used again")
+    add("--device", default="auto", help="auto, cpu, cuda or cuda:N")
+    return parser
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command line; return the exit code."""
+    options = build_parser().parse_args(arguments)
+    try:
+        if options.probes is None and options.save is None:
+            raise ConfigError("give --probes to identify, or --save to keep the gallery")
+        gallery = _open_gallery(options)
+        if options.save is not None:
+            gallery.save(options.save)
+        if options.probes is not None:
+            _write(gallery, options)
+    except (CdpError, OSError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _open_gallery(options: argparse.Namespace) -> Gallery:
+    from cdp.recognizer.gallery import Gallery
+    from cdp.recognizer.recognizer import Recognizer
+
+    model = options.model or _find_model(options.run)
+    recognizer = Recognizer.load(model, device=options.device)
+    if options.gallery.is_file():
+        gallery = Gallery.load(options.gallery, recognizer)
+    else:
+        gallery = Gallery(recognizer)
+        _enrol(gallery, options.gallery)
+    if options.threshold is not None:
+        if not -1 <= options.threshold <= 1:
+            raise ConfigError(f"--threshold: a cosine expected, got {options.threshold}")
+        gallery.threshold = options.threshold
+    return gallery
+
+
+def _find_model(run: Path) -> Path:
+    """The weights that `cdp export recognizer` would export of a run."""
+    published = Published.open("retrain", run / "retrain")
+    names = [] if published is None else [f"{name}.safetensors" for name in DEFAULTS]
+    found = [published.directory / name for name in names if published is not None]
+    model = next((path for path in found if path.is_file()), None)
+    if model is None:
+        raise ConfigError(
+            f"{run} has trained no recognizer. Name a finished run with --run, or a file with "
+            "--model"
+        )
+    return model
+
+
+def _enrol(gallery: Gallery, folder: Path) -> None:
+    spelling: dict[str, str] = {}
+    for path, face in _read_faces(folder):
+        person, _, rest = path.partition("/")
+        if not rest:
+            print(f"left out: {path}: in no person's folder", file=sys.stderr)
+            continue
+        gallery.enrol(spelling.setdefault(fold_name(person), person), face[None])
+    if not len(gallery):
+        raise DataError(f"{folder} holds no <person>/<image> that can be read")
+    print(f"enrolled: {len(gallery)} people", file=sys.stderr)
+
+
+def _read_faces(folder: Path) -> Iterator[tuple[str, np.ndarray]]:
+    """(path, face) of the images of a folder; what cannot be read is named and left out."""
+    from cdp.images.decode import decode_image, fit_square
+
+    if not folder.is_dir():
+        raise DataError(f"{folder} is not a directory")
+    for path, fault in walk_folder(folder.resolve(), "."):
+        try:
+            if fault:
+                raise DataError(fault)
+            yield path, fit_square(decode_image((folder / path).read_bytes(), min_px=4), SIZE_PX)
+        except DataError as error:
+            print(f"left out: {path}: {error}", file=sys.stderr)
+
+
+def _write(gallery: Gallery, options: argparse.Namespace) -> None:
+    held: list[tuple[str, np.ndarray]] = []
+    found = known = 0
+    target = options.out.open("w", newline="", encoding="utf-8-sig") if options.out else None
+    with target or nullcontext(sys.stdout) as stream:
+        writer = csv.writer(stream)
+        writer.writerow(["path", "name", "nearest", "similarity", "margin"])
+
+        def flush() -> tuple[int, int]:
+            rows = _identify(gallery, held)
+            writer.writerows(rows)
+            held.clear()
+            return len(rows), sum(bool(row[1]) for row in rows)
+
+        for each in _read_faces(options.probes):
+            held.append(each)
+            if len(held) == BLOCK:
+                more = flush()
+                found, known = found + more[0], known + more[1]
+        more = flush()
+        found, known = found + more[0], known + more[1]
+    if not found:
+        raise DataError(f"{options.probes} holds no image that can be read")
+    print(f"{found} probes, {known} of them enrolled people", file=sys.stderr)
+
+
+def _identify(gallery: Gallery, probes: list[tuple[str, np.ndarray]]) -> list[list[Any]]:
+    """One CSV row a probe."""
+    if not probes:
+        return []
+    matches = gallery.identify(np.stack([face for _, face in probes]))
+    return [
+        [defuse_formula(path), defuse_formula(match.name or ""), defuse_formula(match.nearest),
+         f"{match.similarity:.4f}", f"{match.margin:.4f}"]
+        for (path, _), match in zip(probes, matches, strict=True)
+    ]  # fmt: skip
+
+
+if __name__ == "__main__":
+    sys.exit(main())
