@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     import cdp.mediator as mediator
     import cdp.metrics as metrics
     import cdp.models as models
+    import cdp.onnx_session as onnx_session
     import cdp.progress as progress
     import cdp.propagation as propagation
     import cdp.recognizer as recognizer
@@ -100,6 +101,7 @@ __all__ = [
     "mediator",
     "metrics",
     "models",
+    "onnx_session",
     "open_run",
     "progress",
     "propagate_labels",
