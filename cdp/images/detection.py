@@ -39,6 +39,8 @@ MOST_CANDIDATES = 4000
 RIGHT_FOR_LEFT = [1, 0, 2, 4, 3]
 """The landmarks of a mirror image in the order of the image."""
 TURNS = (0, 90, 180, 270)
+SURE = 0.95
+"""A photo whose best face scores more is not turned any further."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +52,7 @@ class DetectionSettings:
     thresholds : smallest scores of P-Net and R-Net.
     longest_px : longest side of the scaled photo.
     most_scale : largest factor by which a photo is enlarged.
-    turns : try the photo turned by 90, 180 and 270 degrees where it has no face upright.
+    turns : try the photo turned by 90, 180 and 270 degrees where no face is sure upright.
     """
 
     min_face_px: float = 10
@@ -121,7 +123,7 @@ class Detector:
         return _rebuild, (self.settings, self.threads)
 
     def detect(self, image: np.ndarray) -> Faces:
-        """Find the faces of a photo; where there is none upright, of the turned photo.
+        """Find the faces of a photo; where none is sure upright, those of the turned photo.
 
         Parameters
         ----------
@@ -144,12 +146,35 @@ class Detector:
             return _no_faces()
         scaled = _resize(image, self._choose_scale(height, width))
         ratio = np.array([scaled.shape[1] / width, scaled.shape[0] / height])
-        found = _no_faces()
+        best = _no_faces()
         for turn in TURNS if self.settings.turns else TURNS[:1]:
             found = self._detect_scaled(np.rot90(scaled, turn // 90), ratio)
-            if len(found):
-                return _turn_back(found, turn, scaled.shape[:2], ratio)
-        return found
+            sure = len(found) > 0 and found.score[0] > SURE
+            if sure or (len(found) and not len(best)):
+                best = _turn_back(found, turn, scaled.shape[:2], ratio)
+            if sure:
+                break
+        return best
+
+    def locate_landmarks(self, image: np.ndarray, box: np.ndarray) -> Faces:
+        """Landmarks of faces whose boxes are known.
+
+        Parameters
+        ----------
+        image : (h, w, 3) uint8, RGB
+        box : (n, 4) float
+            Left, top, right, bottom in pixels, around the whole face.
+
+        Returns
+        -------
+        faces : Faces
+            In the order of `box`, with these boxes; the score is O-Net's and may be low.
+        """
+        box = np.asarray(box, np.float64).reshape(-1, 4)
+        square = make_square(box).round()
+        _, share, score = self._look(cut_boxes(image, square, 48))
+        landmarks = square[:, None, :2] + share * (square[:, 2:] - square[:, :2])[:, None]
+        return Faces(box.astype(np.float32), score, landmarks.astype(np.float32))
 
     def _choose_scale(self, height: int, width: int) -> float:
         wanted = min(SMALLEST_PX / self.settings.min_face_px, self.settings.most_scale)
@@ -187,22 +212,26 @@ class Detector:
         return make_square(shift_boxes(box[rows], offset[rows]))
 
     def _locate(self, image: np.ndarray, box: np.ndarray) -> Faces:
-        """O-Net on each cut and its mirror image: boxes, scores and landmarks."""
+        """The boxes that hold a face, with landmarks."""
         box = box.round()
-        cut = cut_boxes(image, box, 48)
-        offset, points, score = self._run("onet", np.concatenate([cut, cut[:, :, ::-1]]))
-        half = len(box)
-        sure = score[:half, 1] > self.settings.min_score
-        mirrored = np.stack([1 - points[half:, :5], points[half:, 5:]], axis=2)
-        share = (np.stack([points[:half, :5], points[:half, 5:]], 2) + mirrored[:, RIGHT_FOR_LEFT]) / 2
-        size = box[:, None, 2:] - box[:, None, :2]
-        landmarks = box[:, None, :2] + share * size
-        faces = Faces(
-            shift_boxes(box, offset[:half])[sure],
-            score[:half, 1][sure],
-            landmarks[sure].astype(np.float32),
-        )
+        offset, share, score = self._look(cut_boxes(image, box, 48))
+        sure = score > self.settings.min_score
+        landmarks = box[:, None, :2] + share * (box[:, 2:] - box[:, :2])[:, None]
+        shifted = shift_boxes(box, offset)
+        faces = Faces(shifted[sure], score[sure], landmarks[sure].astype(np.float32))
         return faces.select(suppress(faces.box, faces.score, 0.7, smaller=True))
+
+    def _look(self, cut: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """O-Net on 48 px cuts: offsets, landmarks (n, 5, 2) as shares of the box, scores.
+
+        The landmarks are the mean of those of the cut and of its mirror image.
+        """
+        offset, points, score = self._run("onet", np.concatenate([cut, cut[:, :, ::-1]]))
+        half = len(cut)
+        share = np.stack([points[:, :5], points[:, 5:]], 2)
+        mirrored = share[half:, RIGHT_FOR_LEFT]
+        mirrored[:, :, 0] = 1 - mirrored[:, :, 0]
+        return offset[:half], (share[:half] + mirrored) / 2, score[:half, 1]
 
     def _run(self, name: str, images: np.ndarray) -> list[np.ndarray]:
         """A network on (n, h, w, 3) uint8; it sees x and y exchanged, its maps are put right.
@@ -358,12 +387,14 @@ def _turn_back(faces: Faces, turn: int, shape: tuple[int, int], ratio: np.ndarra
     shape : height and width of the scaled photo before it was turned.
     """
     corner = faces.box.reshape(-1, 2, 2)
-    points = [_turn_points(each, turn, shape) / ratio for each in (corner, faces.landmarks)]
+    # Boxes are pixel edges; the networks' landmarks are pixel centres, half a pixel from them.
+    edges = (corner, faces.landmarks + 0.5)
+    points = [_turn_points(each, turn, shape) / ratio for each in edges]
     low, high = points[0].min(axis=1), points[0].max(axis=1)
     return Faces(
         np.concatenate([low, high], 1).astype(np.float32),
         faces.score,
-        (points[1] - 0.5).astype(np.float32),  # from pixel edges to pixel centres
+        (points[1] - 0.5).astype(np.float32),
         turn,
     )
 
