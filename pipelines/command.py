@@ -1,4 +1,4 @@
-"""The console command: `cdp run`, `cdp review`, `cdp export`, `cdp degrade`, `cdp demo`.
+"""The console command: `cdp run`, `cdp review`, `cdp export`, `cdp align`, ...
 
 The contract:
 - `cdp NAME ...` takes the options and returns the exit codes of `python -m pipelines.NAME ...`.
@@ -18,6 +18,7 @@ COMMANDS = {
     "run": ("pipelines.run", (), "label unlabelled faces and train a recognizer on them"),
     "review": ("pipelines.review", (), "judge and correct the clusters of a run in a browser"),
     "export": ("pipelines.export.__main__", (), "write labels or the recognizer of a run"),
+    "align": ("pipelines.align", (), "find the faces of photos and cut them out upright"),
     "degrade": (
         "pipelines.export.__main__",
         ("degradations",),

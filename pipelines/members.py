@@ -45,8 +45,8 @@ def open_embedder(path: Path, device: str) -> Any:
 @lru_cache(maxsize=16)
 def _open_embedder(path: Path, _changed_ns: int, device: str) -> Any:
     from cdp.embedding import BackboneEmbedder, OnnxEmbedder
-    from cdp.onnx_session import MODEL_BYTES
     from cdp.models import load_model
+    from cdp.onnx_session import MODEL_BYTES
 
     size = path.stat().st_size
     if size > MODEL_BYTES:

@@ -28,7 +28,7 @@ pipelines.stage pipelines.results
 pipelines.members pipelines.export pipelines.review_session
 pipelines.training pipelines.pages
 pipelines.stages
-pipelines.run pipelines.review
+pipelines.run pipelines.review pipelines.align
 pipelines.command pipelines.demo
 """
 """Rooms from the ground up: a room imports itself and the rooms of lower lines, lazily or not."""

@@ -63,7 +63,7 @@ class DetectionSettings:
     turns: bool = True
 
     def __post_init__(self) -> None:
-        if not 4 <= self.min_face_px:
+        if not self.min_face_px >= 4:
             raise ConfigError(f"min_face_px: 4 or more expected, got {self.min_face_px}")
         if not all(0 < score < 1 for score in (self.min_score, *self.thresholds)):
             raise ConfigError("min_score and thresholds: numbers between 0 and 1 expected")
@@ -278,8 +278,8 @@ def _read_model(name: str) -> bytes:
 
 
 def _no_faces() -> Faces:
-    shapes = ((0, 4), (0,), (0, 5, 2))
-    return Faces(*(np.empty(shape, np.float32) for shape in shapes))
+    box, score, landmarks = (np.empty(shape, np.float32) for shape in ((0, 4), 0, (0, 5, 2)))
+    return Faces(box, score, landmarks)
 
 
 # --------------------------------------------------------------------------------------- geometry
