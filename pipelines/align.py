@@ -38,7 +38,6 @@ PART_SIZE = 100
 WORK = ".align"
 """Folder below `--to` for finished parts."""
 REJECTED = pa.schema([("photo", pa.string()), ("reason", pa.string())])
-MAX_PIXELS = 100_000_000
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -144,7 +143,7 @@ def _read_options(
         validate_settings(DataManifest, manifest, source="options"), options.source.resolve()
     )
     given = read_given(options.given)
-    return dataset, PhotoTask(align, options.size, MAX_PIXELS), given
+    return dataset, PhotoTask(align, options.size), given
 
 
 def _digest_given(given: dict[str, list]) -> str:  # type: ignore[type-arg]

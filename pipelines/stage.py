@@ -17,7 +17,8 @@ import logging
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
 
@@ -50,6 +51,7 @@ class Stage:
     files : config -> paths below the data root whose content enters the fingerprint.
     borrows : config -> names of runs whose recognizer enters the fingerprint.
     needs_images : left out for a data set of ready features.
+    needs_align : left out where the data manifest does not say `align`.
     corrected : reads the reviewers' decisions; their digest enters the fingerprint.
     """
 
@@ -62,6 +64,7 @@ class Stage:
     files: Callable[[RunConfig], tuple[str, ...]] = lambda config: ()
     borrows: Callable[[RunConfig], tuple[str, ...]] = lambda config: ()
     needs_images: bool = False
+    needs_align: bool = False
     corrected: bool = False
 
     @property
@@ -124,9 +127,16 @@ class Work:
     upstream: Mapping[str, Published]
     fresh: bool = False
 
-    @property
+    @cached_property
     def dataset(self) -> Dataset:
-        return self.runtime.dataset
+        """The data set; after the stage detect, its images are the crops of that stage."""
+        runtime = self.runtime
+        if runtime.dataset.manifest.align is None or self.stage.needs_align:
+            return runtime.dataset
+        published = runtime.store.open_run(runtime.config.name, "detect")
+        if published is None:
+            raise StageError("stage detect has published no faces. Run --stage all --until detect")
+        return replace(runtime.dataset, crops=published.directory.resolve())
 
     @property
     def engine(self) -> Engine:
@@ -201,6 +211,7 @@ def collect_ingredients(
     """Everything the output of a stage depends on; the digest of it is the fingerprint."""
     dataset, config = runtime.dataset, runtime.config
     decided = digest_decisions(runtime.decisions) if stage.corrected else ""
+    inputs = {name: fingerprints[name] for name in stage.upstream if name in fingerprints}
     return {
         "stage": stage.name,
         "version": stage.version,
@@ -211,8 +222,8 @@ def collect_ingredients(
             for path in stage.files(config)
         },
         **_name_recognizers(stage, runtime),
-        "inputs": {name: fingerprints[name] for name in stage.upstream if name in fingerprints},
-        **({} if stage.upstream else {"data": dataset.digest(runtime.digests)}),
+        "inputs": inputs,
+        **({} if inputs else {"data": dataset.digest(runtime.digests)}),
         **({"corrections": decided} if decided else {}),
     }
 
@@ -261,6 +272,11 @@ def plan_run(
     omitted: set[str] = set()
     steps: list[Step] = []
     for stage in stages:
+        if stage.needs_align and runtime.dataset.manifest.align is None:
+            omitted.add(stage.name)
+            if only == stage.name:
+                steps.append(Step(stage, "", {}, "omit", "the data manifest does not say `align`"))
+            continue
         if stage.needs_images and runtime.dataset.kind == "features":
             omitted.add(stage.name)
             if only in (None, stage.name):

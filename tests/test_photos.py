@@ -14,6 +14,7 @@ from cdp.synthetic.identities import SyntheticFaces
 from pipelines.align import main
 from pipelines.data.lists import read_list
 from pipelines.data.photos import AlignSettings, PhotoTask, find_faces, read_given
+from pipelines.engine import Engine
 
 
 def draw_photo() -> np.ndarray:
@@ -42,7 +43,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def find(folder: Path, name: str, *, one: bool = False, given=(), **align):
-    task = PhotoTask(AlignSettings(**align), 112, 10**7)
+    task = PhotoTask(AlignSettings(**align), 112)
     places = {name: list(given)} if given else {}
     return find_faces([(name, one)], lambda path: (folder / path).read_bytes(), task, places)
 
@@ -58,13 +59,14 @@ def test_which_faces_are_chosen(folder: Path) -> None:
     assert every.rows["row"] == [0, 1]
     assert largest.rows["chosen"] == (side == side.max()).tolist()
     assert central.rows["chosen"] == (side == side.min()).tolist()
-    assert largest.rows["path"] == [name, name]
+    assert largest.rows["path"] == [name if large else f"{name}#{face}"
+                                    for face, large in enumerate(side == side.max())]  # fmt: skip
     assert sorted(largest.rows["row"]) == [-1, 0]
     np.testing.assert_array_equal(largest.crops[0], every.crops[side.argmax()])
     # A photo of one known person gives one face, whatever the settings say.
     known = find(folder, name, one=True, faces="all")
     assert known.rows["chosen"] == largest.rows["chosen"]
-    assert known.rows["path"] == [name, name]
+    assert known.rows["path"] == largest.rows["path"]
 
 
 def test_photos_without_a_usable_face_have_a_reason(folder: Path) -> None:
@@ -102,8 +104,15 @@ def test_given_places_are_used_instead_of_detecting(folder: Path, tmp_path: Path
 
 
 def test_the_command_writes_a_folder_and_goes_on(
-    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    folder: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    def compute(engine, function, parts, *, label):
+        return iter([function(*part) for part in parts])
+
+    monkeypatch.setattr(Engine, "map", compute)
     out = tmp_path / "faces"
     arguments = ["--from", str(folder), "--to", str(out), "--faces", "all", "--workers", "1"]
     assert main(arguments) == 0

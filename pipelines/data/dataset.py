@@ -29,6 +29,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from cdp.errors import ConfigError, DataError
+from pipelines.data.crops import read_crops
 from pipelines.data.manifest import (
     SPLITS,
     DataManifest,
@@ -54,10 +55,14 @@ IMAGE_SUFFIXES = {".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".p
 
 @dataclass(frozen=True)
 class Dataset:
-    """A manifest and its data root; small enough to be sent to workers."""
+    """A manifest and its data root; small enough to be sent to workers.
+
+    crops : the publication of the stage detect, whose crops are the images.
+    """
 
     manifest: DataManifest
     root: Path | None
+    crops: Path | None = None
 
     @classmethod
     def open(cls, manifest_path: Path, data_root: Path | None) -> Dataset:
@@ -84,6 +89,12 @@ class Dataset:
                     f"{manifest_path} names {folder.root!r}, which is not a directory below "
                     f"{data_root}. Check --data-root"
                 )
+        given = manifest.align.given if manifest.align is not None else None
+        if given is not None and not dataset.locate(given).is_file():
+            raise DataError(
+                f"{manifest_path} names the list {given!r} in align.given, and there is no such "
+                f"file below {data_root}"
+            )
         if dataset._pairs is not None and not dataset.locate(dataset._pairs.file).is_file():
             raise DataError(
                 f"{manifest_path} names the pairs {dataset._pairs.file!r}, and there is no such "
@@ -145,6 +156,8 @@ class Dataset:
             faults = sorted([path, fault] for path, fault in found if fault)
             if self._pairs is not None:
                 paths.append(self._pairs.file)
+            if self.manifest.align is not None and self.manifest.align.given is not None:
+                paths.append(self.manifest.align.given)
             files = digests.digest_tree(self.root, paths)
             if faults:
                 escaped = json.dumps(faults)  # ASCII: a name need not be UTF-8
@@ -183,6 +196,13 @@ class Dataset:
         from cdp.images.decode import decode_image, fit_square
 
         size_px = self.manifest.size_px
+        if self.crops is not None:
+            return read_crops(self.crops, paths, size_px)
+        if self.manifest.align is not None:
+            raise DataError(
+                f"data set {self.manifest.name} holds photos, whose faces only a run finds; align "
+                "them first: cdp align --from DIR --to DIR"
+            )
         if self.kind == "synthetic":
             faces, row_of = _open_synthetic(self)
             return faces.draw(np.array([row_of[path] for path in paths], np.int64))

@@ -193,7 +193,7 @@ def _name_fields(row: list[str]) -> Mapping[str, Any]:
     """
     row = [field.strip() if position else field for position, field in enumerate(row)]
     if len(row) >= 3 and _is_number(row[0]):
-        if not _is_number(row[1]):
+        if not _is_number(row[1]) and "." in row[1]:
             named: dict[str, Any] = {"path": row[1], "identity": row[2]}
             if len(row) >= 7:
                 named |= dict(zip(BOX, row[3:7], strict=True))

@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from pipelines.config import Positive, Settings, Share
+from pipelines.data.photos import AlignSettings
 
 SPLITS = ("labelled", "unlabelled", "evaluation")
 LARGEST_PX = 512
@@ -73,6 +74,7 @@ class DataManifest(Settings):
     size_px : side in pixels to which faces are read.
     people : one folder, split by person; or else
     labelled, unlabelled, evaluation : one folder a split.
+    align : how photos become aligned faces; null where the images are aligned faces already.
     synthetic : arguments of `cdp.synthetic.SyntheticFaces`.
     """
 
@@ -87,10 +89,13 @@ class DataManifest(Settings):
     labelled: FolderSettings | None = None
     unlabelled: FolderSettings | None = None
     evaluation: FolderSettings | None = None
+    align: AlignSettings | None = None
     synthetic: dict[str, Any] = Field(default_factory=dict)
 
     @model_validator(mode="after")
     def _kind_has_its_parts(self) -> DataManifest:
+        if self.align is not None and self.kind != "images":
+            raise ValueError(f"align goes with kind images, not with kind {self.kind}")
         folders = [self.labelled, self.unlabelled, self.evaluation]
         if self.kind == "images" and (self.people is None) == (not any(folders)):
             raise ValueError(

@@ -65,6 +65,7 @@ class AlignSettings(Settings):
         is four times as fast.
     longest_px : photos are reduced to this longest side, or enlarged to it at most, while faces are
         looked for; crops are cut from the photo as it is.
+    max_pixels : most pixels (width x height) a photo may have.
     turns : try photos turned by 90, 180 and 270 degrees where no face is sure upright.
     given : list of boxes or landmarks (CSV, Parquet, JSON lines) used instead of detecting,
         relative to the data root; photos it does not name are detected.
@@ -74,6 +75,7 @@ class AlignSettings(Settings):
     min_score: float = Field(0.9, gt=0, lt=1)
     min_face_px: float = Field(10, ge=4)
     longest_px: Annotated[int, Field(ge=64, le=8192)] = 1280
+    max_pixels: Annotated[int, Field(ge=1, le=100_000_000)] = 100_000_000
     turns: bool = True
     given: str | None = None
 
@@ -83,12 +85,10 @@ class PhotoTask:
     """What a worker needs besides the photos.
 
     size_px : side of the crops.
-    max_pixels : most pixels of a photo.
     """
 
     align: AlignSettings
     size_px: Positive
-    max_pixels: int
 
 
 @dataclass(frozen=True)
@@ -169,7 +169,7 @@ def _find_in_photo(
     from cdp.images.decode import decode_image
     from cdp.images.quality import estimate_pose, measure_misfit, measure_sharpness, rate_quality
 
-    image = decode_image(data, min_px=1, max_pixels=task.max_pixels)
+    image = decode_image(data, min_px=1, max_pixels=task.align.max_pixels)
     detector = _open_detector(task.align.model_dump_json())
     faces = _place_given(detector, image, given) if given else detector.detect(image)
     chosen = _choose(faces, image.shape, task.align, one=one, given=bool(given))
@@ -181,7 +181,7 @@ def _find_in_photo(
     sharpness, pose = measure_sharpness(np.array(standard)), estimate_pose(faces.landmarks)
     quality = rate_quality(side_px, sharpness, pose, faces.score)
     several = task.align.faces == "all" and not one
-    names = [f"{path}#{face}" if several else path for face in range(count)]
+    names = [path if chosen[face] and not several else f"{path}#{face}" for face in range(count)]
     kept = np.flatnonzero(chosen).tolist()
     crop_row = {face: row for row, face in enumerate(kept)}
     return {

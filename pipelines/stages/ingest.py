@@ -20,6 +20,7 @@ import numpy as np
 import pyarrow as pa
 
 from cdp.errors import DataError
+from pipelines.data.crops import list_faces
 from pipelines.data.dataset import Dataset
 from pipelines.data.manifest import Entry
 from pipelines.stage import Stage, Work
@@ -45,7 +46,10 @@ PART_SIZE = 1000
 
 def run(work: Work) -> Mapping[str, Any]:
     entries = work.dataset.list_entries()
-    if work.dataset.kind == "features":
+    if work.dataset.crops is not None:
+        faces, without = (work.read(f"detect.{name}").to_pandas() for name in ("faces", "rejected"))
+        entries, found = list_faces(entries, faces, without, work.config.ingest.min_px)
+    elif work.dataset.kind == "features":
         found = [(0, 0, "", "") for _ in entries]
     else:
         settings = work.config.ingest
@@ -153,7 +157,7 @@ def _reject_repeats(entries: list[Entry], found: list[tuple[int, int, str, str]]
 STAGE = Stage(
     name="ingest",
     version=1,
-    inputs=(),
+    inputs=("detect.faces", "detect.rejected"),
     outputs={"samples": SAMPLES, "rejected": REJECTED, "truth": TRUTH},
     reads=("ingest",),
     run=run,
