@@ -209,7 +209,8 @@ def _name_fields(row: list[str]) -> Mapping[str, Any]:
 
 def _drop_point(label: str) -> str:
     """im2rec writes whole numbers as 7.000000."""
-    return str(int(float(label))) if float(label).is_integer() else label
+    whole = _is_number(label) and float(label).is_integer()
+    return str(int(float(label))) if whole else label
 
 
 def _is_number(text: str) -> bool:

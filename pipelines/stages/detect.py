@@ -4,6 +4,7 @@ The contract:
 - Every face found is a row of `faces`, in the order of the photos; chosen ones have a crop of
   `size_px`, stored once in `crops/part-*.npy`, from which all later stages read.
 - A photo that cannot be read or has no usable face goes to `rejected` with the reason.
+- `faces.html` shows photos with their faces framed, the doubtful ones first.
 - A part whose tables are there is not made again; what is found does not depend on the parts.
 """
 
@@ -15,15 +16,19 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from pipelines.data.crops import write_crops
 from pipelines.data.dataset import Dataset
 from pipelines.data.lists import Listed
 from pipelines.data.photos import FACES, PhotoTask, find_faces, read_given
+from pipelines.files import write_text
 from pipelines.stage import Stage, Work
 from pipelines.tables import write_table
 
 REJECTED = pa.schema([("photo", pa.string()), ("reason", pa.string())])
+PAGE = "faces.html"
+"""The page of found faces, for a look at what the detector did."""
 PART_SIZE = 200
 """Photos a part: about ten seconds of small photos."""
 
@@ -43,12 +48,28 @@ def run(work: Work) -> Mapping[str, Any]:
         targets = (work.path("faces") / name, work.path("rejected") / name)
         parts.append((dataset, photos, task, listed, number, work.directory, *targets))
     counts = list(work.engine.map(detect_part, parts, label="detect"))
-    faces, chosen, without, turned = (np.array(counts, np.int64).reshape(-1, 4).sum(0)).tolist()
     if not parts:
         work.write("faces", FACES.empty_table())
         work.write("rejected", REJECTED.empty_table())
+    write_text(work.directory / PAGE, _draw_page(work, len(entries)))
+    faces, chosen, without, turned = (np.array(counts, np.int64).reshape(-1, 4).sum(0)).tolist()
     return {"photos": len(entries), "faces": faces, "chosen": chosen, "without_face": without,
             "turned": turned}  # fmt: skip
+
+
+def _draw_page(work: Work, photos: int) -> str:
+    from cdp.images.decode import decode_image
+    from pipelines.pages.found_faces import render_found_faces
+
+    faces, rejected = (pq.read_table(work.path(name)).to_pandas() for name in work.stage.outputs)
+    return render_found_faces(
+        work.dataset.manifest.name,
+        faces,
+        rejected,
+        photos,
+        lambda path: decode_image(work.dataset.read_bytes(path), min_px=1),
+        seed=work.seed,
+    )
 
 
 def detect_part(
@@ -65,8 +86,6 @@ def detect_part(
 
     Returns the numbers of faces, chosen faces, photos without one, and photos that were turned.
     """
-    import pyarrow.parquet as pq
-
     if not faces.exists():
         found = find_faces(photos, dataset.read_bytes, task, given, part)
         names, reasons = zip(*found.rejected, strict=True) if found.rejected else ((), ())
