@@ -97,6 +97,10 @@ def test_photos_become_samples(place: Path, capsys: pytest.CaptureFixture[str]) 
     assert set(faces.angle[["cameras/turned.png#0"]]) <= {90, 270}
     assert (samples.width == faces.side_px[samples.path].round().to_numpy()).all()
     dataset = results.open_dataset()
+    page = (results.directory / "detect" / "faces.html").read_text(encoding="utf-8")
+    assert page.count("<img ") >= 5
+    assert "<script" not in page
+    assert "too large: 1000 x 1200 px" not in page.partition('id="none"')[0]
     crops = dataset.read_faces(samples.path.tolist())
     assert crops.shape == (5, 64, 64, 3)
     # The same mirrored face, upright and turned.
@@ -144,6 +148,28 @@ def test_without_align_there_is_no_stage(place: Path, capsys: pytest.CaptureFixt
     assert "detect  " not in capsys.readouterr().out
     assert run(place, "--stage", "detect", "name=plain") == 0
     assert "the data manifest does not say `align`" in capsys.readouterr().out
+
+
+def test_images_that_are_not_aligned_are_warned_of(
+    place: Path, capsys: pytest.CaptureFixture[str], data_root: Path
+) -> None:
+    photos = sorted((data_root / "photos/people").glob("*/*.jpg"))[:12]
+    for photo in photos:
+        for folder, source in (("raw", photo), ("ready", data_root / "lfw112" / photo.parent.name)):
+            target = place / folder / photo.name
+            target.parent.mkdir(exist_ok=True)
+            target.write_bytes((source / photo.name if folder == "ready" else source).read_bytes())
+    manifest = {"name": "faces", "kind": "images", "unlabelled": {"root": "raw", "layout": "pile"}}
+    write(place, manifest)
+    assert run(place, "--until", "ingest", "name=raw") == 0
+    out = capsys.readouterr().out
+    assert "warning: unlabelled images seem not to be aligned faces: of 12 sampled, 0 are" in out
+    assert "align: {}" in out
+    write(place, {**manifest, "unlabelled": {"root": "ready", "layout": "pile"}})
+    assert run(place, "--until", "ingest", "name=ready") == 0
+    assert "warning" not in capsys.readouterr().out
+    facts = cdp.open_run(place / "runs" / "ready").manifest("ingest")["facts"]
+    assert facts["aligned"] == {"unlabelled": 1.0}
 
 
 def test_wrong_settings_are_named(place: Path, capsys: pytest.CaptureFixture[str]) -> None:

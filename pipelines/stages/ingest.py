@@ -20,6 +20,7 @@ import numpy as np
 import pyarrow as pa
 
 from cdp.errors import DataError
+from pipelines.data.alignment_check import check_alignment, judge_images
 from pipelines.data.crops import list_faces
 from pipelines.data.dataset import Dataset
 from pipelines.data.manifest import Entry
@@ -96,6 +97,14 @@ def run(work: Work) -> Mapping[str, Any]:
             f"data set {name}: no unlabelled image could be used, {len(rejected)} were rejected"
             + (f", the first because: {reasons[rejected[0]]}" if rejected else "")
         )
+    aligned = {}
+    if work.dataset.kind == "images" and work.dataset.crops is None:
+        aligned = check_alignment(
+            work.dataset,
+            kept,
+            lambda parts: work.engine.map(judge_images, parts, label="ingest"),
+            seed=work.seed,
+        )
     people = {
         split: len({entry.identity for entry in kept if entry.split == split} - {None})
         for split in ("labelled", "evaluation")
@@ -107,6 +116,7 @@ def run(work: Work) -> Mapping[str, Any]:
         "labelled_people": people["labelled"],
         "evaluation_people": people["evaluation"],
         "truth_known": len(known) == counts["unlabelled"],
+        **({"aligned": aligned} if aligned else {}),
     }
 
 
