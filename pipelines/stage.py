@@ -35,6 +35,8 @@ from pipelines.tables import describe_schema, write_table
 
 log = logging.getLogger("cdp")
 
+ALIGN = "detect"
+"""The stage that stands before the first one where the data manifest says `align`."""
 RECOGNIZER = "labelled_pseudo.safetensors"
 """File name of the recognizer that `retrain` publishes."""
 
@@ -133,7 +135,7 @@ class Work:
         runtime = self.runtime
         if runtime.dataset.manifest.align is None or self.stage.needs_align:
             return runtime.dataset
-        published = runtime.store.open_run(runtime.config.name, "detect")
+        published = runtime.store.open_run(runtime.config.name, ALIGN)
         if published is None:
             raise StageError("stage detect has published no faces. Run --stage all --until detect")
         return replace(runtime.dataset, crops=published.directory.resolve())
@@ -212,6 +214,7 @@ def collect_ingredients(
     dataset, config = runtime.dataset, runtime.config
     decided = digest_decisions(runtime.decisions) if stage.corrected else ""
     inputs = {name: fingerprints[name] for name in stage.upstream if name in fingerprints}
+    first = not inputs and set(stage.upstream) <= {ALIGN}
     return {
         "stage": stage.name,
         "version": stage.version,
@@ -223,7 +226,7 @@ def collect_ingredients(
         },
         **_name_recognizers(stage, runtime),
         "inputs": inputs,
-        **({} if inputs else {"data": dataset.digest(runtime.digests)}),
+        **({"data": dataset.digest(runtime.digests)} if first else {}),
         **({"corrections": decided} if decided else {}),
     }
 

@@ -14,7 +14,8 @@ ROOT = Path(__file__).parents[1]
 SOURCES = sorted([*ROOT.glob("cdp/**/*.py"), *ROOT.glob("pipelines/**/*.py")])
 
 LAYERS = """
-cdp.errors cdp.types cdp.progress cdp.onnx_session
+cdp.errors cdp.types cdp.progress
+cdp.onnx_session
 cdp.arrays cdp.images cdp.models cdp.metrics cdp.synthetic
 cdp.knn cdp.committee cdp.propagation cdp.training
 cdp.embedding cdp.mediator cdp.review
