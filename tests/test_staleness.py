@@ -185,7 +185,7 @@ def test_the_content_of_a_model_file_counts_and_not_its_time(tmp_path):
         "data": "mine.yaml",
         "committee": {"base": {"name": "base", "checkpoint": "base.safetensors"}},
     }
-    embed = STAGES[ORDER.index("embed")]
+    embed = next(stage for stage in STAGES if stage.name == "embed")
 
     def ask():
         runtime = Runtime(

@@ -20,7 +20,7 @@ import math
 import os
 import stat
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -30,6 +30,9 @@ import numpy as np
 
 from cdp.errors import ConfigError, DataError
 from pipelines.data.crops import read_crops
+from pipelines.data.layouts import find_archives, find_place, list_archive, read_place
+from pipelines.data.layouts.flat import name_people
+from pipelines.data.layouts.listed import list_listed
 from pipelines.data.manifest import (
     SPLITS,
     DataManifest,
@@ -84,7 +87,10 @@ class Dataset:
             )
         dataset = cls(manifest, data_root.resolve())
         for folder in dataset._folders.values():
-            if not dataset.locate(folder.root).is_dir():
+            place = dataset.locate(folder.root)
+            if place.is_file() and manifest.kind == "images":
+                find_archives(folder.root, place)  # refuses a file of another kind
+            elif not place.is_dir():
                 raise DataError(
                     f"{manifest_path} names {folder.root!r}, which is not a directory below "
                     f"{data_root}. Check --data-root"
@@ -136,6 +142,7 @@ class Dataset:
                 if split in self._folders
                 for entry in _list_folder(self, split, getattr(self.manifest, split))
             ]
+            entries = _leave_out_listed(entries, self._folders)
         _check_splits(entries, self.manifest.name)
         order = {split: position for position, split in enumerate(SPLITS)}
         return sorted(entries, key=lambda entry: (order[entry.split], entry.path))
@@ -148,9 +155,9 @@ class Dataset:
         files = ""
         if self.root is not None:
             found = [
-                (os.path.join(folder.root, path), fault)
-                for folder in self._folders.values()
-                for path, fault in _walk(self, folder.root, any_suffix=self.kind == "features")
+                (path, fault)
+                for split, folder in self._folders.items()
+                for path, fault in _list_content(self, split, folder)
             ]
             paths = [path for path, fault in found if not fault]
             faults = sorted([path, fault] for path, fault in found if fault)
@@ -180,9 +187,16 @@ class Dataset:
             return []
         return _read_pairs(self.locate(self._pairs.file), self.manifest.people.root)
 
+    def lies_in_archive(self, path: str) -> bool:
+        """Whether the image is part of a `.rec` or `.tar` file."""
+        return find_place(path, self.locate) is not None
+
     def read_bytes(self, path: str) -> bytes:
         """The bytes of one image file; DataError when it cannot be read."""
         try:
+            inside = find_place(path, self.locate)
+            if inside is not None:
+                return read_place(inside, self.locate)
             place = self.locate(path)
             fault = _find_fault(self, path) or _find_excess(place)
             if fault:
@@ -238,6 +252,8 @@ def _walk(dataset: Dataset, root: str, *, any_suffix: bool = False) -> list[tupl
     """(relative path, fault or "") of the files below `root`, in a stable order."""
     place = dataset.locate(root)
     found: list[tuple[str, str]] = []
+    if place.is_file():  # an archive is no folder
+        return found
 
     def add_fault(error: OSError) -> None:
         folder = os.path.relpath(error.filename, place)
@@ -277,7 +293,74 @@ def _find_excess(place: Path) -> str:
     return f"too large: {size} bytes, at most {LARGEST_FILE}" if size > LARGEST_FILE else ""
 
 
+def _leave_out_listed(
+    entries: list[Entry], folders: Mapping[str, PeopleSettings | FolderSettings]
+) -> list[Entry]:
+    """Without the images of a folder that the list of another split names."""
+    by_list = {
+        split
+        for split, folder in folders.items()
+        if isinstance(folder, FolderSettings) and folder.list is not None
+    }
+    listed = {entry.path for entry in entries if entry.split in by_list}
+    return [entry for entry in entries if entry.split in by_list or entry.path not in listed]
+
+
+def _list_content(
+    dataset: Dataset, split: str, folder: PeopleSettings | FolderSettings
+) -> list[tuple[str, str]]:
+    """(path below the data root, fault) of the files whose content a folder's images come from."""
+    if isinstance(folder, FolderSettings) and folder.list is not None:
+        listed = _list_folder(dataset, split, folder)
+        return [(folder.list, ""), *((entry.path, entry.fault) for entry in listed)]
+    any_suffix = dataset.kind == "features"
+    archives = [] if any_suffix else find_archives(folder.root, dataset.locate(folder.root))
+    indexes = [os.path.splitext(archive)[0] + ".idx" for archive in archives]
+    content = [*archives, *(index for index in indexes if dataset.locate(index).is_file())]
+    walked = _walk(dataset, folder.root, any_suffix=any_suffix)
+    return [
+        *((path, _find_fault(dataset, path)) for path in content),
+        *((os.path.join(folder.root, path), fault) for path, fault in walked),
+    ]
+
+
+def _list_archives(dataset: Dataset, split: str, folder: FolderSettings) -> list[Entry]:
+    """The images of the archives of a folder; without people where it is a pile."""
+    entries = []
+    for archive in find_archives(folder.root, dataset.locate(folder.root)):
+        fault = _find_fault(dataset, archive)
+        if fault:
+            entries.append(Entry(archive, split, None, fault))
+            continue
+        for member in list_archive(archive, dataset.locate(archive)):
+            person = member.identity if folder.layout != "pile" else None
+            fault = member.fault
+            if folder.layout != "pile" and person is None and not fault:
+                fault = "no person: neither a label nor a folder inside the archive"
+            entries.append(Entry(f"{archive}/{member.name}", split, person, fault))
+    return entries
+
+
 def _list_folder(dataset: Dataset, split: str, folder: FolderSettings) -> list[Entry]:
+    if folder.list is not None:
+        return list_listed(
+            split,
+            folder.root,
+            folder.list,
+            dataset.locate,
+            lambda path: _find_fault(dataset, path),
+            people=folder.layout == "people" and split != "unlabelled",
+        )
+    if folder.pattern is not None:
+        pile = FolderSettings(root=folder.root, layout="pile")
+        return name_people(_list_folder(dataset, split, pile), folder.pattern)
+    inside = _list_archives(dataset, split, folder)
+    if inside and not _walk(dataset, folder.root):
+        return inside
+    return [*inside, *_list_files(dataset, split, folder)]
+
+
+def _list_files(dataset: Dataset, split: str, folder: FolderSettings) -> list[Entry]:
     found = _walk(dataset, folder.root)
     if not found:
         raise DataError(f"the {split} folder {folder.root!r} holds no image")
@@ -297,7 +380,9 @@ def _list_folder(dataset: Dataset, split: str, folder: FolderSettings) -> list[E
 
 
 def _split_people(dataset: Dataset, people: PeopleSettings) -> list[Entry]:
-    entries = _list_folder(dataset, "unlabelled", FolderSettings(root=people.root))
+    entries = _list_folder(
+        dataset, "unlabelled", FolderSettings(root=people.root, pattern=people.pattern)
+    )
     held_out = _list_held_out(dataset, people)
     counts = Counter(
         entry.identity

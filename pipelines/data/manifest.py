@@ -42,6 +42,7 @@ class PeopleSettings(Settings):
     min_images : a person with fewer images goes to the unlabelled split.
     labelled, evaluation : shares of the people with at least `min_images` images, in [0, 1]; the
         remaining people are unlabelled.
+    pattern : where the name of a file says the person, as for one folder a split.
     pairs : verification pairs; people of its held-out folds go to evaluation before the shares are
         counted.
     """
@@ -51,6 +52,7 @@ class PeopleSettings(Settings):
     min_images: Positive = 2
     labelled: Share
     evaluation: Share
+    pattern: str | None = None
     pairs: PairsSettings | None = None
 
 
@@ -59,9 +61,14 @@ class FolderSettings(Settings):
 
     root : the folder, relative to the data root.
     layout : "people" is `<person>/<image>`; "pile" is images without identities, nested at will.
+    list : names the images and their people: a CSV, TSV, JSON lines, Parquet or `.lst` file,
+        relative to the data root.
+    pattern : where the name of a file says the person: `{person}_*` for Ann_Lee_0003.jpg.
     """
 
     root: str
+    list: str | None = None
+    pattern: str | None = None
     layout: Literal["people", "pile"] = "people"
 
 
