@@ -106,11 +106,15 @@ def test_photos_become_samples(place: Path, capsys: pytest.CaptureFixture[str]) 
     # The same mirrored face, upright and turned.
     pairs = [np.abs(crops[4].astype(int) - crops[row]).mean() for row in (2, 3)]
     assert min(pairs) < 3
+    poor = float(faces.quality[samples.path].min()) + 0.001
+    assert run(place, "--until", "ingest", f"ingest.min_quality={poor}") == 0
+    reasons = cdp.open_run(place / "runs" / "tiny").read("ingest", "rejected").reason
+    assert reasons.str.startswith("poor: a face of quality ").sum() == 1
     assert run(place, "--until", "ingest", "ingest.min_px=100") == 0
-    out = capsys.readouterr().out
-    assert "detect    skip" in out  # what ingest rejects does not detect again
     small = cdp.open_run(place / "runs" / "tiny").read("ingest", "rejected").reason
     assert small.str.startswith("too small: a face of ").any()
+    # What ingest rejects does not detect again.
+    assert capsys.readouterr().out.count("detect    skip") == 2
 
 
 def test_damage_is_mended_and_finished_parts_are_kept(

@@ -221,6 +221,10 @@ def test_a_list_beside_a_folder(write) -> None:
         ("faces/y.png", "unlabelled", None),
         ("faces/z.png", "unlabelled", None),
     ]
+    whole = "ann/1.png,A\nx.png,B\ny.png,C\nz.png,D\n"
+    with pytest.raises(DataError, match="every image of the unlabelled folder is named by"):
+        write(manifest, {"lists/all.csv": whole.encode()}).list_entries()
+    dataset = write(manifest, {"lists/all.csv": LIST.encode("utf-8-sig")})
     before = dataset.digest(FileDigests(write.root / "digests.json", rehash=True))
     (write.root / "lists/all.csv").write_text(LIST.replace("Bob", "Eve"))
     assert dataset.digest(FileDigests(write.root / "digests.json", rehash=True)) != before

@@ -64,19 +64,20 @@ def _index_crops(directory: Path) -> dict[str, tuple[int, int]]:
 
 
 def list_faces(
-    entries: list[Entry], faces: Any, rejected: Any, min_px: int
+    entries: list[Entry], faces: Any, rejected: Any, min_px: int, min_quality: float = 0
 ) -> tuple[list[Entry], list[Found]]:
     """The entries of photos -> an entry a chosen face or rejected photo, and what is known of it.
 
     faces, rejected : the tables of the stage detect, as DataFrames.
     min_px : smallest side, in the photo, of the square that a crop shows.
+    min_quality : smallest quality of a face.
     """
     chosen = faces[faces.chosen]
     by_photo = dict(iter(chosen.groupby("photo", sort=False)))
     reason_of = dict(zip(rejected.photo, rejected.reason, strict=True))
     pairs = [
         pair for entry in entries
-        for pair in _list_photo(entry, by_photo.get(entry.path), reason_of, min_px)
+        for pair in _list_photo(entry, by_photo.get(entry.path), reason_of, min_px, min_quality)
     ]  # fmt: skip
     twice = [name for name, count in Counter(e.path for e, _ in pairs).items() if count > 1]
     if twice:
@@ -85,7 +86,7 @@ def list_faces(
 
 
 def _list_photo(
-    entry: Entry, rows: Any, reason_of: dict[str, str], min_px: int
+    entry: Entry, rows: Any, reason_of: dict[str, str], min_px: int, min_quality: float
 ) -> Iterator[tuple[Entry, Found]]:
     if entry.fault or rows is None:
         reason = entry.fault or reason_of.get(entry.path, "no face found")
@@ -93,5 +94,9 @@ def _list_photo(
         return
     for row in rows.itertuples():
         side = max(1, round(row.side_px))
-        small = f"too small: a face of {side} px, at least {min_px} wanted" if side < min_px else ""
-        yield Entry(row.path, entry.split, entry.identity), (side, side, row.sha256, small)
+        reason = ""
+        if side < min_px:
+            reason = f"too small: a face of {side} px, at least {min_px} wanted"
+        elif row.quality < min_quality:
+            reason = f"poor: a face of quality {row.quality:.2f}, at least {min_quality:g} wanted"
+        yield Entry(row.path, entry.split, entry.identity), (side, side, row.sha256, reason)

@@ -303,7 +303,13 @@ def _leave_out_listed(
         if isinstance(folder, FolderSettings) and folder.list is not None
     }
     listed = {entry.path for entry in entries if entry.split in by_list}
-    return [entry for entry in entries if entry.split in by_list or entry.path not in listed]
+    kept = [entry for entry in entries if entry.split in by_list or entry.path not in listed]
+    for split in {entry.split for entry in entries} - {entry.split for entry in kept}:
+        raise DataError(
+            f"every image of the {split} folder is named by the list of another split: nothing is "
+            "left in it. Name a folder with further images"
+        )
+    return kept
 
 
 def _list_content(

@@ -29,8 +29,8 @@ from pipelines.tables import write_table
 REJECTED = pa.schema([("photo", pa.string()), ("reason", pa.string())])
 PAGE = "faces.html"
 """The page of found faces, for a look at what the detector did."""
-PART_SIZE = 200
-"""Photos a part: about ten seconds of small photos."""
+PART_SIZE = 100
+"""Photos a part: some seconds of small photos, some minutes of large ones."""
 
 
 def run(work: Work) -> Mapping[str, Any]:

@@ -49,7 +49,8 @@ def run(work: Work) -> Mapping[str, Any]:
     entries = work.dataset.list_entries()
     if work.dataset.crops is not None:
         faces, without = (work.read(f"detect.{name}").to_pandas() for name in ("faces", "rejected"))
-        entries, found = list_faces(entries, faces, without, work.config.ingest.min_px)
+        least = work.config.ingest
+        entries, found = list_faces(entries, faces, without, least.min_px, least.min_quality)
     elif work.dataset.kind == "features":
         found = [(0, 0, "", "") for _ in entries]
     else:
