@@ -117,6 +117,19 @@ def test_photos_become_samples(place: Path, capsys: pytest.CaptureFixture[str]) 
     assert capsys.readouterr().out.count("detect    skip") == 2
 
 
+def test_faces_given_in_a_list_are_used(place: Path) -> None:
+    lines = ["path,left,top,right,bottom", "cameras/black.png,10,10,40,40"]
+    (place / "given.csv").write_text("\n".join(lines))
+    write(place, {**MANIFEST, "align": {"given": "given.csv"}})
+    assert run(place, "--until", "ingest", "name=given") == 0
+    samples = cdp.open_run(place / "runs" / "given").read("ingest", "samples")
+    assert "cameras/black.png" in samples.path.tolist()
+    (place / "given.csv").write_text("\n".join(lines[:1]))
+    assert run(place, "--until", "ingest", "name=given") == 0  # the list counts in the fingerprint
+    samples = cdp.open_run(place / "runs" / "given").read("ingest", "samples")
+    assert "cameras/black.png" not in samples.path.tolist()
+
+
 def test_damage_is_mended_and_finished_parts_are_kept(
     place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

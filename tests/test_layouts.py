@@ -277,3 +277,22 @@ def test_the_person_in_the_name(write) -> None:
     manifest["labelled"]["pattern"] = "*_*"
     with pytest.raises(ConfigError, match=r"pattern: \{person\} expected once"):
         write(manifest, files).list_entries()
+
+
+@pytest.mark.parametrize("kind", ["rec", "tar"])
+def test_any_bytes_are_read_or_refused(tmp_path: Path, kind: str) -> None:
+    rng = np.random.default_rng(0)
+    if kind == "rec":
+        whole = b"".join(make_record(encode(v), [v]) for v in (1, 2, 3))
+    else:
+        whole = make_tar([(f"a/{v}.png", encode(v)) for v in (1, 2, 3)])
+    module = {"rec": records, "tar": shards}[kind]
+    for trial in range(150):
+        data = bytearray(whole)
+        for place in rng.integers(0, len(data), rng.integers(1, 6)):
+            data[place] = rng.integers(0, 256)
+        path = tmp_path / f"{trial}.{kind}"
+        path.write_bytes(data[: rng.integers(1, len(data) + 1)])
+        for member in module.list_members(path):
+            if not member.fault:
+                assert len(module.read_member(path, member.name)) <= len(whole)

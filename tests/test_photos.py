@@ -196,3 +196,20 @@ def test_broken_lists_are_named(tmp_path: Path, name: str, text, message: str) -
     (tmp_path / name).write_bytes(text if isinstance(text, bytes) else text.encode())
     with pytest.raises(DataError, match=message):
         read_list(tmp_path / name)
+
+
+@pytest.mark.long
+def test_crops_of_real_photos_are_those_that_embedders_expect(data_root: Path) -> None:
+    from cdp.embedding import OnnxEmbedder
+    from cdp.images.decode import decode_image
+
+    photos = sorted((data_root / "photos/people").glob("*/*.jpg"))[::5]
+    task = PhotoTask(AlignSettings(faces="central"), 112)
+    names = [(str(path), True) for path in photos]
+    found = find_faces(names, lambda path: Path(path).read_bytes(), task, {})
+    assert found.rejected == []
+    ready = [data_root / "lfw112" / path.parent.name / path.name for path in photos]
+    embedder = OnnxEmbedder((data_root / "onnx/edgeface_xs.onnx").read_bytes())
+    wanted = embedder.embed(np.stack([decode_image(path.read_bytes()) for path in ready]))[0]
+    cosine = (embedder.embed(found.crops)[0] * wanted).sum(1)
+    assert cosine.mean() > 0.97

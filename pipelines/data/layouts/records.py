@@ -66,7 +66,7 @@ def _index_offsets(path: Path, size: int, _changed: int) -> dict[str, int]:
 def _iterate_offsets(path: Path, stream: IO[bytes], size: int) -> Iterator[tuple[int, int]]:
     """(key, byte) of every record: of the index beside the file, or one after the other."""
     index = path.with_suffix(".idx")
-    if index.is_file():
+    if index.is_file() and not index.is_symlink():  # a link could lead out of the data root
         yield from _read_index(index)
         return
     key = offset = 0
