@@ -204,7 +204,7 @@ def test_wrong_settings_are_named(place: Path, capsys: pytest.CaptureFixture[str
 def test_a_photo_named_like_a_face_is_refused() -> None:
     faces = pd.DataFrame(
         {"path": ["a.jpg#0", "a.jpg#0"], "photo": ["a.jpg", "a.jpg#0"], "chosen": True,
-         "side_px": 50.0, "sha256": ["x", "y"]}
+         "side_px": 50.0, "quality": 0.5, "sha256": ["x", "y"]}
     )  # fmt: skip
     entries = [Entry(path, "unlabelled", None) for path in ("a.jpg", "a.jpg#0")]
     with pytest.raises(cdp.DataError, match="names a photo and a face of another"):
