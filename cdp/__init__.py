@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     import cdp.metrics as metrics
     import cdp.models as models
     import cdp.numba_cache as numba_cache
+    import cdp.onnx_session as onnx_session
     import cdp.progress as progress
     import cdp.propagation as propagation
     import cdp.recognizer as recognizer
@@ -113,6 +114,7 @@ __all__ = [
     "metrics",
     "models",
     "numba_cache",
+    "onnx_session",
     "open_run",
     "progress",
     "propagate_labels",

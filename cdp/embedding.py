@@ -7,16 +7,13 @@ The contract:
 - A vector depends on its own image alone (up to the last bits, where a batch is smaller), so that
   parts can be embedded anywhere in any order.
 - NaN, infinity or a zero vector is a `DataError` that names the row, never a row of the output.
-- An ONNX model is data from anywhere: one file of at most `MODEL_BYTES`, no weights in other files,
-  no operators but onnxruntime's own, sides and vectors of at most `LONGEST`, and at most
-  `ARENA_BYTES` of memory while it runs. Its running time is not bounded.
+- An ONNX model is data from anywhere: bounded as `cdp.onnx_session` says, with sides and
+  vectors of at most `LONGEST`. Its running time is not bounded.
 """
 
 from __future__ import annotations
 
-import os
 from collections.abc import Iterator
-from functools import cache
 from typing import Any, Protocol
 
 import numpy as np
@@ -26,10 +23,9 @@ from cdp.errors import DataError
 from cdp.images.degradation import DEGRADATIONS, degrade, reduce_faces
 from cdp.images.preprocessing import Preprocessing
 from cdp.models import Backbone
+from cdp.onnx_session import open_session
 from cdp.training.plan import resolve_device
 
-MODEL_BYTES = 1 << 30
-ARENA_BYTES = 4 << 30
 LONGEST = 8192
 """Coordinates of a vector, and images of a fixed batch, at most; sides are an eighth of it."""
 _TYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
@@ -139,7 +135,7 @@ class OnnxEmbedder:
     ) -> None:
         self.model, self.reduce_px, self.threads, self.name = model, reduce_px, threads, name
         self.preprocessing = preprocessing
-        self._session = _open_session(model, threads, name)
+        self._session = open_session(model, threads, name)
         self._read_input()
         self._read_output()
 
@@ -284,44 +280,6 @@ def _rebuild(
 def _is_vector(shape: list[Any]) -> bool:
     """Whether a declared shape is (n, d) with d above 1, sides of 1 behind it left aside."""
     return len(shape) >= 2 and shape[1] != 1 and all(side == 1 for side in shape[2:])
-
-
-@cache
-def _bound_memory() -> None:
-    """Register, once a process, the arena that all sessions share."""
-    import onnxruntime
-
-    kind = onnxruntime.OrtAllocatorType.ORT_ARENA_ALLOCATOR
-    place = onnxruntime.OrtMemoryInfo("Cpu", kind, 0, onnxruntime.OrtMemType.DEFAULT)
-    bounds = onnxruntime.OrtArenaCfg({"max_mem": ARENA_BYTES})
-    onnxruntime.create_and_register_allocator(place, bounds)
-
-
-def _open_session(model: bytes, threads: int, name: str) -> Any:
-    import onnxruntime
-
-    if len(model) > MODEL_BYTES:
-        raise DataError(f"{name}: {len(model)} bytes, at most {MODEL_BYTES} expected")
-    _bound_memory()
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads
-    options.inter_op_num_threads = 1
-    options.use_deterministic_compute = True
-    options.log_severity_level = 3
-    # A waiting thread that spins takes the core from the process beside it.
-    options.add_session_config_entry("session.intra_op.allow_spinning", "0")
-    options.add_session_config_entry("session.use_env_allocators", "1")
-    # Weights in other files would be looked for here, where nothing can be.
-    options.add_session_config_entry(
-        "session.model_external_initializers_file_folder_path", f"{os.devnull}/nothing"
-    )
-    try:
-        return onnxruntime.InferenceSession(
-            model, sess_options=options, providers=["CPUExecutionProvider"]
-        )
-    except Exception as error:  # onnxruntime's own exceptions share no public base
-        reason = str(error).splitlines()[0][:200]
-        raise DataError(f"{name}: an ONNX model expected, onnxruntime says: {reason}") from error
 
 
 def _parts(count: int, size: int) -> Iterator[slice]:

@@ -1,4 +1,4 @@
-"""The console command: `cdp run`, `check`, `review`, `export`, `identify`, `degrade` and `demo`.
+"""The console command: `cdp run`, `check`, `align`, `review`, `export`, `identify` and others.
 
 The contract:
 - `cdp NAME ...` takes the options and returns the exit codes of `python -m pipelines.NAME ...`.
@@ -20,6 +20,7 @@ COMMANDS = {
     "review": ("pipelines.review", (), "judge and correct the clusters of a run in a browser"),
     "export": ("pipelines.export.__main__", (), "write labels or the recognizer of a run"),
     "identify": ("pipelines.identify", (), "name the faces of a folder among enrolled people"),
+    "align": ("pipelines.align", (), "find the faces of photos and cut them out upright"),
     "degrade": (
         "pipelines.export.__main__",
         ("degradations",),

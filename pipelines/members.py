@@ -170,8 +170,9 @@ def open_embedder(path: Path, device: str, shown: Preprocessing | None = None) -
 
 @lru_cache(maxsize=16)
 def _open_embedder(path: Path, _changed_ns: int, device: str, shown: Preprocessing) -> Any:
-    from cdp.embedding import MODEL_BYTES, BackboneEmbedder, OnnxEmbedder
+    from cdp.embedding import BackboneEmbedder, OnnxEmbedder
     from cdp.models import load_model
+    from cdp.onnx_session import MODEL_BYTES
 
     size = path.stat().st_size
     if size > MODEL_BYTES:

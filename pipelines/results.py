@@ -47,7 +47,9 @@ def open_run(path: str | os.PathLike[str]) -> RunResults:
         There is no run at that path.
     """
     directory = Path(path)
-    if not any((directory / stage).is_dir() for stage in ("ingest", "embed", "propagate")):
+    if not any(
+        (directory / stage).is_dir() for stage in ("detect", "ingest", "embed", "propagate")
+    ):
         near = [*directory.glob("[!.]*/ingest"), *directory.parent.glob("[!.]*/ingest")]
         raise DataError(
             f"no run at {directory}: expected a directory with ingest/, propagate/ and so on. "
@@ -176,7 +178,8 @@ class RunResults:
         place = data_root or (root and Path(root))
         if not place or not place.is_dir():
             raise DataError(f"the data root {place} is not a directory. Pass --data-root DIR")
-        return Dataset(settings, place.resolve())
+        crops = None if settings.align is None else self._require("detect").directory
+        return Dataset(settings, place.resolve(), crops)
 
     # -- clusters
 

@@ -17,7 +17,8 @@ import logging
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
 
@@ -34,6 +35,8 @@ from pipelines.tables import describe_schema, write_table
 
 log = logging.getLogger("cdp")
 
+ALIGN = "detect"
+"""The stage that stands before the first one where the data manifest says `align`."""
 RECOGNIZER = "labelled_pseudo.safetensors"
 """File name of the recognizer that `retrain` publishes."""
 
@@ -51,6 +54,7 @@ class Stage:
     borrows : config -> names of runs whose recognizer enters the fingerprint.
     reads_with_features : further fields of `RunConfig` it may read where features are ready.
     needs_images : left out for a data set of ready features.
+    needs_align : left out where the data manifest does not say `align`.
     corrected : reads the reviewers' decisions; their digest enters the fingerprint.
     """
 
@@ -64,6 +68,7 @@ class Stage:
     borrows: Callable[[RunConfig], tuple[str, ...]] = lambda config: ()
     reads_with_features: tuple[str, ...] = ()
     needs_images: bool = False
+    needs_align: bool = False
     corrected: bool = False
 
     @property
@@ -126,9 +131,16 @@ class Work:
     upstream: Mapping[str, Published]
     fresh: bool = False
 
-    @property
+    @cached_property
     def dataset(self) -> Dataset:
-        return self.runtime.dataset
+        """The data set; after the stage detect, its images are the crops of that stage."""
+        runtime = self.runtime
+        if runtime.dataset.manifest.align is None or self.stage.needs_align:
+            return runtime.dataset
+        published = runtime.store.open_run(runtime.config.name, ALIGN)
+        if published is None:
+            raise StageError("stage detect has published no faces. Run --stage all --until detect")
+        return replace(runtime.dataset, crops=published.directory.resolve())
 
     @property
     def engine(self) -> Engine:
@@ -204,6 +216,8 @@ def collect_ingredients(
     dataset, config = runtime.dataset, runtime.config
     decided = digest_decisions(runtime.decisions) if stage.corrected else ""
     reads = (*stage.reads, *(stage.reads_with_features if dataset.kind == "features" else ()))
+    inputs = {name: fingerprints[name] for name in stage.upstream if name in fingerprints}
+    first = not inputs and set(stage.upstream) <= {ALIGN}
     return {
         "stage": stage.name,
         "version": stage.version,
@@ -214,8 +228,8 @@ def collect_ingredients(
             for path in stage.files(config)
         },
         **_name_recognizers(stage, runtime),
-        "inputs": {name: fingerprints[name] for name in stage.upstream if name in fingerprints},
-        **({} if stage.upstream else {"data": dataset.digest(runtime.digests)}),
+        "inputs": inputs,
+        **({"data": dataset.digest(runtime.digests)} if first else {}),
         **({"corrections": decided} if decided else {}),
     }
 
@@ -266,6 +280,11 @@ def plan_run(
     omitted: set[str] = set()
     steps: list[Step] = []
     for stage in stages:
+        if stage.needs_align and runtime.dataset.manifest.align is None:
+            omitted.add(stage.name)
+            if only == stage.name:
+                steps.append(Step(stage, "", {}, "omit", "the data manifest does not say `align`"))
+            continue
         if stage.needs_images and runtime.dataset.kind == "features":
             omitted.add(stage.name)
             if only in (None, stage.name):

@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 from onnx import TensorProto, helper
 
-from cdp.embedding import ARENA_BYTES, LONGEST, OnnxEmbedder
+from cdp.embedding import LONGEST, OnnxEmbedder
 from cdp.errors import DataError
 from cdp.models import build_backbone, load_model, pack_model
+from cdp.onnx_session import ARENA_BYTES
 
 pytestmark = pytest.mark.torch
 

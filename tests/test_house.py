@@ -15,6 +15,7 @@ SOURCES = sorted([*ROOT.glob("cdp/**/*.py"), *ROOT.glob("pipelines/**/*.py")])
 
 LAYERS = """
 cdp.errors cdp.types cdp.progress cdp.numba_cache
+cdp.onnx_session
 cdp.arrays cdp.images cdp.models cdp.metrics cdp.synthetic
 cdp.knn cdp.committee cdp.propagation cdp.training
 cdp.embedding cdp.mediator cdp.review cdp.assignment
@@ -28,7 +29,7 @@ pipelines.stage pipelines.results
 pipelines.members pipelines.export pipelines.review_session
 pipelines.training pipelines.pages pipelines.real_probes
 pipelines.stages pipelines.check
-pipelines.run pipelines.review pipelines.identify
+pipelines.run pipelines.review pipelines.identify pipelines.align
 pipelines.command pipelines.demo
 """
 """Rooms from the ground up: a room imports itself and the rooms of lower lines, lazily or not."""

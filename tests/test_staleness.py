@@ -47,7 +47,7 @@ TRAINING = {
 }  # fmt: skip
 OTHER = {
     "seed": 1000,
-    "ingest": {"min_px": 9, "max_pixels": 1000},
+    "ingest": {"min_px": 9, "max_pixels": 1000, "min_quality": 0.1},
     "train": {**TRAINING, "mediator_share": 0.4},
     "embed": {"reduce_px": None, "flip": True},
     "knn": {"k": 6, "backend": "exact", "options": {"M": 12}, "recall_sample": 10, "joint": False},
@@ -138,7 +138,8 @@ def test_no_setting_is_missing_here():
     origins = {"onnx", "checkpoint", "recognizer", "features"}
     assert set(MemberSettings.model_fields) == set(MEMBER) | origins
     assert set(CommitteeSettings.model_fields) == {"base", "members"}
-    assert tuple(stage.name for stage in STAGES) == ORDER
+    # `detect` takes part where the manifest says `align`; its settings are in the manifest.
+    assert tuple(stage.name for stage in STAGES) == ("detect", *ORDER)
     assert set(STALE) == (set(OTHER) | {"committee"})
 
 
@@ -184,7 +185,7 @@ def test_the_content_of_a_model_file_counts_and_not_its_time(tmp_path):
         "data": "mine.yaml",
         "committee": {"base": {"name": "base", "checkpoint": "base.safetensors"}},
     }
-    embed = STAGES[ORDER.index("embed")]
+    embed = next(stage for stage in STAGES if stage.name == "embed")
 
     def ask():
         runtime = Runtime(

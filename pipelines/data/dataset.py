@@ -19,7 +19,7 @@ import json
 import math
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
@@ -28,8 +28,12 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from cdp.errors import ConfigError, DataError
+from pipelines.data.crops import read_crops
 from pipelines.data.features import check_dimensions, find_bad_rows, open_features, read_dims
 from pipelines.data.folders import LEFT_OUT, find_fault, locate, walk_folder
+from pipelines.data.layouts import find_archives, find_place, list_archive, read_place
+from pipelines.data.layouts.flat import name_people
+from pipelines.data.layouts.listed import list_listed
 from pipelines.data.manifest import (
     SPLITS,
     DataManifest,
@@ -57,11 +61,15 @@ STRAY = "in no person's folder: <person>/<image> expected"
 
 @dataclass(frozen=True)
 class Dataset:
-    """A manifest and its data root; small enough to be sent to workers."""
+    """A manifest and its data root; small enough to be sent to workers.
+
+    crops : the publication of the stage detect, whose crops are the images.
+    """
 
     manifest: DataManifest
     root: Path | None
     models_root: Path | None = None
+    crops: Path | None = None
 
     @classmethod
     def open(
@@ -90,11 +98,20 @@ class Dataset:
             )
         dataset = cls(manifest, data_root.resolve(), models_root)
         for folder in dataset._folders.values():
-            if not dataset.locate(folder.root).is_dir():
+            place = dataset.locate(folder.root)
+            if place.is_file() and manifest.kind == "images":
+                find_archives(folder.root, place)  # refuses a file of another kind
+            elif not place.is_dir():
                 raise DataError(
                     f"{manifest_path} names {folder.root!r}, which is not a directory below "
                     f"{data_root}. Check --data-root"
                 )
+        given = manifest.align.given if manifest.align is not None else None
+        if given is not None and not dataset.locate(given).is_file():
+            raise DataError(
+                f"{manifest_path} names the list {given!r} in align.given, and there is no such "
+                f"file below {data_root}"
+            )
         if dataset._pairs is not None and not dataset.locate(dataset._pairs.file).is_file():
             raise DataError(
                 f"{manifest_path} names the pairs {dataset._pairs.file!r}, and there is no such "
@@ -145,6 +162,7 @@ class Dataset:
                 if split in self._folders
                 for entry in _list_folder(self, split, getattr(self.manifest, split))
             ]
+            entries = _leave_out_listed(entries, self._folders)
         if self.manifest.gallery_apart is not None:
             entries += _list_folder(self, "evaluation", self.manifest.gallery_apart)
         entries = unify_names(entries)
@@ -160,9 +178,9 @@ class Dataset:
         files = ""
         if self.root is not None:
             found = [
-                (os.path.join(folder.root, path), fault)
-                for folder in self._folders.values()
-                for path, fault in self._walk(folder.root, any_suffix=self.kind == "features")
+                (path, fault)
+                for split, folder in self._folders.items()
+                for path, fault in _list_content(self, split, folder)
                 if not fault.startswith(LEFT_OUT)
             ]
             paths = [path for path, fault in found if not fault]
@@ -172,6 +190,8 @@ class Dataset:
             if self.kind == "features":
                 named = {name for f in self._folders.values() for name in _name_dims_files(f.root)}
                 paths += [name for name in named - set(paths) if self.locate(name).is_file()]
+            if self.manifest.align is not None and self.manifest.align.given is not None:
+                paths.append(self.manifest.align.given)
             files = digests.digest_tree(self.root, paths)
             if faults:
                 escaped = json.dumps(faults)  # ASCII: a name need not be UTF-8
@@ -186,6 +206,11 @@ class Dataset:
     def _pairs(self) -> PairsSettings | None:
         return self.manifest.people.pairs if self.manifest.people else None
 
+    def find_fault(self, path: str) -> str:
+        """Why a path below the root must not be opened, or an empty string."""
+        assert self.root is not None
+        return find_fault(self.root, path, links=self.manifest.allow_links)
+
     def _walk(self, folder: str, *, any_suffix: bool = False) -> list[tuple[str, str]]:
         assert self.root is not None
         links = self.manifest.allow_links
@@ -199,13 +224,18 @@ class Dataset:
             return []
         return _read_pairs(self.locate(self._pairs.file), self.manifest.people.root)
 
+    def lies_in_archive(self, path: str) -> bool:
+        """Whether the image is part of a `.rec` or `.tar` file."""
+        return find_place(path, self.locate) is not None
+
     def read_bytes(self, path: str) -> bytes:
         """The bytes of one image file; DataError when it cannot be read."""
         try:
+            inside = find_place(path, self.locate)
+            if inside is not None:
+                return read_place(inside, self.locate)
             place = self.locate(path)
-            assert self.root is not None
-            links = self.manifest.allow_links
-            fault = find_fault(self.root, path, links=links) or _find_excess(place)
+            fault = self.find_fault(path) or _find_excess(place)
             if fault:
                 raise DataError(fault)
             return place.read_bytes()
@@ -217,6 +247,13 @@ class Dataset:
         from cdp.images.decode import decode_image, fit_square, pad_square
 
         size_px = self.manifest.size_px
+        if self.crops is not None:
+            return read_crops(self.crops, paths, size_px)
+        if self.manifest.align is not None:
+            raise DataError(
+                f"data set {self.manifest.name} holds photos, whose faces only a run finds; align "
+                "them first: cdp align --from DIR --to DIR"
+            )
         if self.kind == "synthetic":
             faces, row_of = _open_synthetic(self)
             return faces.draw(np.array([row_of[path] for path in paths], np.int64))
@@ -286,18 +323,101 @@ def _find_excess(place: Path) -> str:
     return f"too large: {size} bytes, at most {LARGEST_FILE}" if size > LARGEST_FILE else ""
 
 
+def _leave_out_listed(
+    entries: list[Entry], folders: Mapping[str, PeopleSettings | FolderSettings]
+) -> list[Entry]:
+    """Without the images of a folder that the list of another split names."""
+    by_list = {
+        split
+        for split, folder in folders.items()
+        if isinstance(folder, FolderSettings) and folder.list is not None
+    }
+    listed = {entry.path for entry in entries if entry.split in by_list}
+    kept = [entry for entry in entries if entry.split in by_list or entry.path not in listed]
+    for split in {entry.split for entry in entries} - {entry.split for entry in kept}:
+        raise DataError(
+            f"every image of the {split} folder is named by the list of another split: nothing is "
+            "left in it. Name a folder with further images"
+        )
+    return kept
+
+
+def _list_content(
+    dataset: Dataset, split: str, folder: PeopleSettings | FolderSettings
+) -> list[tuple[str, str]]:
+    """(path below the data root, fault) of the files whose content a folder's images come from."""
+    if isinstance(folder, FolderSettings) and folder.list is not None:
+        listed = _list_folder(dataset, split, folder)
+        return [(folder.list, ""), *((entry.path, entry.fault) for entry in listed)]
+    any_suffix = dataset.kind == "features"
+    archives = [] if any_suffix else find_archives(folder.root, dataset.locate(folder.root))
+    indexes = [os.path.splitext(archive)[0] + ".idx" for archive in archives]
+    content = [*archives, *(index for index in indexes if dataset.locate(index).is_file())]
+    walked = [] if archives == [folder.root] else dataset._walk(folder.root, any_suffix=any_suffix)
+    return [
+        *((path, dataset.find_fault(path)) for path in content),
+        *((os.path.join(folder.root, path), fault) for path, fault in walked),
+    ]
+
+
+def _list_archives(dataset: Dataset, split: str, root: str, layout: str) -> list[Entry]:
+    """The images of the archives of a folder; without people where it is a pile."""
+    entries = []
+    for archive in find_archives(root, dataset.locate(root)):
+        fault = dataset.find_fault(archive)
+        if fault:
+            entries.append(Entry(archive, split, None, fault))
+            continue
+        for member in list_archive(archive, dataset.locate(archive)):
+            person = member.identity if layout != "pile" else None
+            fault = member.fault
+            if layout != "pile" and person is None and not fault:
+                fault = "no person: neither a label nor a folder inside the archive"
+            entries.append(Entry(f"{archive}/{member.name}", split, person, fault))
+    return entries
+
+
 def _list_folder(dataset: Dataset, split: str, folder: FolderSettings) -> list[Entry]:
     layout = folder.layout or ("pile" if split == "unlabelled" else "people")
-    found = dataset._walk(folder.root)
+    if folder.list is not None:
+        return list_listed(
+            split,
+            folder.root,
+            folder.list,
+            dataset.locate,
+            dataset.find_fault,
+            people=layout == "people" and split != "unlabelled",
+        )
+    if folder.pattern is not None:
+        pile = FolderSettings(root=folder.root, layout="pile")
+        return name_people(_list_folder(dataset, split, pile), folder.pattern)
+    inside = _list_archives(dataset, split, folder.root, layout)
+    files = _walk_files(dataset, folder.root)
+    if inside and all(fault.startswith(LEFT_OUT) for _, fault in files):
+        return inside
+    return [*inside, *_list_files(files, split, folder.root, layout)]
+
+
+def _walk_files(dataset: Dataset, root: str) -> list[tuple[str, str]]:
+    """The files below a folder, its archives and their indexes left aside."""
+    place = dataset.locate(root)
+    if place.is_file():
+        return []
+    archives = {os.path.relpath(path, root) for path in find_archives(root, place)}
+    archives |= {os.path.splitext(path)[0] + ".idx" for path in archives}
+    return [found for found in dataset._walk(root) if found[0] not in archives]
+
+
+def _list_files(found: list[tuple[str, str]], split: str, root: str, layout: str) -> list[Entry]:
     if all(fault.startswith(LEFT_OUT) for _, fault in found):
-        raise DataError(f"the {split} folder {folder.root!r} holds no image")
+        raise DataError(f"the {split} folder {root!r} holds no image")
     entries = []
     for path, fault in found:
         # The first folder is the person, whatever lies below: sessions, cameras, years.
         person = path.partition(os.sep)[0] if layout == "people" and os.sep in path else None
         if layout == "people" and person is None and not fault:
             fault = STRAY
-        name = os.path.join(folder.root, path)
+        name = os.path.join(root, path)
         entries.append(Entry(name, split, person, fault))
     stray = [entry for entry in entries if entry.fault == STRAY]
     if stray and not any(entry.identity and not entry.fault for entry in entries):
@@ -309,7 +429,7 @@ def _list_folder(dataset: Dataset, split: str, folder: FolderSettings) -> list[E
 
 
 def _split_people(dataset: Dataset, people: PeopleSettings) -> list[Entry]:
-    folder = FolderSettings(root=people.root, layout="people")
+    folder = FolderSettings(root=people.root, layout="people", pattern=people.pattern)
     entries = unify_names(_list_folder(dataset, "unlabelled", folder))
     held_out = _list_held_out(dataset, people)
     counts = Counter(

@@ -13,6 +13,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from pipelines.config import Positive, Settings, Share
+from pipelines.data.photos import AlignSettings
 
 SPLITS = ("labelled", "unlabelled", "evaluation")
 LARGEST_PX = 512
@@ -41,6 +42,7 @@ class PeopleSettings(Settings):
     min_images : a person with fewer images goes to the unlabelled split.
     labelled, evaluation : shares of the people with at least `min_images` images, in [0, 1]; the
         remaining people are unlabelled.
+    pattern : where the name of a file says the person, as for one folder a split.
     pairs : verification pairs; people of its held-out folds go to evaluation before the shares are
         counted.
     """
@@ -50,6 +52,7 @@ class PeopleSettings(Settings):
     min_images: Positive = 2
     labelled: Share
     evaluation: Share
+    pattern: str | None = None
     pairs: PairsSettings | None = None
 
 
@@ -60,9 +63,14 @@ class FolderSettings(Settings):
     layout : "people" is `<person>/<image>`, where the first folder is the person and deeper ones
         are nested at will; "pile" is images without identities, nested at will; null is "pile" for
         `unlabelled` and "people" for the others.
+    list : names the images and their people: a CSV, TSV, JSON lines, Parquet or `.lst` file,
+        relative to the data root.
+    pattern : where the name of a file says the person: `{person}_*` for Ann_Lee_0003.jpg.
     """
 
     root: str
+    list: str | None = None
+    pattern: str | None = None
     layout: Literal["people", "pile"] | None = None
 
 
@@ -111,6 +119,7 @@ class DataManifest(Settings):
         header; a `dims.txt` in or above the folder says the same.
     people : one folder, split by person; or else
     labelled, unlabelled, evaluation : one folder a split.
+    align : how photos become aligned faces; null where the images are aligned faces already.
     synthetic : arguments of `cdp.synthetic.SyntheticFaces`.
     """
 
@@ -128,10 +137,13 @@ class DataManifest(Settings):
     labelled: FolderSettings | None = None
     unlabelled: FolderSettings | None = None
     evaluation: EvaluationSettings | None = None
+    align: AlignSettings | None = None
     synthetic: dict[str, Any] = Field(default_factory=dict)
 
     @model_validator(mode="after")
     def _kind_has_its_parts(self) -> DataManifest:
+        if self.align is not None and self.kind != "images":
+            raise ValueError(f"align goes with kind images, not with kind {self.kind}")
         folders = [self.labelled, self.unlabelled, self.evaluation]
         if self.kind == "images" and (self.people is None) == (not any(folders)):
             raise ValueError(

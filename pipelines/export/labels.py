@@ -286,9 +286,12 @@ def _place_images(
         )
     for folder in sorted({os.path.dirname(target) for target in targets}):
         (draft / folder).mkdir(parents=True, exist_ok=True)
-    if dataset.kind == "synthetic":
+    if dataset.kind == "synthetic" or dataset.crops is not None:
         return _draw_images(dataset, labels, draft, targets)
     for path, target in zip(labels.path, targets, strict=True):
+        if dataset.lies_in_archive(path):
+            (draft / target).write_bytes(dataset.read_bytes(path))
+            continue
         original = dataset.locate(path)
         if not original.is_file():
             raise DataError(

@@ -118,6 +118,19 @@ def draw_scores(together: np.ndarray, apart: np.ndarray, *, name: str, cut: floa
     return canvas.svg
 
 
+def draw_measure(values: np.ndarray, name: str, most: float | None = None) -> Markup:
+    """Histogram of one measure of the faces; `most` is its largest possible value, if any."""
+    canvas = Canvas(f"Histogram of the {name}", 5.2, 2.2)
+    with canvas as axes:
+        values = values[np.isfinite(values)]
+        low = min(0.0, float(values.min(initial=0)))
+        high = float(np.percentile(values, 99.5)) if len(values) else 1.0
+        edges = np.linspace(low, most or max(high, low + 1e-6), 41)
+        axes.hist(np.minimum(values, edges[-1]), edges, color=SERIES[0], rwidth=0.9)
+        axes.set(xlabel=name, ylabel="faces", xlim=(edges[0], edges[-1]))
+    return canvas.svg
+
+
 def draw_sizes(size: np.ndarray) -> Markup:
     """Histogram of cluster sizes."""
     canvas = Canvas("Histogram of cluster sizes", 5.2, 2.7)

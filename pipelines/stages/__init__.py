@@ -7,6 +7,7 @@ from typing import Any
 
 from pipelines.stage import Stage
 from pipelines.stages import (
+    detect,
     embed,
     evaluate,
     ingest,
@@ -20,6 +21,7 @@ from pipelines.stages import (
 )
 
 STAGES: tuple[Stage, ...] = (
+    detect.STAGE,  # photos -> aligned faces, where the manifest says `align`
     ingest.STAGE,  # files -> samples that can be read, and rejected files
     train.STAGE,  # labelled samples -> the base and the committee
     embed.STAGE,  # samples -> one view a member

@@ -22,6 +22,8 @@ import numpy as np
 import pyarrow as pa
 
 from cdp.errors import DataError
+from pipelines.data.alignment_check import check_alignment, judge_images
+from pipelines.data.crops import list_faces
 from pipelines.data.dataset import Dataset
 from pipelines.data.folders import LEFT_OUT
 from pipelines.data.manifest import Entry
@@ -50,7 +52,12 @@ PART_SIZE = 1000
 def run(work: Work) -> Mapping[str, Any]:
     entries = work.dataset.list_entries()
     rows = _number_rows(entries)
-    if work.dataset.kind == "features":
+    if work.dataset.crops is not None:
+        faces, without = (work.read(f"detect.{name}").to_pandas() for name in ("faces", "rejected"))
+        least = work.config.ingest
+        entries, found = list_faces(entries, faces, without, least.min_px, least.min_quality)
+        rows = _number_rows(entries)
+    elif work.dataset.kind == "features":
         bad = work.dataset.find_bad_rows(_list_views(work))
         found = [
             (0, 0, "", bad.get((entry.split, row), ""))
@@ -102,6 +109,14 @@ def run(work: Work) -> Mapping[str, Any]:
             f"data set {name}: no unlabelled image could be used, {len(rejected)} were rejected"
             + (f", the first because: {reasons[rejected[0]]}" if rejected else "")
         )
+    aligned = {}
+    if work.dataset.kind == "images" and work.dataset.crops is None:
+        aligned = check_alignment(
+            work.dataset,
+            kept,
+            lambda parts: work.engine.map(judge_images, parts, label="ingest"),
+            seed=work.seed,
+        )
     people = {
         split: len({entry.identity for entry in kept if entry.split == split} - {None})
         for split in ("labelled", "evaluation")
@@ -115,6 +130,7 @@ def run(work: Work) -> Mapping[str, Any]:
         "labelled_people": people["labelled"],
         "evaluation_people": people["evaluation"],
         "truth_known": len(known) == counts["unlabelled"],
+        **({"aligned": aligned} if aligned else {}),
     }
 
 
@@ -184,7 +200,7 @@ def _reject_repeats(entries: list[Entry], found: list[tuple[int, int, str, str]]
 STAGE = Stage(
     name="ingest",
     version=2,
-    inputs=(),
+    inputs=("detect.faces", "detect.rejected"),
     outputs={"samples": SAMPLES, "rejected": REJECTED, "truth": TRUTH},
     reads=("ingest",),
     reads_with_features=("committee",),

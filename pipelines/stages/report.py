@@ -297,6 +297,7 @@ STAGE = Stage(
     name="report",
     version=3,
     inputs=(
+        "detect.faces",
         "ingest.samples",
         "ingest.rejected",
         "ingest.truth",

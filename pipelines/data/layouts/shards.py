@@ -1,0 +1,145 @@
+"""Tar shards, as WebDataset writes them: images, and beside each its label.
+
+The contract:
+- An image is a regular member with the suffix of one. Its person is the text of `<same name>.cls`,
+  the `label`, `identity` or `person` of `<same name>.json`, or else the first folder of its name.
+- Nothing is unpacked. Links, devices, names with `..` and members beyond the end of the file are
+  members with a fault; so is what follows the place where a file is cut.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import posixpath
+import tarfile
+from collections.abc import Iterator
+from functools import lru_cache
+from pathlib import Path
+from typing import IO
+
+from cdp.errors import DataError
+from pipelines.data.layouts.member import LARGEST_MEMBER, Member
+
+SUFFIX = ".tar"
+IMAGE_SUFFIXES = {
+    ".jpg",
+    ".jpeg",
+    ".png",
+    ".bmp",
+    ".webp",
+    ".tif",
+    ".tiff",
+    ".ppm",
+    ".gif",
+    ".avif",
+}
+LABELS = (".cls", ".json")
+LARGEST_LABEL = 1 << 20
+"""Most bytes of a label file."""
+KEYS = ("label", "identity", "person", "cls")
+
+
+def list_members(path: Path) -> Iterator[Member]:
+    """Every image of the shard; members without the suffix of an image are left out."""
+    size = path.stat().st_size
+    members = list(_iterate_members(path, size))
+    labels = _read_labels(path, members)
+    for name, offset, _, fault in members:
+        if not fault and offset >= 0 and os.path.splitext(name)[1].lower() not in IMAGE_SUFFIXES:
+            continue
+        folder = name.partition("/")[0] if "/" in name else None
+        yield Member(name, labels.get(_strip_suffix(name), folder), fault)
+
+
+def read_member(path: Path, name: str) -> bytes:
+    """The bytes of one image."""
+    found = path.stat()
+    place = _index_members(path, found.st_size, found.st_mtime_ns).get(name)
+    if place is None:
+        raise DataError(f"{path.name} has no file {name}")
+    with path.open("rb") as stream:
+        stream.seek(place[0])
+        data = stream.read(place[1])
+    if len(data) < place[1]:
+        raise DataError(f"{path.name} ends inside {name}")
+    return data
+
+
+@lru_cache(maxsize=8)
+def _index_members(path: Path, size: int, _changed: int) -> dict[str, tuple[int, int]]:
+    return {
+        name: (offset, length)
+        for name, offset, length, fault in _iterate_members(path, size)
+        if not fault
+    }
+
+
+def _iterate_members(path: Path, size: int) -> Iterator[tuple[str, int, int, str]]:
+    """(name, byte, length, fault) of every member that is no folder; each name once."""
+    seen: set[str] = set()
+    number = 0
+    try:
+        with tarfile.open(path, "r:") as tar:
+            for number, member in enumerate(tar, 1):
+                tar.members = []  # type: ignore[attr-defined] # else the list grows with the file
+                if member.isdir():
+                    continue
+                name = posixpath.normpath(member.name)
+                fault = _find_fault(member, name, size)
+                if name in seen:
+                    name, fault = f"{name} ({number})", fault or "a name that the shard has already"
+                seen.add(name)
+                yield name, member.offset_data, member.size, fault
+            if tar.offset > size:
+                yield f"end ({number})", -1, 0, f"the shard is cut: it has {size} bytes"
+    except (tarfile.TarError, OSError, ValueError, EOFError, UnicodeError, OverflowError) as error:
+        reason = str(error).splitlines()[0][:80] if str(error) else type(error).__name__
+        yield f"end ({number})", -1, 0, f"the shard cannot be read any further: {reason}"
+
+
+def _find_fault(member: tarfile.TarInfo, name: str, size: int) -> str:
+    if name.startswith(("/", "..")):
+        return "a name that leads out of the shard"
+    if not member.isreg() or member.issparse():
+        return "a link, device or sparse file, no plain file"
+    if member.offset_data + member.size > size:
+        return f"cut: {member.size} bytes said, the shard ends before"
+    if member.size > LARGEST_MEMBER:
+        return f"too large: {member.size} bytes, at most {LARGEST_MEMBER}"
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return "its name is not UTF-8"
+    return ""
+
+
+def _strip_suffix(name: str) -> str:
+    """The name up to the first point of its last part: the key of a WebDataset sample."""
+    folder, _, last = name.rpartition("/")
+    return f"{folder}/{last.partition('.')[0]}"
+
+
+def _read_labels(path: Path, members: list[tuple[str, int, int, str]]) -> dict[str, str]:
+    labels: dict[str, str] = {}
+    with path.open("rb") as stream:
+        for name, offset, length, fault in members:
+            suffix = os.path.splitext(name)[1].lower()
+            if suffix in LABELS and not fault and length <= LARGEST_LABEL:
+                label = _read_label(stream, offset, length, suffix)
+                if label is not None:
+                    labels.setdefault(_strip_suffix(name), label)
+    return labels
+
+
+def _read_label(stream: IO[bytes], offset: int, length: int, suffix: str) -> str | None:
+    stream.seek(offset)
+    try:
+        text = stream.read(length).decode("utf-8-sig").strip()
+        if suffix == ".json":
+            value = json.loads(text)
+            found = [value[key] for key in KEYS if value.get(key) is not None]
+            text = str(found[0]) if found else ""
+    except (ValueError, AttributeError, RecursionError):
+        return None
+    return text or None

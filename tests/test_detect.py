@@ -1,0 +1,211 @@
+"""The stage detect: from photos to samples, with faults, resumption and a choice of faces."""
+
+from hashlib import sha256
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pyarrow.parquet as pq
+import pytest
+import yaml
+from PIL import Image
+from test_photos import draw_photo
+
+import cdp
+from pipelines.data.crops import list_faces
+from pipelines.data.manifest import Entry
+from pipelines.engine import Engine
+from pipelines.run import main
+
+pytestmark = pytest.mark.torch
+
+
+@pytest.fixture(autouse=True)
+def _no_cluster(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Parts are computed in this process; the engine has tests of its own."""
+
+    def compute(engine, function, parts, *, label):
+        return iter([function(*part) for part in parts])
+
+    monkeypatch.setattr(Engine, "map", compute)
+
+
+MANIFEST = {
+    "name": "photos", "kind": "images", "size_px": 64,
+    "labelled": {"root": "staff"}, "unlabelled": {"root": "cameras", "layout": "pile"},
+    "align": {"faces": "all"},
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A data root with photos, a manifest and a config."""
+    place = tmp_path_factory.mktemp("detect")
+    photo = draw_photo()
+    for name, pixels in {
+        "staff/ann/1.png": photo,
+        "staff/bob/1.png": photo[:, 140:],
+        "cameras/both.png": photo[:, ::-1],
+        "cameras/again.png": photo[:, ::-1],
+        "cameras/turned.png": np.rot90(photo[:, 139::-1]),
+        "cameras/black.png": np.zeros((50, 50, 3), np.uint8),
+        "cameras/large.png": np.zeros((1200, 1000, 3), np.uint8),
+    }.items():
+        path = place / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(np.ascontiguousarray(pixels)).save(path)
+    (place / "cameras" / "broken.jpg").write_bytes(b"\xff\xd8\xff\xe0 broken")
+    write(place, MANIFEST)
+    config = {
+        "data": "data.yaml",
+        "committee": {"base": {"name": "base", "backbone": "plain", "width": 0.5}},
+    }
+    (place / "tiny.yaml").write_text(yaml.safe_dump(config))
+    return place
+
+
+def write(place: Path, manifest: dict) -> None:
+    (place / "data.yaml").write_text(yaml.safe_dump(manifest))
+
+
+def run(place: Path, *options: str) -> int:
+    return main(
+        ["--config", str(place / "tiny.yaml"), "--data-root", str(place), "--workers", "1",
+         "--runs-dir", str(place / "runs"), *options]
+    )  # fmt: skip
+
+
+def test_photos_become_samples(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    align = {"faces": "all", "max_pixels": 1_000_000}
+    write(place, {**MANIFEST, "align": align})
+    assert run(place, "--until", "ingest") == 0
+    results = cdp.open_run(place / "runs" / "tiny")
+    samples = results.read("ingest", "samples")
+    # Of a known person's photo the largest face; of the others all; the second copy is a repeat.
+    assert samples.path.tolist() == [
+        "staff/ann/1.png", "staff/bob/1.png",
+        "cameras/again.png#0", "cameras/again.png#1", "cameras/turned.png#0",
+    ]  # fmt: skip
+    assert samples.identity.tolist()[:2] == ["ann", "bob"]
+    assert samples.split.tolist() == ["labelled"] * 2 + ["unlabelled"] * 3
+    rejected = results.read("ingest", "rejected").set_index("path").reason
+    assert rejected["cameras/black.png"] == "no face found"
+    assert rejected["cameras/both.png#0"] == "same bytes as cameras/again.png#0"
+    assert rejected["cameras/broken.jpg"].startswith("corrupt image")
+    assert rejected["cameras/large.png"].startswith("too large: 1000 x 1200 px")
+    faces = results.read("detect", "faces").set_index("path")
+    assert set(faces.angle[["cameras/turned.png#0"]]) <= {90, 270}
+    assert (samples.width == faces.side_px[samples.path].round().to_numpy()).all()
+    dataset = results.open_dataset()
+    page = (results.directory / "detect" / "faces.html").read_text(encoding="utf-8")
+    assert page.count("<img ") >= 5
+    assert "<script" not in page
+    assert "too large: 1000 x 1200 px" not in page.partition('id="none"')[0]
+    crops = dataset.read_faces(samples.path.tolist())
+    assert crops.shape == (5, 64, 64, 3)
+    # The same mirrored face, upright and turned.
+    pairs = [np.abs(crops[4].astype(int) - crops[row]).mean() for row in (2, 3)]
+    assert min(pairs) < 3
+    poor = float(faces.quality[samples.path].min()) + 0.001
+    assert run(place, "--until", "ingest", f"ingest.min_quality={poor}") == 0
+    reasons = cdp.open_run(place / "runs" / "tiny").read("ingest", "rejected").reason
+    assert reasons.str.startswith("poor: a face of quality ").sum() == 1
+    assert run(place, "--until", "ingest", "ingest.min_px=100") == 0
+    small = cdp.open_run(place / "runs" / "tiny").read("ingest", "rejected").reason
+    assert small.str.startswith("too small: a face of ").any()
+    # What ingest rejects does not detect again.
+    assert capsys.readouterr().out.count("detect    skip") == 2
+
+
+def test_faces_given_in_a_list_are_used(place: Path) -> None:
+    lines = ["path,left,top,right,bottom", "cameras/black.png,10,10,40,40"]
+    (place / "given.csv").write_text("\n".join(lines))
+    write(place, {**MANIFEST, "align": {"given": "given.csv"}})
+    assert run(place, "--until", "ingest", "name=given") == 0
+    samples = cdp.open_run(place / "runs" / "given").read("ingest", "samples")
+    assert "cameras/black.png" in samples.path.tolist()
+    (place / "given.csv").write_text("\n".join(lines[:1]))
+    assert run(place, "--until", "ingest", "name=given") == 0  # the list counts in the fingerprint
+    samples = cdp.open_run(place / "runs" / "given").read("ingest", "samples")
+    assert "cameras/black.png" not in samples.path.tolist()
+
+
+def test_damage_is_mended_and_finished_parts_are_kept(
+    place: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from pipelines.stages import detect
+
+    write(place, MANIFEST)
+    monkeypatch.setattr(detect, "PART_SIZE", 4)
+    assert run(place, "--until", "detect", "name=whole") == 0
+    whole = place / "runs" / "whole" / "detect"
+    before = pd.read_parquet(whole / "faces.parquet")
+    crop = sorted((whole / "crops").glob("*.npy"))[-1]
+    crop.write_bytes(crop.read_bytes()[:-1])
+    # What an earlier attempt finished is taken as it is: here, one part with a row less.
+    work = whole.resolve().with_name(whole.resolve().name.rpartition("-")[0] + ".partial")
+    for folder in ("faces.parquet", "rejected.parquet"):
+        (work / folder).mkdir(parents=True)
+        part = f"{folder}/part-00000.parquet"
+        pq.write_table(pq.read_table(whole / part)[:1], work / part)
+    assert run(place, "--until", "detect", "name=whole") == 0
+    after = pd.read_parquet(whole / "faces.parquet")
+    second = before[before.part == 1].reset_index(drop=True)
+    pd.testing.assert_frame_equal(after[after.part == 1].reset_index(drop=True), second)
+    assert (after.part == 0).sum() == 1
+    dataset = cdp.open_run(place / "runs" / "whole").open_dataset()
+    kept = second[second.chosen].path.tolist()
+    digests = [sha256(face.tobytes()).hexdigest() for face in dataset.read_faces(kept)]
+    assert digests == second[second.chosen].sha256.tolist()
+
+
+def test_without_align_there_is_no_stage(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write(place, {name: value for name, value in MANIFEST.items() if name != "align"})
+    assert run(place, "--until", "ingest", "name=plain") == 0
+    assert "detect  " not in capsys.readouterr().out
+    assert run(place, "--stage", "detect", "name=plain") == 0
+    assert "the data manifest does not say `align`" in capsys.readouterr().out
+
+
+def test_images_that_are_not_aligned_are_warned_of(
+    place: Path, capsys: pytest.CaptureFixture[str], data_root: Path
+) -> None:
+    photos = sorted((data_root / "photos/people").glob("*/*.jpg"))[:12]
+    for photo in photos:
+        for folder, source in (("raw", photo), ("ready", data_root / "lfw112" / photo.parent.name)):
+            target = place / folder / photo.name
+            target.parent.mkdir(exist_ok=True)
+            target.write_bytes((source / photo.name if folder == "ready" else source).read_bytes())
+    manifest = {"name": "faces", "kind": "images", "unlabelled": {"root": "raw", "layout": "pile"}}
+    write(place, manifest)
+    assert run(place, "--until", "ingest", "name=raw") == 0
+    out = capsys.readouterr().out
+    assert "warning: unlabelled images seem not to be aligned faces: of 12 sampled, 0 are" in out
+    assert "align: {}" in out
+    write(place, {**manifest, "unlabelled": {"root": "ready", "layout": "pile"}})
+    assert run(place, "--until", "ingest", "name=ready") == 0
+    assert "warning" not in capsys.readouterr().out
+    facts = cdp.open_run(place / "runs" / "ready").manifest("ingest")["facts"]
+    assert facts["aligned"] == {"unlabelled": 1.0}
+
+
+def test_wrong_settings_are_named(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    write(place, {**MANIFEST, "align": {"faces": "every"}})
+    assert run(place, "--dry-run") == 2
+    assert "align.faces" in capsys.readouterr().err
+    write(place, {**MANIFEST, "align": {"given": "nowhere.csv"}})
+    assert run(place, "--dry-run") == 2
+    assert "names the list 'nowhere.csv' in align.given" in capsys.readouterr().err
+    write(place, {"name": "x", "kind": "synthetic", "align": {}})
+    assert run(place, "--dry-run") == 2
+    assert "align goes with kind images, not with kind synthetic" in capsys.readouterr().err
+
+
+def test_a_photo_named_like_a_face_is_refused() -> None:
+    faces = pd.DataFrame(
+        {"path": ["a.jpg#0", "a.jpg#0"], "photo": ["a.jpg", "a.jpg#0"], "chosen": True,
+         "side_px": 50.0, "quality": 0.5, "sha256": ["x", "y"]}
+    )  # fmt: skip
+    entries = [Entry(path, "unlabelled", None) for path in ("a.jpg", "a.jpg#0")]
+    with pytest.raises(cdp.DataError, match="names a photo and a face of another"):
+        list_faces(entries, faces, pd.DataFrame({"photo": [], "reason": []}), 8)

@@ -1,0 +1,215 @@
+"""Photos to crops: which faces are chosen, given places, reasons, and the command `cdp align`."""
+
+import csv
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from cdp.errors import DataError
+from cdp.synthetic.identities import SyntheticFaces
+from pipelines.align import main
+from pipelines.data.lists import read_list
+from pipelines.data.photos import AlignSettings, PhotoTask, find_faces, read_given
+from pipelines.engine import Engine
+
+
+def draw_photo() -> np.ndarray:
+    """Two drawn faces on grey: a large one at the left, a small one in the middle."""
+    drawn = SyntheticFaces(
+        size_px=112, labelled_identities=3, unlabelled_identities=2, evaluation_identities=2,
+        images_min=2, images_max=2, evaluation_images=2,
+    ).draw(np.array([2, 4]))  # fmt: skip
+    photo = np.full((200, 380, 3), 120, np.uint8)
+    photo[30:142, 10:122] = drawn[0]
+    photo[70:134, 160:224] = cv2.resize(drawn[1], (64, 64), interpolation=cv2.INTER_AREA)
+    return photo
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    place = tmp_path_factory.mktemp("photos")
+    (place / "day 1").mkdir()
+    photo = draw_photo()
+    Image.fromarray(photo).save(place / "day 1" / "two é.png")
+    Image.fromarray(photo[:, :140]).save(place / "one.png")
+    Image.fromarray(photo[:, :140]).save(place / "one.jpg", quality=95)
+    Image.fromarray(np.zeros((90, 90, 3), np.uint8)).save(place / "black.png")
+    (place / "broken.jpg").write_bytes(b"no photo")
+    return place
+
+
+def find(folder: Path, name: str, *, one: bool = False, given=(), **align):
+    task = PhotoTask(AlignSettings(**align), 112)
+    places = {name: list(given)} if given else {}
+    return find_faces([(name, one)], lambda path: (folder / path).read_bytes(), task, places)
+
+
+def test_which_faces_are_chosen(folder: Path) -> None:
+    name = "day 1/two é.png"
+    largest, central = find(folder, name), find(folder, name, faces="central")
+    every = find(folder, name, faces="all")
+    side = np.array(every.rows["side_px"])
+    assert len(side) == 2
+    assert every.rows["chosen"] == [True, True]
+    assert every.rows["path"] == [f"{name}#0", f"{name}#1"]
+    assert every.rows["row"] == [0, 1]
+    assert largest.rows["chosen"] == (side == side.max()).tolist()
+    assert central.rows["chosen"] == (side == side.min()).tolist()
+    assert largest.rows["path"] == [name if large else f"{name}#{face}"
+                                    for face, large in enumerate(side == side.max())]  # fmt: skip
+    assert sorted(largest.rows["row"]) == [-1, 0]
+    np.testing.assert_array_equal(largest.crops[0], every.crops[side.argmax()])
+    # A photo of one known person gives one face, whatever the settings say.
+    known = find(folder, name, one=True, faces="all")
+    assert known.rows["chosen"] == largest.rows["chosen"]
+    assert known.rows["path"] == largest.rows["path"]
+
+
+def test_photos_without_a_usable_face_have_a_reason(folder: Path) -> None:
+    assert find(folder, "black.png").rejected == [("black.png", "no face found")]
+    assert find(folder, "broken.jpg").rejected[0][1].startswith("not an image")
+    unsure = find(folder, "one.png", min_score=0.99999)
+    assert unsure.rejected[0][1].startswith("no face is sure: the best has the score ")
+    assert unsure.rows["chosen"] == [False]
+    assert len(unsure.crops) == 0
+
+
+def test_given_places_are_used_instead_of_detecting(folder: Path, tmp_path: Path) -> None:
+    found = find(folder, "one.png")
+    points = np.array(found.rows["landmarks"][0])
+    table = tmp_path / "given.csv"
+    names = [f"{axis}{i}" for i in range(1, 6) for axis in "xy"]
+    table.write_bytes(
+        b"\xef\xbb\xbf"
+        + "\r\n".join(["path," + ",".join(names), "one.png," + ",".join(map(str, points))]).encode()
+    )
+    given = read_given(table)["one.png"]
+    again = find(folder, "one.png", given=given)
+    assert np.abs(again.crops[0].astype(int) - found.crops[0]).max() <= 2
+    assert again.rows["score"] == [1.0]
+    box = [found.rows[side][0] for side in ("left", "top", "right", "bottom")]
+    table.write_text("path,left,top,right,bottom\none.png," + ",".join(map(str, box)) + "\n")
+    boxed = find(folder, "one.png", given=read_given(table)["one.png"])
+    np.testing.assert_allclose(boxed.rows["landmarks"][0], points, atol=4)
+    table.write_text("path,identity\none.png,ann\n")
+    with pytest.raises(DataError, match="neither a box"):
+        read_given(table)
+    table.write_text("path,left,top,right,bottom\none.png,5,5,5,5\n")
+    nothing = find(folder, "one.png", given=read_given(table)["one.png"])
+    assert nothing.rejected[0][1].startswith("a box of 1 px or more")
+
+
+def test_the_command_writes_a_folder_and_goes_on(
+    folder: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def compute(engine, function, parts, *, label):
+        return iter([function(*part) for part in parts])
+
+    monkeypatch.setattr(Engine, "map", compute)
+    out = tmp_path / "faces"
+    arguments = ["--from", str(folder), "--to", str(out), "--faces", "all", "--workers", "1"]
+    assert main(arguments) == 0
+    assert "4 faces of 5 photos" in capsys.readouterr().out
+    files = sorted(path.relative_to(out).as_posix() for path in out.rglob("*.png"))
+    assert files == ["day 1/two é#0.png", "day 1/two é#1.png", "one.jpg#0.png", "one.png#0.png"]
+    with Image.open(out / files[0]) as face:
+        assert face.size == (112, 112)
+    faces = pq.read_table(out / "faces.parquet").to_pandas()
+    assert faces.chosen.sum() == 4
+    with (out / "rejected.csv").open(encoding="utf-8", newline="") as stream:
+        rejected = list(csv.reader(stream))
+    assert rejected[0] == ["photo", "reason"]
+    assert [row[0] for row in rejected[1:]] == ["black.png", "broken.jpg"]
+    assert not (out / ".align").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"--from": "nowhere"}, "--from: a folder of photos expected, got nowhere"),
+        ({"--to": "{folder}/inside"}, "--to: a folder outside --from expected"),
+        ({"--size": "4"}, "--size: 16 to 512 px expected, got 4"),
+        ({"--min-score": "2"}, "min_score"),
+        ({"--given": "{folder}/one.png"}, "a list expected, one of .csv"),
+    ],
+)
+def test_wrong_options_are_named(
+    folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], change, message
+) -> None:
+    options = {"--from": str(folder), "--to": str(tmp_path / "x"), "--workers": "1"} | {
+        name: value.format(folder=folder) for name, value in change.items()
+    }
+    assert main([word for pair in options.items() for word in pair]) == 2
+    assert message in capsys.readouterr().err
+
+
+LISTS = {
+    "header.csv": '\ufeffFile_Name,Label\r\n"a, b.jpg",ann\r\n\r\n 😀 x.jpg ,bob\r\n',
+    "plain.csv": "a, b.jpg;ann\n 😀 x.jpg ;bob\n",
+    "plain.tsv": "a, b.jpg\tann\n 😀 x.jpg \tbob\n",
+    "lines.jsonl": '{"image": "a, b.jpg", "person": "ann"}\n\n'
+    '{"path": " 😀 x.jpg ", "label": "bob"}\n',
+    "im2rec.lst": "0\tann\ta, b.jpg\n1\tbob\t 😀 x.jpg \n",
+    "insightface.lst": "1\ta, b.jpg\tann\n1\t 😀 x.jpg \tbob\n",
+}
+
+
+@pytest.mark.parametrize("name", LISTS)
+def test_lists_as_people_write_them(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_bytes(LISTS[name].encode())
+    rows = [(row.path.strip(), row.identity) for row in read_list(tmp_path / name)]
+    assert rows == [("a, b.jpg", "ann"), ("😀 x.jpg", "bob")]
+
+
+def test_numbers_as_labels_and_landmarks_of_insightface(tmp_path: Path) -> None:
+    (tmp_path / "a.lst").write_text("5\t12.000000\tx/1.jpg\n")
+    assert read_list(tmp_path / "a.lst")[0].identity == "12"
+    numbers = "\t".join(map(str, [1, 2, 30, 40, *range(10, 15), *range(20, 25)]))
+    (tmp_path / "b.lst").write_text(f"0\tx/1.jpg\t7\t{numbers}\n")
+    (row,) = read_list(tmp_path / "b.lst")
+    assert (row.identity, row.box) == ("7", (1, 2, 30, 40))
+    assert row.landmarks.tolist() == [[10, 20], [11, 21], [12, 22], [13, 23], [14, 24]]
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "message"),
+    [
+        ("a.csv", "path,identity\nx.jpg\n", r"a\.csv, row 1: 2 fields expected, got 1"),
+        ("a.csv", 'path,identity\nx.jpg,"ann\n', r"a\.csv, after row"),
+        ("a.jsonl", "{\n", r"a\.jsonl, after row 0"),
+        ("a.jsonl", "[1]\n", "an object a line expected"),
+        ("a.jsonl", '{"person": "ann"}\n', "a path expected, columns are 'person'"),
+        ("a.csv", "path,left,top,right,bottom\nx,1,2,3,nan\n", "finite numbers"),
+        ("a.parquet", "PAR1", "no Parquet table"),
+        ("a.docx", "x", r"a list expected, one of \.csv"),
+        ("a.csv", b"path\n\xff\xfe\n", "cannot read"),
+    ],
+)
+def test_broken_lists_are_named(tmp_path: Path, name: str, text, message: str) -> None:
+    (tmp_path / name).write_bytes(text if isinstance(text, bytes) else text.encode())
+    with pytest.raises(DataError, match=message):
+        read_list(tmp_path / name)
+
+
+@pytest.mark.long
+def test_crops_of_real_photos_are_those_that_embedders_expect(data_root: Path) -> None:
+    from cdp.embedding import OnnxEmbedder
+    from cdp.images.decode import decode_image
+
+    photos = sorted((data_root / "photos/people").glob("*/*.jpg"))[::5]
+    task = PhotoTask(AlignSettings(faces="central"), 112)
+    names = [(str(path), True) for path in photos]
+    found = find_faces(names, lambda path: Path(path).read_bytes(), task, {})
+    assert found.rejected == []
+    ready = [data_root / "lfw112" / path.parent.name / path.name for path in photos]
+    embedder = OnnxEmbedder((data_root / "onnx/edgeface_xs.onnx").read_bytes())
+    wanted = embedder.embed(np.stack([decode_image(path.read_bytes()) for path in ready]))[0]
+    cosine = (embedder.embed(found.crops)[0] * wanted).sum(1)
+    assert cosine.mean() > 0.97
