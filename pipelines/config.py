@@ -92,6 +92,7 @@ class TrainingSettings(Settings):
 
     input_px : side of the faces that the network reads.
     degradation : name of the degradation of training images; see `cdp.images.degradation`.
+    neck : "own", the backbone's ending, or another one; see `cdp.models.necks`.
     head_options : parameters of the head, such as `margin`; see its class in `cdp.models.heads`.
     auxiliary : losses added to the head, name to `weight` and the loss's own parameters; see
         `cdp.models.auxiliary`.
@@ -104,6 +105,7 @@ class TrainingSettings(Settings):
 
     input_px: Annotated[int, Field(ge=8)] = 24
     embedding_dim: Positive = 128
+    neck: str = "own"
     head: str = "adaface"
     head_options: dict[str, float] = Field(default_factory=dict)
     degradation: str = "adaface"
@@ -155,6 +157,7 @@ class TrainingSettings(Settings):
             input_px=self.input_px,
             embedding_dim=self.embedding_dim,
             width=width,
+            neck=self.neck,
             head=self.head,
             head_params=self.head_options,
             auxiliaries=self.auxiliary,

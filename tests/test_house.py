@@ -15,7 +15,8 @@ SOURCES = sorted([*ROOT.glob("cdp/**/*.py"), *ROOT.glob("pipelines/**/*.py")])
 
 LAYERS = """
 cdp.errors cdp.types cdp.progress
-cdp.arrays cdp.images cdp.models cdp.metrics cdp.synthetic
+cdp.arrays cdp.images cdp.metrics cdp.synthetic
+cdp.models
 cdp.knn cdp.committee cdp.propagation cdp.training
 cdp.embedding cdp.mediator cdp.review
 cdp.recognizer cdp.clusterer

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from cdp.errors import ConfigError
-from cdp.images.degradation import degrade
+from cdp.images.degradation import DEGRADATIONS, Degradation, degrade
 from cdp.training.distributed import Team
 from cdp.training.plan import Sampling, TrainingPlan
 from cdp.training.sets import TrainingSet
@@ -104,6 +104,7 @@ class Targets(NamedTuple):
     soft : (place (e,) int64, class (e,) int64, share (e,) float32) or None
     masked : (e, 2) int64 or None, a row of the head's input and a class
     teacher : (b, d) float32 or None
+    seeds : (b,) int64, one an image and pass, which all its random numbers follow from
     """
 
     label: Tensor | None
@@ -111,11 +112,20 @@ class Targets(NamedTuple):
     soft: tuple[Tensor, Tensor, Tensor] | None
     masked: Tensor | None
     teacher: Tensor | None
+    seeds: Tensor
 
     def list_classes(self) -> Tensor:
         """Every class that a label or a soft target names, repeats included."""
         assert self.label is not None
         return torch.cat([self.label, self.label if self.soft is None else self.soft[1]])
+
+
+class _Loaded(NamedTuple):
+    """Some steps of a training set: rows and seeds of all, this process's degraded faces."""
+
+    rows: np.ndarray
+    seeds: np.ndarray
+    degraded: Tensor | None
 
 
 class Batches:
@@ -169,7 +179,7 @@ class Batches:
         ]
         self._block_steps = max(1, _LOOKAHEAD_IMAGES // plan.batch_size)
         self._block = -1
-        self._loaded: list[tuple[np.ndarray, Tensor | None]] = []
+        self._loaded: list[_Loaded] = []
 
     def load(self, step: int) -> tuple[Tensor, list[Targets]]:
         """This process's degraded images (b, 3, s, s), and the targets of the whole batch."""
@@ -177,23 +187,34 @@ class Batches:
         if block != self._block:
             self._block, self._loaded = block, self._load_block(block)
         faces, targets = [], []
-        for each, count, (rows, degraded) in zip(
-            self.training_sets, self.counts, self._loaded, strict=True
-        ):
-            targets.append(self._make_targets(each, rows[place * count : (place + 1) * count]))
-            if degraded is not None:
-                faces.append(degraded[place])
-        batch = torch.cat(faces) if len(faces) > 1 else faces[0]
-        return batch.contiguous(memory_format=torch.channels_last), targets
+        for each, count, loaded in zip(self.training_sets, self.counts, self._loaded, strict=True):
+            part = slice(place * count, (place + 1) * count)
+            targets.append(self._make_targets(each, loaded.rows[part], loaded.seeds[part]))
+            if loaded.degraded is not None:
+                faces.append(loaded.degraded[place])
+        return _join(faces), targets
 
-    def _load_block(self, block: int) -> list[tuple[np.ndarray, Tensor | None]]:
+    def load_sharp(self, step: int) -> Tensor:
+        """This process's images of the step that was loaded last, not degraded: (b, 3, s, s)."""
+        place = step % self._block_steps
+        first, last = self.team.part(sum(self.counts))
+        faces = []
+        for each, count, loaded in zip(self.training_sets, self.counts, self._loaded, strict=True):
+            own = place * count + np.arange(count)[max(first, 0) : max(last, 0)]
+            if len(own):
+                rows, seeds = loaded.rows[own], loaded.seeds[own]
+                faces.append(self._degrade(each, rows, seeds, DEGRADATIONS["none"]))
+            first, last = first - count, last - count
+        return _join(faces)
+
+    def _load_block(self, block: int) -> list[_Loaded]:
         """A few steps at once, a set: all rows, and this process's faces (steps, b, 3, s, s).
 
         Blocks begin at fixed steps, so that a resumed training makes the very same ones.
         """
         start = block * self._block_steps
         steps = min(self._block_steps, self.plan.epochs * self.steps_per_epoch - start)
-        loaded: list[tuple[np.ndarray, Tensor | None]] = []
+        loaded: list[_Loaded] = []
         first, last = self.team.part(sum(self.counts))
         for each, order, count in zip(self.training_sets, self.orders, self.counts, strict=True):
             rows, seeds = order.take(start * count, steps * count)
@@ -201,23 +222,31 @@ class Batches:
             mine = (np.arange(steps)[:, None] * count + own).ravel()
             faces = None
             if len(own):
-                faces = self._degrade(each, rows[mine], seeds[mine])
+                faces = self._degrade(each, rows[mine], seeds[mine], self.plan.degradation)
                 faces = faces.unflatten(0, (steps, len(own)))
-            loaded.append((rows, faces))
+            loaded.append(_Loaded(rows, seeds, faces))
             first, last = first - count, last - count
         return loaded
 
-    def _degrade(self, training_set: TrainingSet, rows: np.ndarray, drawn: np.ndarray) -> Tensor:
+    def _degrade(
+        self,
+        training_set: TrainingSet,
+        rows: np.ndarray,
+        drawn: np.ndarray,
+        degradation: Degradation,
+    ) -> Tensor:
         """Some images of a set, degraded and mirrored by their seeds."""
         images = torch.from_numpy(np.ascontiguousarray(training_set.images[rows])).to(self.device)
         seeds = torch.from_numpy(drawn).to(self.device)
-        degraded = degrade(images, seeds, self.plan.degradation, self.input_px)
+        degraded = degrade(images, seeds, degradation, self.input_px)
         if self.plan.flip:
             mirrored = (seeds & 1).bool()[:, None, None, None]
             degraded = torch.where(mirrored, degraded.flip(3), degraded)
         return degraded
 
-    def _make_targets(self, training_set: TrainingSet, rows: np.ndarray) -> Targets:
+    def _make_targets(
+        self, training_set: TrainingSet, rows: np.ndarray, seeds: np.ndarray
+    ) -> Targets:
         def send(values: np.ndarray, kind: Any) -> Tensor:
             return torch.from_numpy(np.ascontiguousarray(values, dtype=kind)).to(self.device)
 
@@ -239,7 +268,13 @@ class Batches:
             soft,
             masked,
             None if teacher is None else send(teacher[rows], np.float32),
+            send(seeds, np.int64),
         )
+
+
+def _join(faces: list[Tensor]) -> Tensor:
+    batch = torch.cat(faces) if len(faces) > 1 else faces[0]
+    return batch.contiguous(memory_format=torch.channels_last)
 
 
 def _scale_shares(training_sets: Sequence[TrainingSet]) -> np.ndarray:

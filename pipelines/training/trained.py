@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("cdp")
 
-TRAINING_VERSION = 2
+TRAINING_VERSION = 3
 """Raised when a change of the training code changes its weights."""
 
 HISTORY = pa.schema(

@@ -18,7 +18,7 @@ from cdp.errors import ConfigError
 from cdp.models.heads.adaface import AdaFaceHead
 from cdp.models.heads.arcface import ArcFaceHead
 from cdp.models.heads.cosface import CosFaceHead
-from cdp.models.heads.head import CosineHead, Head, HeadOutput, default_scale
+from cdp.models.heads.head import CosineHead, Head, HeadOutput, default_scale, score_quietly
 from cdp.models.heads.l2softmax import L2SoftmaxHead
 from cdp.models.heads.largemargin import LargeMarginHead
 from cdp.models.heads.normface import NormFaceHead
@@ -35,6 +35,7 @@ __all__ = [
     "build_head",
     "check_params",
     "default_scale",
+    "score_quietly",
 ]
 
 HEADS: dict[str, type[Head]] = {

@@ -84,6 +84,16 @@ class Head(nn.Module):
             self.margin_share = 1.0
 
 
+def score_quietly(head: Head, embedding: Tensor, label: Tensor) -> HeadOutput:
+    """A head's output for embeddings that it does not learn its moments from."""
+    was_training = head.training
+    head.eval()
+    try:
+        return head(embedding, label)
+    finally:
+        head.train(was_training)
+
+
 class CosineHead(Head):
     """Base of the heads on the unit sphere: logits are scale x cosine to each identity's centre.
 

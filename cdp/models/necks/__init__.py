@@ -1,0 +1,20 @@
+"""Necks by name: what stands between a trunk's map and the embedding.
+
+The contract:
+- `NECKS` lists every one; `build_backbone(..., neck=NAME)` builds one in place of the family's
+  ending. It is part of the backbone: saved, loaded and exported with it.
+- The last layer is a batch normalisation without scale or shift, as of the endings (`backbone.py`).
+- In `eval` mode nothing is drawn: two forward passes are equal.
+"""
+
+from __future__ import annotations
+
+from cdp.models.backbone import Neck
+from cdp.models.necks.subdecisions import SubdecisionNeck
+
+__all__ = ["NECKS"]
+
+NECKS: dict[str, type[Neck]] = {
+    "subdecisions": SubdecisionNeck,
+}
+"""Name -> class, called with (map_shape, early_shape, embedding_dim)."""
