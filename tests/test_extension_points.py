@@ -16,8 +16,9 @@ from test_training import PLAN, draw_people, train
 from cdp.errors import ConfigError, DataError
 from cdp.images.degradation import DEGRADATIONS, degrade
 from cdp.models import NECKS, build_backbone, pack_model, unpack_model
-from cdp.models.auxiliary import AUXILIARIES, build_auxiliary
+from cdp.models.auxiliary import AUXILIARIES, Seen, build_auxiliary
 from cdp.models.heads import build_head
+from cdp.models.necks.trunk_branch import WINDOWS, find_cells
 from cdp.recognizer import FaceSet, Recognizer, RecognizerSpec, export_onnx, train_recognizer
 from cdp.training.loop import _Trainer
 from cdp.training.sets import TrainingSet
@@ -31,7 +32,9 @@ pytestmark = [
 
 ROOT = Path(__file__).parents[1]
 SEEING = sorted(
-    name for name, kind in AUXILIARIES.items() if "judge" in vars(kind) and name != "promotion"
+    name
+    for name, kind in AUXILIARIES.items()
+    if "judge" in vars(kind) and name not in ("promotion", "gate")
 )
 SEEING_PLAN = dataclasses.replace(
     PLAN, epochs=2, batch_size=15, learning_rate=0.02, degradation=DEGRADATIONS["surveillance"]
@@ -264,3 +267,55 @@ def test_a_recognizer_with_neck_and_losses() -> None:
         )  # fmt: skip
     with pytest.raises(ConfigError, match="unknown neck 'long'; choose one of: own, "):
         build_backbone("plain", neck="long")
+
+
+def test_a_balancing_map_without_a_change_is_none() -> None:
+    backbone = build_backbone("plain", input_px=16, embedding_dim=16, neck="balanced")
+    images, neck = torch.rand(8, 3, 16, 16) * 2 - 1, backbone.ending
+    with torch.no_grad():
+        found = backbone.extract(images)
+        plain = neck.flat(found.map)
+        gate = 2 * torch.sigmoid(neck.gate(plain))
+        np.testing.assert_allclose(found.gate, gate[:, 0], atol=1e-5)
+        changed = neck.final(plain + gate * neck.change(plain))
+        np.testing.assert_allclose(found.embedding, changed, atol=1e-4)
+        neck.change[2].weight.zero_()
+        neck.change[2].bias.zero_()
+        np.testing.assert_allclose(backbone.extract(images).embedding, neck.final(plain), atol=1e-4)
+
+
+def test_the_gate_follows_the_factor() -> None:
+    backbone, (training_set,) = make_seeing("balanced", ["gate"], head="domain_balance", sets=1)
+    (_, loss), head = training_set.auxiliaries[0], training_set.head
+    head.factor.copy_(torch.tensor([0.5, 1, 2, 1, 1]))
+    seen = Seen(torch.zeros(2, 16), torch.tensor([0, 2]), gate=torch.tensor([1.0, 1.5]), head=head)
+    np.testing.assert_allclose(loss.look(seen), [0.25, 0.25])
+    assert np.isfinite(train(backbone, [training_set], SEEING_PLAN)[-1]["loss"])
+    with pytest.raises(ConfigError, match="needs the head domain_balance"):
+        train(*make_seeing("balanced", ["gate"], head="cosface", sets=1), SEEING_PLAN)
+
+
+def test_branches_look_at_their_windows() -> None:
+    """On six cells: two rows for the eyes; a change elsewhere changes no branch."""
+    assert [find_cells(6, share) for share in WINDOWS["eyes"]] == [slice(1, 4), slice(0, 6)]
+    assert [find_cells(6, share) for share in WINDOWS["mouth"]] == [slice(4, 6), slice(1, 5)]
+    assert find_cells(1, (0.68, 1.0)) == slice(0, 1)
+    neck = build_backbone("plain", input_px=24, embedding_dim=16, neck="trunk_branch").eval().ending
+    feature_map, early = torch.rand(1, 128, 3, 3), torch.rand(1, 64, 6, 6)
+    with torch.no_grad():
+        before = neck.look(feature_map, early, None).embedding
+        early[:, :, 0] += 9  # above the eyes
+        assert torch.equal(before, neck.look(feature_map, early, None).embedding)
+        early[:, :, 5, 2] += 9
+        assert not torch.equal(before, neck.look(feature_map, early, None).embedding)
+
+
+def test_two_halves_are_two_layers_of_one_map() -> None:
+    backbone = build_backbone("plain", input_px=16, embedding_dim=15, neck="twofold").eval()
+    images = torch.rand(2, 3, 16, 16)
+    with torch.no_grad():
+        before = backbone(images)
+        backbone.ending.halves[1].weight.zero_()
+        after = backbone(images)
+    assert torch.equal(before[:, :8], after[:, :8])
+    assert not torch.equal(before[:, 8:], after[:, 8:])

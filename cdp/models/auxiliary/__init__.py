@@ -25,6 +25,7 @@ from cdp.models.auxiliary.contrastive_center import ContrastiveCenterLoss
 from cdp.models.auxiliary.decorrelation import DecorrelationLoss
 from cdp.models.auxiliary.domain import DomainLoss
 from cdp.models.auxiliary.feature_diversity import FeatureDiversityLoss
+from cdp.models.auxiliary.gate import GateLoss
 from cdp.models.auxiliary.mutual_channel import MutualChannelLoss
 from cdp.models.auxiliary.promotion import PromotionLoss
 from cdp.models.auxiliary.range import RangeLoss
@@ -46,6 +47,7 @@ AUXILIARIES: dict[str, type[Auxiliary]] = {
     "decorrelation": DecorrelationLoss,
     "domain": DomainLoss,
     "feature_diversity": FeatureDiversityLoss,
+    "gate": GateLoss,
     "map_distillation": MapDistillationLoss,
     "mutual_channel": MutualChannelLoss,
     "promotion": PromotionLoss,

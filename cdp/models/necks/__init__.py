@@ -10,11 +10,17 @@ The contract:
 from __future__ import annotations
 
 from cdp.models.backbone import Neck
+from cdp.models.necks.balanced import BalancedNeck
 from cdp.models.necks.subdecisions import SubdecisionNeck
+from cdp.models.necks.trunk_branch import TrunkBranchNeck
+from cdp.models.necks.twofold import TwofoldNeck
 
 __all__ = ["NECKS"]
 
 NECKS: dict[str, type[Neck]] = {
+    "balanced": BalancedNeck,
     "subdecisions": SubdecisionNeck,
+    "trunk_branch": TrunkBranchNeck,
+    "twofold": TwofoldNeck,
 }
 """Name -> class, called with (map_shape, early_shape, embedding_dim)."""
