@@ -97,7 +97,7 @@ class TrainingSettings(Settings):
     auxiliary : losses added to the head, name to `weight` and the loss's own parameters; see
         `cdp.models.auxiliary`.
     sampling : "image" trains on each image once an epoch, "identity" on each identity equally
-        often.
+        often, "reversed" on rare identities most often, "bilateral" on mixtures of both (BBN).
     images_per_identity : images of one identity in a row, with sampling by identity.
     sampled_classes : classes that a step's softmax is computed over, for sets of so many identities
         that all do not fit; null computes all.
@@ -119,7 +119,7 @@ class TrainingSettings(Settings):
     gradient_clip: float | None = Field(5.0, gt=0)
     ema_decay: float | None = Field(None, gt=0, lt=1)
     auxiliary: dict[str, dict[str, float]] = Field(default_factory=dict)
-    sampling: Literal["image", "identity"] = "image"
+    sampling: Literal["image", "identity", "reversed", "bilateral"] = "image"
     images_per_identity: Positive = 1
     sampled_classes: Positive | None = None
 

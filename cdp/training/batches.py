@@ -23,6 +23,8 @@ from cdp.training.distributed import Team
 from cdp.training.plan import Sampling, TrainingPlan
 from cdp.training.sets import TrainingSet
 
+_REVERSED = 1 << 20
+"""Added to a set's number for its second order."""
 _LOOKAHEAD_IMAGES = 256
 """Images degraded at once, for some steps ahead: twice as fast as 32 at a time."""
 
@@ -46,14 +48,16 @@ class Order:
         sampling: Sampling = "image",
         images_per_identity: int = 1,
     ) -> None:
-        self.label = training_set.label if sampling == "identity" else None
+        self.label = training_set.label if sampling in ("identity", "reversed") else None
+        self.reversed = sampling == "reversed"
         self.key = (seed, number)
         self.images_per_identity = images_per_identity
         self.length = len(training_set.images)
         if self.label is not None:
             self.size = np.bincount(self.label)
             self.size = self.size[self.size > 0]
-            self.length = len(self.size) * images_per_identity
+            if not self.reversed:
+                self.length = len(self.size) * images_per_identity
         self.current = -1
         self.rows = self.seeds = np.empty(0, dtype=np.int64)
 
@@ -75,14 +79,48 @@ class Order:
         return np.concatenate(rows), np.concatenate(seeds)
 
     def _draw_rows(self, rng: np.random.Generator) -> np.ndarray:
-        """One pass: every image once, or each identity's first few images of a random order; an
-        identity with fewer repeats them."""
+        """One pass: every image once; each identity's first few images of a random order (one with
+        fewer repeats them); or as many images of identities drawn by the inverse of their size."""
         if self.label is None:
             return rng.permutation(self.length)
-        shuffled = np.lexsort((rng.random(len(self.label)), self.label))
         first = np.cumsum(self.size) - self.size
+        if self.reversed:
+            weight = 1 / self.size
+            chosen = rng.choice(len(weight), self.length, p=weight / weight.sum())
+            inside = (rng.random(self.length) * self.size[chosen]).astype(np.int64)
+            return np.argsort(self.label, kind="stable")[first[chosen] + inside]
+        shuffled = np.lexsort((rng.random(len(self.label)), self.label))
         place = first[:, None] + np.arange(self.images_per_identity) % self.size[:, None]
         return shuffled[place][rng.permutation(len(self.size))].ravel()
+
+
+class BilateralOrder:
+    """Two orders side by side: in each step half of the images by image, half reversed.
+
+    training_set, seed, number
+        As `Order`.
+    count : int
+        Images a step, an even number.
+    """
+
+    def __init__(self, training_set: TrainingSet, seed: int, number: int, count: int) -> None:
+        self.count = count
+        self.usual = Order(training_set, seed, number)
+        self.rare = Order(training_set, seed, number + _REVERSED, sampling="reversed")
+
+    def take(self, start: int, amount: int) -> tuple[np.ndarray, np.ndarray]:
+        """As `Order.take`, of whole steps."""
+        half = self.count // 2
+        steps = amount // self.count
+        parts = [
+            order.take(start // self.count * half, steps * half)
+            for order in (self.usual, self.rare)
+        ]
+        rows, seeds = (
+            np.stack([part[column].reshape(steps, half) for part in parts], 1).ravel()
+            for column in (0, 1)
+        )
+        return rows, seeds
 
 
 def apportion(batch_size: int, shares: np.ndarray) -> list[int]:
@@ -165,21 +203,29 @@ class Batches:
         self.device, self.team = device, team
         self.shares = _scale_shares(training_sets)
         self.counts = apportion(plan.batch_size, self.shares)
+        if plan.sampling == "bilateral":
+            self.counts = [
+                count if each.label is None else max(2, count // 2 * 2)
+                for each, count in zip(training_sets, self.counts, strict=True)
+            ]
         image_count = sum(len(each.images) for each in training_sets)
         self.steps_per_epoch = math.ceil(image_count / plan.batch_size)
-        self.orders = [
-            Order(
-                each,
-                plan.seed,
-                number,
-                sampling=plan.sampling,
-                images_per_identity=plan.images_per_identity,
-            )
-            for number, each in enumerate(training_sets)
-        ]
+        self.orders = [self._make_order(number) for number in range(len(training_sets))]
         self._block_steps = max(1, _LOOKAHEAD_IMAGES // plan.batch_size)
         self._block = -1
         self._loaded: list[_Loaded] = []
+
+    def _make_order(self, number: int) -> Order | BilateralOrder:
+        each, plan = self.training_sets[number], self.plan
+        if plan.sampling == "bilateral" and each.label is not None:
+            return BilateralOrder(each, plan.seed, number, self.counts[number])
+        return Order(
+            each,
+            plan.seed,
+            number,
+            sampling="image" if plan.sampling == "bilateral" else plan.sampling,
+            images_per_identity=plan.images_per_identity,
+        )
 
     def load(self, step: int) -> tuple[Tensor, list[Targets]]:
         """This process's degraded images (b, 3, s, s), and the targets of the whole batch."""

@@ -28,9 +28,9 @@ from torch.nn import functional
 
 from cdp.errors import ConfigError, DataError, StageError
 from cdp.models import Backbone
-from cdp.models.heads import Head
 from cdp.progress import Progress, show_progress
 from cdp.training.batches import Batches, Targets
+from cdp.training.classification import classify, classify_bilaterally
 from cdp.training.distributed import find_team, share_moments, sum_gradients
 from cdp.training.observation import Observer, list_rows
 from cdp.training.plan import HISTORY, State, TrainingPlan, resolve_device, resolve_precision
@@ -194,7 +194,11 @@ class _Trainer:
         ):
             part = features.embedding[rows]
             if each.head is not None and target.label is not None and self.trains_heads:
-                loss, hits = _classify(each.head, part, target)
+                if self.plan.sampling == "bilateral":
+                    usual = self.plan.usual_share_at(step, self.steps_per_epoch)
+                    loss, hits = classify_bilaterally(each.head, part, target, usual)
+                else:
+                    loss, hits = classify(each.head, part, target)
                 for weight, added in each.auxiliaries:
                     seen = self.observer.show(added, each, target, rows, features, twins, progress)
                     loss = loss + weight * added.look(seen)
@@ -356,20 +360,6 @@ def _check_teachers(training_sets: Sequence[TrainingSet], embedding_dim: int) ->
                 f"{each.teacher.shape[1]}; bring them there by "
                 "cdp.training.distillation.fit_target"
             )
-
-
-def _classify(head: Head, embedding: Tensor, target: Targets) -> tuple[Tensor, Tensor]:
-    """The head's loss an image (b,), and the number of correctly classified images."""
-    assert target.label is not None
-    if target.soft is None:
-        loss, logits = head(embedding, target.label, target.masked)
-    else:
-        place, classes, share = target.soft
-        losses, logits = head(embedding[place], classes, target.masked)
-        loss = torch.zeros_like(losses[: len(embedding)]).index_add(0, place, share * losses)
-        # The logits carry no margin, so those of any of an image's classes will do: its first.
-        logits = logits[torch.searchsorted(place, torch.arange(len(loss), device=place.device))]
-    return loss, (logits.detach().argmax(1) == head.place(target.label)).sum()
 
 
 def _under(prefix: str, state: Mapping[str, Tensor]) -> State:

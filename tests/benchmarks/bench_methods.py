@@ -65,6 +65,8 @@ METHODS: dict[str, Method] = {
     "subdecisions": Method(spec={"neck": "subdecisions"}),
     "trunk_branch": Method(spec={"neck": "trunk_branch"}),
     "twofold": Method(spec={"neck": "twofold"}),
+    "bbn": Method("twofold", {"neck": "twofold"}, {"sampling": "bilateral"}),
+    "reversed": Method(plan={"sampling": "reversed"}),
     "balanced": Method("domain_balance", spec={"head": "domain_balance", "neck": "balanced"}),
 }
 METHODS |= {
