@@ -322,6 +322,9 @@ class RetrainSettings(TrainingSettings):
         losses, for `distilled`.
     student : training settings, backbone and width of `distilled`, where they differ from these.
     blends : number of faces blended from two or three images, used for distillation only.
+    adapt : fit the last recognizer to the unlabelled images, as a further subject `adapted`:
+        "moments" renews the batch normalisations' moments, "adda" trains against a discriminator;
+        see `cdp.adaptation`. null does not.
     """
 
     backbone: str = "residual"
@@ -340,6 +343,7 @@ class RetrainSettings(TrainingSettings):
     class_weight: float = Field(1.0, ge=0)
     student: dict[str, Any] = Field(default_factory=dict)
     blends: int = Field(0, ge=0)
+    adapt: Literal["moments", "adda"] | None = None
 
     @model_validator(mode="after")
     def _something_counts(self) -> RetrainSettings:

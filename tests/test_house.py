@@ -18,7 +18,7 @@ cdp.errors cdp.types cdp.progress
 cdp.arrays cdp.images cdp.metrics cdp.synthetic
 cdp.models
 cdp.knn cdp.committee cdp.propagation cdp.training
-cdp.embedding cdp.mediator cdp.review
+cdp.embedding cdp.mediator cdp.review cdp.adaptation
 cdp.recognizer cdp.clusterer
 cdp
 pipelines

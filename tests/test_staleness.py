@@ -42,7 +42,7 @@ TRAINING = {
     "degradation": "lowres", "epochs": 3, "batch_size": 18, "optimizer": "adamw",
     "learning_rate": 0.07, "weight_decay": 0.001, "warmup_epochs": 0.5,
     "margin_warmup_epochs": 0.5, "gradient_clip": None, "ema_decay": 0.9,
-    "auxiliary": {"center": {"weight": 0.003}}, "sampling": "identity",
+    "auxiliary": {"center": {"weight": 0.003}}, "sampling": "identity", "neck": "twofold",
     "images_per_identity": 2, "sampled_classes": 8,
 }  # fmt: skip
 OTHER = {
@@ -65,6 +65,7 @@ OTHER = {
         "weigh_by_confidence": True, "targets": "soft", "pseudo_share": 0.5,
         "same_person": "merge", "merge_far": 0.02, "teacher": "base", "teacher_px": 12,
         "distil_weight": 1.0, "class_weight": 0.5, "student": {"epochs": 4}, "blends": 10,
+        "adapt": "moments",
     },
     "evaluate": {
         "probe_px": [12], "degradations": ["none"], "gallery": "probe", "folds": 3,

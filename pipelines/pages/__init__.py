@@ -94,7 +94,7 @@ def render_report(
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
     subjects = [
         subject
-        for subject in ("labelled_only", "labelled_pseudo", "distilled", "supervised")
+        for subject in ("labelled_only", "labelled_pseudo", "distilled", "adapted", "supervised")
         if any(subject in row["subjects"] for row in recognizers)
     ]
     nothing = (float("nan"),) * 3

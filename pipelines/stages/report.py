@@ -23,7 +23,7 @@ from pipelines.stage import Stage, Work
 from pipelines.tables import list_pairs, read_vectors
 
 SUMMARY = pa.schema([("section", pa.string()), ("name", pa.string()), ("value", pa.float64())])
-SUBJECTS = ("labelled_only", "labelled_pseudo", "distilled", "supervised")
+SUBJECTS = ("labelled_only", "labelled_pseudo", "distilled", "adapted", "supervised")
 HEADLINES = ("accuracy", "tar@far=0.01", "rank-1", "tpir20@fpir=0.1")
 """Metrics of the text and the figure, where a run has them; tables have all."""
 PAGE = "report.html"
