@@ -17,7 +17,7 @@ LAYERS = """
 cdp.errors cdp.types cdp.progress
 cdp.arrays cdp.images cdp.metrics cdp.synthetic
 cdp.models
-cdp.knn cdp.committee cdp.propagation cdp.training
+cdp.knn cdp.committee cdp.propagation cdp.training cdp.aggregation
 cdp.embedding cdp.mediator cdp.review cdp.adaptation
 cdp.recognizer cdp.clusterer
 cdp
