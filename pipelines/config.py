@@ -383,6 +383,8 @@ class EvaluateSettings(Settings):
     enrolled : share of the identities with two images that the open-set gallery holds; the others
         are its impostors, and the distractors of the closed set.
     fpir, fpir_rank : false positive identification rates and rank of TPIR@FPIR.
+    set_sizes : pictures of one person, at most, that a probe of the protocol `sets` has.
+    rejected : shares of the probes that the protocol `rejecting` leaves out.
     draws : bootstrap resamples of the identities behind `low` and `high`.
     supervised : train the upper bound on the true identities, where they are known.
     """
@@ -398,6 +400,8 @@ class EvaluateSettings(Settings):
     enrolled: float = Field(0.5, gt=0, lt=1)
     fpir: tuple[Rate, ...] = (0.3, 0.2, 0.1, 0.01)
     fpir_rank: Positive = 20
+    set_sizes: tuple[Positive, ...] = (1, 2, 4, 8)
+    rejected: tuple[Rate, ...] = (0.1, 0.2, 0.3, 0.5)
     draws: Positive = 200
     supervised: bool = True
 

@@ -165,6 +165,8 @@ def test_every_protocol_has_its_figures_and_intervals(known_run):
         "identification",
         "identification with distractors",
         "open set",
+        "rejecting",
+        "sets",
     }
     assert {
         "accuracy",

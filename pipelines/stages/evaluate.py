@@ -13,7 +13,9 @@ The contract:
   pairs), `listed pairs` (accuracy over the folds of the data set's own list, LFW's for instance),
   `identification` (one gallery image an identity: rank-k), `identification with distractors` and
   `open set` (half of the identities enrolled, the others distractors or not in the gallery: rank-k,
-  TPIR@FPIR). Both images of a pair are probes.
+  TPIR@FPIR). Both images of a pair are probes. `sets` identifies an identity by up to 1, 2, 4 or 8
+  pictures at once, weighed by their norms; `rejecting` is rank-1 without the probes of the smallest
+  norms.
 - `low` and `high` bound 95 % of a bootstrap over the held-out identities; NaN where there is none.
 - A protocol for which there are too few held-out identities is left out, with a line in the log.
 """
@@ -22,6 +24,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +55,7 @@ PART_SIZE = 512
 Row = tuple[str, str, str, float, int, float, float]
 NONE = float("nan")
 Probe = tuple[int | None, str]
+Vectors = tuple[np.ndarray, np.ndarray]
 GALLERY: Probe = (None, "none")
 
 
@@ -122,7 +126,7 @@ def _score_recognizers(work: Work, held_out: Any, models: Mapping[str, Any]) -> 
         for subject in models:
             small = views[subject, probe]
             large = small if work.config.evaluate.gallery == "probe" else views[subject, GALLERY]
-            for protocol, score in held_out_protocols.score(small, large):
+            for protocol, score in held_out_protocols.score(*small, large[0]):
                 scores[subject, f"{protocol} {_format_probe(probe)}", score.metric] = score
     rows: list[Row] = [
         (*key, score.value, score.count, *score.interval()) for key, score in scores.items()
@@ -157,8 +161,8 @@ def _list_probes(work: Work) -> tuple[Probe, ...]:
 
 def _embed_held_out(
     work: Work, paths: list[str], models: Mapping[str, Path]
-) -> dict[tuple[str, Probe], np.ndarray]:
-    """Unit vectors of every held-out face by every subject, as every probe and as gallery."""
+) -> dict[tuple[str, Probe], Vectors]:
+    """Unit vectors and norms of every held-out face by every subject, as probes and as gallery."""
     probes = (GALLERY, *_list_probes(work))
     parts = [
         (work.dataset, paths[row : row + PART_SIZE], row, dict(models), probes, work.seed,
@@ -166,7 +170,13 @@ def _embed_held_out(
         for row in range(0, len(paths), PART_SIZE)
     ]  # fmt: skip
     found = list(work.engine.map(embed_held_out_part, parts, label="evaluate"))
-    return {key: np.concatenate([part[key] for part in found]) for key in found[0]}
+    return {
+        key: (
+            np.concatenate([part[key][0] for part in found]),
+            np.concatenate([part[key][1] for part in found]),
+        )
+        for key in found[0]
+    }
 
 
 def embed_held_out_part(
@@ -177,8 +187,8 @@ def embed_held_out_part(
     probes: tuple[Probe, ...],
     seed: int,
     device: str,
-) -> dict[tuple[str, Probe], np.ndarray]:
-    """Vectors of a part of the held-out faces, decoded once for all subjects and probes."""
+) -> dict[tuple[str, Probe], Vectors]:
+    """Vectors and norms of a part of the held-out faces, decoded once for all subjects and probes."""
     faces = dataset.read_faces(paths)
     seeds = seed * 2**32 + np.arange(first_row, first_row + len(paths))
     views = {}
@@ -186,7 +196,7 @@ def embed_held_out_part(
         shown = _make_probes(faces, seeds, probe)
         for subject, path in models.items():
             embedder = open_embedder(path, device)
-            views[subject, probe] = embedder.embed(shown, flip=True)[0]
+            views[subject, probe] = embedder.embed(shown, flip=True)
     return views
 
 
@@ -224,10 +234,14 @@ class _Protocols:
             ),
             "listed pairs": find_listed_pairs(work.dataset, held_out.path.tolist()),
         }  # fmt: skip
+        self.sets = _try(protocols.sample_sets, identity, work.seed)
         self.open_set = _try(protocols.sample_open_set, identity, settings.enrolled, work.seed)
 
-    def score(self, small: np.ndarray, large: np.ndarray) -> Iterator[tuple[str, Any]]:
-        """Every metric of one recognizer: probes `small`, gallery `large`, (n, d) unit vectors."""
+    def score(
+        self, small: np.ndarray, norm: np.ndarray, large: np.ndarray
+    ) -> Iterator[tuple[str, Any]]:
+        """Every metric of one recognizer: probes `small` with their norms (n,), gallery `large`,
+        (n, d) unit vectors."""
         from cdp.metrics import protocols
         from cdp.metrics.identification import identify
         from cdp.metrics.verification import compare_pairs
@@ -248,8 +262,31 @@ class _Protocols:
             )  # fmt: skip
             for score in protocols.score_ranks(closed, self.probes, resamples, settings.ranks):
                 yield "identification", score
+            quality = norm[self.probes]
+            for score in protocols.score_rejection(
+                closed, quality, self.probes, resamples, settings.rejected
+            ):
+                yield "rejecting", score
+        if self.sets is not None:
+            yield from self._score_sets(small, norm, large)
         if self.open_set is not None:
             yield from self._score_open_set(small, large)
+
+    def _score_sets(
+        self, small: np.ndarray, norm: np.ndarray, large: np.ndarray
+    ) -> Iterator[tuple[str, Any]]:
+        from cdp.aggregation import pool_vectors
+        from cdp.metrics import protocols
+        from cdp.metrics.identification import identify
+
+        gallery = self.sets.gallery
+        for size in self.settings.set_sizes:
+            rows = self.sets.take(size)
+            names, first = np.unique(self.identity[rows], return_index=True)
+            pooled = pool_vectors(small[rows], self.identity[rows], norm[rows])
+            found = identify(pooled, names, large[gallery], self.identity[gallery])
+            for score in protocols.score_ranks(found, rows[first], self.resamples, (1,)):
+                yield "sets", replace(score, metric=f"rank-1 by {size}")
 
     def _score_open_set(self, small: np.ndarray, large: np.ndarray) -> Iterator[tuple[str, Any]]:
         from cdp.metrics import protocols
@@ -307,7 +344,7 @@ def _pick_facts(rows: list[Row]) -> dict[str, Any]:
 
 STAGE = Stage(
     name="evaluate",
-    version=4,
+    version=5,
     inputs=("ingest.samples", "ingest.truth", "propagate.labels", "retrain.history"),
     outputs={"metrics": METRICS},
     reads=("retrain", "evaluate"),
