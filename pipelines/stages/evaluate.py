@@ -188,7 +188,7 @@ def embed_held_out_part(
     seed: int,
     device: str,
 ) -> dict[tuple[str, Probe], Vectors]:
-    """Vectors and norms of a part of the held-out faces, decoded once for all subjects and probes."""
+    """Vectors and norms of a part of the held-out faces, decoded once for all of them."""
     faces = dataset.read_faces(paths)
     seeds = seed * 2**32 + np.arange(first_row, first_row + len(paths))
     views = {}

@@ -43,6 +43,10 @@ class Method:
     against: str = "plain"
     spec: Mapping[str, Any] = field(default_factory=dict)
     plan: Mapping[str, Any] = field(default_factory=dict)
+    adapt: str | None = None
+    """Fit the trained recognizer to unlabelled faces, degraded as the probes `surveillance`."""
+    pool: str = "norm"
+    """How several pictures of a person become one vector: mean, norm, parts, nan."""
 
 
 def add_loss(name: str, against: str = "plain", **params: float) -> Method:
@@ -70,6 +74,12 @@ METHODS: dict[str, Method] = {
     "balanced": Method("domain_balance", spec={"head": "domain_balance", "neck": "balanced"}),
 }
 METHODS |= {
+    "fused parts": Method("subspheres", spec={"head": "subspheres"}, pool="parts"),
+    # after the training
+    "plain mean of sets": Method(pool="mean"),
+    "nan": Method(pool="nan"),
+    "adapted moments": Method(adapt="moments"),
+    "adda": Method(adapt="adda"),
     # losses
     "consistency": add_loss("consistency", "subdecisions", weight=0.1),
     "gate": add_loss("gate", "balanced", weight=0.01),
@@ -140,7 +150,10 @@ def train_method(
         device=device,
         progress=False,
     )
+    if method.adapt is not None:
+        recognizer = adapt(recognizer, method.adapt, faces, seed, device)
     values = score_probes(recognizer, faces, probe_px)
+    values |= score_sets(recognizer, faces, probe_px[-1], method.pool, seed)
     where = resolve_device(device)
     return {
         "method": name,
@@ -177,6 +190,62 @@ def score_probes(
             ranked = identify(small[probes], identity[probes], sharp[gallery], identity[gallery])
             found[f"{size_px}px {kind} rank-1"] = float(np.mean(ranked.rank <= 1))
     return found
+
+
+def adapt(
+    recognizer: Any, kind: str, faces: Mapping[str, np.ndarray], seed: int, device: str
+) -> Any:
+    """The recognizer fitted to the unlabelled faces, degraded."""
+    from cdp.adaptation import AdaptationPlan, adapt_encoder, adapt_moments
+    from cdp.recognizer import Recognizer
+
+    camera = show_probe(faces["unlabelled_images"], recognizer.input_px, "surveillance")
+    backbone = recognizer.backbone
+    if kind == "moments":
+        adapt_moments(backbone, camera, device=device)
+    else:
+        plan = AdaptationPlan(steps=200, seed=seed)
+        backbone, _ = adapt_encoder(backbone, faces["labelled_images"], camera, plan, device=device)
+    return Recognizer(backbone, device=device)
+
+
+def score_sets(
+    recognizer: Any, faces: Mapping[str, np.ndarray], size_px: int, pool: str, seed: int
+) -> dict[str, float]:
+    """Rank-1 of identities by one and by up to seven degraded pictures at once."""
+    from cdp.metrics.identification import identify
+    from cdp.metrics.protocols import sample_sets
+
+    images, identity = faces["evaluation_images"], faces["evaluation_identity"]
+    sets = sample_sets(np.asarray(identity), 0)
+    weigh: Any = train_nan(recognizer, faces, size_px, seed) if pool == "nan" else pool
+    small = show_probe(images, size_px, "surveillance")
+    sharp = recognizer.embed(images[sets.gallery])
+    found = {}
+    for count in (1, 2, 7):
+        rows = sets.take(count)
+        pooled = recognizer.embed_set(small[rows], identity[rows], weigh=weigh)
+        ranked = identify(pooled, np.unique(identity[rows]), sharp, identity[sets.gallery])
+        found[f"{size_px}px sets of {count} rank-1"] = float(np.mean(ranked.rank <= 1))
+    return found
+
+
+def train_nan(recognizer: Any, faces: Mapping[str, np.ndarray], size_px: int, seed: int) -> Any:
+    """The aggregator, trained on two degraded versions of each labelled face."""
+    from cdp.aggregation import train_aggregator
+    from cdp.images.degradation import degrade_pixels, get_degradation
+
+    images, identity = faces["labelled_images"], faces["labelled_identity"]
+    vectors = [
+        recognizer.embed(
+            degrade_pixels(
+                np.array(images), np.arange(len(images)) + version * len(images) + 10**6,
+                get_degradation("surveillance"), size_px,
+            )
+        )
+        for version in range(2)
+    ]  # fmt: skip
+    return train_aggregator(np.concatenate(vectors), np.tile(identity, 2), steps=300, seed=seed)
 
 
 def show_probe(images: np.ndarray, size_px: int, kind: str) -> np.ndarray:
