@@ -15,12 +15,15 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    import cdp.adaptation as adaptation
+    import cdp.aggregation as aggregation
     import cdp.arrays as arrays
     import cdp.clusterer as clusterer
     import cdp.committee as committee
     import cdp.embedding as embedding
     import cdp.errors as errors
     import cdp.images as images
+    import cdp.inspection as inspection
     import cdp.knn as knn
     import cdp.mediator as mediator
     import cdp.metrics as metrics
@@ -85,7 +88,9 @@ __all__ = [
     "SyntheticFaces",
     "TrainingPlan",
     "__version__",
+    "adaptation",
     "agglomerate",
+    "aggregation",
     "align_face",
     "arrays",
     "build_knn_graph",
@@ -96,6 +101,7 @@ __all__ = [
     "errors",
     "estimate_quality",
     "images",
+    "inspection",
     "knn",
     "mediator",
     "metrics",

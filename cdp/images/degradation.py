@@ -104,6 +104,7 @@ DEGRADATIONS: Mapping[str, Degradation] = {
     "adaface": Degradation(
         crop_rate=0.2, low_res_rate=0.2, low_res_ratio=(0.2, 1.0), photometric_rate=0.2
     ),
+    "masked": Degradation(mask_rate=1.0),
     "surveillance": Degradation(
         jitter_rate=0.5,
         mask_rate=0.06,
@@ -120,7 +121,8 @@ DEGRADATIONS: Mapping[str, Degradation] = {
     ),
 }
 """Presets. `adaface`: the published recipe (Kim et al. 2022, section 4: crop, low resolution and
-photometric, .2 each). `surveillance`: ours, for probes of the kind of SurvFace and TinyFace."""
+photometric, .2 each). `masked`: all wear a surgical mask. `surveillance`: ours, for probes of the
+kind of SurvFace and TinyFace."""
 
 
 def get_degradation(name: str) -> Degradation:
