@@ -26,7 +26,8 @@ pipelines.files pipelines.yaml_files pipelines.engine pipelines.invocation pipel
 pipelines.tables pipelines.config
 pipelines.store pipelines.decisions pipelines.data
 pipelines.stage pipelines.results
-pipelines.members pipelines.export pipelines.review_session
+pipelines.members
+pipelines.export pipelines.review_session
 pipelines.training pipelines.pages
 pipelines.stages
 pipelines.run pipelines.review

@@ -15,7 +15,8 @@ The contract:
   `open set` (half of the identities enrolled, the others distractors or not in the gallery: rank-k,
   TPIR@FPIR). Both images of a pair are probes. `sets` identifies an identity by up to 1, 2, 4 or 8
   pictures at once, weighed by their norms; `rejecting` is rank-1 without the probes of the smallest
-  norms.
+  norms, `rejecting by consistency` and `by confidence` without those of the smallest such quality,
+  where the recognizer has it (`cdp.recognizer.quality`).
 - `low` and `high` bound 95 % of a bootstrap over the held-out identities; NaN where there is none.
 - A protocol for which there are too few held-out identities is left out, with a line in the log.
 """
@@ -55,7 +56,8 @@ PART_SIZE = 512
 Row = tuple[str, str, str, float, int, float, float]
 NONE = float("nan")
 Probe = tuple[int | None, str]
-Vectors = tuple[np.ndarray, np.ndarray]
+Vectors = tuple[np.ndarray, dict[str, np.ndarray]]
+"""Unit vectors and the qualities of the faces, by name."""
 GALLERY: Probe = (None, "none")
 
 
@@ -162,18 +164,23 @@ def _list_probes(work: Work) -> tuple[Probe, ...]:
 def _embed_held_out(
     work: Work, paths: list[str], models: Mapping[str, Path]
 ) -> dict[tuple[str, Probe], Vectors]:
-    """Unit vectors and norms of every held-out face by every subject, as probes and as gallery."""
+    """Every held-out face by every subject, as every probe and as gallery."""
     probes = (GALLERY, *_list_probes(work))
-    parts = [
+    retrain = work.config.retrain
+    parts = int(retrain.head_options.get("parts", 8)) if retrain.head == "subspheres" else None
+    jobs = [
         (work.dataset, paths[row : row + PART_SIZE], row, dict(models), probes, work.seed,
-         work.runtime.device)
+         work.runtime.device, parts)
         for row in range(0, len(paths), PART_SIZE)
     ]  # fmt: skip
-    found = list(work.engine.map(embed_held_out_part, parts, label="evaluate"))
+    found = list(work.engine.map(embed_held_out_part, jobs, label="evaluate"))
     return {
         key: (
             np.concatenate([part[key][0] for part in found]),
-            np.concatenate([part[key][1] for part in found]),
+            {
+                name: np.concatenate([part[key][1][name] for part in found])
+                for name in found[0][key][1]
+            },
         )
         for key in found[0]
     }
@@ -187,6 +194,7 @@ def embed_held_out_part(
     probes: tuple[Probe, ...],
     seed: int,
     device: str,
+    parts: int | None,
 ) -> dict[tuple[str, Probe], Vectors]:
     """Vectors and norms of a part of the held-out faces, decoded once for all of them."""
     faces = dataset.read_faces(paths)
@@ -196,8 +204,24 @@ def embed_held_out_part(
         shown = _make_probes(faces, seeds, probe)
         for subject, path in models.items():
             embedder = open_embedder(path, device)
-            views[subject, probe] = embedder.embed(shown, flip=True)
+            vectors, norm = embedder.embed(shown, flip=True)
+            others = _measure_qualities(embedder, shown, parts)
+            views[subject, probe] = vectors, {"norm": norm, **others}
     return views
+
+
+def _measure_qualities(
+    embedder: Any, faces: np.ndarray, parts: int | None
+) -> dict[str, np.ndarray]:
+    """The qualities beside the norm that a recognizer has; `parts` of the head `subspheres`."""
+    from cdp.recognizer.quality import measure_quality
+
+    backbone, found = embedder.backbone, {}
+    if backbone.spec.neck == "subdecisions":
+        found["consistency"] = measure_quality(backbone, faces, "consistency")
+    if parts is not None and backbone.spec.embedding_dim % parts == 0:
+        found["confidence"] = measure_quality(backbone, faces, "confidence", parts=parts)
+    return found
 
 
 def _make_probes(faces: np.ndarray, seeds: np.ndarray, probe: Probe) -> np.ndarray:
@@ -238,10 +262,10 @@ class _Protocols:
         self.open_set = _try(protocols.sample_open_set, identity, settings.enrolled, work.seed)
 
     def score(
-        self, small: np.ndarray, norm: np.ndarray, large: np.ndarray
+        self, small: np.ndarray, quality: Mapping[str, np.ndarray], large: np.ndarray
     ) -> Iterator[tuple[str, Any]]:
-        """Every metric of one recognizer: probes `small` with their norms (n,), gallery `large`,
-        (n, d) unit vectors."""
+        """Every metric of one recognizer: probes `small` with their qualities (n,), gallery
+        `large`, (n, d) unit vectors."""
         from cdp.metrics import protocols
         from cdp.metrics.identification import identify
         from cdp.metrics.verification import compare_pairs
@@ -262,13 +286,13 @@ class _Protocols:
             )  # fmt: skip
             for score in protocols.score_ranks(closed, self.probes, resamples, settings.ranks):
                 yield "identification", score
-            quality = norm[self.probes]
-            for score in protocols.score_rejection(
-                closed, quality, self.probes, resamples, settings.rejected
-            ):
-                yield "rejecting", score
+            for name, values in quality.items():
+                for score in protocols.score_rejection(
+                    closed, values[self.probes], self.probes, resamples, settings.rejected
+                ):
+                    yield "rejecting" if name == "norm" else f"rejecting by {name}", score
         if self.sets is not None:
-            yield from self._score_sets(small, norm, large)
+            yield from self._score_sets(small, quality["norm"], large)
         if self.open_set is not None:
             yield from self._score_open_set(small, large)
 
