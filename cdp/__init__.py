@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     import cdp.progress as progress
     import cdp.propagation as propagation
     import cdp.recognizer as recognizer
+    import cdp.restoration as restoration
     import cdp.review as review
     import cdp.synthetic as synthetic
     import cdp.training as training
@@ -111,6 +112,7 @@ __all__ = [
     "propagate_labels",
     "propagation",
     "recognizer",
+    "restoration",
     "review",
     "synthetic",
     "train_recognizer",

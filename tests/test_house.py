@@ -19,7 +19,7 @@ cdp.arrays cdp.images cdp.metrics cdp.synthetic
 cdp.models
 cdp.knn cdp.committee cdp.propagation cdp.training cdp.aggregation
 cdp.embedding cdp.mediator cdp.review cdp.adaptation
-cdp.recognizer cdp.clusterer cdp.inspection
+cdp.recognizer cdp.clusterer cdp.inspection cdp.restoration
 cdp
 pipelines
 pipelines.files pipelines.yaml_files pipelines.engine pipelines.invocation pipelines.packaged
