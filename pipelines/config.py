@@ -46,6 +46,8 @@ class MemberSettings(Settings):
     checkpoint : a `.safetensors` file written by this project, relative to the data root.
     recognizer : name of a run under the same --runs-dir whose recognizer is used.
     features : name of a model of a data set of kind `features`.
+    restore : a restorer (`cdp export restorer`), relative to the data root, through which this
+        member sees the faces.
     """
 
     name: Name
@@ -55,6 +57,13 @@ class MemberSettings(Settings):
     checkpoint: str | None = None
     recognizer: Name | None = None
     features: str | None = None
+    restore: str | None = None
+
+    @model_validator(mode="after")
+    def _pictures_are_restored(self) -> MemberSettings:
+        if self.restore is not None and self.features is not None:
+            raise ValueError("restore is for members that see pictures; leave it out with features")
+        return self
 
     @model_validator(mode="after")
     def _one_origin(self) -> MemberSettings:

@@ -10,6 +10,7 @@ import numpy as np
 
 from cdp.errors import DataError
 from pipelines.config import MemberSettings
+from pipelines.data.dataset import Dataset
 from pipelines.stage import Work
 
 
@@ -40,6 +41,24 @@ def open_embedder(path: Path, device: str) -> Any:
         The file is larger than `MODEL_BYTES`, or holds no model.
     """
     return _open_embedder(path, path.stat().st_mtime_ns, device)
+
+
+def open_view(dataset: Dataset, member: MemberSettings, origin: Path, device: str) -> Any:
+    """A member's embedder as the stage `embed` uses it: behind its restorer, where it has one."""
+    embedder = open_embedder(origin, device)
+    if member.restore is None:
+        return embedder
+    from cdp.restoration import RestoringEmbedder
+
+    path = dataset.locate(member.restore)
+    return RestoringEmbedder(embedder, _open_restorer(path, path.stat().st_mtime_ns))
+
+
+@lru_cache(maxsize=4)
+def _open_restorer(path: Path, _changed_ns: int) -> Any:
+    from cdp.restoration import load_restorer
+
+    return load_restorer(path)
 
 
 @lru_cache(maxsize=16)

@@ -137,7 +137,7 @@ def test_no_setting_is_missing_here():
     known = {field for field in list_fields(RunConfig) if field.partition(".")[0] not in APART}
     assert set(FIELDS) == known
     assert set(RunConfig.model_fields) == set(OTHER) | APART
-    origins = {"onnx", "checkpoint", "recognizer", "features"}
+    origins = {"onnx", "checkpoint", "recognizer", "features", "restore"}
     assert set(MemberSettings.model_fields) == set(MEMBER) | origins
     assert set(CommitteeSettings.model_fields) == {"base", "members"}
     assert tuple(stage.name for stage in STAGES) == ORDER

@@ -15,11 +15,11 @@ class RestoringEmbedder:
     embedder : Embedder
         An ONNX model or a backbone.
     restorer : Restorer
-    small_px : int
-        Faces above this side are reduced to it first; smaller ones are restored as they are.
+    small_px : int or None
+        Faces above this side are reduced to it first; None restores them as they are.
     """
 
-    def __init__(self, embedder: Embedder, restorer: Restorer, small_px: int = 12) -> None:
+    def __init__(self, embedder: Embedder, restorer: Restorer, small_px: int | None = None) -> None:
         self.embedder, self.restorer, self.small_px = embedder, restorer, small_px
         self.embedding_dim = embedder.embedding_dim
 
@@ -27,6 +27,7 @@ class RestoringEmbedder:
         self, images: np.ndarray, *, batch_size: int = 256, flip: bool = False
     ) -> tuple[np.ndarray, np.ndarray]:
         """Embed restored faces; parameters and result as `BackboneEmbedder.embed`."""
-        small = reduce_faces(images, min(self.small_px, images.shape[1]))
+        side = images.shape[1]
+        small = images if self.small_px is None else reduce_faces(images, min(self.small_px, side))
         restored = restore_faces(self.restorer, small)
         return self.embedder.embed(restored, batch_size=batch_size, flip=flip)
