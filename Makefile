@@ -49,6 +49,7 @@ versions:              # the lowest dependencies, and every Python from 3.11 on 
 	.ci/versions
 
 bench: $(READY)        # the clustering core against the published steps; see tests/benchmarks for the others
+	$(BIN)/python -m tests.benchmarks.bench_default
 	$(BIN)/python -m tests.benchmarks.bench_clustering
 
 golden: $(READY)       # the same bits before and after a refactoring: the first call records, later ones compare

@@ -19,7 +19,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from functools import partial
 from numbers import Integral, Real
 from typing import Any, Literal
 
@@ -32,7 +31,8 @@ from cdp.committee.features import VARIANTS
 from cdp.committee.pairs import choose_candidates, make_pairs
 from cdp.errors import ConfigError, DataError
 from cdp.knn.graph import build_knn_graphs
-from cdp.mediator.curriculum import JointSet
+from cdp.knn.joint import join_graphs
+from cdp.mediator.curriculum import JointSet, choose_labelled
 from cdp.mediator.pair_scorer import PairScorer
 from cdp.mediator.pair_voter import PairVoter
 from cdp.mediator.settings import MediatorSettings
@@ -199,17 +199,17 @@ class ConsensusClusterer(ClusterMixin, BaseEstimator):
         seed = self._draw_seed()
         given = _read_views(views, "views")
         self._note_features(views, given)
+        graphs = self._build_graphs(given, seed)
+        count = len(graphs[0])
+        if not count:
+            raise DataError("views must hold at least one row, got 0 sample(s)")
         scorer: PairScorer | PairVoter
         if labelled_views is None:
             scorer = PairVoter(
                 self.min_similarity, self.min_votes, self.candidates or choose_candidates("vote")
             )
         else:
-            scorer = self._fit_scorer(given, labelled_views, labelled_ids, seed)
-        graphs = self._build_graphs(given, seed)
-        count = len(graphs[0])
-        if not count:
-            raise DataError("views must hold at least one row, got 0 sample(s)")
+            scorer = self._fit_scorer(given, graphs, labelled_views, labelled_ids, seed)
         pairs = make_pairs(graphs, candidates=scorer.candidates)
         scores = scorer.score(given, graphs, pairs, threads=self.threads).probability
         found = cluster_pairs(
@@ -283,22 +283,33 @@ class ConsensusClusterer(ClusterMixin, BaseEstimator):
         return graphs
 
     def _fit_scorer(
-        self, views: list[View], labelled_views: Views, labelled_ids: Any, seed: int
+        self,
+        views: list[View],
+        graphs: list[KnnGraph],
+        labelled_views: Views,
+        labelled_ids: Any,
+        seed: int,
     ) -> PairScorer:
-        labelled = _read_views(labelled_views, "labelled_views")
-        _check_models(labelled, views)
-        graphs = self._build_graphs(labelled, seed)
-        identity = _number_identities(labelled_ids, len(graphs[0]))
+        everything = _read_views(labelled_views, "labelled_views")
+        _check_models(everything, views)
+        identity = _number_identities(labelled_ids, len(load_view(everything[0])))
+        rows = choose_labelled(identity, seed=seed)
+        labelled, identity = [_take_rows(view, rows) for view in everything], identity[rows]
+        labelled_graphs = self._build_graphs(labelled, seed)
         settings, joint = self._choose_settings(), None
         if self.joint and settings.variant == "extended":
-            both = [partial(_join, one, other) for one, other in zip(labelled, views, strict=True)]
-            joint_graphs = self._build_graphs(both, seed)
-            joint_identity = np.full(len(joint_graphs[0]), UNLABELLED, np.int64)
-            joint_identity[: len(identity)] = identity
-            joint = JointSet(both, joint_graphs, joint_identity)
+            kept, joint_graphs = join_graphs(
+                labelled, labelled_graphs, views, graphs, threads=self.threads
+            )
+            both = [
+                np.concatenate([one, _take_rows(other, kept)])
+                for one, other in zip(labelled, views, strict=True)
+            ]
+            unlabelled = np.full(len(kept), UNLABELLED, np.int64)
+            joint = JointSet(both, joint_graphs, np.concatenate([identity, unlabelled]))
         return PairScorer.fit(
             labelled,
-            graphs,
+            labelled_graphs,
             identity,
             settings=settings,
             candidates=self.candidates,
@@ -372,15 +383,10 @@ def _number_identities(labelled_ids: Any, count: int) -> np.ndarray:
     return np.unique(ids, return_inverse=True)[1].astype(np.int64)
 
 
-def _join(one: View, other: View) -> np.ndarray:
-    """Labelled rows, then unlabelled ones, each checked by its own row numbers."""
-    labelled, rest = (make_unit(load_view(view))[0] for view in (one, other))
-    if labelled.shape[1] != rest.shape[1]:
-        raise DataError(
-            f"a view has {labelled.shape[1]} dimensions labelled and {rest.shape[1]} unlabelled: "
-            "they are not of one model"
-        )
-    return np.concatenate([labelled, rest])
+def _take_rows(view: View, rows: np.ndarray) -> np.ndarray:
+    """Some rows of a view as unit vectors, each checked by its own row number."""
+    unit = make_unit(load_view(view))[0]
+    return unit if len(rows) == len(unit) else unit[rows]
 
 
 def _average_inside(

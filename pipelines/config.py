@@ -212,16 +212,17 @@ class KnnSettings(Settings):
     """The k-nearest-neighbour graphs, by cosine.
 
     k : neighbours per image.
-    backend : "nmslib" or "faiss" approximate, "exact" compares all pairs.
+    backend : "nmslib" or "faiss" approximate above their `exact_limit` of images, "exact" compares
+        all pairs, "torch" does so on a GPU if there is one.
     options : parameters of the backend's index; see `cdp.knn`.
     recall_sample : images on which each graph is compared with exact search.
-    joint : also build graphs over labelled and unlabelled images together, on which the mediator
+    joint : also derive graphs over labelled and unlabelled images together, on which the mediator
         is trained; set to false where many unlabelled images show labelled identities.
     """
 
     k: Positive = 20
-    backend: Literal["nmslib", "faiss", "exact"] = "nmslib"
-    options: dict[str, int] = Field(default_factory=dict)
+    backend: Literal["nmslib", "faiss", "exact", "torch"] = "nmslib"
+    options: dict[str, int | str] = Field(default_factory=dict)
     recall_sample: Positive = 1000
     joint: bool = True
 

@@ -159,3 +159,11 @@ class FileDigests:
             except (StageError, UnicodeError):
                 return
             self._changed = False
+
+
+def save_arrays(path: Path, **arrays: np.ndarray) -> None:
+    """Write arrays to one `.npz` file atomically."""
+    draft = path.with_suffix(".draft")
+    with draft.open("wb") as stream:
+        np.savez(stream, allow_pickle=False, **arrays)
+    draft.replace(path)

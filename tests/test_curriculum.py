@@ -8,7 +8,12 @@ import pytest
 from cdp.committee.features import describe_pairs
 from cdp.committee.pairs import make_pairs
 from cdp.knn.graph import build_knn_graphs
-from cdp.mediator.curriculum import CURRICULUM, make_curriculum, thin_identities
+from cdp.mediator.curriculum import (
+    CURRICULUM,
+    choose_labelled,
+    make_curriculum,
+    thin_identities,
+)
 from tests.benchmarks.embeddings import draw_views
 
 pytestmark = [pytest.mark.torch, pytest.mark.trains]
@@ -74,3 +79,23 @@ def test_steps_may_come_from_loaders_and_describe_pairs(labelled):
             [view[one.rows] for view in views], one.graphs, pairs, variant="paper"
         )
         assert np.isfinite(features).all()
+
+
+def test_labelled_rows_are_whole_identities_up_to_the_limit():
+    random = np.random.default_rng(3)
+    identity = random.permutation(np.repeat(np.arange(400), random.integers(1, 12, 400)))
+    rows = choose_labelled(identity, limit=600, seed=1)
+    assert len(rows) == 600
+    assert (np.diff(rows) > 0).all()
+    size, chosen = np.bincount(identity), np.bincount(identity[rows], minlength=400)
+    assert np.count_nonzero((chosen > 0) & (chosen < size)) <= 1
+    np.testing.assert_array_equal(rows, choose_labelled(identity, limit=600, seed=1))
+    assert not np.array_equal(rows, choose_labelled(identity, limit=600, seed=2))
+    np.testing.assert_array_equal(choose_labelled(identity, limit=9999), np.arange(len(identity)))
+
+
+def test_one_identity_takes_at_most_half_of_the_limit():
+    identity = np.concatenate([np.zeros(5000, int), np.repeat(np.arange(1, 500), 4)])
+    chosen = identity[choose_labelled(identity, limit=400, seed=0)]
+    assert np.count_nonzero(chosen == 0) <= 200
+    assert len(np.unique(chosen)) >= 50

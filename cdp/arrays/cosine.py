@@ -11,12 +11,13 @@ The contract:
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import numpy as np
 from numba import njit
 
-from cdp.arrays.threads import BLOCK
+from cdp.arrays.threads import BLOCK, list_blocks
 from cdp.errors import DataError
 
 _UNIT_SLACK = 2e-6
@@ -36,10 +37,7 @@ def make_unit(vectors: np.ndarray) -> tuple[np.ndarray, bool]:
             f"{array.dtype}"
         )
     is_unit = array.dtype == np.float32 and array.flags.c_contiguous
-    norm = np.empty(len(array))
-    for start in range(0, len(array), BLOCK):
-        part = array[start : start + BLOCK].astype(np.float64)
-        norm[start : start + BLOCK] = np.sqrt(np.einsum("ij,ij->i", part, part))
+    norm = _measure_lengths(array)
     bad = ~(np.isfinite(norm) & (norm > 0))
     if bad.any():
         row = int(np.flatnonzero(bad)[0])
@@ -57,13 +55,71 @@ def make_unit(vectors: np.ndarray) -> tuple[np.ndarray, bool]:
     return unit, False
 
 
+def measure_pairs(
+    rows: np.ndarray, source: np.ndarray, target: np.ndarray, out: np.ndarray, workers: int = 1
+) -> np.ndarray:
+    """Fill `out`, (m,) float32, with the product of each pair of rows, by `dot_rows`."""
+
+    def work(part: slice) -> None:
+        _multiply_pairs(rows, source[part], target[part], out[part])
+
+    blocks = list_blocks(0, len(source), 64 * BLOCK)
+    if workers <= 1 or len(blocks) <= 1:
+        work(slice(0, len(source)))
+        return out
+    with ThreadPoolExecutor(workers) as pool:
+        list(pool.map(work, blocks))
+    return out
+
+
+def _measure_lengths(array: np.ndarray) -> np.ndarray:
+    """The length of each row, (n,) float64."""
+    if array.dtype in (np.float32, np.float64) and array.flags.c_contiguous:
+        return _add_squares(as_readonly(array))
+    norm = np.empty(len(array))
+    for start in range(0, len(array), BLOCK):
+        part = array[start : start + BLOCK].astype(np.float64)
+        norm[start : start + BLOCK] = np.sqrt(np.einsum("ij,ij->i", part, part))
+    return norm
+
+
+def as_readonly(array: np.ndarray) -> np.ndarray:
+    """A read-only view of the array, so that code is compiled once for mapped and other arrays."""
+    readonly = array.view()
+    readonly.setflags(write=False)
+    return readonly
+
+
 @njit(cache=True, nogil=True, fastmath={"reassoc", "contract", "nsz"})
+def _add_squares(vectors: Any) -> Any:
+    norm = np.empty(len(vectors))
+    for row in range(len(vectors)):
+        total = 0.0
+        for axis in range(vectors.shape[1]):
+            total += np.float64(vectors[row, axis]) * np.float64(vectors[row, axis])
+        norm[row] = np.sqrt(total)
+    return norm
+
+
+@njit(cache=True, nogil=True)
+def _multiply_pairs(vectors: Any, source: Any, target: Any, out: Any) -> None:
+    for i in range(len(source)):
+        out[i] = dot_rows(vectors, source[i], target[i])
+
+
+@njit(cache=True, nogil=True, fastmath={"reassoc", "contract", "nsz"})
+def dot_between(left: Any, one: int, right: Any, other: int) -> Any:
+    """Cosine of a row of `left` and a row of `right`, unit float32 vectors; float32 in [-1, 1]."""
+    total = np.float32(0)
+    for axis in range(left.shape[1]):
+        total += left[one, axis] * right[other, axis]
+    return min(max(total, np.float32(-1)), np.float32(1))
+
+
+@njit(cache=True, nogil=True)
 def dot_rows(vectors: Any, one: int, other: int) -> Any:
     """Cosine of two rows of unit float32 vectors, float32 in [-1, 1]."""
-    total = np.float32(0)
-    for axis in range(vectors.shape[1]):
-        total += vectors[one, axis] * vectors[other, axis]
-    return min(max(total, np.float32(-1)), np.float32(1))
+    return dot_between(vectors, one, vectors, other)
 
 
 @njit(cache=True, nogil=True)

@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 from numba import njit
 
-from cdp.arrays.cosine import dot_rows, make_unit
+from cdp.arrays.cosine import make_unit, measure_pairs
 from cdp.arrays.threads import count_threads
 from cdp.errors import ConfigError, DataError
 from cdp.types import Graph, PairTable, View, load_graph, load_view
@@ -109,7 +109,8 @@ def describe_pairs(
     Parameters
     ----------
     views : N + 1 embeddings (n, d_v), or functions that load them; unused when `affinity` is given.
-    graphs : N + 1 kNN graphs over the same rows, or functions that load them.
+    graphs : N + 1 kNN graphs over the same rows, or functions that load them. Lists may name rows
+        outside, from n on: they count as neighbours.
     pairs : the pairs; their order does not matter, sorted by source is fastest.
     variant : see `name_features`.
     rows : describe only this contiguous slice of the pairs.
@@ -158,7 +159,7 @@ def describe_pairs(
             )
         if affinity is None:
             unit = _load_view(views[view], len(graph), view)
-            _measure(unit, source, target, out[:, column[f"affinity_{view}"]], workers)
+            measure_pairs(unit, source, target, out[:, column[f"affinity_{view}"]], workers)
             del unit
         else:
             out[:, column[f"affinity_{view}"]] = affinity[part, view]
@@ -207,8 +208,7 @@ def measure_affinity(
             f"{len(unit)} rows"
         )
     result = np.empty(len(pairs), np.float32) if out is None else out
-    _measure(unit, pairs.source, pairs.target, result, count_threads(threads))
-    return result
+    return measure_pairs(unit, pairs.source, pairs.target, result, count_threads(threads))
 
 
 def _check_wccn(wccn: np.ndarray | None, count: int, variant: str) -> None:
@@ -236,16 +236,6 @@ def _blocks(count: int) -> list[slice]:
     return [slice(start, min(start + _BLOCK, count)) for start in range(0, count, _BLOCK)]
 
 
-def _measure(
-    unit: np.ndarray, source: np.ndarray, target: np.ndarray, out: np.ndarray, workers: int
-) -> None:
-    def work(part: slice) -> None:
-        out[part] = _multiply(unit, source[part], target[part])
-
-    with ThreadPoolExecutor(workers) as pool:
-        list(pool.map(work, _blocks(len(source))))
-
-
 def _describe(
     neighbour: np.ndarray,
     mean: np.ndarray,
@@ -256,19 +246,13 @@ def _describe(
     out: np.ndarray,
     workers: int,
 ) -> None:
+    reach = max(int(neighbour.max(initial=-1)) + 1, len(neighbour))
+
     def work(part: slice) -> None:
-        _fill(neighbour, mean, variance, source[part], target[part], places, out[part])
+        _fill(neighbour, reach, mean, variance, source[part], target[part], places, out[part])
 
     with ThreadPoolExecutor(workers) as pool:
         list(pool.map(work, _blocks(len(source))))
-
-
-@njit(cache=True, nogil=True)
-def _multiply(unit: Any, source: Any, target: Any) -> Any:
-    out = np.empty(len(source), np.float32)
-    for i in range(len(source)):
-        out[i] = dot_rows(unit, source[i], target[i])
-    return out
 
 
 @njit(cache=True, nogil=True)
@@ -296,13 +280,23 @@ def _summarise(neighbour: Any, similarity: Any) -> Any:
 
 @njit(cache=True, nogil=True)
 def _fill(
-    neighbour: Any, mean: Any, variance: Any, source: Any, target: Any, places: Any, out: Any
+    neighbour: Any,
+    reach: int,
+    mean: Any,
+    variance: Any,
+    source: Any,
+    target: Any,
+    places: Any,
+    out: Any,
 ) -> None:
-    """Fill one view's columns that need only its graph; a place of -1 is not asked for."""
-    count, width = neighbour.shape
+    """Fill one view's columns that need only its graph; a place of -1 is not asked for.
+
+    reach : above every row number in the lists.
+    """
+    width = neighbour.shape[1]
     relationship, distribution, common, overlap, shares = places
-    owner = np.full(count, -1, np.int64)
-    position_of = np.empty(count, np.int32)
+    owner = np.full(reach, -1, np.int64)
+    position_of = np.empty(reach, np.int32)
     listed = -1
     listed_size = 0
     for i in range(len(source)):

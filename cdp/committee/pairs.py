@@ -40,7 +40,7 @@ def make_pairs(
 
     Parameters
     ----------
-    graphs : one a view, the base first.
+    graphs : one a view, the base first. A row outside, from n on, makes no pair.
     candidates : "base" (paper) or "all" (ours: finds pairs that the base alone misses).
     rows : only pairs whose source lies in this contiguous slice; the parts put together, in order,
         equal the whole.
@@ -103,7 +103,7 @@ def _add_edges(neighbour: Any, first: int, last: int, offset: Any, target: Any) 
     for row in range(len(neighbour)):
         for other in neighbour[row]:
             low = min(row, other)
-            if other >= 0 and other != row and first <= low < last:
+            if 0 <= other < len(neighbour) and other != row and first <= low < last:
                 fill[low - first + 1] += 1
     for i in range(size):
         fill[i + 1] += fill[i] + (offset[i + 1] - offset[i])
@@ -116,7 +116,7 @@ def _add_edges(neighbour: Any, first: int, last: int, offset: Any, target: Any) 
     for row in range(len(neighbour)):
         for other in neighbour[row]:
             low = min(row, other)
-            if other >= 0 and other != row and first <= low < last:
+            if 0 <= other < len(neighbour) and other != row and first <= low < last:
                 merged[fill[low - first]] = max(row, other)
                 fill[low - first] += 1
     unique = np.zeros(size + 1, np.int64)

@@ -29,7 +29,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from cdp.arrays.cosine import make_unit
+from cdp.arrays.cosine import make_unit, measure_pairs
 from cdp.arrays.scratch import allocate
 from cdp.arrays.threads import BLOCK, count_threads, limit_blas, list_blocks
 from cdp.errors import DataError
@@ -145,7 +145,7 @@ class Wccn:
             if len(chosen):
                 rows = self.whiten(coordinates, number, threads=threads)
                 few = pairs.take(chosen)
-                found[chosen] += weight[chosen] * measure_cosines(rows, few)
+                found[chosen] += weight[chosen] * measure_cosines(rows, few, threads=threads)
         return found
 
     def state(self) -> dict[str, np.ndarray]:
@@ -170,12 +170,10 @@ class Wccn:
         return cls(state["offset"], axes, state["whitening"])
 
 
-def measure_cosines(rows: np.ndarray, pairs: PairTable) -> np.ndarray:
+def measure_cosines(rows: np.ndarray, pairs: PairTable, *, threads: int | None = 1) -> np.ndarray:
     """The cosine of each pair: (m,) float32 in [-1, 1]; `rows` (n, p) float32 of length 1 or 0."""
     found = np.empty(len(pairs), np.float32)
-    for part in list_blocks(0, len(pairs), 64 * BLOCK):
-        found[part] = np.einsum("ij,ij->i", rows[pairs.source[part]], rows[pairs.target[part]])
-    return np.clip(found, -1, 1)
+    return measure_pairs(rows, pairs.source, pairs.target, found, count_threads(threads))
 
 
 def fit_wccn(

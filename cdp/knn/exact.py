@@ -33,7 +33,7 @@ from cdp.types import UNLABELLED
 
 _PIVOTS_A_ROW = 8
 """Nearest pivots searched for first candidates: few, since all pairs are bounded afterwards."""
-_BOUND_SLACK = 1e-5
+BOUND_SLACK = np.float32(1e-5)
 """Above the float32 rounding of the bound, so that it rules out no true neighbour."""
 _PRODUCT_SECONDS = 2 / 70e9
 _COMPARE_SECONDS = 0.3e-9
@@ -60,20 +60,34 @@ def prepare_exact(unit: np.ndarray, width: int, workers: int) -> tuple[np.ndarra
             _find_floor(unit, candidate, part.start, floor[part])
 
         list(pool.map(begin, list_blocks(0, count)))
-    return candidate, np.ascontiguousarray(axes[:, : _choose_axis_count(unit, axes, floor)])
+    return candidate, np.ascontiguousarray(
+        axes[:, : choose_axis_count(unit, unit, axes, floor, floor)]
+    )
 
 
-def _choose_axis_count(unit: np.ndarray, axes: np.ndarray, floor: np.ndarray) -> int:
-    """The number of axes with the least expected time, by a sample of pairs."""
-    count, dimension = unit.shape
-    columns = np.arange(0, count, max(count // _SAMPLED_ROWS, 1))
-    rows = columns[::4]
-    least = np.minimum(floor[rows][:, None], floor[columns][None]) - _BOUND_SLACK
+def choose_axis_count(
+    left: np.ndarray,
+    right: np.ndarray,
+    axes: np.ndarray,
+    left_floor: np.ndarray,
+    right_floor: np.ndarray,
+) -> int:
+    """The number of axes with the least expected time, by a sample of pairs of both sets.
+
+    left, right : unit rows. left_floor, right_floor : similarity of the k-th neighbour of each.
+    """
+    dimension = left.shape[1]
+    rows = np.arange(0, len(left), max(4 * len(left) // _SAMPLED_ROWS, 1))
+    columns = np.arange(0, len(right), max(len(right) // _SAMPLED_ROWS, 1))
+    least = np.minimum(left_floor[rows][:, None], right_floor[columns][None]) - BOUND_SLACK
     best_cost, best = np.inf, dimension
     for size in sorted({*_AXIS_COUNTS, dimension}):
         if size > dimension:
             break
-        one, other = (_bound(unit[part], axes[:, :size]) for part in (rows, columns))
+        one, other = (
+            bound_rows(left[rows], axes[:, :size]),
+            bound_rows(right[columns], axes[:, :size]),
+        )
         share = float((one @ other.T >= least).mean())
         cost = size * _PRODUCT_SECONDS + share * dimension * _COMPARE_SECONDS
         if cost < best_cost:
@@ -99,7 +113,7 @@ def search_exact(
     bound = np.empty((count, axes.shape[1] + 1), np.float32)
 
     def project(part: slice) -> None:
-        bound[part] = _bound(unit[part], axes)
+        bound[part] = bound_rows(unit[part], axes)
 
     list(pool.map(project, list_blocks(0, count)))
     whole = rows.start == 0 and rows.stop == count
@@ -145,7 +159,7 @@ def search_exact(
     similarity[:, :width] = best
 
 
-def _bound(unit: np.ndarray, axes: np.ndarray) -> np.ndarray:
+def bound_rows(unit: np.ndarray, axes: np.ndarray) -> np.ndarray:
     """Project, and append each row's residual length: products of these bound the cosines."""
     near = unit @ axes
     length = np.einsum("ij,ij->i", near, near)
@@ -164,6 +178,16 @@ def scan_all(vectors: Any, start: int, nearest: Any, best: Any) -> None:
 
 
 @njit(cache=True, nogil=True)
+def scan_rows(vectors: Any, rows: Any, nearest: Any, best: Any) -> None:
+    """Compare some rows with all others in full; row r lies at r."""
+    for row in rows:
+        best[row] = -np.inf
+        for other in range(len(vectors)):
+            if other != row:
+                insert_neighbour(nearest[row], best[row], other, dot_rows(vectors, row, other))
+
+
+@njit(cache=True, nogil=True)
 def _find_floor(vectors: Any, candidate: Any, start: int, floor: Any) -> None:
     """Least similarity among each row's candidates: its k-th neighbour is no further."""
     for i in range(len(floor)):
@@ -177,7 +201,7 @@ def _find_floor(vectors: Any, candidate: Any, start: int, floor: Any) -> None:
 
 
 @njit(cache=True, nogil=True, fastmath=True)
-def _reaches(ceiling: Any, level: Any, low: int, high: int, own: Any) -> Any:
+def reaches(ceiling: Any, level: Any, low: int, high: int, own: Any) -> Any:
     """Whether any bound of columns low .. high - 1 reaches the row's or the column's level."""
     reach = np.float32(-4)
     for j in range(low, high):
@@ -202,23 +226,22 @@ def _compare(
     Row numbers start at `first` and `second`; results of row r lie at r - offset. With `both`
     each pair serves its two rows, and the diagonal block is read above the diagonal.
     """
-    slack = np.float32(_BOUND_SLACK)
     height, span = ceiling.shape
     level = np.full(span, np.float32(4))
     if both:
         for j in range(span):
             at = second + j - offset
-            level[j] = max(floor[at], best[at, -1]) - slack
+            level[j] = max(floor[at], best[at, -1]) - BOUND_SLACK
     for i in range(height):
         row = first + i
         at = row - offset
-        own = max(floor[at], best[at, -1]) - slack
+        own = max(floor[at], best[at, -1]) - BOUND_SLACK
         if own < -3:
             own = np.float32(-3)
         begin = i + 1 if both and first == second else 0
         for low in range(begin, span, _LANE):
             high = min(low + _LANE, span)
-            if not _reaches(ceiling[i], level, low, high, own):
+            if not reaches(ceiling[i], level, low, high, own):
                 continue
             for j in range(low, high):
                 if ceiling[i, j] < min(level[j], own) or second + j == row:
@@ -226,8 +249,8 @@ def _compare(
                 value = dot_rows(vectors, row, second + j)
                 if value >= own:
                     insert_neighbour(nearest[at], best[at], second + j, value)
-                    own = max(floor[at], best[at, -1]) - slack
+                    own = max(floor[at], best[at, -1]) - BOUND_SLACK
                 if both and value >= level[j]:
                     other = second + j - offset
                     insert_neighbour(nearest[other], best[other], row, value)
-                    level[j] = max(floor[other], best[other, -1]) - slack
+                    level[j] = max(floor[other], best[other, -1]) - BOUND_SLACK

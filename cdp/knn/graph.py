@@ -33,11 +33,12 @@ def build_knn_graph(
     ----------
     vectors : (n, d) float16, float32 or float64. Need not be of unit length.
     k : neighbours a row, at least 1. Where n - 1 < k the rest of a row is padding (-1).
-    backend : "nmslib" (HNSW), "faiss" (an inverted file above `exact_limit` rows) or "exact".
+    backend : "nmslib" (HNSW above `exact_limit` rows), "faiss" (an inverted file above them),
+        "exact", or "torch" (exact, on a GPU if there is one).
     seed : of the inverted file's centroids and of the sample that sets efSearch.
     threads : at most so many; None: all cores this process may use. The result is the same.
     settings : nmslib: exact_limit, M, efConstruction, efSearch (0: found by a sample), post.
-        faiss: exact_limit, nlist (0: 4 sqrt(n)), nprobe.
+        faiss: exact_limit, nlist (0: 4 sqrt(n)), nprobe. torch: device ("auto", "cpu", "cuda").
 
     Returns
     -------

@@ -137,3 +137,14 @@ def refine_candidates(
         for position in range(found):
             other = listed[position]
             insert_neighbour(nearest[at], best[at], other, dot_rows(vectors, row, other))
+
+
+@njit(cache=True, nogil=True)
+def rank_candidates(vectors: Any, candidate: Any, start: int, nearest: Any, best: Any) -> None:
+    """Compare each row with its candidates alone; row r lies at r - start."""
+    for at in range(len(nearest)):
+        row = start + at
+        best[at] = -np.inf
+        for other in candidate[row]:
+            if other >= 0:
+                insert_neighbour(nearest[at], best[at], other, dot_rows(vectors, row, other))

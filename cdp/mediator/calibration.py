@@ -12,14 +12,13 @@ from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import numpy as np
+from numba import njit
 
 from cdp.arrays.log_odds import to_probability
 from cdp.mediator.prior_shift import LOGIT_LIMIT
 from cdp.metrics.calibration import ReliabilityCurve, measure_reliability
 
 _NEWTON_STEPS = 50
-_OVERFLOW = 40.0
-"""Logits beyond this are clipped while fitting, so that their exponential stays finite."""
 _LEAST_SCALE = 1e-3
 """The fitted scale stays positive, so that calibration never reverses the order of pairs."""
 
@@ -77,30 +76,44 @@ def fit_platt_scaling(logit: np.ndarray, same: np.ndarray, weight: np.ndarray) -
 
     A weak prior (the weight of one pair) at scale 1 and shift 0 keeps separable data finite.
     """
-    weight = weight / weight.mean()
-    column = np.stack([logit, np.ones_like(logit)], 1)
-    centre = np.array([1.0, 0.0])
-    value = centre.copy()
-
-    def loss(at: np.ndarray) -> float:
-        z = column @ at
-        data = np.sum(weight * (np.logaddexp(0, z) - same * z))
-        return float(data + 0.5 * np.sum((at - centre) ** 2))
-
-    current = loss(value)
+    logit, truth = np.asarray(logit, np.float64), np.asarray(same, np.float64)
+    weight = np.asarray(weight / weight.mean(), np.float64)
+    value = np.array([1.0, 0.0])
+    current, gradient, hessian = _expand_loss(logit, truth, weight, *value)
     for _ in range(_NEWTON_STEPS):
-        p = 1 / (1 + np.exp(-np.clip(column @ value, -_OVERFLOW, _OVERFLOW)))
-        gradient = column.T @ (weight * (p - same)) + value - centre
-        hessian = (column * (weight * p * (1 - p))[:, None]).T @ column + np.eye(2)
         move = np.linalg.solve(hessian, gradient)
         size = 1.0
-        while loss(value - size * move) > current and size > 1e-6:
+        found = _expand_loss(logit, truth, weight, *(value - move))
+        while found[0] > current and size > 1e-6:
             size /= 2
+            found = _expand_loss(logit, truth, weight, *(value - size * move))
         value = value - size * move
-        previous, current = current, loss(value)
+        previous = current
+        current, gradient, hessian = found
         if previous - current < 1e-10 * max(1.0, abs(current)):
             break
     return np.array([max(value[0], _LEAST_SCALE), value[1]])
+
+
+@njit(cache=True, nogil=True)
+def _expand_loss(logit, truth, weight, scale, shift):  # type: ignore[no-untyped-def]  # pragma: no cover
+    """Log loss of the scaled and shifted logits with its prior, its gradient and its Hessian."""
+    loss = 0.5 * ((scale - 1) ** 2 + shift**2)
+    first, second = scale - 1, shift
+    outer, mixed, inner = 1.0, 0.0, 1.0
+    for i in range(len(logit)):
+        z = scale * logit[i] + shift
+        small = np.exp(-abs(z))
+        loss += weight[i] * (max(z, 0.0) - z * truth[i] + np.log1p(small))
+        probability = (1.0 if z >= 0 else small) / (1 + small)
+        error = weight[i] * (probability - truth[i])
+        curve = weight[i] * small / (1 + small) ** 2
+        first += error * logit[i]
+        second += error
+        outer += curve * logit[i] ** 2
+        mixed += curve * logit[i]
+        inner += curve
+    return loss, np.array([first, second]), np.array([[outer, mixed], [mixed, inner]])
 
 
 def make_report(

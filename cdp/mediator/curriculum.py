@@ -37,12 +37,16 @@ from cdp.types import UNLABELLED, Graph, KnnGraph, View, load_graph
 CURRICULUM = ((1.0, 0.0), (1 / 3, 0.0), (1.0, 0.5), (1.0, 0.8))
 """Of each step: share of k, and share of the identities reduced to one image."""
 
+LABELLED_ROWS = 3000
+"""Labelled rows a pair scorer is trained on, however many there are: see docs/results.md."""
+
 
 @dataclass(frozen=True)
 class JointSet:
-    """Labelled and unlabelled rows in one set of graphs.
+    """Labelled and unlabelled rows in one set of graphs (`cdp.knn.joint`).
 
-    views : one (n, d_v) array a model over all rows, or a function that loads it. graphs : theirs.
+    views : one (n, d_v) array a model over all rows, or a function that loads it. graphs : theirs;
+        a list may name rows outside the set, numbered from n on.
     identity : (n,) int64, -1 for an unlabelled row.
     """
 
@@ -66,6 +70,33 @@ class CurriculumStep:
     rows: np.ndarray
     graphs: list[KnnGraph]
     identity: np.ndarray
+
+
+def choose_labelled(
+    identity: np.ndarray, *, limit: int = LABELLED_ROWS, seed: int = 0
+) -> np.ndarray:
+    """The labelled rows to train on: all images of identities drawn at random, at most `limit`.
+
+    Parameters
+    ----------
+    identity : (n,) integers.
+    limit : rows; an identity with more than half of them is cut to that.
+
+    Returns
+    -------
+    (r,) int64, ascending; all rows where they are no more than the limit.
+    """
+    if len(identity) <= limit:
+        return np.arange(len(identity))
+    random = np.random.default_rng([seed, 0x726F7773])
+    _, number = np.unique(identity, return_inverse=True)
+    order = random.permutation(len(number))
+    order = order[np.argsort(number[order], kind="stable")]
+    size = np.bincount(number)
+    rank = np.arange(len(number)) - np.repeat(np.cumsum(size) - size, size)
+    order = order[rank < max(limit // 2, 1)]
+    turn = random.permutation(len(size))[number[order]]
+    return np.sort(order[np.argsort(turn, kind="stable")][:limit])
 
 
 def make_curriculum(

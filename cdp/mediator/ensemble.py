@@ -19,27 +19,25 @@ The contract:
 from __future__ import annotations
 
 import json
-import math
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 
 import numpy as np
-import torch
 
-from cdp.arrays.threads import count_threads, limit_blas
+from cdp.arrays.threads import count_threads
 from cdp.errors import DataError
 from cdp.mediator.calibration import MediatorReport, fit_platt_scaling, make_report, sigmoid
-from cdp.mediator.mlp import ARRAY_NAMES, STANDARD_LIMIT, Perceptron, Rows, score_rows
+from cdp.mediator.folds import (
+    check_folds,
+    deal_folds,
+    hold_out,
+    limit_identities,
+    number_identities,
+)
+from cdp.mediator.mlp import ARRAY_NAMES, STANDARD_LIMIT, Rows, score_rows
+from cdp.mediator.mlp_training import train_ensemble
 from cdp.mediator.prior_shift import PriorCorrection, correct_prior
 from cdp.mediator.settings import MediatorSettings
 
-MAX_IDENTITY_SHARE = 0.1
-"""Largest share of the weighted positive pairs that one identity may have. On LFW at 16 px, seed 1,
-one labelled identity owns 64 % of them; with this limit the calibration error on new identities
-fell from .036 to .009."""
-CHECK_STEPS = 1000
-"""Training steps between two validations when an epoch is longer."""
 _LEAST_DEVIATION = 1e-7
 """An input that varies less is constant, and is centred only."""
 
@@ -98,6 +96,7 @@ class Mediator:
         source_identity: np.ndarray,
         target_identity: np.ndarray,
         *,
+        weight: np.ndarray | None = None,
         settings: MediatorSettings | None = None,
         seed: int = 0,
         threads: int | None = None,
@@ -111,6 +110,7 @@ class Mediator:
         features : (m, F) float32, one row a pair.
         same : (m,) bool, whether both ends are one identity.
         source_identity, target_identity : (m,) int64.
+        weight : (m,) float > 0, how many pairs each stands for; None: one each.
         settings : defaults to ours.
         seed : decides folds, initial weights, order of the pairs and dropout.
         threads : number of MLPs trained at once; None: all cores. Never changes the result.
@@ -132,18 +132,18 @@ class Mediator:
         same, source_identity, target_identity = _check_labels(
             len(features), same, source_identity, target_identity
         )
-        identities, source, target = _number_identities(source_identity, target_identity)
-        fold = _deal_folds(identities, source[same], settings.folds, seed)
+        identities, source, target = number_identities(source_identity, target_identity)
+        fold = deal_folds(identities, source[same], settings.folds, seed)
         source_fold, target_fold = fold[source], fold[target]
-        held = _hold_out(source_fold, target_fold, settings.ensemble_size)
-        _check_folds(held, same, identities, settings)
-        pair_weight = _limit_identities(identities, source, target, same)
+        held = hold_out(source_fold, target_fold, settings.ensemble_size)
+        check_folds(held, same, identities, settings)
+        pair_weight = limit_identities(identities, source, target, same, weight)
 
         mean, inverse = _measure_inputs(features, settings.standardise)
         limit = STANDARD_LIMIT if settings.standardise else np.inf
         rows = Rows(features, same.astype(np.float32), mean, inverse, limit)
         workers = count_threads(threads)
-        layers, history = _train_ensemble(rows, held, pair_weight, settings, seed, workers)
+        layers, history = train_ensemble(rows, held, pair_weight, settings, seed, workers)
         arrays = {"mean": mean, "inverse_deviation": inverse, **_stack_layers(layers)}
 
         logits = score_rows(features, arrays, settings.standardise, workers, held > 0)
@@ -267,79 +267,6 @@ def _check_labels(
     return same, source_identity, target_identity
 
 
-def _number_identities(
-    source: np.ndarray, target: np.ndarray
-) -> tuple[int, np.ndarray, np.ndarray]:
-    """Count the identities; the pairs' ends as places among the sorted identities."""
-    low = min(int(source.min()), int(target.min()))
-    span = max(int(source.max()), int(target.max())) - low + 1
-    if span > 4 * len(source):
-        identity, place = np.unique(np.concatenate([source, target]), return_inverse=True)
-        return len(identity), place[: len(source)], place[len(source) :]
-    known = np.zeros(span, bool)
-    known[source - low] = True
-    known[target - low] = True
-    place = np.cumsum(known) - 1
-    return int(known.sum()), place[source - low], place[target - low]
-
-
-def _deal_folds(count: int, positive: np.ndarray, folds: int, seed: int) -> np.ndarray:
-    """A fold for each identity, (count,) int64, with a similar number of positive pairs in each.
-
-    positive : (p,) int64, the identity of each positive pair. One identity with 500 images can own
-        most of them, so identities are sorted by their number of positive pairs and dealt in
-        rounds, shuffled within a round.
-    """
-    random = np.random.default_rng([seed, 0x666F6C64])
-    pair_count = np.bincount(positive, minlength=count)
-    order = np.lexsort((random.random(count), -pair_count))
-    fold = np.empty(count, np.int64)
-    for start in range(0, count, folds):
-        part = order[start : start + folds]
-        fold[part] = random.permutation(folds)[: len(part)]
-    return fold
-
-
-def _hold_out(source_fold: np.ndarray, target_fold: np.ndarray, ensemble_size: int) -> np.ndarray:
-    """(m, ensemble_size) float32, the weight of each pair in the validation of each MLP: 1 where
-    both ends are in its fold, one half where one is."""
-    columns = []
-    for member in range(ensemble_size):
-        held = (source_fold == member).astype(np.float32)
-        columns.append((held + (target_fold == member)) / 2)
-    return np.stack(columns, 1)
-
-
-def _check_folds(
-    held: np.ndarray, same: np.ndarray, identities: int, settings: MediatorSettings
-) -> None:
-    for member in range(settings.ensemble_size):
-        out = held[:, member] > 0
-        for kind, rows in (("training", ~out), ("held-out", out)):
-            if not rows.any() or same[rows].all() or not same[rows].any():
-                raise DataError(
-                    f"mediator: fold {member + 1} of {settings.folds} leaves {rows.sum()} {kind} "
-                    f"pairs, {int(same[rows].sum())} of them positive; both positive and negative "
-                    f"ones are needed. There are {identities} labelled identities and "
-                    f"{int(same.sum())} positive pairs: label more identities, or lower "
-                    "mediator.folds and mediator.ensemble_size"
-                )
-
-
-def _limit_identities(
-    identities: int, source: np.ndarray, target: np.ndarray, same: np.ndarray
-) -> np.ndarray:
-    """The weight of each pair, (m,) float32 in (0, 1]: the lower one of its two identities."""
-    owned = np.bincount(source[same], minlength=identities)
-    # A few identities cannot all stay below the share; equal ones must not be limited at all.
-    share = max(MAX_IDENTITY_SHARE, 2 / max(int(np.count_nonzero(owned)), 1))
-    most = float(owned.max())
-    for _ in range(50):
-        most = min(most, max(share * float(np.minimum(owned, most).sum()), 1.0))
-    pair_weight = np.minimum(most / np.maximum(owned, 1), 1).astype(np.float32)
-    return np.minimum(pair_weight[source], pair_weight[target])
-
-
 def _measure_inputs(features: np.ndarray, standardise: bool) -> tuple[np.ndarray, np.ndarray]:
     """Mean and inverse deviation of each input, (F,) float32; 0 and 1 without standardising."""
     width = features.shape[1]
@@ -349,33 +276,6 @@ def _measure_inputs(features: np.ndarray, standardise: bool) -> tuple[np.ndarray
     deviation = features.std(0, dtype=np.float64)
     inverse = 1 / np.where(deviation > _LEAST_DEVIATION, deviation, 1)
     return mean, inverse.astype(np.float32)
-
-
-def _train_ensemble(
-    rows: Rows,
-    held: np.ndarray,
-    pair_weight: np.ndarray,
-    settings: MediatorSettings,
-    seed: int,
-    workers: int,
-) -> tuple[list[list[np.ndarray]], list[dict[str, float]]]:
-    """Train every MLP; the layers of each, and a row for each validation.
-
-    A pair is drawn into training with probability `pair_weight`.
-    """
-    drawn = np.random.default_rng([seed, 0x766F6963]).random(len(pair_weight)) < pair_weight
-    with limit_blas(), ThreadPoolExecutor(workers) as pool, ExitStack() as helpers:
-
-        def train(member: int) -> tuple[list[np.ndarray], list[dict[str, float]]]:
-            helper = None
-            if workers >= 2 * settings.ensemble_size:
-                helper = helpers.enter_context(ThreadPoolExecutor(1))
-            own = held[:, member]
-            chosen = np.flatnonzero((own == 0) & drawn)
-            return _train_member(rows, chosen, own * pair_weight, settings, seed, member, helper)
-
-        trained = list(pool.map(train, range(settings.ensemble_size)))
-    return [layers for layers, _ in trained], [row for _, history in trained for row in history]
 
 
 def _stack_layers(layers: list[list[np.ndarray]]) -> dict[str, np.ndarray]:
@@ -412,69 +312,3 @@ def _calibrate(
             scale, shift = fit_platt_scaling(*rest)
             crossed[here] = sigmoid(scale * logit[here] + shift)
     return fit_platt_scaling(logit, same, weight), crossed
-
-
-def _train_member(
-    rows: Rows,
-    chosen: np.ndarray,
-    held: np.ndarray,
-    settings: MediatorSettings,
-    seed: int,
-    member: int,
-    helper: ThreadPoolExecutor | None,
-) -> tuple[list[np.ndarray], list[dict[str, float]]]:
-    """One MLP's weights and biases, layer after layer, and a row for each validation.
-
-    chosen : rows to train on. held : (m,) float32, the weight of each pair in validation.
-    """
-    random = torch.Generator().manual_seed(seed * 1_000_003 + member)
-    width = rows.features.shape[1]
-    network = Perceptron(
-        width,
-        settings.hidden or (3 * width, 3 * width),
-        random,
-        optimizer=settings.optimizer,
-        learning_rate=settings.learning_rate,
-        weight_decay=settings.weight_decay,
-        dropout=settings.dropout,
-        helper=helper,
-    )
-    held_rows = np.flatnonzero(held > 0)
-    held_truth, held_weight = rows.truth[held_rows], held[held_rows]
-    history: list[dict[str, float]] = []
-    best, best_loss, stale = network.value.copy(), math.inf, 0
-    losses: list[float] = []
-    step = 0
-    for epoch in range(settings.epochs):
-        order = chosen[torch.randperm(len(chosen), generator=random).numpy()]
-        for start in range(0, len(order), settings.batch_size):
-            stop = start + settings.batch_size
-            losses.append(network.learn(rows, order[start:stop]))
-            step += 1
-            if stop < len(order) and step % CHECK_STEPS:
-                continue
-            logits = network.logits(rows, held_rows).astype(np.float64)
-            cross_entropy = np.logaddexp(0, logits) - logits * held_truth
-            validation = float(np.average(cross_entropy, weights=held_weight))
-            history.append(
-                {
-                    "member": member,
-                    "epoch": epoch,
-                    "training_loss": float(np.mean(losses)),
-                    "validation_loss": validation,
-                }
-            )
-            losses.clear()
-            if not math.isfinite(validation):
-                raise DataError(
-                    f"mediator: the loss became {validation} in epoch {epoch + 1}; lower "
-                    f"mediator.learning_rate (now {settings.learning_rate}) or standardise"
-                )
-            if settings.patience is None or validation < best_loss:
-                best[:] = network.value
-                best_loss, stale = validation, 0
-            else:
-                stale += 1
-            if settings.patience is not None and stale >= settings.patience:
-                return network.export(best), history
-    return network.export(best), history

@@ -21,6 +21,9 @@ import numba
 import numpy as np
 import torch
 
+from cdp.arrays.cosine import as_readonly
+from cdp.arrays.threads import limit_blas
+
 STANDARD_LIMIT = 8.0
 """A standardised input is clipped to +- this: no labelled pair trains the region beyond."""
 
@@ -49,51 +52,14 @@ def score_rows(
     def run(rows: slice) -> None:
         _score_block(features[rows], wanted[rows], *weights, limit, out[rows])  # type: ignore[call-arg]
 
-    if threads <= 1:
-        run(slice(None))
-        return out
-    edges = np.linspace(0, len(features), threads + 1).astype(np.int64)
-    with ThreadPoolExecutor(threads) as pool:
-        list(pool.map(run, [slice(a, b) for a, b in pairwise(edges)]))
+    with limit_blas():
+        if threads <= 1:
+            run(slice(None))
+            return out
+        edges = np.linspace(0, len(features), threads + 1).astype(np.int64)
+        with ThreadPoolExecutor(threads) as pool:
+            list(pool.map(run, [slice(a, b) for a, b in pairwise(edges)]))
     return out
-
-
-@numba.njit(nogil=True, cache=True)
-def _score_block(  # type: ignore[no-untyped-def]  # pragma: no cover
-    features, wanted, mean, inverse,
-    weight_0, bias_0, weight_1, bias_1, weight_2, bias_2, limit, out,
-):  # fmt: skip
-    """Row by row, every sum in index order: BLAS would round by the shape of the block."""
-    members, width, first = weight_0.shape
-    second = weight_1.shape[2]
-    x = np.empty(width, np.float32)
-    a = np.empty(first, np.float32)
-    b = np.empty(second, np.float32)
-    for row in range(len(features)):
-        for i in range(width):
-            value = (features[row, i] - mean[i]) * inverse[i]
-            x[i] = min(max(value, -limit), limit)
-        for m in range(members):
-            if not wanted[row, m]:
-                continue
-            for j in range(first):
-                a[j] = bias_0[m, j]
-            for i in range(width):
-                value = x[i]
-                for j in range(first):
-                    a[j] += value * weight_0[m, i, j]
-            for j in range(second):
-                b[j] = bias_1[m, j]
-            for i in range(first):
-                value = a[i]
-                if value > 0:
-                    for j in range(second):
-                        b[j] += value * weight_1[m, i, j]
-            total = np.float64(bias_2[m])
-            for j in range(second):
-                if b[j] > 0:
-                    total += np.float64(b[j]) * weight_2[m, j]
-            out[row, m] = total
 
 
 CHUNK = 256
@@ -101,18 +67,12 @@ CHUNK = 256
 _NO_MASK = np.empty((0, 0), np.float32)
 
 
-def as_readonly(array: np.ndarray) -> np.ndarray:
-    """A read-only view of the array, so that code is compiled once for mapped and other arrays."""
-    readonly = array.view()
-    readonly.setflags(write=False)
-    return readonly
-
-
 class Rows:
     """The training rows of an MLP: raw features, standardised when read, and their labels.
 
     features : (m, F) float32, C order, maybe mapped. mean, inverse : (F,) float32; a row is read as
         `(features - mean) * inverse`, clipped to +- `limit`. truth : (m,) float32, 0 or 1.
+    weight : (m,) float32 >= 0, of each row in the loss; None: 1 each.
     """
 
     def __init__(
@@ -122,8 +82,10 @@ class Rows:
         mean: np.ndarray,
         inverse: np.ndarray,
         limit: float = np.inf,
+        weight: np.ndarray | None = None,
     ) -> None:
         self.features, self.truth = as_readonly(features), truth
+        self.weight = np.ones(len(truth), np.float32) if weight is None else weight
         self.how = (mean, inverse, np.float32(limit))
 
 
@@ -175,11 +137,6 @@ class Perceptron:
         """(p,) float32, of the last batch."""
         return self.halves.sum(0)
 
-    def export(self, value: np.ndarray) -> list[np.ndarray]:
-        """Weights and biases, layer after layer, of these parameters, (p,) float32."""
-        self.value[:] = value
-        return self.layers
-
     def logits(self, rows: Rows, chosen: np.ndarray) -> np.ndarray:
         """The logits of the chosen rows, (len(chosen),) float32, without dropout."""
         out = np.empty(len(chosen), np.float32)
@@ -187,7 +144,7 @@ class Perceptron:
         return out
 
     def learn(self, rows: Rows, chosen: np.ndarray) -> float:
-        """One step on the chosen rows, (b,) int64; the mean cross-entropy before it."""
+        """One step on the chosen rows, (b,) int64; their mean weighted cross-entropy before it."""
         masks = [_NO_MASK, _NO_MASK]
         if self.dropout:
             masks = [self._draw_mask(len(chosen), len(self.layers[at])) for at in (1, 3)]
@@ -197,7 +154,7 @@ class Perceptron:
             part = slice(middle, None) if half else slice(0, middle)
             own = [mask[part] if len(mask) else mask for mask in masks]
             return _add_gradients(  # type: ignore[call-arg]
-                rows.features, chosen[part], rows.truth, *rows.how, *own,
+                rows.features, chosen[part], rows.truth, rows.weight, *rows.how, *own,
                 *self.layers, *self._gradients[half], len(chosen),
             )  # fmt: skip
 
@@ -283,8 +240,42 @@ def _compute_logits(  # type: ignore[no-untyped-def]  # pragma: no cover
 
 
 @_compile
+def _score_block(  # type: ignore[no-untyped-def]  # pragma: no cover
+    features, wanted, mean, inverse,
+    weight_0, bias_0, weight_1, bias_1, weight_2, bias_2, limit, out,
+):  # fmt: skip
+    """`CHUNK` rows at a time, a short last chunk filled up: BLAS then rounds every row alike."""
+    members, width, first = weight_0.shape
+    second = weight_1.shape[2]
+    x = np.zeros((CHUNK, width), np.float32)
+    a = np.empty((CHUNK, first), np.float32)
+    b = np.empty((CHUNK, second), np.float32)
+    none = np.empty((0, 0), np.float32)
+    chosen = np.empty(CHUNK, np.int64)
+    for member in range(members):
+        row = 0
+        while row < len(features):
+            n = 0
+            while row < len(features) and n < CHUNK:
+                if wanted[row, member]:
+                    chosen[n] = row
+                    n += 1
+                row += 1
+            if not n:
+                break
+            _read_rows(features, chosen[:n], mean, inverse, limit, x[:n])
+            _forward(x, weight_0[member], bias_0[member], none, a)
+            _forward(a, weight_1[member], bias_1[member], none, b)
+            for m in range(n):
+                total = np.float64(bias_2[member])
+                for j in range(second):
+                    total += np.float64(b[m, j]) * weight_2[member, j]
+                out[chosen[m], member] = total
+
+
+@_compile
 def _add_gradients(  # type: ignore[no-untyped-def]  # pragma: no cover
-    features, rows, truth, mean, inverse, limit, mask_0, mask_1,
+    features, rows, truth, weight, mean, inverse, limit, mask_0, mask_1,
     weight_0, bias_0, weight_1, bias_1, weight_2, bias_2,
     grad_weight_0, grad_bias_0, grad_weight_1, grad_bias_1, grad_weight_2, grad_bias_2, count,
 ):  # fmt: skip
@@ -311,11 +302,11 @@ def _add_gradients(  # type: ignore[no-untyped-def]  # pragma: no cover
         _forward(a[:n], weight_1, bias_1, drop_1, b[:n])
         for m in range(n):
             logit = _compute_logit(b[m], bias_2, difference)
-            answer = truth[part[m]]
+            answer, own = truth[part[m]], weight[part[m]]
             small = np.exp(-abs(logit))
-            loss += max(logit, np.float32(0)) - logit * answer + np.log1p(small)
+            loss += own * (max(logit, np.float32(0)) - logit * answer + np.log1p(small))
             probability = 1 / (1 + small) if logit >= 0 else small / (1 + small)
-            error = np.float32(probability - answer) * share
+            error = np.float32(probability - answer) * own * share
             grad_bias_2[1] += error
             for j in range(second):
                 output[j] += b[m, j] * error

@@ -22,7 +22,7 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 from numba import njit
 
-from cdp.arrays.cosine import make_unit
+from cdp.arrays.cosine import make_unit, measure_pairs
 from cdp.arrays.log_odds import to_log_odds
 from cdp.arrays.scratch import allocate
 from cdp.arrays.threads import count_threads
@@ -139,14 +139,7 @@ class Neighbourhood:
                 raise DataError(f"view {at} has {len(unit)} rows, expected {count}")
             expanded = np.empty_like(unit)
             _expand(unit, expansion, weight, expanded)
-            column = self.affinity[at]
-
-            def measure(
-                rows: slice, expanded: np.ndarray = expanded, column: np.ndarray = column
-            ) -> None:
-                _multiply(expanded, pairs.source[rows], pairs.target[rows], column[rows])
-
-            self._share(measure, slice(0, len(pairs)))
+            measure_pairs(expanded, pairs.source, pairs.target, self.affinity[at], workers)
 
     def describe(self, part: slice, out: np.ndarray) -> None:
         """Fill `out`, (rows of the part, columns) float32."""
@@ -218,26 +211,27 @@ def _list_neighbours(source, target, count, other, edge):  # type: ignore[no-unt
 def _describe(  # type: ignore[no-untyped-def]  # pragma: no cover
     source, target, own, start, other, edge, value, log_odds, best, out
 ):
+    """Pairs of one source, which lie together, share the marks of its candidates."""
+    owner = np.full(len(best), -1, np.int64)
+    edge_of = np.empty(len(best), edge.dtype)
     for e in range(len(source)):
         a, b, z = source[e], target[e], own[e]
-        i, j = start[a], start[b]
+        if e == 0 or source[e - 1] != a:
+            for i in range(start[a], start[a + 1]):
+                owner[other[i]] = a
+                edge_of[other[i]] = edge[i]
         agreed = sum_a = sum_b = cross_a = cross_b = 0.0
         path = _NO_PATH
-        while i < start[a + 1] and j < start[b + 1]:
-            if other[i] < other[j]:
-                i += 1
-            elif other[i] > other[j]:
-                j += 1
-            else:
-                x, y = edge[i], edge[j]
-                agreed += value[x] * value[y]
-                sum_a += value[x]
-                sum_b += value[y]
-                cross_a += value[y] * log_odds[x]
-                cross_b += value[x] * log_odds[y]
-                path = max(path, min(log_odds[x], log_odds[y]))
-                i += 1
-                j += 1
+        for j in range(start[b], start[b + 1]):
+            if owner[other[j]] != a:
+                continue
+            x, y = edge_of[other[j]], edge[j]
+            agreed += value[x] * value[y]
+            sum_a += value[x]
+            sum_b += value[y]
+            cross_a += value[y] * log_odds[x]
+            cross_b += value[x] * log_odds[y]
+            path = max(path, min(log_odds[x], log_odds[y]))
         to_a, to_b = cross_a / (sum_b + _PRIOR_COUNT), cross_b / (sum_a + _PRIOR_COUNT)
         out[e, 0] = z
         out[e, 1] = z - min(best[a], best[b])
@@ -286,12 +280,3 @@ def _expand(unit, expansion, weight, out):  # type: ignore[no-untyped-def]  # pr
             scale = np.float32(1 / np.sqrt(norm))
             for axis in range(unit.shape[1]):
                 out[row, axis] *= scale
-
-
-@njit(cache=True, nogil=True)
-def _multiply(unit, source, target, out):  # type: ignore[no-untyped-def]  # pragma: no cover
-    for e in range(len(source)):
-        total = np.float64(0)
-        for axis in range(unit.shape[1]):
-            total += unit[source[e], axis] * unit[target[e], axis]
-        out[e] = total

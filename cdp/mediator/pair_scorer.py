@@ -125,20 +125,21 @@ class PairScorer:
             views,
             graphs,
             np.asarray(identity).astype(np.int64),
-            settings.variant,
+            settings,
             candidates,
             joint if extended else None,
             seed,
             threads,
         )
-        mediator, held_out = training.fit(settings)
+        mediator, held_out = training.fit()
         first = cls(mediator, training.wccn, None, candidates)
         if not (extended and second_stage):
             return first
         raw = None
         if training.joint is not None:
+            unlabelled = training.joint_pairs.take(~training.is_labelled)
             raw = first.score_first_stage(
-                training.joint.views, training.joint.graphs, training.joint_pairs, threads=threads
+                training.joint.views, training.joint.graphs, unlabelled, threads=threads
             )
         return replace(first, second_stage=training.fit_second_stage(mediator, held_out, raw))
 

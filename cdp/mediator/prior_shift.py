@@ -16,6 +16,7 @@ import math
 from dataclasses import dataclass
 
 import numpy as np
+from numba import njit
 
 from cdp.errors import DataError
 from cdp.types import PairTable
@@ -28,6 +29,7 @@ _STEPS = 3
 """Alternations of weights and probabilities; they hardly change after the second."""
 _BISECTIONS = 48
 """Halvings of the rate's interval: as fine as float64 resolves it."""
+_NO_WEIGHT = np.empty(0)
 
 
 @dataclass(frozen=True)
@@ -80,20 +82,18 @@ def correct_prior(
             "correct_prior: expected probabilities in [0, 1], got "
             f"[{value.min()}, {value.max()}] (NaN counts as outside)"
         )
-    true_ratio = value / training_rate
-    step = true_ratio - (1 - value) / (1 - training_rate)
-    false_ratio = true_ratio - step
+    weight = _NO_WEIGHT if pair_weight is None else np.asarray(pair_weight, np.float64)
     # a rate of exactly 0 or 1 could not be revised by any later evidence
     low, high = 0.5 / (len(value) + 1), 1 - 0.5 / (len(value) + 1)
     for _ in range(_BISECTIONS):
         rate = (low + high) / 2
-        derivative = step / (false_ratio + rate * step)
-        if float(derivative.sum() if pair_weight is None else derivative @ pair_weight) > 0:
+        if _differentiate(value, weight, training_rate, rate) > 0:
             low = rate
         else:
             high = rate
     rate = (low + high) / 2
-    corrected = rate * true_ratio / (false_ratio + rate * step)
+    true_part = rate / training_rate * value
+    corrected = true_part / (true_part + (1 - rate) / (1 - training_rate) * (1 - value))
     limit = 1 / (1 + math.exp(LOGIT_LIMIT))
     return PriorCorrection(np.clip(corrected, limit, 1 - limit).astype(np.float32), rate)
 
@@ -132,6 +132,19 @@ def correct_evenly(
         found = correct_prior(probability, even_rate, pair_weight=pair_weight)
     mean = float(found.probability.mean(dtype=np.float64)) if len(pairs) else found.rate
     return PriorCorrection(found.probability, mean)
+
+
+@njit(cache=True, nogil=True, fastmath={"reassoc", "contract", "nsz", "arcp"})
+def _differentiate(value, weight, training_rate, rate):  # type: ignore[no-untyped-def]  # pragma: no cover
+    """The derivative of the log-likelihood by the rate; an empty `weight` counts each pair once."""
+    true_scale, false_scale = 1 / training_rate, 1 / (1 - training_rate)
+    total = 0.0
+    for i in range(len(value)):
+        false_ratio = (1 - value[i]) * false_scale
+        step = value[i] * true_scale - false_ratio
+        part = step / (false_ratio + rate * step)
+        total += part * weight[i] if len(weight) else part
+    return total
 
 
 def weigh_images(pairs: PairTable, probability: np.ndarray, count: int) -> np.ndarray:

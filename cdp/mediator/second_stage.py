@@ -53,8 +53,6 @@ from cdp.types import PairTable, View, load_view
 
 SINGLETON_SHARES = (0.0, 0.5, 0.8)
 """Shares of labelled identities reduced to one image, one training step each."""
-_PATIENCE = 4
-"""Validations without progress before training stops; the features are few."""
 Step = tuple[PairTable, np.ndarray]
 """Labelled pairs, and the identity of each row."""
 ScoredStep = tuple[PairTable, np.ndarray, np.ndarray]
@@ -186,7 +184,7 @@ def fit_second_stage(
     DataError
         As `describe_neighbourhood` and `Mediator.fit`.
     """
-    chosen = replace(settings or MediatorSettings(patience=_PATIENCE), variant="context")
+    chosen = replace(settings or MediatorSettings(), variant="context")
     steps, features = _describe_steps(views, pairs, held_out, np.asarray(identity), seed, threads)
     trained_on = list(steps)
     together = None

@@ -20,11 +20,14 @@ class MediatorSettings:
     hidden : widths of the two hidden layers; None for three times the number of inputs each.
     optimizer : "adam" or "sgd" (momentum .9).
     learning_rate, weight_decay, dropout : as usual; dropout acts on both hidden layers.
+    anneal : let the learning rate fall to zero along half a cosine over all `epochs`.
     epochs : passes over the training pairs; at most this many when `patience` is set.
     patience : stop after this many checks (one an epoch, or one in `CHECK_STEPS` steps, whichever
         comes first) without a lower validation loss, and keep the best weights; None trains for
         `epochs` and keeps the last.
-    batch_size : pairs a step.
+    batch_size : pairs a step; fewer where `anneal` is set and pairs are few.
+    pair_budget : most pairs that the MLPs train on, a weighted sample of all
+        (`cdp.mediator.pair_sample`); None: all.
     standardise : subtract each input's mean and divide by its deviation over the labelled pairs.
     ensemble_size : number of MLPs, whose logits are averaged; MLP i holds out fold i.
     folds : number of folds the identities are dealt into; at least `ensemble_size`.
@@ -36,12 +39,14 @@ class MediatorSettings:
     variant: str = "extended"
     hidden: tuple[int, int] | None = (50, 50)
     optimizer: str = "adam"
-    learning_rate: float = 0.002
+    learning_rate: float = 0.006
     weight_decay: float = 1e-4
     dropout: float = 0.0
-    epochs: int = 60
+    anneal: bool = True
+    epochs: int = 8
     patience: int | None = 8
     batch_size: int = 1024
+    pair_budget: int | None = 100_000
     standardise: bool = True
     ensemble_size: int = 5
     folds: int = 5
@@ -69,6 +74,11 @@ class MediatorSettings:
         check(self.epochs > 0, "epochs", "a positive integer")
         check(self.patience is None or self.patience > 0, "patience", "a positive integer or null")
         check(self.batch_size > 0, "batch_size", "a positive integer")
+        check(
+            self.pair_budget is None or self.pair_budget > 0,
+            "pair_budget",
+            "a positive integer or null",
+        )
         check(self.ensemble_size > 0, "ensemble_size", "a positive integer")
         least = max(2, self.ensemble_size)
         check(self.folds >= least, "folds", "at least 2, and at least `ensemble_size`")
@@ -87,7 +97,9 @@ class MediatorSettings:
         plain = cls(
             variant=variant,
             optimizer="sgd",
+            anneal=False,
             patience=None,
+            pair_budget=None,
             standardise=False,
             ensemble_size=1,
             calibrate=False,

@@ -19,9 +19,10 @@ from cdp.committee.pairs import make_pairs
 from cdp.committee.wccn import Wccn, fit_wccn
 from cdp.mediator.curriculum import CURRICULUM, CurriculumStep, JointSet, make_curriculum
 from cdp.mediator.ensemble import HeldOut, Mediator
+from cdp.mediator.pair_sample import sample_pairs
 from cdp.mediator.second_stage import JointScores, SecondStage, fit_second_stage
 from cdp.mediator.settings import MediatorSettings
-from cdp.types import Graph, View, load_view
+from cdp.types import Graph, PairTable, View, load_view
 
 
 class TrainingPairs:
@@ -36,20 +37,28 @@ class TrainingPairs:
         views: Sequence[View],
         graphs: Sequence[Graph],
         identity: np.ndarray,
-        variant: str,
+        settings: MediatorSettings,
         candidates: str,
         joint: JointSet | None,
         seed: int,
         threads: int | None,
     ) -> None:
         self.views, self.identity, self.joint = views, identity, joint
-        self.seed, self.threads, self.variant = seed, threads, variant
-        extended = variant == "extended"
+        self.seed, self.threads, self.settings = seed, threads, settings
+        extended = settings.variant == "extended"
         steps = make_curriculum(
             graphs, identity, steps=CURRICULUM if extended else CURRICULUM[:1], seed=seed
         )
-        self.pairs = [make_pairs(step.graphs, candidates=candidates) for step in steps]
+        self.pairs: list[PairTable] = []
+        self.weight: list[np.ndarray] = []
         self.row_identity = [step.identity for step in steps]
+        for number, step in enumerate(steps):
+            listed = make_pairs(step.graphs, candidates=candidates)
+            weight = np.ones(len(listed), np.float32)
+            if number:  # the first step's pairs are all wanted by the second stage
+                listed, weight = _sample(listed, step.identity, settings.pair_budget, seed + number)
+            self.pairs.append(listed)
+            self.weight.append(weight)
         self.wccn: Wccn | None = None
         cosines: Sequence[np.ndarray | None] = [None] * len(steps)
         if extended:
@@ -59,7 +68,7 @@ class TrainingPairs:
                 [partial(_take_rows, view, step.rows) for view in views],
                 step.graphs,
                 listed,
-                variant=variant,
+                variant=settings.variant,
                 wccn=cosine,
                 threads=threads,
             )
@@ -99,19 +108,20 @@ class TrainingPairs:
             threads=self.threads,
         )
         self.pairs.append(listed)
+        self.weight.append(np.ones(len(listed), np.float32))
         self.row_identity.append(number)
         self.features.append(
             describe_pairs(
                 joint.views,
                 joint.graphs,
                 listed,
-                variant=self.variant,
+                variant=self.settings.variant,
                 wccn=cosine,
                 threads=self.threads,
             )
         )
 
-    def fit(self, settings: MediatorSettings) -> tuple[Mediator, HeldOut]:
+    def fit(self) -> tuple[Mediator, HeldOut]:
         """Train the mediator on all steps; the features are dropped."""
         listed = list(zip(self.pairs, self.row_identity, strict=True))
         source = np.concatenate([identity[pairs.source] for pairs, identity in listed])
@@ -123,7 +133,8 @@ class TrainingPairs:
             source == target,
             source,
             target,
-            settings=settings,
+            weight=np.concatenate(self.weight),
+            settings=self.settings,
             seed=self.seed,
             threads=self.threads,
         )
@@ -133,14 +144,16 @@ class TrainingPairs:
     ) -> SecondStage:
         """Train the second stage on the held-out probabilities of the first.
 
-        joint_probability : first-stage scores of `joint_pairs`, before the prior correction; None
-            without joint set. Those of pairs with a labelled end are overwritten.
+        joint_probability : first-stage scores of the `joint_pairs` without a labelled end, before
+            the prior correction; None without joint set.
         """
         joint = None
         if self.joint is not None and joint_probability is not None:
             last = len(held_out.probability) - len(self.pairs[-1])
-            joint_probability[self.is_labelled] = held_out.probability[last:]
-            probability = mediator.correct(joint_probability).probability
+            raw = np.empty(len(self.joint_pairs), np.float32)
+            raw[~self.is_labelled] = joint_probability
+            raw[self.is_labelled] = held_out.probability[last:]
+            probability = mediator.correct(raw).probability
             joint = JointScores(
                 self.joint.views, self.joint_pairs, probability, self.row_identity[-1]
             )
@@ -150,9 +163,20 @@ class TrainingPairs:
             held_out.probability[: len(self.pairs[0])],
             self.identity,
             joint=joint,
+            settings=self.settings,
             seed=self.seed,
             threads=self.threads,
         )
+
+
+def _sample(
+    pairs: PairTable, identity: np.ndarray, budget: int | None, seed: int
+) -> tuple[PairTable, np.ndarray]:
+    """A weighted sample of a step's pairs, half as many as all MLPs train on."""
+    same = identity[pairs.source] == identity[pairs.target]
+    least = None if budget is None else budget // 2
+    chosen, weight = sample_pairs(same, np.ones(len(pairs), np.float32), least, seed)
+    return pairs.take(chosen), weight * np.float32(len(pairs) / max(weight.sum(), 1))
 
 
 def _find_folds(joint: np.ndarray, identity: np.ndarray, fold: np.ndarray) -> np.ndarray:

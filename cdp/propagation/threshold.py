@@ -32,6 +32,9 @@ _GAIN = 0.015
 """Gain in BCubed F on held-out identities for which a threshold is preferred to one half. Smaller
 gains did not carry over to new identities (LFW at 24 and 16 px), those of .02 to .05 did (at
 12 px). Pairwise F is not used: one merge with an identity of 500 images decides it."""
+_SLACK = 0.005
+"""Loss in BCubed F that a stricter threshold may have. Labelled identities have two images or more,
+so that wrong merges with the many identities of one image count too little on them."""
 
 
 def measure_precision_curve(steps: Sequence[tuple[Agglomeration, np.ndarray]]) -> np.ndarray:
@@ -46,16 +49,16 @@ def measure_precision_curve(steps: Sequence[tuple[Agglomeration, np.ndarray]]) -
 
 
 def choose_threshold(f: np.ndarray) -> float:
-    """The best of `THRESHOLDS` if it gains more than `_GAIN` over one half, else one half.
+    """The strictest of the good `THRESHOLDS` if the best gains more than `_GAIN`, else one half.
 
     f : (thresholds,) BCubed F on held-out identities; each value is averaged with its neighbours
-        before the comparison.
+        before the comparison. Good is what comes within `_SLACK` of the best.
     """
     padded = np.pad(f, 1, mode="edge")
     smooth = (padded[:-2] + padded[1:-1] + padded[2:]) / 3
-    best = int(smooth.argmax())
-    neutral = smooth[THRESHOLDS.index(NEUTRAL_THRESHOLD)]
-    return THRESHOLDS[best] if smooth[best] > neutral + _GAIN else NEUTRAL_THRESHOLD
+    if smooth.max() <= smooth[THRESHOLDS.index(NEUTRAL_THRESHOLD)] + _GAIN:
+        return NEUTRAL_THRESHOLD
+    return THRESHOLDS[int(np.flatnonzero(smooth >= smooth.max() - _SLACK).max())]
 
 
 def choose_cut(

@@ -21,10 +21,12 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from cdp.errors import DataError
 from cdp.types import KnnGraph, PairTable
 from pipelines.config import MediateSettings
+from pipelines.files import save_arrays
 from pipelines.stage import Stage, Work
 from pipelines.tables import JOINT, SPLITS, read_vectors, read_view, write_table
 
@@ -213,7 +215,7 @@ def score_part(
     for number, view in enumerate(split.views):
         measure_affinity(view, pairs, out=affinity[:, number], threads=1)
     whitened = np.load(split.whitened, mmap_mode="r") if split.whitened.exists() else None
-    _save(
+    save_arrays(
         target,
         source=pairs.source,
         target=pairs.target,
@@ -279,13 +281,20 @@ def _map_split(work: Work, splits: tuple[str, ...], name: str) -> Split:
 
 
 def map_view(embeddings: list[Path], neighbours: Path, place: Path, name: str) -> None:
-    """One view and its graph as plain arrays, neighbours as positions in the ascending ids."""
-    sample_id, vectors = read_view(embeddings)
-    neighbour = np.searchsorted(sample_id, read_vectors(neighbours, "neighbour"))
+    """One view and its graph as plain arrays, rows in the order of the graph's table.
+
+    Neighbours are row numbers; those outside the table are numbered from its length on.
+    """
+    everything, vectors = read_view(embeddings)
+    sample_id = pq.read_table(neighbours, columns=["sample_id"])["sample_id"].to_numpy()
+    rows = np.searchsorted(everything, sample_id)
+    number = len(sample_id) + np.arange(len(everything))
+    number[rows] = np.arange(len(sample_id))
+    listed = np.searchsorted(everything, read_vectors(neighbours, "neighbour"))
     arrays = {
         "sample_id": sample_id,
-        f"{name}.view": vectors,
-        f"{name}.neighbour": neighbour.astype(np.int64),
+        f"{name}.view": vectors if len(rows) == len(vectors) else vectors[rows],
+        f"{name}.neighbour": number[listed],
         f"{name}.similarity": read_vectors(neighbours, "similarity"),
     }
     for part, array in arrays.items():
@@ -310,16 +319,9 @@ def _save_array(path: Path, array: np.ndarray, draft: str | None = None) -> None
     place.replace(path)
 
 
-def _save(path: Path, **arrays: np.ndarray) -> None:
-    draft = path.with_suffix(".draft")
-    with draft.open("wb") as stream:
-        np.savez(stream, allow_pickle=False, **arrays)
-    draft.replace(path)
-
-
 STAGE = Stage(
     name="mediate",
-    version=10,
+    version=11,
     inputs=("ingest.samples", "embed.embeddings", "knn.neighbours"),
     outputs={"pairs": PAIRS, "calibration": CALIBRATION},
     reads=("committee", "mediate"),

@@ -33,14 +33,15 @@ from tqdm import tqdm
 
 from cdp.committee.pairs import make_pairs
 from cdp.knn.graph import build_knn_graphs
-from cdp.mediator.curriculum import JointSet
+from cdp.knn.joint import join_graphs
+from cdp.mediator.curriculum import JointSet, choose_labelled
 from cdp.mediator.pair_scorer import PairScorer
 from cdp.mediator.settings import MediatorSettings
 from cdp.metrics.calibration import measure_reliability
 from cdp.metrics.clustering import score_bcubed, score_pairwise
 from cdp.propagation.clustering import cluster_pairs, sweep_thresholds
 from cdp.propagation.quality import estimate_quality
-from cdp.types import UNLABELLED
+from cdp.types import UNLABELLED, KnnGraph
 
 K = 20
 Split = tuple[list[np.ndarray], np.ndarray, list[np.ndarray], np.ndarray]
@@ -135,15 +136,20 @@ def split_many(identity: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]
     return np.sort(np.concatenate(rows[:cut])), np.sort(np.concatenate(rows[cut:]))
 
 
-def fit_scorer(split: Split, seed: int, candidates: str) -> PairScorer:
-    """The pair scorer of the labelled rows, at default settings."""
+def fit_scorer(split: Split, graphs: list[KnnGraph], seed: int, candidates: str) -> PairScorer:
+    """The pair scorer of the labelled rows, at default settings; `graphs` are of the others."""
     labelled, identity, views, _ = split
-    joined = [np.concatenate([one, other]) for one, other in zip(labelled, views, strict=True)]
-    joint_graphs = build_knn_graphs(joined, K, backend="exact")
-    unlabelled = np.full(len(views[0]), UNLABELLED)
+    rows = choose_labelled(identity, seed=seed)
+    labelled, identity = [view[rows] for view in labelled], identity[rows]
+    own = build_knn_graphs(labelled, K, backend="exact")
+    kept, joint_graphs = join_graphs(labelled, own, views, graphs)
+    joined = [
+        np.concatenate([one, other[kept]]) for one, other in zip(labelled, views, strict=True)
+    ]
+    unlabelled = np.full(len(kept), UNLABELLED)
     return PairScorer.fit(
         labelled,
-        build_knn_graphs(labelled, K, backend="exact"),
+        own,
         identity,
         settings=MediatorSettings(),
         candidates=candidates,
@@ -153,10 +159,10 @@ def fit_scorer(split: Split, seed: int, candidates: str) -> PairScorer:
 
 
 def run_ours(split: Split, seed: int, candidates: str) -> Iterator[Row]:
-    scorer = fit_scorer(split, seed, candidates)
     views, truth = split[2:]
     count = len(views[0])
     graphs = build_knn_graphs(views, K, backend="exact")
+    scorer = fit_scorer(split, graphs, seed, candidates)
     pairs = make_pairs(graphs, candidates=candidates)
     raw = scorer.score_first_stage(views, graphs, pairs)
     same = truth[pairs.source] == truth[pairs.target]
