@@ -64,7 +64,9 @@ class Restorer(nn.Module):
     """SRN and RN: (b, 3, s, s) to (b, 3, 4s, 4s).
 
     width : int
-        Channels. blocks : int, residual blocks of each generator.
+        Channels.
+    blocks : int
+        Residual blocks of each generator.
     """
 
     def __init__(self, width: int = 16, blocks: int = 4) -> None:
