@@ -8,6 +8,7 @@ The contract:
 from __future__ import annotations
 
 import os
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -46,11 +47,13 @@ class _BlasLimit:
         self._lock = threading.Lock()
         self._users = 0
         self._limits: list[Any] = []
+        self._found: ThreadpoolController | None = None
+        self._modules = 0
 
     def enter(self) -> None:
         with self._lock:
             if self._users == 0:
-                found = ThreadpoolController()
+                found = self._find_libraries()
                 # A BLAS that runs on OpenMP takes the threads of the whole process with it: those
                 # are noted first and restored last.
                 self._limits = [
@@ -58,6 +61,12 @@ class _BlasLimit:
                     for kind, limit in (("openmp", None), ("blas", 1))
                 ]
             self._users += 1
+
+    def _find_libraries(self) -> ThreadpoolController:
+        """The BLAS libraries of this process, looked for again once a module was imported."""
+        if self._found is None or self._modules != len(sys.modules):
+            self._found, self._modules = ThreadpoolController(), len(sys.modules)
+        return self._found
 
     def leave(self) -> None:
         with self._lock:

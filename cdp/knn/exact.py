@@ -42,7 +42,7 @@ speeds of one x86-64 core. They choose the number of axes, on which only the tim
 _AXIS_COUNTS = {16, 32, 48, 64, 96, 128, 192, 256, 384}
 _LANE = 64
 """Bounds tested at once, in vector registers, before any pair among them is looked at."""
-_SAMPLED_ROWS = 2048
+_SAMPLED_ROWS = 1024
 """Rows on which the share of pairs is measured that a number of axes does not rule out."""
 
 

@@ -31,6 +31,9 @@ CHECK_STEPS = 1000
 _EPOCH_STEPS = 50
 """Least steps of an annealed epoch: batches are smaller where pairs are few."""
 _LEAST_BATCH = 64
+_RUN = 16
+"""Rows of a sample that stay together when it is shuffled: memory is read in order. The sample
+itself lies in random order."""
 _FIRST_PAIRS = 20_000
 _FIRST_EPOCHS = 3
 """Pairs and epochs of the MLP that measures how difficult each pair is."""
@@ -62,21 +65,25 @@ def train_ensemble(
         if budget is not None and len(same) > budget:
             difficulty = _measure_difficulty(rows, pair_weight, settings, seed, workers)
     chosen, weight = sample_pairs(same, pair_weight, budget, seed, difficulty)
-    rows.weight[:] = 0
-    rows.weight[chosen] = weight
-    with limit_blas(), ThreadPoolExecutor(workers) as pool, ExitStack() as helpers:
+    if len(chosen) < len(same):
+        mixed = np.random.default_rng(seed).permutation(len(chosen))
+        chosen, weight = chosen[mixed], weight[mixed]
+        rows, held = rows.take(chosen), held[chosen]
+    rows.weight[:] = weight
+    # two threads on each MLP in turn where there are too few of them to share the MLPs out evenly
+    at_once = workers if workers >= settings.ensemble_size else max(workers // 2, 1)
+    with limit_blas(), ThreadPoolExecutor(at_once) as pool, ExitStack() as helpers:
 
         def train(member: int) -> tuple[list[np.ndarray], list[dict[str, float]]]:
             helper = None
-            if workers >= 2 * settings.ensemble_size:
+            if workers >= 2 * min(at_once, settings.ensemble_size):
                 helper = helpers.enter_context(ThreadPoolExecutor(1))
-            own = held[chosen, member]
-            inside = own > 0
+            own = held[:, member]
             network, history = _train_member(
                 rows,
-                chosen[~inside],
-                chosen[inside],
-                own[inside] * weight[inside],
+                np.flatnonzero(own == 0),
+                np.flatnonzero(own),
+                (own * weight)[own > 0],
                 settings,
                 seed,
                 member,
@@ -175,9 +182,10 @@ def _list_batches(
     if settings.anneal:
         size = min(size, max(len(chosen) // _EPOCH_STEPS, _LEAST_BATCH))
     steps = math.ceil(len(chosen) / size)
+    run = 1 if settings.pair_budget is None else _RUN
     step = 0
     for epoch in range(settings.epochs):
-        order = chosen[torch.randperm(len(chosen), generator=random).numpy()]
+        order = _shuffle(chosen, run, random)
         for start in range(0, len(order), size):
             if settings.anneal:
                 passed = step / (steps * settings.epochs)
@@ -185,6 +193,13 @@ def _list_batches(
             step += 1
             stop = start + size
             yield epoch, order[start:stop], stop >= len(order) or step % CHECK_STEPS == 0
+
+
+def _shuffle(chosen: np.ndarray, run: int, random: torch.Generator) -> np.ndarray:
+    """The rows in random order, `run` consecutive ones together."""
+    runs = torch.randperm(math.ceil(len(chosen) / run), generator=random).numpy()
+    place = (runs[:, None] * run + np.arange(run)).ravel()
+    return chosen[place[place < len(chosen)]]
 
 
 def _measure_loss(
