@@ -18,6 +18,8 @@ from typing import TYPE_CHECKING, Any
 from cdp.numba_cache import choose_folder
 
 if TYPE_CHECKING:
+    import cdp.adaptation as adaptation
+    import cdp.aggregation as aggregation
     import cdp.arrays as arrays
     import cdp.assignment as assignment
     import cdp.clusterer as clusterer
@@ -25,6 +27,7 @@ if TYPE_CHECKING:
     import cdp.embedding as embedding
     import cdp.errors as errors
     import cdp.images as images
+    import cdp.inspection as inspection
     import cdp.knn as knn
     import cdp.mediator as mediator
     import cdp.metrics as metrics
@@ -34,6 +37,7 @@ if TYPE_CHECKING:
     import cdp.progress as progress
     import cdp.propagation as propagation
     import cdp.recognizer as recognizer
+    import cdp.restoration as restoration
     import cdp.review as review
     import cdp.separation as separation
     import cdp.synthetic as synthetic
@@ -97,7 +101,9 @@ __all__ = [
     "SyntheticFaces",
     "TrainingPlan",
     "__version__",
+    "adaptation",
     "agglomerate",
+    "aggregation",
     "align_face",
     "arrays",
     "assignment",
@@ -109,6 +115,7 @@ __all__ = [
     "errors",
     "estimate_quality",
     "images",
+    "inspection",
     "knn",
     "mediator",
     "metrics",
@@ -120,6 +127,7 @@ __all__ = [
     "propagate_labels",
     "propagation",
     "recognizer",
+    "restoration",
     "review",
     "separation",
     "synthetic",

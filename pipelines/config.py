@@ -63,6 +63,8 @@ class MemberSettings(Settings):
     checkpoint : a `.safetensors` file written by this project, relative to the data root.
     recognizer : name of a run under the same --runs-dir whose recognizer is used.
     features : name of a model of a data set of kind `features`.
+    restore : a restorer (`cdp export restorer`), relative to the data root, through which this
+        member sees the faces.
     """
 
     name: Name
@@ -80,6 +82,13 @@ class MemberSettings(Settings):
     checkpoint: str | None = None
     recognizer: Name | None = None
     features: str | None = None
+    restore: str | None = None
+
+    @model_validator(mode="after")
+    def _pictures_are_restored(self) -> MemberSettings:
+        if self.restore is not None and self.features is not None:
+            raise ValueError("restore is for members that see pictures; leave it out with features")
+        return self
 
     @model_validator(mode="after")
     def _one_origin(self) -> MemberSettings:
@@ -148,11 +157,12 @@ class TrainingSettings(Settings):
 
     input_px : side of the faces that the network reads.
     degradation : name of the degradation of training images; see `cdp.images.degradation`.
+    neck : "own", the backbone's ending, or another one; see `cdp.models.necks`.
     head_options : parameters of the head, such as `margin`; see its class in `cdp.models.heads`.
     auxiliary : losses added to the head, name to `weight` and the loss's own parameters; see
         `cdp.models.auxiliary`.
     sampling : "image" trains on each image once an epoch, "identity" on each identity equally
-        often.
+        often, "reversed" on rare identities most often, "bilateral" on mixtures of both (BBN).
     images_per_identity : images of one identity in a row, with sampling by identity.
     sampled_classes : classes that a step's softmax is computed over, for sets of so many identities
         that all do not fit; null computes all.
@@ -160,6 +170,7 @@ class TrainingSettings(Settings):
 
     input_px: Annotated[int, Field(ge=8)] = 24
     embedding_dim: Positive = 128
+    neck: str = "own"
     head: str = "adaface"
     head_options: dict[str, float] = Field(default_factory=dict)
     degradation: str = "adaface"
@@ -173,7 +184,7 @@ class TrainingSettings(Settings):
     gradient_clip: float | None = Field(5.0, gt=0)
     ema_decay: float | None = Field(None, gt=0, lt=1)
     auxiliary: dict[str, dict[str, float]] = Field(default_factory=dict)
-    sampling: Literal["image", "identity"] = "image"
+    sampling: Literal["image", "identity", "reversed", "bilateral"] = "image"
     images_per_identity: Positive = 1
     sampled_classes: Positive | None = None
 
@@ -211,6 +222,7 @@ class TrainingSettings(Settings):
             input_px=self.input_px,
             embedding_dim=self.embedding_dim,
             width=width,
+            neck=self.neck,
             head=self.head,
             head_params=self.head_options,
             auxiliaries=self.auxiliary,
@@ -379,6 +391,9 @@ class RetrainSettings(TrainingSettings):
         losses, for `distilled`.
     student : training settings, backbone and width of `distilled`, where they differ from these.
     blends : number of faces blended from two or three images, used for distillation only.
+    adapt : fit the last recognizer to the unlabelled images, as a further subject `adapted`:
+        "moments" renews the batch normalisations' moments, "adda" trains against a discriminator;
+        see `cdp.adaptation`. null does not.
     """
 
     backbone: str = "residual"
@@ -397,6 +412,7 @@ class RetrainSettings(TrainingSettings):
     class_weight: float = Field(1.0, ge=0)
     student: dict[str, Any] = Field(default_factory=dict)
     blends: int = Field(0, ge=0)
+    adapt: Literal["moments", "adda"] | None = None
 
     @model_validator(mode="after")
     def _something_counts(self) -> RetrainSettings:
@@ -436,6 +452,8 @@ class EvaluateSettings(Settings):
     enrolled : share of the identities with two images that the open-set gallery holds; the others
         are its impostors, and the distractors of the closed set.
     fpir, fpir_rank : false positive identification rates and rank of TPIR@FPIR.
+    set_sizes : pictures of one person, at most, that a probe of the protocol `sets` has.
+    rejected : shares of the probes that the protocol `rejecting` leaves out.
     draws : bootstrap resamples of the identities behind `low` and `high`.
     supervised : train the upper bound on the true identities, where they are known.
     embedders : judge the committee's ONNX models beside the recognizers.
@@ -452,6 +470,8 @@ class EvaluateSettings(Settings):
     enrolled: float = Field(0.5, gt=0, lt=1)
     fpir: tuple[Rate, ...] = (0.3, 0.2, 0.1, 0.01)
     fpir_rank: Positive = 20
+    set_sizes: tuple[Positive, ...] = (1, 2, 4, 8)
+    rejected: tuple[Rate, ...] = (0.1, 0.2, 0.3, 0.5)
     draws: Positive = 200
     supervised: bool = True
     embedders: bool = True

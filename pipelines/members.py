@@ -168,6 +168,30 @@ def open_embedder(path: Path, device: str, shown: Preprocessing | None = None) -
     return _open_embedder(path, path.stat().st_mtime_ns, device, shown or Preprocessing())
 
 
+def open_view(
+    dataset: Dataset,
+    member: MemberSettings,
+    origin: Path,
+    device: str,
+    shown: Preprocessing | None = None,
+) -> Any:
+    """A member's embedder as the stage `embed` uses it: behind its restorer, where it has one."""
+    embedder = open_embedder(origin, device, shown)
+    if member.restore is None:
+        return embedder
+    from cdp.restoration import RestoringEmbedder
+
+    path = dataset.locate(member.restore)
+    return RestoringEmbedder(embedder, _open_restorer(path, path.stat().st_mtime_ns))
+
+
+@lru_cache(maxsize=4)
+def _open_restorer(path: Path, _changed_ns: int) -> Any:
+    from cdp.restoration import load_restorer
+
+    return load_restorer(path)
+
+
 @lru_cache(maxsize=16)
 def _open_embedder(path: Path, _changed_ns: int, device: str, shown: Preprocessing) -> Any:
     from cdp.embedding import BackboneEmbedder, OnnxEmbedder

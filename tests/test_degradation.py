@@ -59,7 +59,7 @@ def test_splitmix_is_splitmix() -> None:
 
 
 def test_random_numbers_have_the_moments_they_should() -> None:
-    uniform = module._uniform(torch.arange(2000), 40)
+    uniform = module.draw_uniform(torch.arange(2000), 40)
     assert 0 <= uniform.min() < 1e-3
     assert 0.999 < uniform.max() < 1
     assert abs(uniform.mean() - 0.5) < 0.005
@@ -209,7 +209,9 @@ def test_noise_has_its_strength() -> None:
         seeds = torch.arange(100)
         small = torch.full((100, 3, 24, 24), light / 255)
         draw = dict(
-            zip(module._DRAWS, module._uniform(seeds, len(module._DRAWS)).unbind(1), strict=True)
+            zip(
+                module._DRAWS, module.draw_uniform(seeds, len(module._DRAWS)).unbind(1), strict=True
+            )
         )
         module._add_noise(small, seeds, draw, recipe)
         expected = 0.05 * math.sqrt(1 + light / 255)
@@ -271,7 +273,7 @@ def test_light_is_torchvisions_arithmetic() -> None:
     seeds = np.arange(8)
     recipe = Degradation(photometric_rate=1.0)
     result = to_pixels(degrade(faces.astype(np.uint8), seeds, recipe, 24))
-    uniform = module._uniform(torch.from_numpy(seeds), len(module._DRAWS)).numpy()
+    uniform = module.draw_uniform(torch.from_numpy(seeds), len(module._DRAWS)).numpy()
     draw = dict(zip(module._DRAWS, uniform.T.astype(float), strict=True))
     luma = np.array([0.299, 0.587, 0.114])
     for i, face in enumerate(faces / 255):

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
-from test_training import PLAN, make, train
+from test_extension_points import list_losses, make_seeing
+from test_training import PLAN, train
 
 from cdp.training.distillation import fit_target
 from cdp.training.distributed import Team, find_team, gather_rows, join_team, share_moments
@@ -38,11 +39,12 @@ with join_team() as team:
 
 
 def train_everything(**options):
-    """Two sets of unequal size, every moving part of a training: head, moments, teacher."""
-    backbone, training_sets = make(people=5, each=5, count=2)
+    """Every moving part of a training: heads, moments, a teacher, a neck, losses that see maps,
+    twins and parts; two sets of unequal share."""
+    backbone, training_sets = make_seeing("subdecisions", list_losses("subdecisions"))
     target = fit_target(np.random.default_rng(0).normal(size=(25, 16)), 16)
     training_sets[1] = replace(training_sets[1], share=0.3, teacher=target)
-    plan = replace(PLAN, epochs=2, batch_size=15, learning_rate=0.02, ema_decay=0.9)
+    plan = replace(PLAN, epochs=2, batch_size=25, learning_rate=0.02, ema_decay=0.9)
     history = train(backbone, training_sets, plan, **options)
     state = {key: value.clone().contiguous() for key, value in backbone.state_dict().items()}
     for number, training_set in enumerate(training_sets):

@@ -16,17 +16,19 @@ SOURCES = sorted([*ROOT.glob("cdp/**/*.py"), *ROOT.glob("pipelines/**/*.py")])
 LAYERS = """
 cdp.errors cdp.types cdp.progress cdp.numba_cache
 cdp.onnx_session
-cdp.arrays cdp.images cdp.models cdp.metrics cdp.synthetic
-cdp.knn cdp.committee cdp.propagation cdp.training
-cdp.embedding cdp.mediator cdp.review cdp.assignment
-cdp.recognizer cdp.clusterer cdp.separation
+cdp.arrays cdp.images cdp.metrics cdp.synthetic
+cdp.models
+cdp.knn cdp.committee cdp.propagation cdp.training cdp.aggregation
+cdp.embedding cdp.mediator cdp.review cdp.adaptation cdp.assignment
+cdp.recognizer cdp.clusterer cdp.inspection cdp.restoration cdp.separation
 cdp
 pipelines
 pipelines.files pipelines.yaml_files pipelines.engine pipelines.invocation pipelines.packaged
 pipelines.tables pipelines.config
 pipelines.store pipelines.decisions pipelines.data
 pipelines.stage pipelines.results
-pipelines.members pipelines.export pipelines.review_session
+pipelines.members
+pipelines.export pipelines.review_session
 pipelines.training pipelines.pages pipelines.real_probes
 pipelines.stages pipelines.check
 pipelines.run pipelines.review pipelines.identify pipelines.align

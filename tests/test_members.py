@@ -9,7 +9,9 @@ import pytest
 from cdp.embedding import BackboneEmbedder
 from cdp.errors import DataError
 from cdp.models import build_backbone, save_model
-from pipelines.members import open_embedder
+from cdp.restoration import build_restorer, restore_faces, save_restorer
+from pipelines.config import MemberSettings
+from pipelines.members import open_embedder, open_view
 
 pytestmark = pytest.mark.torch
 
@@ -40,3 +42,35 @@ def test_a_file_without_a_model_is_an_error(tmp_path: Path) -> None:
     path.write_bytes(b"no model")
     with pytest.raises(DataError, match="safetensors model expected"):
         open_embedder(path, "cpu")
+
+
+class Root:
+    """The part of a data set that finds files."""
+
+    def __init__(self, place: Path) -> None:
+        self.place = place
+
+    def locate(self, path: str) -> Path:
+        return self.place / path
+
+
+def test_a_member_sees_restored_faces(tmp_path: Path) -> None:
+    path = tmp_path / "base.safetensors"
+    plain = write_model(path, 0, 1_000)
+    restorer = build_restorer(8, 1)
+    save_restorer(tmp_path / "restorer.safetensors", restorer)
+    member = MemberSettings(
+        name="base", checkpoint="base.safetensors", restore="restorer.safetensors"
+    )
+    found = open_view(Root(tmp_path), member, path, "cpu").embed(FACES)[0]
+    expected = open_embedder(path, "cpu").embed(restore_faces(restorer, FACES))[0]
+    np.testing.assert_array_equal(found, expected)
+    assert not np.array_equal(found, plain)
+    without = member.model_copy(update={"restore": None})
+    unrestored = open_view(Root(tmp_path), without, path, "cpu").embed(FACES)[0]
+    np.testing.assert_array_equal(unrestored, plain)
+
+
+def test_vectors_cannot_be_restored() -> None:
+    with pytest.raises(ValueError, match="restore is for members that see pictures"):
+        MemberSettings(name="base", features="base", restore="restorer.safetensors")

@@ -5,6 +5,8 @@ import pytest
 
 from cdp.mediator.pair_sample import sample_pairs
 
+pytestmark = pytest.mark.torch
+
 
 def draw(count: int = 40_000, rate: float = 0.1):
     random = np.random.default_rng(0)

@@ -165,6 +165,8 @@ def test_every_protocol_has_its_figures_and_intervals(known_run):
         "identification",
         "identification with distractors",
         "open set",
+        "rejecting",
+        "sets",
     }
     assert {
         "accuracy",
@@ -199,6 +201,7 @@ def test_a_teacher_is_followed_and_asked_once(own_known_run, known):
         "retrain",
         "retrain.teacher=base",
         "retrain.blends=30",
+        "retrain.adapt=moments",
         "retrain.student={epochs: 3, width: 0.75}",
         "retrain.leftovers=alone",
         "retrain.same_person=merge",
@@ -210,6 +213,17 @@ def test_a_teacher_is_followed_and_asked_once(own_known_run, known):
     history = pd.read_parquet(own_known_run / "retrain" / "history.parquet")
     assert history.groupby("model").epoch.max().to_dict() == {
         "labelled_only": 2, "labelled_pseudo": 2, "distilled": 3}  # fmt: skip
+    import torch
+
+    import cdp
+
+    before, after = (
+        cdp.Recognizer.load(own_known_run / "retrain" / f"{subject}.safetensors", device="cpu")
+        for subject in ("distilled", "adapted")
+    )
+    for key, value in before.backbone.state_dict().items():
+        changed = not torch.equal(value, after.backbone.state_dict()[key])
+        assert changed == ("running" in key or "tracked" in key), key
     matches = pd.read_parquet(own_known_run / "retrain" / "matches.parquet")
     assert (matches.similarity > matches.threshold).all()
     vectors = {p: p.stat().st_mtime_ns for p in (runs / ".store" / "model").rglob("vectors.npy")}

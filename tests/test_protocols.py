@@ -8,8 +8,8 @@ from hypothesis import strategies as st
 from cdp import metrics
 from cdp.errors import DataError
 from cdp.metrics import protocols
-from cdp.metrics.identification import identify
-from cdp.metrics.protocols import Resamples, Score
+from cdp.metrics.identification import Identification, identify
+from cdp.metrics.protocols import Resamples, Score, sample_sets, score_rejection
 
 
 def draw_faces(identities: int, each: int, seed: int, spread: float = 0.8):
@@ -229,3 +229,28 @@ def test_errors() -> None:
     found = metrics.Identification(np.ones(2, int), np.ones(2), np.zeros(2))
     with pytest.raises(DataError, match="mated and unmated"):
         protocols.score_open_set(found, np.arange(2), resamples, (0.1,))
+
+
+def test_larger_sets_hold_smaller_ones() -> None:
+    identity = np.array([3, 3, 3, 3, 8, 5, 5])
+    sets = sample_sets(identity, 0)
+    assert len(sets.gallery) == 3
+    for size in (1, 2, 3, 9):
+        rows = sets.take(size)
+        assert not np.isin(rows, sets.gallery).any()
+        assert sorted(identity[rows]) == [3] * min(size, 3) + [5]
+        assert np.isin(rows, sets.take(size + 1)).all()
+    with pytest.raises(DataError, match="identities with two images"):
+        sample_sets(np.arange(4))
+
+
+def test_rejection_by_hand() -> None:
+    """Four probes of qualities 4, 1, 3, 2, of which those of 1 and 3 are wrong."""
+    rank = np.array([1, 2, 7, 1])
+    found = Identification(rank, np.zeros(4), np.zeros(4))
+    resamples = Resamples(np.array([0, 0, 1, 1]), 50, 0)
+    quality, rows = np.array([4.0, 1.0, 3.0, 2.0]), np.arange(4)
+    scores = score_rejection(found, quality, rows, resamples, (0.25, 0.5, 0.99))
+    assert [score.value for score in scores] == [pytest.approx(2 / 3), 0.5, 1.0]
+    assert [score.count for score in scores] == [3, 2, 1]
+    assert scores[0].metric == "rank-1, 25% rejected"

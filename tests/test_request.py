@@ -16,6 +16,7 @@ pytestmark = pytest.mark.torch
 OTHER = {
     "input_px": 16,
     "embedding_dim": 16,
+    "neck": "subdecisions",
     "head": "arcface",
     "head_options": {"margin_rad": 0.3},
     "degradation": "surveillance",

@@ -42,7 +42,7 @@ TRAINING = {
     "degradation": "lowres", "epochs": 3, "batch_size": 18, "optimizer": "adamw",
     "learning_rate": 0.07, "weight_decay": 0.001, "warmup_epochs": 0.5,
     "margin_warmup_epochs": 0.5, "gradient_clip": None, "ema_decay": 0.9,
-    "auxiliary": {"center": {"weight": 0.003}}, "sampling": "identity",
+    "auxiliary": {"center": {"weight": 0.003}}, "sampling": "identity", "neck": "twofold",
     "images_per_identity": 2, "sampled_classes": 8,
 }  # fmt: skip
 OTHER = {
@@ -65,11 +65,13 @@ OTHER = {
         "weigh_by_confidence": True, "targets": "soft", "pseudo_share": 0.5,
         "same_person": "merge", "merge_far": 0.02, "teacher": "base", "teacher_px": 12,
         "distil_weight": 1.0, "class_weight": 0.5, "student": {"epochs": 4}, "blends": 10,
+        "adapt": "moments",
     },
     "evaluate": {
         "probe_px": [12], "degradations": ["none"], "gallery": "probe", "folds": 3,
         "pairs_per_fold": 10, "far": [0.2], "pair_images": 3, "ranks": [1], "enrolled": 0.4,
-        "fpir": [0.2], "fpir_rank": 5, "draws": 20, "supervised": False,
+        "fpir": [0.2], "fpir_rank": 5, "draws": 20,
+        "set_sizes": [3], "rejected": [0.25], "supervised": False,
     },
 }  # fmt: skip
 """Every field of every config model -> another value for it."""
@@ -135,7 +137,7 @@ def test_no_setting_is_missing_here():
     known = {field for field in list_fields(RunConfig) if field.partition(".")[0] not in APART}
     assert set(FIELDS) == known
     assert set(RunConfig.model_fields) == set(OTHER) | APART
-    origins = {"onnx", "checkpoint", "recognizer", "features"}
+    origins = {"onnx", "checkpoint", "recognizer", "features", "restore"}
     assert set(MemberSettings.model_fields) == set(MEMBER) | origins
     assert set(CommitteeSettings.model_fields) == {"base", "members"}
     # `detect` takes part where the manifest says `align`; its settings are in the manifest.

@@ -104,6 +104,7 @@ DEGRADATIONS: Mapping[str, Degradation] = {
     "adaface": Degradation(
         crop_rate=0.2, low_res_rate=0.2, low_res_ratio=(0.2, 1.0), photometric_rate=0.2
     ),
+    "masked": Degradation(mask_rate=1.0),
     "surveillance": Degradation(
         jitter_rate=0.5,
         mask_rate=0.06,
@@ -120,7 +121,8 @@ DEGRADATIONS: Mapping[str, Degradation] = {
     ),
 }
 """Presets. `adaface`: the published recipe (Kim et al. 2022, section 4: crop, low resolution and
-photometric, .2 each). `surveillance`: ours, for probes of the kind of SurvFace and TinyFace."""
+photometric, .2 each). `masked`: all wear a surgical mask. `surveillance`: ours, for probes of the
+kind of SurvFace and TinyFace."""
 
 
 def get_degradation(name: str) -> Degradation:
@@ -158,9 +160,13 @@ def _mix(seeds: Tensor, counters: Tensor) -> Tensor:
     return z ^ ((z >> 31) & 0x1FFFFFFFF)
 
 
-def _uniform(seeds: Tensor, count: int) -> Tensor:
-    """(b,) int64 seeds to (b, count) float32 in [0, 1)."""
-    counters = torch.arange(count, dtype=torch.int64, device=seeds.device)
+def draw_uniform(seeds: Tensor, count: int, *, stream: int = 0) -> Tensor:
+    """(b,) int64 seeds to (b, count) float32 in [0, 1): a hash, the same wherever it is computed.
+
+    stream : int
+        Numbers of another stream are independent; 0 is that of the degradation.
+    """
+    counters = torch.arange(count, dtype=torch.int64, device=seeds.device) + (stream << 40)
     return ((_mix(seeds[:, None], counters) >> 40) & 0xFFFFFF).float() * (1.0 / (1 << 24))
 
 
@@ -232,7 +238,7 @@ def _degrade(pixels: Tensor, seeds: Tensor, degradation: Degradation, size_px: i
         return _finish(_resize(pixels, size_px) * (1 / 255))
     # Twice the result's side holds all that can be seen in it; more would only take time.
     faces = _resize(pixels, min(pixels.shape[1], 2 * size_px)) * (1 / 255)
-    draw = dict(zip(_DRAWS, _uniform(seeds, len(_DRAWS)).unbind(1), strict=True))
+    draw = dict(zip(_DRAWS, draw_uniform(seeds, len(_DRAWS)).unbind(1), strict=True))
     _cover(faces, draw, degradation)
     _crop(faces, draw, degradation)
     small, side = _photograph(faces, draw, degradation, size_px)
@@ -244,6 +250,23 @@ def _degrade(pixels: Tensor, seeds: Tensor, degradation: Degradation, size_px: i
     small.clamp_(0, 1)
     _relight(small, draw, degradation)
     return _finish(small)
+
+
+VARIATIONS = ("small", "covered", "noisy")
+"""What `find_variations` finds."""
+
+
+def find_variations(seeds: Tensor, degradation: Degradation, size_px: int) -> Tensor:
+    """Which images `degrade` makes small, covered or noisy: (b,) int64 seeds to (b, 3) bool."""
+    draw = dict(zip(_DRAWS, draw_uniform(seeds, len(_DRAWS)).unbind(1), strict=True))
+    if degradation.low_res_px is not None:
+        low = _between(draw["low_res_side"], degradation.low_res_px)
+    else:
+        low = _between(draw["low_res_side"], degradation.low_res_ratio) * size_px
+    small = (draw["low_res"] < degradation.low_res_rate) & (low.round() < size_px)
+    rate = degradation.mask_rate + degradation.sunglasses_rate + degradation.patch_rate
+    covered = (draw["occlusion"] < rate) | (draw["crop"] < degradation.crop_rate)
+    return torch.stack([small, covered, draw["noise"] < degradation.noise_rate], 1)
 
 
 def _finish(faces: Tensor) -> Tensor:

@@ -18,16 +18,19 @@ from cdp.metrics.identification import (
 )
 from cdp.metrics.protocols import (
     OpenSet,
+    ProbeSets,
     Resamples,
     Score,
     bootstrap_interval,
     gap_closed,
     pick_images,
     sample_open_set,
+    sample_sets,
     score_all_pairs,
     score_folds,
     score_open_set,
     score_ranks,
+    score_rejection,
 )
 from cdp.metrics.verification import (
     VerificationPairs,
@@ -42,6 +45,7 @@ from cdp.metrics.verification import (
 __all__ = [
     "Identification",
     "OpenSet",
+    "ProbeSets",
     "ReliabilityCurve",
     "Resamples",
     "Score",
@@ -56,6 +60,7 @@ __all__ = [
     "rank_k",
     "sample_open_set",
     "sample_probe_gallery",
+    "sample_sets",
     "sample_verification_pairs",
     "score_all_pairs",
     "score_bcubed",
@@ -64,6 +69,7 @@ __all__ = [
     "score_open_set",
     "score_pairwise",
     "score_ranks",
+    "score_rejection",
     "score_with_distractors",
     "tar_at_far",
     "threshold_at_far",

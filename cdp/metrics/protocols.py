@@ -24,7 +24,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from cdp.errors import DataError
-from cdp.metrics.identification import Identification
+from cdp.metrics.identification import Identification, sample_probe_gallery
 from cdp.metrics.verification import (
     VerificationPairs,
     check_scores,
@@ -362,3 +362,71 @@ def sample_open_set(identity: np.ndarray, enrolled: float = 0.5, seed: int = 0) 
     gallery = np.sort(shuffled[np.unique(identity[shuffled], return_index=True)[1]])
     mated = np.setdiff1d(np.flatnonzero(inside), gallery)
     return OpenSet(gallery, mated, np.flatnonzero(~inside))
+
+
+@dataclass(frozen=True)
+class ProbeSets:
+    """Rows of the protocol of several pictures a probe.
+
+    gallery : (g,) int64, one image of each identity.
+    row : (m,) int64, the other images of identities with two or more, in a drawn order an identity.
+    place : (m,) int64, the number of each of them within its identity, from 0.
+    """
+
+    gallery: np.ndarray
+    row: np.ndarray
+    place: np.ndarray
+
+    def take(self, size: int) -> np.ndarray:
+        """The rows of sets of `size` images, or all an identity has: larger sets hold smaller ones.
+
+        Returns (k,) int64.
+        """
+        return self.row[self.place < size]
+
+
+def sample_sets(identity: np.ndarray, seed: int = 0) -> ProbeSets:
+    """Draw a gallery image of each identity, and an order of its other images.
+
+    identity : (n,) integer. Raises DataError when none has two images.
+    """
+    probes, gallery = sample_probe_gallery(identity, seed)
+    if not len(probes):
+        raise DataError("identities with two images expected; keep more of them for evaluation")
+    shuffled = np.random.default_rng(seed).permutation(probes)
+    row = shuffled[np.argsort(identity[shuffled], kind="stable")]
+    _, first, size = np.unique(identity[row], return_index=True, return_counts=True)
+    return ProbeSets(gallery, row, np.arange(len(row)) - np.repeat(first, size))
+
+
+def score_rejection(
+    found: Identification,
+    quality: np.ndarray,
+    rows: np.ndarray,
+    resamples: Resamples,
+    shares: Sequence[float],
+) -> list[Score]:
+    """Rank-1 of the probes that are left when those of the lowest quality are rejected.
+
+    Parameters
+    ----------
+    found : Identification
+        Of all probes.
+    quality : (p,) float, larger is better; probes of equal quality go in their order.
+    rows : (p,) int64, the image of each probe.
+    shares : shares of the probes that are rejected, in 0..1; at least one probe is kept.
+
+    Notes
+    -----
+    The error-versus-discard curve (Grother and Tabassi 2007): a quality that means something makes
+    the figure rise with the share.
+    """
+    order = np.argsort(quality, kind="stable")
+    scores = []
+    for share in shares:
+        kept = np.sort(order[min(round(share * len(order)), len(order) - 1) :])
+        right = (found.rank[kept] <= 1).astype(float)
+        draws = resamples.average(right, rows[kept])
+        name = f"rank-1, {share:.0%} rejected"
+        scores.append(Score(name, float(right.mean()), len(kept), draws))
+    return scores

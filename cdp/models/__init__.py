@@ -22,18 +22,22 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from cdp.errors import ConfigError, DataError
-from cdp.models.backbone import Backbone, BackboneSpec
+from cdp.models.backbone import Backbone, BackboneSpec, Features, Neck
 from cdp.models.dense import DenseBackbone
 from cdp.models.inception import InceptionBackbone
 from cdp.models.mixer import MixerBackbone
+from cdp.models.necks import NECKS
 from cdp.models.plain import PlainBackbone
 from cdp.models.residual import ResidualBackbone
 from cdp.models.separable import SeparableBackbone
 
 __all__ = [
     "BACKBONES",
+    "NECKS",
     "Backbone",
     "BackboneSpec",
+    "Features",
+    "Neck",
     "build_backbone",
     "load_model",
     "pack_model",
@@ -60,6 +64,7 @@ def build_backbone(
     input_px: int = 24,
     embedding_dim: int = 128,
     width: float = 1.0,
+    neck: str = "own",
     seed: int = 0,
 ) -> Backbone:
     """Make a backbone with fresh weights.
@@ -74,6 +79,8 @@ def build_backbone(
         Length of its output.
     width : float
         Factor on all channel counts.
+    neck : str
+        "own", the family's ending, or a key of `NECKS`.
     seed : int
         Of the initial weights.
 
@@ -90,13 +97,18 @@ def build_backbone(
         raise ConfigError(f"backbone {name}: embedding_dim must be 1 or more, got {embedding_dim}")
     if not width > 0:
         raise ConfigError(f"backbone {name}: width must be above 0, got {width}")
+    if neck != "own" and neck not in NECKS:
+        raise ConfigError(f"unknown neck {neck!r}; choose one of: own, {', '.join(NECKS)}")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         backbone = BACKBONES[name](input_px, embedding_dim, width)
+        backbone.spec = BackboneSpec(name, input_px, embedding_dim, width, neck)
+        backbone.measure_maps()
+        if neck != "own":
+            backbone.ending = NECKS[neck](backbone.map_shape, backbone.early_shape, embedding_dim)
         for module in backbone.modules():
             if isinstance(module, nn.Conv2d):
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
-    backbone.spec = BackboneSpec(name, input_px, embedding_dim, width)
     return backbone
 
 

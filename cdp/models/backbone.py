@@ -5,6 +5,7 @@ The contract:
   *raw*: its direction is the identity, its norm follows image quality (AdaFace, section 3.2).
 - The last layer is a batch normalisation without scale or shift, so that an average embedding has
   a norm near sqrt(embedding_dim) in every family and the heads can count on it.
+- `extract` gives what the losses of a training look at besides: maps, and a neck's parts.
 - `spec` holds all it takes to build the same backbone again.
 - No dropout and no other randomness: two forward passes in `eval` mode are equal.
 """
@@ -12,6 +13,7 @@ The contract:
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -19,28 +21,116 @@ from torch import Tensor, nn
 
 @dataclass(frozen=True)
 class BackboneSpec:
-    """The recipe of a backbone: family name, side of its input, length of its output, width."""
+    """The recipe of a backbone: family, side of its input, length of its output, width, neck."""
 
     name: str
     input_px: int
     embedding_dim: int
     width: float
+    neck: str = "own"
+
+
+class Features(NamedTuple):
+    """What a backbone makes of b images; what was not asked for is None.
+
+    embedding : (b, d) float, raw
+    map : (b, c, h, w) float or None, the trunk's last map
+    early_map : (b, c, h, w) float or None, the last map that is larger than that
+    parts : (b, k, d) float or None, a neck's parts
+    part_weight : (b, k) float or None, the weight of each part
+    gate : (b,) float or None, the gate of the neck `balanced`
+    """
+
+    embedding: Tensor
+    map: Tensor | None = None
+    early_map: Tensor | None = None
+    parts: Tensor | None = None
+    part_weight: Tensor | None = None
+    gate: Tensor | None = None
+
+
+class MapShape(NamedTuple):
+    """Channels and side of a feature map."""
+
+    channels: int
+    side: int
+
+
+class Neck(nn.Module):
+    """Base of what stands between the trunk's map and the embedding in place of a family's ending.
+
+    Its last layer is a batch normalisation without scale or shift.
+    """
+
+    reads_early = False
+    """Whether it looks at the early map too."""
+
+    def look(self, feature_map: Tensor, early_map: Tensor | None, seeds: Tensor | None) -> Features:
+        """The embedding and what a loss may want to see.
+
+        seeds : (b,) int64 or None
+            One an image: the source of all random numbers of a training step; None draws nothing.
+        """
+        raise NotImplementedError
 
 
 class Backbone(nn.Module):
     """Base of all families: `trunk` makes a feature map, `ending` an embedding.
 
-    A family fills in `trunk` and `ending`; `build_backbone` fills in `spec`.
+    A family fills in `trunk` and `ending`; `build_backbone` fills in the rest, and puts a neck in
+    the place of the ending where the spec names one.
     """
 
     spec: BackboneSpec
     trunk: nn.Module
     ending: nn.Module
+    map_shape: MapShape
+    early_shape: MapShape
+    """Of the early map: twice the side, or that of the map where the trunk has no larger one."""
+    tap: int = 0
+    """The trunk's layers before the early map; 0 where it has none."""
 
     def forward(self, images: Tensor) -> Tensor:
         """(b, 3, s, s) float in [-1, 1] to (b, d) raw embeddings."""
-        embedding: Tensor = self.ending(self.trunk(images))
-        return embedding
+        return self.extract(images).embedding
+
+    def extract(
+        self, images: Tensor, seeds: Tensor | None = None, *, early: bool = False
+    ) -> Features:
+        """Embeddings with the maps and parts that they were made of.
+
+        seeds : (b,) int64 or None
+            Given in a training step, for a neck that drops parts of the map.
+        early : bool
+            Keep the early map too.
+        """
+        neck = self.ending if isinstance(self.ending, Neck) else None
+        feature_map, early_map = self._run_trunk(images, early or bool(neck and neck.reads_early))
+        if neck is not None:
+            return neck.look(feature_map, early_map, seeds)
+        return Features(self.ending(feature_map), feature_map, early_map)
+
+    def _run_trunk(self, images: Tensor, early: bool) -> tuple[Tensor, Tensor | None]:
+        if not early:
+            return self.trunk(images), None
+        if not self.tap:
+            feature_map = self.trunk(images)
+            return feature_map, feature_map
+        assert isinstance(self.trunk, nn.Sequential)
+        early_map = self.trunk[: self.tap](images)
+        return self.trunk[self.tap :](early_map), early_map
+
+    def measure_maps(self) -> None:
+        """Fill in the shapes of the maps and the place of the early one."""
+        side_px = self.spec.input_px
+        self.map_shape = self.early_shape = MapShape(*map_shape(self.trunk, side_px))
+        if not isinstance(self.trunk, nn.Sequential):
+            return
+        for length in range(len(self.trunk) - 1, 0, -1):
+            shape = MapShape(*map_shape(self.trunk[:length], side_px))
+            if shape.side > self.map_shape.side:
+                self.tap, self.early_shape = length, shape
+                return
 
 
 def scale_channels(channels: float, width: float) -> int:

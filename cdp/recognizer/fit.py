@@ -98,7 +98,7 @@ class FaceSet:
 class RecognizerSpec:
     """The architecture and the losses of a recognizer; both heads alike.
 
-    backbone, input_px, embedding_dim, width
+    backbone, input_px, embedding_dim, width, neck
         As `build_backbone`.
     head, head_params, sampled_classes
         As `build_head`.
@@ -111,6 +111,7 @@ class RecognizerSpec:
     input_px: int = 24
     embedding_dim: int = 128
     width: float = 1.0
+    neck: str = "own"
     head: str = "adaface"
     head_params: Mapping[str, Any] = field(default_factory=dict)
     auxiliaries: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
@@ -123,6 +124,7 @@ class RecognizerSpec:
             input_px=self.input_px,
             embedding_dim=self.embedding_dim,
             width=self.width,
+            neck=self.neck,
             seed=seed,
         )
 
@@ -139,13 +141,15 @@ class RecognizerSpec:
         )
 
     def make_auxiliaries(
-        self, class_count: int, *, seed: int
+        self, class_count: int, *, seed: int, backbone: Backbone
     ) -> tuple[tuple[float, Auxiliary], ...]:
-        """The added losses with fresh weights, each after its factor."""
+        """The added losses of a backbone with fresh weights, each after its factor."""
         added = []
         for name, params in self.auxiliaries.items():
             own = {key: value for key, value in params.items() if key != "weight"}
-            loss = build_auxiliary(name, self.embedding_dim, class_count, seed=seed, **own)
+            loss = build_auxiliary(
+                name, self.embedding_dim, class_count, seed=seed, backbone=backbone, **own
+            )
             added.append((params.get("weight", 1.0), loss))
         return tuple(added)
 
@@ -241,8 +245,8 @@ def train_recognizer(
     if extra is not None and (extra.teacher is None or extra.label is not None):
         raise DataError("extra images are used for distillation only: give teacher, no label")
     face_sets = [each for each in (labelled, pseudo, extra) if each is not None]
-    training_sets = _make_training_sets(face_sets, spec, plan, pseudo_share)
     backbone = spec.make_backbone(seed=plan.seed)
+    training_sets = _make_training_sets(face_sets, spec, plan, pseudo_share, backbone)
     history = train_model(
         backbone,
         training_sets,
@@ -261,6 +265,7 @@ def _make_training_sets(
     spec: RecognizerSpec,
     plan: TrainingPlan,
     pseudo_share: float | None,
+    backbone: Backbone,
 ) -> list[TrainingSet]:
     """One set with a head a face set that has classes, then one without for its other images."""
     classified: list[TrainingSet] = []
@@ -280,7 +285,7 @@ def _make_training_sets(
                     soft=None if soft is None else soft.renumber(rows, classes),
                     masked_negatives=None if masked is None else masked.renumber(rows, classes),
                     teacher=None if target is None else target[rows],
-                    auxiliaries=spec.make_auxiliaries(count, seed=seed),
+                    auxiliaries=spec.make_auxiliaries(count, seed=seed, backbone=backbone),
                 )
             )
         others = np.setdiff1d(np.arange(len(faces.images)), rows)

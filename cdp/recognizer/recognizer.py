@@ -14,7 +14,9 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from cdp.aggregation import NeuralAggregator, fuse_parts, pool_vectors
 from cdp.embedding import BackboneEmbedder
+from cdp.errors import DataError
 from cdp.models import Backbone, load_model, pack_model, save_model, unpack_model
 
 
@@ -71,6 +73,55 @@ class Recognizer:
             The product of two is the cosine of their faces. `embedder.embed` gives the norms too.
         """
         return self.embedder.embed(images, batch_size=batch_size, flip=flip)[0]
+
+    def embed_set(
+        self,
+        images: np.ndarray,
+        group: np.ndarray | None = None,
+        *,
+        weigh: str | NeuralAggregator = "norm",
+        parts: int = 8,
+        batch_size: int = 256,
+        flip: bool = True,
+    ) -> np.ndarray:
+        """Embed several faces of one person, or of several people, as one vector a person.
+
+        Parameters
+        ----------
+        images : (n, s, s, 3) uint8, RGB
+            As `embed`; of a track of a camera, for instance.
+        group : (n,) integer or None
+            The person of each image; None: all are of one.
+        weigh : str or NeuralAggregator
+            "norm" weighs each image by its embedding's norm, which follows quality; "mean" all
+            alike; "parts" each part by its length, for the head `subspheres`; an aggregator as it
+            was trained.
+        parts : int
+            Of "parts": as the head's.
+        batch_size, flip
+            As `embed`.
+
+        Returns
+        -------
+        vectors : (people, embedding_dim) float32, unit length
+            In ascending order of the numbers in `group`; without it (embedding_dim,).
+
+        Raises
+        ------
+        DataError
+            No images, another word for `weigh`, or pictures whose vectors cancel.
+        """
+        vectors, norm = self.embedder.embed(images, batch_size=batch_size, flip=flip)
+        whose = np.zeros(len(vectors), np.int64) if group is None else np.asarray(group)
+        if isinstance(weigh, NeuralAggregator):
+            pooled = weigh.pool(vectors, whose)
+        elif weigh == "parts":
+            pooled = fuse_parts(vectors * norm[:, None], whose, parts)
+        elif weigh in ("mean", "norm"):
+            pooled = pool_vectors(vectors, whose, None if weigh == "mean" else norm)
+        else:
+            raise DataError(f"weigh of mean, norm, parts or an aggregator expected, got {weigh!r}")
+        return pooled[0] if group is None else pooled
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, str]]:
         """Tensors and string metadata: the content of a safetensors file."""

@@ -28,10 +28,11 @@ from torch.nn import functional
 
 from cdp.errors import ConfigError, DataError, StageError
 from cdp.models import Backbone
-from cdp.models.heads import Head
 from cdp.progress import Progress, show_progress
 from cdp.training.batches import Batches, Targets
-from cdp.training.distributed import find_team, gather_rows, share_moments, sum_gradients
+from cdp.training.classification import classify, classify_bilaterally
+from cdp.training.distributed import find_team, share_moments, sum_gradients
+from cdp.training.observation import Observer, list_rows
 from cdp.training.plan import HISTORY, State, TrainingPlan, resolve_device, resolve_precision
 from cdp.training.sets import TrainingSet
 
@@ -143,6 +144,12 @@ class _Trainer:
             training_sets, plan, input_px=backbone.spec.input_px, device=device, team=self.team
         )
         self.counts, self.steps_per_epoch = self.batches.counts, self.batches.steps_per_epoch
+        self.observer = Observer(backbone, training_sets, self.batches, self.precision)
+        self.rows = list_rows(self.counts)
+        for each in training_sets:
+            for _, loss in each.auxiliaries:
+                if each.label is not None:
+                    loss.prepare(torch.from_numpy(np.ascontiguousarray(each.label)).to(device))
         classed = np.array([each.head is not None for each in training_sets])
         shares = self.batches.shares
         self.loss_shares = shares * classed / max(float(shares @ classed), 1e-12)
@@ -175,23 +182,26 @@ class _Trainer:
             return torch.optim.AdamW(groups, lr=rate, betas=(momentum, 0.999))
         return torch.optim.SGD(groups, lr=rate, momentum=momentum, nesterov=momentum > 0)
 
-    def _loss(self, images: Tensor, targets: list[Targets]) -> tuple[Tensor, Tensor]:
+    def _loss(self, images: Tensor, targets: list[Targets], step: int = 0) -> tuple[Tensor, Tensor]:
         """The weighted loss of a batch, and the number of correctly classified images."""
-        with torch.autocast(
-            self.device.type, torch.bfloat16, enabled=self.precision == torch.bfloat16
-        ):
-            embedding = self.backbone(images)
+        features, twins = self.observer.run(images, targets, step)
+        progress = step / max(1, self.plan.epochs * self.steps_per_epoch)
         total = images.new_zeros(())
         correct = torch.zeros((), dtype=torch.int64, device=self.device)
         distance, followers = images.new_zeros(()), 0
-        parts = gather_rows(embedding.float(), sum(self.counts), self.team).split(self.counts)
-        for each, part, target, share in zip(
-            self.training_sets, parts, targets, self.loss_shares, strict=True
+        for each, rows, target, share in zip(
+            self.training_sets, self.rows, targets, self.loss_shares, strict=True
         ):
+            part = features.embedding[rows]
             if each.head is not None and target.label is not None and self.trains_heads:
-                loss, hits = _classify(each.head, part, target)
+                if self.plan.sampling == "bilateral":
+                    usual = self.plan.usual_share_at(step, self.steps_per_epoch)
+                    loss, hits = classify_bilaterally(each.head, part, target, usual)
+                else:
+                    loss, hits = classify(each.head, part, target)
                 for weight, added in each.auxiliaries:
-                    loss = loss + weight * added(part, target.label)
+                    seen = self.observer.show(added, each, target, rows, features, twins, progress)
+                    loss = loss + weight * added.look(seen)
                 weighted = loss if target.weight is None else loss * target.weight
                 total = total + float(share) * weighted.mean()
                 correct += hits
@@ -208,7 +218,7 @@ class _Trainer:
         """One step of the optimizer; its loss, and the number of correctly classified images."""
         images, targets = self.batches.load(step)
         with self._head_steps(step, targets):
-            loss, correct = self._loss(images, targets)
+            loss, correct = self._loss(images, targets, step)
             self.optimizer.zero_grad(set_to_none=True)
             loss.backward()
             sum_gradients(self.backbone.parameters(), self.team)
@@ -350,20 +360,6 @@ def _check_teachers(training_sets: Sequence[TrainingSet], embedding_dim: int) ->
                 f"{each.teacher.shape[1]}; bring them there by "
                 "cdp.training.distillation.fit_target"
             )
-
-
-def _classify(head: Head, embedding: Tensor, target: Targets) -> tuple[Tensor, Tensor]:
-    """The head's loss an image (b,), and the number of correctly classified images."""
-    assert target.label is not None
-    if target.soft is None:
-        loss, logits = head(embedding, target.label, target.masked)
-    else:
-        place, classes, share = target.soft
-        losses, logits = head(embedding[place], classes, target.masked)
-        loss = torch.zeros_like(losses[: len(embedding)]).index_add(0, place, share * losses)
-        # The logits carry no margin, so those of any of an image's classes will do: its first.
-        logits = logits[torch.searchsorted(place, torch.arange(len(loss), device=place.device))]
-    return loss, (logits.detach().argmax(1) == head.place(target.label)).sum()
 
 
 def _under(prefix: str, state: Mapping[str, Tensor]) -> State:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Literal, get_args
 
 import torch
 from torch import Tensor
@@ -19,7 +19,8 @@ from cdp.errors import BackendError, ConfigError
 from cdp.images.degradation import DEGRADATIONS, Degradation
 
 State = dict[str, Tensor]
-Sampling = Literal["image", "identity"]
+Sampling = Literal["image", "identity", "reversed", "bilateral"]
+SAMPLINGS = get_args(Sampling)
 
 HISTORY = ("epoch", "step", "loss", "learning_rate", "accuracy", "seconds")
 """Keys of a history record: epochs and steps finished (from 1), the epoch's mean loss, its last
@@ -59,7 +60,9 @@ class TrainingPlan:
     """Mirror every other image."""
     sampling: Sampling = "image"
     """"image": each image once a pass. "identity": each identity `images_per_identity` times a
-    pass, however many images it has, against the long tail (Zhang et al. 2017)."""
+    pass, however many images it has, against the long tail (Zhang et al. 2017). "reversed": an
+    identity of half the images is drawn twice as often (Zhou et al. 2020, BBN, section 3.2).
+    "bilateral": half of each batch by image, half reversed, mixed as BBN does (section 3.3)."""
     images_per_identity: int = 1
     """Images of one identity in a row, with sampling by identity; losses that compare images of one
     identity within a batch need 2 or more."""
@@ -83,10 +86,10 @@ class TrainingPlan:
                 f"epochs of 1 or more and batches of 2 or more expected, got {self.epochs} and "
                 f"{self.batch_size}"
             )
-        if self.sampling not in ("image", "identity") or self.images_per_identity < 1:
+        if self.sampling not in SAMPLINGS or self.images_per_identity < 1:
             raise ConfigError(
-                "sampling by image or identity, of 1 image an identity or more, expected, got "
-                f"{self.sampling!r} and {self.images_per_identity}"
+                f"sampling of {', '.join(SAMPLINGS)}, of 1 image an identity or more, expected, "
+                f"got {self.sampling!r} and {self.images_per_identity}"
             )
         if not self.learning_rate > 0:
             raise ConfigError(f"learning_rate above 0 expected, got {self.learning_rate}")
@@ -100,6 +103,10 @@ class TrainingPlan:
         rising = min(1.0, (step + 1) / warmup) if warmup > 0 else 1.0
         done = max(0.0, step - warmup) / max(1.0, total - warmup)
         return self.learning_rate * rising * 0.5 * (1 + math.cos(math.pi * done))
+
+    def usual_share_at(self, step: int, steps_per_epoch: int) -> float:
+        """BBN's alpha: the share of the usual order, 1 - (epochs done / epochs)^2."""
+        return 1 - (step // steps_per_epoch / self.epochs) ** 2
 
     def margin_share_at(self, step: int, steps_per_epoch: int) -> float:
         """The share of the heads' margins in a step, in 0..1."""

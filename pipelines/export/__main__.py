@@ -13,10 +13,10 @@ import argparse
 import sys
 
 from cdp.errors import CdpError, StageError
-from pipelines.export import degradations, labels, recognizer
+from pipelines.export import degradations, heatmaps, labels, recognizer, restorer
 from pipelines.invocation import format_command
 
-SUBCOMMANDS = (labels, recognizer, degradations)
+SUBCOMMANDS = (labels, recognizer, degradations, heatmaps, restorer)
 
 
 def build_parser() -> argparse.ArgumentParser:

@@ -92,7 +92,7 @@ def render_report(
 
     script = read_page("faces.js") + read_page("report.js")
     digest = base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()
-    ours = ("labelled_only", "labelled_pseudo", "distilled", "supervised")
+    ours = ("labelled_only", "labelled_pseudo", "distilled", "adapted", "supervised")
     found = dict.fromkeys(subject for row in recognizers for subject in row["subjects"])
     subjects = [*(s for s in ours if s in found), *(s for s in found if s not in ours)]
     nothing = (float("nan"),) * 3

@@ -20,7 +20,7 @@ from cdp.errors import DataError
 from cdp.images.preprocessing import Preprocessing
 from pipelines.config import MemberSettings, RunConfig
 from pipelines.data.dataset import Dataset
-from pipelines.members import find_origin, find_preprocessing, open_embedder, reduce_to
+from pipelines.members import find_origin, find_preprocessing, open_view, reduce_to
 from pipelines.stage import Stage, Work
 from pipelines.tables import SPLITS, vector_column, write_table
 
@@ -111,7 +111,7 @@ def embed_part(
             if faces is None:
                 faces = reduce_to(dataset.read_faces(paths), reduce_px)
             assert origin is not None
-            embedder = open_embedder(origin, device, way)
+            embedder = open_view(dataset, member, origin, device, way)
             vectors, norm = embedder.embed(faces, flip=flip)
             _check_vectors(vectors, member.name, paths)
         write_table(
@@ -141,11 +141,12 @@ def _check_vectors(vectors: np.ndarray, name: str, paths: list[str]) -> None:
 
 
 def list_model_files(config: RunConfig) -> tuple[str, ...]:
-    """The ONNX files and checkpoints that the committee names."""
+    """The ONNX files, checkpoints and restorers that the committee names."""
     return tuple(
-        str(member.onnx or member.checkpoint)
+        str(file)
         for member in config.committee.all
-        if member.onnx or member.checkpoint
+        for file in (member.onnx or member.checkpoint, member.restore)
+        if file
     )
 
 

@@ -14,7 +14,11 @@ The contract:
   and the cosine that gives each FAR), `listed pairs` (accuracy over the folds of the data set's own
   list, LFW's for instance), `identification` (one gallery image an identity: rank-k),
   `identification with distractors` and `open set` (half of the identities enrolled, the others
-  distractors or not in the gallery: rank-k, TPIR@FPIR). Both images of a pair are probes.
+  distractors or not in the gallery: rank-k, TPIR@FPIR). Both images of a pair are probes. `sets`
+  identifies an identity by up to 1, 2, 4 or 8 pictures at once, weighed by their norms; `rejecting`
+  is rank-1 without the probes of the smallest norms, `rejecting by consistency` and `by confidence`
+  without those of the smallest such quality, where the recognizer has it
+  (`cdp.recognizer.quality`).
 - Where the manifest names a gallery and real probes, those are the protocols instead: see
   `pipelines.real_probes`.
 - `low` and `high` bound 95 % of a bootstrap over the held-out identities; NaN where there is none.
@@ -25,6 +29,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -56,6 +61,8 @@ PART_SIZE = 512
 Row = tuple[str, str, str, float, int, float, float]
 NONE = float("nan")
 Probe = tuple[int | None, str]
+Vectors = tuple[np.ndarray, dict[str, np.ndarray]]
+"""Unit vectors and the qualities of the faces, by name."""
 GALLERY: Probe = (None, "none")
 
 
@@ -129,7 +136,7 @@ def _score_recognizers(work: Work, held_out: Any, models: Subjects) -> list[Row]
         for subject in models:
             small = views[subject, probe]
             large = small if work.config.evaluate.gallery == "probe" else views[subject, GALLERY]
-            for protocol, score in held_out_protocols.score(small, large):
+            for protocol, score in held_out_protocols.score(*small, large[0]):
                 scores[subject, f"{protocol} {_format_probe(probe)}", score.metric] = score
     rows: list[Row] = [
         (*key, score.value, score.count, *score.interval()) for key, score in scores.items()
@@ -166,16 +173,27 @@ def _list_probes(work: Work) -> tuple[Probe, ...]:
 
 def _embed_held_out(
     work: Work, paths: list[str], models: Subjects
-) -> dict[tuple[str, Probe], np.ndarray]:
-    """Unit vectors of every held-out face by every subject, as every probe and as gallery."""
+) -> dict[tuple[str, Probe], Vectors]:
+    """Every held-out face by every subject, as every probe and as gallery."""
     probes = (GALLERY, *_list_probes(work))
-    parts = [
+    retrain = work.config.retrain
+    parts = int(retrain.head_options.get("parts", 8)) if retrain.head == "subspheres" else None
+    jobs = [
         (work.dataset, paths[row : row + PART_SIZE], row, dict(models), probes, work.seed,
-         work.runtime.device)
+         work.runtime.device, parts)
         for row in range(0, len(paths), PART_SIZE)
     ]  # fmt: skip
-    found = list(work.engine.map(embed_held_out_part, parts, label="evaluate"))
-    return {key: np.concatenate([part[key] for part in found]) for key in found[0]}
+    found = list(work.engine.map(embed_held_out_part, jobs, label="evaluate"))
+    return {
+        key: (
+            np.concatenate([part[key][0] for part in found]),
+            {
+                name: np.concatenate([part[key][1][name] for part in found])
+                for name in found[0][key][1]
+            },
+        )
+        for key in found[0]
+    }
 
 
 def embed_held_out_part(
@@ -186,8 +204,9 @@ def embed_held_out_part(
     probes: tuple[Probe, ...],
     seed: int,
     device: str,
-) -> dict[tuple[str, Probe], np.ndarray]:
-    """Vectors of a part of the held-out faces, decoded once for all subjects and probes."""
+    parts: int | None,
+) -> dict[tuple[str, Probe], Vectors]:
+    """Vectors and norms of a part of the held-out faces, decoded once for all of them."""
     faces = dataset.read_faces(paths)
     seeds = seed * 2**32 + np.arange(first_row, first_row + len(paths))
     views = {}
@@ -195,8 +214,24 @@ def embed_held_out_part(
         shown = _make_probes(faces, seeds, probe)
         for subject, (path, way) in models.items():
             embedder = open_embedder(path, device, way)
-            views[subject, probe] = embedder.embed(shown, flip=True)[0]
+            vectors, norm = embedder.embed(shown, flip=True)
+            others = _measure_qualities(embedder, shown, parts)
+            views[subject, probe] = vectors, {"norm": norm, **others}
     return views
+
+
+def _measure_qualities(
+    embedder: Any, faces: np.ndarray, parts: int | None
+) -> dict[str, np.ndarray]:
+    """The qualities beside the norm that a recognizer has; `parts` of the head `subspheres`."""
+    from cdp.recognizer.quality import measure_quality
+
+    backbone, found = embedder.backbone, {}
+    if backbone.spec.neck == "subdecisions":
+        found["consistency"] = measure_quality(backbone, faces, "consistency")
+    if parts is not None and backbone.spec.embedding_dim % parts == 0:
+        found["confidence"] = measure_quality(backbone, faces, "confidence", parts=parts)
+    return found
 
 
 def _make_probes(faces: np.ndarray, seeds: np.ndarray, probe: Probe) -> np.ndarray:
@@ -233,10 +268,14 @@ class _Protocols:
             ),
             "listed pairs": find_listed_pairs(work.dataset, held_out.path.tolist()),
         }  # fmt: skip
+        self.sets = _try(protocols.sample_sets, identity, work.seed)
         self.open_set = _try(protocols.sample_open_set, identity, settings.enrolled, work.seed)
 
-    def score(self, small: np.ndarray, large: np.ndarray) -> Iterator[tuple[str, Any]]:
-        """Every metric of one recognizer: probes `small`, gallery `large`, (n, d) unit vectors."""
+    def score(
+        self, small: np.ndarray, quality: Mapping[str, np.ndarray], large: np.ndarray
+    ) -> Iterator[tuple[str, Any]]:
+        """Every metric of one recognizer: probes `small` with their qualities (n,), gallery
+        `large`, (n, d) unit vectors."""
         from cdp.metrics import protocols
         from cdp.metrics.identification import identify
         from cdp.metrics.verification import compare_pairs
@@ -257,8 +296,31 @@ class _Protocols:
             )  # fmt: skip
             for score in protocols.score_ranks(closed, self.probes, resamples, settings.ranks):
                 yield "identification", score
+            for name, values in quality.items():
+                for score in protocols.score_rejection(
+                    closed, values[self.probes], self.probes, resamples, settings.rejected
+                ):
+                    yield "rejecting" if name == "norm" else f"rejecting by {name}", score
+        if self.sets is not None:
+            yield from self._score_sets(small, quality["norm"], large)
         if self.open_set is not None:
             yield from self._score_open_set(small, large)
+
+    def _score_sets(
+        self, small: np.ndarray, norm: np.ndarray, large: np.ndarray
+    ) -> Iterator[tuple[str, Any]]:
+        from cdp.aggregation import pool_vectors
+        from cdp.metrics import protocols
+        from cdp.metrics.identification import identify
+
+        gallery = self.sets.gallery
+        for size in self.settings.set_sizes:
+            rows = self.sets.take(size)
+            names, first = np.unique(self.identity[rows], return_index=True)
+            pooled = pool_vectors(small[rows], self.identity[rows], norm[rows])
+            found = identify(pooled, names, large[gallery], self.identity[gallery])
+            for score in protocols.score_ranks(found, rows[first], self.resamples, (1,)):
+                yield "sets", replace(score, metric=f"rank-1 by {size}")
 
     def _score_open_set(self, small: np.ndarray, large: np.ndarray) -> Iterator[tuple[str, Any]]:
         from cdp.metrics import protocols

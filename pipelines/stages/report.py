@@ -24,7 +24,7 @@ from pipelines.stage import Stage, Work
 from pipelines.tables import list_pairs, read_vectors
 
 SUMMARY = pa.schema([("section", pa.string()), ("name", pa.string()), ("value", pa.float64())])
-SUBJECTS = ("labelled_only", "labelled_pseudo", "distilled", "supervised")
+SUBJECTS = ("labelled_only", "labelled_pseudo", "distilled", "adapted", "supervised")
 PAGE = "report.html"
 THRESHOLDS = (  # of the curve of precision and recall
     0.02, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.98, 0.99, 0.995, 0.999,

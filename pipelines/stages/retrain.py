@@ -6,6 +6,8 @@ The contract:
   identities, losses weighted by each set's share of images. With a teacher there is a third,
   `distilled`: the product, and every image, labelled or not, is trained to follow the teacher's
   vectors, `blends` of two or three images included. `student` holds its other settings.
+- With `adapt` there is one more, `adapted`: the last of these, fitted to the unlabelled images, of
+  which neither labels nor pseudo-labels are read for it.
 - An identity may be split over two clusters. Where two images of different classes match with more
   than `mask_negatives_above`, each masks the other's class.
 - Images without a pseudo-label, and those of clusters smaller than `min_cluster_size`, are left out
@@ -26,6 +28,7 @@ import pyarrow.compute as pc
 
 from cdp.errors import DataError
 from cdp.types import UNLABELLED
+from pipelines.files import open_atomically
 from pipelines.stage import Stage, Work
 from pipelines.training.sets import (
     LabelledSet,
@@ -36,7 +39,14 @@ from pipelines.training.sets import (
     select_labelled,
 )
 from pipelines.training.teacher import embed_blends, embed_images, find_teacher
-from pipelines.training.trained import HISTORY, copy_curves, copy_model, read_history, train_once
+from pipelines.training.trained import (
+    HISTORY,
+    copy_curves,
+    copy_model,
+    load_faces,
+    read_history,
+    train_once,
+)
 
 MATCHES = pa.schema(
     [
@@ -87,10 +97,13 @@ def run(work: Work) -> Mapping[str, Any]:
         copy_curves(work, directory, subject)
         histories.append(read_history(directory, subject))
     work.write("history", pa.concat_tables(histories))
+    subjects = list(jobs)
+    if settings.adapt is not None:
+        subjects.append(_adapt(work, subjects[-1], jobs[subjects[-1]], labelled, unlabelled))
     size = np.bincount(pseudo.label) if pseudo else np.empty(0, np.int64)
     leftovers = int((size == 1).sum()) if settings.leftovers == "alone" else 0
     return {
-        "subjects": list(jobs),
+        "subjects": subjects,
         "labelled": len(labelled.paths) if labelled else 0,
         "pseudo_labelled": int(size.sum()) - leftovers,
         "pseudo_identities": len(size) - leftovers,
@@ -208,9 +221,35 @@ def _describe_distilled(
     return describe_job(work, "distilled", labelled, unlabelled_set, vectors, settings)
 
 
+def _adapt(
+    work: Work, subject: str, job: TrainingJob, labelled: LabelledSet | None, unlabelled: Any
+) -> str:
+    """Fit a trained recognizer to the unlabelled images, and write it as `adapted`."""
+    from cdp.adaptation import AdaptationPlan, adapt_encoder, adapt_moments
+    from cdp.images.degradation import get_degradation
+    from cdp.recognizer.recognizer import Recognizer
+
+    recognizer = Recognizer.load(work.directory / f"{subject}.safetensors", device="cpu")
+    rows = LabelledSet(
+        tuple(unlabelled.path), tuple(unlabelled.sha256), np.zeros(len(unlabelled), np.int64)
+    )
+    faces = load_faces(work, rows, job.settings.input_px)
+    if work.config.retrain.adapt == "moments":
+        adapt_moments(recognizer.backbone, faces, device=work.runtime.device)
+    else:
+        sharp = faces if labelled is None else load_faces(work, labelled, job.settings.input_px)
+        plan = AdaptationPlan(degradation=get_degradation(job.settings.degradation), seed=work.seed)
+        device = work.runtime.device
+        backbone, _ = adapt_encoder(recognizer.backbone, sharp, faces, plan, device=device)
+        recognizer = Recognizer(backbone, recognizer.meta, device="cpu")
+    with open_atomically(work.directory / "adapted.safetensors") as path:
+        recognizer.save(path)
+    return "adapted"
+
+
 STAGE = Stage(
     name="retrain",
-    version=6,
+    version=7,
     inputs=(
         "ingest.samples",
         "train.history",

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("cdp")
 
-TRAINING_VERSION = 2
+TRAINING_VERSION = 3
 """Raised when a change of the training code changes its weights."""
 
 HISTORY = pa.schema(
@@ -175,7 +175,7 @@ def _load_face_sets(work: Work, job: TrainingJob) -> dict[str, FaceSet]:
     ):
         if each is not None:
             found[role] = FaceSet(
-                _load_faces(work, each, job.settings.input_px),
+                load_faces(work, each, job.settings.input_px),
                 each.label,
                 each.weight,
                 each.soft,
@@ -188,7 +188,7 @@ def _load_face_sets(work: Work, job: TrainingJob) -> dict[str, FaceSet]:
     return found
 
 
-def _load_faces(work: Work, each: LabelledSet, input_px: int) -> np.ndarray:
+def load_faces(work: Work, each: LabelledSet, input_px: int) -> np.ndarray:
     """The faces of a set, mapped from a scratch file that the workers fill; read once a stage.
 
     They are stored at twice the network's side, which is all that a degradation reads.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 
-from pytorch_metric_learning import losses
 from torch import Tensor
 from torch.nn import functional
 
@@ -26,6 +25,8 @@ class AngularLoss(Auxiliary):
         super().__init__(embedding_dim, identity_count)
         if not 0 < bound_rad < math.pi / 2:
             raise ConfigError(f"bound_rad between 0 and pi/2 (radians) expected, got {bound_rad}")
+        from pytorch_metric_learning import losses  # no other loss needs it
+
         self.formula = losses.AngularLoss(alpha=math.degrees(bound_rad))
 
     def score(self, embedding: Tensor, label: Tensor) -> Tensor:

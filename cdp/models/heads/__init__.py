@@ -17,35 +17,43 @@ import torch
 from cdp.errors import ConfigError
 from cdp.models.heads.adaface import AdaFaceHead
 from cdp.models.heads.arcface import ArcFaceHead
+from cdp.models.heads.ccl import CentralizedHead
 from cdp.models.heads.cosface import CosFaceHead
-from cdp.models.heads.head import CosineHead, Head, HeadOutput, default_scale
+from cdp.models.heads.domain_balance import DomainBalanceHead
+from cdp.models.heads.head import CosineHead, Head, HeadOutput, default_scale, score_quietly
 from cdp.models.heads.l2softmax import L2SoftmaxHead
 from cdp.models.heads.largemargin import LargeMarginHead
 from cdp.models.heads.normface import NormFaceHead
 from cdp.models.heads.sampled import SampledHead
 from cdp.models.heads.softmax import SoftmaxHead
 from cdp.models.heads.sphereface import SphereFaceHead
+from cdp.models.heads.subspheres import SubspheresHead
 
 __all__ = [
     "HEADS",
     "CosineHead",
+    "DomainBalanceHead",
     "Head",
     "HeadOutput",
     "SampledHead",
     "build_head",
     "check_params",
     "default_scale",
+    "score_quietly",
 ]
 
 HEADS: dict[str, type[Head]] = {
     "adaface": AdaFaceHead,
     "arcface": ArcFaceHead,
+    "ccl": CentralizedHead,
     "cosface": CosFaceHead,
+    "domain_balance": DomainBalanceHead,
     "l2softmax": L2SoftmaxHead,
     "largemargin": LargeMarginHead,
     "normface": NormFaceHead,
     "softmax": SoftmaxHead,
     "sphereface": SphereFaceHead,
+    "subspheres": SubspheresHead,
 }
 """Head name -> class, called with (embedding_dim, identity_count, **params)."""
 
@@ -101,8 +109,8 @@ def build_head(
         torch.manual_seed(seed)
         if sampled_classes is None or sampled_classes >= identity_count:
             return HEADS[name](embedding_dim, identity_count, **params)
-        if not issubclass(HEADS[name], CosineHead):
-            spherical = [key for key, kind in HEADS.items() if issubclass(kind, CosineHead)]
+        if not HEADS[name].can_be_sampled:
+            spherical = [key for key, kind in HEADS.items() if kind.can_be_sampled]
             raise ConfigError(
                 f"head {name} cannot be sampled; these can: {', '.join(spherical)}. Leave "
                 "sampled_classes out, or choose one of them"

@@ -19,7 +19,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -37,6 +37,9 @@ class HeadOutput(NamedTuple):
 
 class Head(nn.Module):
     """Base of all heads: the identity count and the training step."""
+
+    can_be_sampled: ClassVar[bool] = False
+    """Whether a sample of its classes is enough for a step (`SampledHead`)."""
 
     def __init__(self, embedding_dim: int, identity_count: int) -> None:
         super().__init__()
@@ -84,12 +87,24 @@ class Head(nn.Module):
             self.margin_share = 1.0
 
 
+def score_quietly(head: Head, embedding: Tensor, label: Tensor) -> HeadOutput:
+    """A head's output for embeddings that it does not learn its moments from."""
+    was_training = head.training
+    head.eval()
+    try:
+        return head(embedding, label)
+    finally:
+        head.train(was_training)
+
+
 class CosineHead(Head):
     """Base of the heads on the unit sphere: logits are scale x cosine to each identity's centre.
 
     scale : float or None
         None chooses `default_scale(identity_count)`.
     """
+
+    can_be_sampled: ClassVar[bool] = True
 
     def __init__(
         self, embedding_dim: int, identity_count: int, *, scale: float | None = None
@@ -105,10 +120,14 @@ class CosineHead(Head):
         norm = embedding.norm(dim=1).clamp(min=1e-6)
         cosine = (embedding / norm[:, None]) @ functional.normalize(self.weight, dim=1).T
         target = cosine.gather(1, label[:, None]).squeeze(1)
-        penalised = self.penalise(target, norm.detach())
+        penalised = self.penalise_classes(target, norm.detach(), label)
         logits = self.scale * cosine
         with_margin = logits.scatter(1, label[:, None], (self.scale * penalised)[:, None])
         return HeadOutput(judge_logits(with_margin, label, masked), logits)
+
+    def penalise_classes(self, target: Tensor, norm: Tensor, label: Tensor) -> Tensor:
+        """`penalise`, for a margin that depends on the class (b,) too."""
+        return self.penalise(target, norm)
 
     def penalise(self, target: Tensor, norm: Tensor) -> Tensor:
         """The margin: cosine to the own centre (b,) and embedding norm (b,) to a harder cosine."""

@@ -1,0 +1,49 @@
+"""Feature activation diversity (Yin et al. 2019): a cover changes nothing beside itself.
+
+Source: responses to what is not covered should stay as they are. Ours: the map is compared cell by
+cell, since here every dimension of the embedding mixes all cells.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+from torch import Tensor
+from torch.nn import functional
+
+from cdp.models.auxiliary.auxiliary import Auxiliary, Seen, TwinKind
+
+
+class FeatureDiversityLoss(Auxiliary):
+    """Mean absolute difference of the map to that of the covered image, over uncovered cells."""
+
+    reads: ClassVar[Literal["map", "early_map"] | None] = "early_map"
+    twin: ClassVar[TwinKind | None] = "covered"
+
+    def __init__(
+        self, embedding_dim: int, identity_count: int, map_channels: int, map_side: int
+    ) -> None:
+        super().__init__(embedding_dim, identity_count)
+
+    def judge(self, seen: Seen) -> Tensor:
+        assert seen.map is not None
+        assert seen.twin is not None
+        assert seen.twin.map is not None
+        assert seen.twin.info is not None
+        return compare_uncovered(seen.map, seen.twin.map, seen.twin.info)
+
+
+def compare_uncovered(first: Tensor, second: Tensor, cover: Tensor) -> Tensor:
+    """Mean absolute difference over cells without any covered pixel.
+
+    first, second : (b, c, h, w) float
+    cover : (b, s, s) bool
+
+    Returns
+    -------
+    difference : (b,) float; 0 where every cell is covered
+    """
+    covered = functional.adaptive_max_pool2d(cover[:, None].to(first.dtype), first.shape[2:])
+    open_cells = 1 - covered
+    away = ((first - second).abs() * open_cells).sum((1, 2, 3))
+    return away / (open_cells.sum((1, 2, 3)) * first.shape[1]).clamp(min=1)

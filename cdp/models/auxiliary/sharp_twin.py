@@ -1,0 +1,47 @@
+"""Distillation from the sharp twin: a degraded face follows the same face sharp.
+
+Source: the map term is that of feature-similarity distillation for low-resolution faces (Shin et
+al. 2022), the relation term that of relational distillation (Park et al. 2019) on cosines. Ours:
+the teacher is the network itself on the sharp image, without a gradient.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal
+
+from torch import Tensor
+from torch.nn import functional
+
+from cdp.models.auxiliary.auxiliary import Auxiliary, Seen, TwinKind
+
+
+class MapDistillationLoss(Auxiliary):
+    """1 - cosine of an image's flattened map and its sharp twin's, which is held fixed."""
+
+    reads: ClassVar[Literal["map", "early_map"] | None] = "map"
+    twin: ClassVar[TwinKind | None] = "sharp"
+
+    def __init__(
+        self, embedding_dim: int, identity_count: int, map_channels: int, map_side: int
+    ) -> None:
+        super().__init__(embedding_dim, identity_count)
+
+    def judge(self, seen: Seen) -> Tensor:
+        assert seen.map is not None
+        assert seen.twin is not None
+        assert seen.twin.map is not None
+        return 1 - functional.cosine_similarity(
+            seen.map.flatten(1), seen.twin.map.detach().flatten(1), dim=1
+        )
+
+
+class RelationDistillationLoss(Auxiliary):
+    """Mean squared difference of an image's cosines to the batch and those of its sharp twin."""
+
+    twin: ClassVar[TwinKind | None] = "sharp"
+
+    def judge(self, seen: Seen) -> Tensor:
+        assert seen.twin is not None
+        own = functional.normalize(seen.embedding, dim=1)
+        sharp = functional.normalize(seen.twin.embedding.detach(), dim=1)
+        return (own @ own.T - sharp @ sharp.T).square().mean(1)
