@@ -198,10 +198,20 @@ def test_a_skip_names_its_question(client):
     assert client.get("question")[1]["question"]["name"] != shown
 
 
+def find_parts(session):
+    """The first cluster that a stricter threshold parts, and its parts."""
+    for label in range(session.label.max() + 1):
+        whole = ids(session.describe_cluster(label)["sides"][0])
+        try:
+            return whole, session.propose_parts(whole)
+        except DataError:  # nothing parts it
+            continue
+    raise AssertionError("no cluster can be parted")
+
+
 def test_a_stricter_cut_is_proposed_kept_and_undone(own_known_run):
     session = ReviewSession(cdp.open_run(own_known_run), "ada")
-    whole = ids(session.describe_cluster(0)["sides"][0])
-    found = session.propose_parts(whole)
+    whole, found = find_parts(session)
     parts = [ids(side) for side in found["sides"]]
     assert len(parts) >= 2
     assert sum(map(len, parts)) + found["more"] == len(whole)
@@ -228,9 +238,11 @@ def test_a_stricter_cut_is_proposed_kept_and_undone(own_known_run):
 
 def test_the_page_asks_for_parts_and_names_its_reviewer(own_known_run):
     with serve(own_known_run) as client:
-        (whole,) = find_clusters(client, 1)
-        status, found = client.post("parts", {"ids": whole})
-        assert status == 200
+        asked = [client.post("parts", {"ids": each}) for each in find_clusters(client, len(SIZES))]
+        assert {status for status, _ in asked} <= {200, 400}
+        found = next(answer for status, answer in asked if status == 200)
+        assert all("no threshold parts" in answer["error"] for status, answer in asked
+                   if status == 400)  # fmt: skip
         parts = [ids(side) for side in found["sides"]]
         sent = {"action": "parts", "groups": parts, "who": "bo"}
         status, answer = client.post("decisions", sent)
