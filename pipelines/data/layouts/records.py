@@ -1,4 +1,4 @@
-"""RecordIO, as InsightFace hands out training sets: `train.rec` with or without `train.idx`.
+"""RecordIO, as InsightFace hands out training sets: a `.rec` file with or without its `.idx`.
 
 The contract:
 - A record is a magic number, its length, and its bytes; those of an image begin with a header that
