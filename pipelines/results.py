@@ -179,7 +179,7 @@ class RunResults:
         if not place or not place.is_dir():
             raise DataError(f"the data root {place} is not a directory. Pass --data-root DIR")
         crops = None if settings.align is None else self._require("detect").directory
-        return Dataset(settings, place.resolve(), crops)
+        return Dataset(settings, place.resolve(), crops=crops)
 
     # -- clusters
 

@@ -20,6 +20,7 @@ The contract:
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
@@ -43,6 +44,9 @@ from pipelines.files import (
     write_text,
 )
 from pipelines.tables import types_agree
+
+_NO_LINKS = {errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL}
+"""What systems answer where a disk has no symbolic links."""
 
 MANIFEST = "manifest.json"
 SCRATCH = "_scratch"
@@ -218,6 +222,8 @@ class Store:
             probe.symlink_to("nowhere")
             probe.unlink()
         except OSError as error:
+            if error.errno not in _NO_LINKS:
+                return  # the run itself says what cannot be written
             raise ConfigError(
                 f"{self.runs_directory} cannot keep symbolic links ({error.strerror}), which a run "
                 "needs; disks such as exFAT and some network shares have none. Choose a folder on "

@@ -39,7 +39,8 @@ def write_known_config(place: Path, settings: dict[str, Any]) -> Path:
     _draw_morphs(root / "unlabelled", seed=4)
     for seed, (name, dimension) in enumerate((("base", 128), ("other", 96))):
         (root / f"{name}.onnx").write_bytes(build_projection(dimension, seed))
-    folders = {split: {"root": split} for split in ("labelled", "unlabelled", "evaluation")}
+    splits = ("labelled", "unlabelled", "evaluation")
+    folders = {split: {"root": split, "layout": "people"} for split in splits}
     manifest = {"name": "known", "kind": "images", "size_px": SIDE_PX, **folders}
     committee = {
         "base": {"name": "base", "onnx": "base.onnx"},

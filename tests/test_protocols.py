@@ -64,7 +64,7 @@ def test_tar_at_far_over_all_pairs(seed: int) -> None:
         similar = [np.array([cosine[min(p), max(p)] for p in part]) for part in (genuine, impostor)]
         return metrics.tar_at_far(*similar, rate)
 
-    for score, rate in zip(scores, rates, strict=False):
+    for score, rate in zip(scores[:2], rates, strict=False):
         assert score.value == pytest.approx(measure(np.ones(7), rate))
         for draw, weight in zip(score.draws, resamples.weight, strict=True):
             assert draw == pytest.approx(measure(weight, rate), nan_ok=True)

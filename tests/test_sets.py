@@ -123,7 +123,7 @@ def test_errors() -> None:
     with pytest.raises(DataError, match="3 teacher vectors"):
         dataclasses.replace(training_set, teacher=teacher[:2])
     for wrong in ({"sampling": "person"}, {"images_per_identity": 0}):
-        with pytest.raises(ConfigError, match="sampling by image or identity"):
+        with pytest.raises(ConfigError, match="sampling of image, identity"):
             TrainingPlan(**wrong)
     one = np.array([0])
     with pytest.raises(DataError, match=r"got 0\.\.7"):

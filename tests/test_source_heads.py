@@ -61,7 +61,7 @@ def test_without_margin_it_is_a_softmax_of_unit_classes() -> None:
     found = head.score(embedding, label).loss.detach()
     np.testing.assert_allclose(found, plain.score(centred, label).loss.detach(), atol=1e-3)
     assert not head.scale.requires_grad
-    assert build_head("ccl", 6, 4).scale.requires_grad
+    assert build_head("ccl", 6, 4, scale=None).scale.requires_grad
 
 
 # --------------------------------------------------------------------------------- domain balancing

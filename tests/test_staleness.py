@@ -72,6 +72,7 @@ OTHER = {
         "pairs_per_fold": 10, "far": [0.2], "pair_images": 3, "ranks": [1], "enrolled": 0.4,
         "fpir": [0.2], "fpir_rank": 5, "draws": 20,
         "set_sizes": [3], "rejected": [0.25], "supervised": False,
+        "embedders": False,
     },
 }  # fmt: skip
 """Every field of every config model -> another value for it."""
@@ -138,6 +139,9 @@ def test_no_setting_is_missing_here():
     assert set(FIELDS) == known
     assert set(RunConfig.model_fields) == set(OTHER) | APART
     origins = {"onnx", "checkpoint", "recognizer", "features", "restore"}
+    origins |= {  # what an ONNX model is shown
+        "preprocessing", "preset", "mean", "scale", "channels", "layout", "output", "input_px",
+    }  # fmt: skip
     assert set(MemberSettings.model_fields) == set(MEMBER) | origins
     assert set(CommitteeSettings.model_fields) == {"base", "members"}
     # `detect` takes part where the manifest says `align`; its settings are in the manifest.

@@ -226,7 +226,9 @@ def _measure_qualities(
     """The qualities beside the norm that a recognizer has; `parts` of the head `subspheres`."""
     from cdp.recognizer.quality import measure_quality
 
-    backbone, found = embedder.backbone, {}
+    backbone, found = getattr(embedder, "backbone", None), {}
+    if backbone is None:  # an ONNX model has no such quality
+        return {}
     if backbone.spec.neck == "subdecisions":
         found["consistency"] = measure_quality(backbone, faces, "consistency")
     if parts is not None and backbone.spec.embedding_dim % parts == 0:

@@ -26,7 +26,8 @@ class CentralizedHead(Head):
     margin_rad : float
         0 to below pi.
     scale : float or None
-        None is learned, from 1.
+        None is learned, from 1; at a high learning rate it can grow until the loss is zero and
+        nothing is learned.
     momentum : float
         Share of the new batch in the running moments.
     """
@@ -41,7 +42,7 @@ class CentralizedHead(Head):
         identity_count: int,
         *,
         margin_rad: float = 0.5,
-        scale: float | None = None,
+        scale: float | None = 1.0,
         momentum: float = 0.1,
     ) -> None:
         super().__init__(embedding_dim, identity_count)
