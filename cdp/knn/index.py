@@ -20,9 +20,10 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 from zipfile import BadZipFile
 
@@ -281,37 +282,29 @@ def search_index(
         if index.axes.shape[1]:
             search_exact(unit, index.candidate, index.axes, rows, width, near, best, pool)
         elif not index.candidate.shape[1]:
-            _scan_rows(unit, rows, near, best, pool)
+            _fill_blocks(partial(scan_all, unit), rows, near, best, pool)
         elif index.backend == "torch":
-            _rank_rows(index, unit, rows, near, best, pool)
+            ranked = partial(rank_candidates, unit, index.candidate)
+            _fill_blocks(ranked, rows, near, best, pool)
         else:
             _refine_rows(index, unit, rows, near, best, pool)
     return KnnGraph(neighbour, similarity)
 
 
-def _scan_rows(
-    unit: np.ndarray, rows: slice, near: np.ndarray, best: np.ndarray, pool: ThreadPoolExecutor
-) -> None:
-    def scan(part: slice) -> None:
-        own = slice(part.start - rows.start, part.stop - rows.start)
-        scan_all(unit, part.start, near[own], best[own])
-
-    list(pool.map(scan, list_blocks(rows.start, rows.stop)))
-
-
-def _rank_rows(
-    index: KnnIndex,
-    unit: np.ndarray,
+def _fill_blocks(
+    search: Callable[[int, np.ndarray, np.ndarray], None],
     rows: slice,
     near: np.ndarray,
     best: np.ndarray,
     pool: ThreadPoolExecutor,
 ) -> None:
-    def rank(part: slice) -> None:
-        own = slice(part.start - rows.start, part.stop - rows.start)
-        rank_candidates(unit, index.candidate, part.start, near[own], best[own])
+    """Call `search(first row, neighbours, similarities)` for each block of the rows."""
 
-    list(pool.map(rank, list_blocks(rows.start, rows.stop)))
+    def work(part: slice) -> None:
+        own = slice(part.start - rows.start, part.stop - rows.start)
+        search(part.start, near[own], best[own])
+
+    list(pool.map(work, list_blocks(rows.start, rows.stop)))
 
 
 def _refine_rows(
