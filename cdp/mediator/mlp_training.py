@@ -53,7 +53,7 @@ def train_ensemble(
     ----------
     rows : all labelled pairs; their weights in the loss are set here.
     held : (m, ensemble size) float32, the weight of each pair in each MLP's validation.
-    pair_weight : (m,) float32 in (0, 1].
+    pair_weight : (m,) float32 > 0.
     workers : MLPs trained at once, two threads each where there are enough.
 
     Returns
