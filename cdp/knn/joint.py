@@ -130,17 +130,24 @@ def find_joint_lists(
 
 def restrict_lists(found: JointLists, unlabelled_graph: Graph, kept: np.ndarray) -> KnnGraph:
     """The joint graph of one view over the labelled rows and the `kept` unlabelled ones."""
-    graph = load_graph(unlabelled_graph)
+    graph = take_lists(found, unlabelled_graph, kept)
     first = len(found.labelled)
     joint = first + len(kept)
+    number = np.arange(joint, joint + found.count)
+    number[kept] = np.arange(first, joint)
+    outside = graph.neighbour >= first
+    graph.neighbour[outside] = number[graph.neighbour[outside] - first]
+    return graph
+
+
+def take_lists(found: JointLists, unlabelled_graph: Graph, kept: np.ndarray) -> KnnGraph:
+    """The same with neighbours numbered as in `JointLists`: labelled, then all unlabelled rows."""
+    graph = load_graph(unlabelled_graph)
+    first = len(found.labelled)
     neighbour = np.concatenate([found.labelled.neighbour, _copy_lists(graph, first, kept)[0]])
     similarity = np.concatenate([found.labelled.similarity, np.asarray(graph.similarity)[kept]])
     place = first + np.searchsorted(kept, found.changed)
     neighbour[place], similarity[place] = found.lists.neighbour, found.lists.similarity
-    number = np.arange(joint, joint + found.count)
-    number[kept] = np.arange(first, joint)
-    outside = neighbour >= first
-    neighbour[outside] = number[neighbour[outside] - first]
     return KnnGraph(neighbour, similarity)
 
 

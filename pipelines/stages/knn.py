@@ -223,24 +223,28 @@ def write_joint(
     """Write one joint graph: the labelled images and the `kept` rows of the unlabelled ones."""
     if target.exists():
         return
-    found = np.load(lists)
+    from cdp.knn.joint import JointLists, take_lists
+
+    stored = np.load(lists)
     labelled, unlabelled = (np.load(place / "ids.npy") for place in places)
+    found = JointLists(
+        KnnGraph(stored["neighbour"], stored["similarity"]),
+        stored["changed"],
+        KnnGraph(stored["changed_neighbour"], stored["changed_similarity"]),
+        len(unlabelled),
+    )
+    graph = take_lists(found, _read_graph(places[1], tables[1]), kept)
     ids = np.concatenate([labelled, unlabelled])
-    own = _read_graph(places[1], tables[1])
-    neighbour = np.concatenate([found["neighbour"], own.neighbour[kept] + len(labelled)])
-    similarity = np.concatenate([found["similarity"], own.similarity[kept]])
-    row = len(labelled) + np.searchsorted(kept, found["changed"])
-    neighbour[row], similarity[row] = found["changed_neighbour"], found["changed_similarity"]
     sample_id = np.concatenate([labelled, unlabelled[kept]])
     order = np.argsort(sample_id)
     write_table(
         target,
         {
             "sample_id": sample_id[order],
-            "neighbour": vector_column(ids[neighbour[order]]),
-            "similarity": vector_column(similarity[order]),
+            "neighbour": vector_column(ids[graph.neighbour[order]]),
+            "similarity": vector_column(graph.similarity[order]),
         },
-        describe_neighbours(neighbour.shape[1]),
+        describe_neighbours(graph.k),
     )
 
 
