@@ -289,11 +289,13 @@ class KnnSettings(Settings):
 class VoteSettings(Settings):
     """Voting without a mediator: which candidate pairs are kept.
 
-    min_similarity : cosine in the base view that a pair must exceed.
-    min_votes : committee members in whose graph the pair must be an edge.
+    min_similarity : cosine in the base view that a pair must exceed; "auto" is the lowest at which
+        no chain of pairs joins most of the images, found on their own neighbour graph.
+    min_votes : committee members in whose graph the pair must be an edge; without members the
+        cosine alone decides.
     """
 
-    min_similarity: float = Field(0.5, ge=-1, le=1)
+    min_similarity: Annotated[float, Field(ge=-1, le=1)] | Literal["auto"] = "auto"
     min_votes: int = Field(1, ge=0)
 
 

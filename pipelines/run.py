@@ -222,6 +222,8 @@ def _take(step: Step, runtime: Runtime, options: argparse.Namespace, log_path: P
         "%-9s done  %s (%.1f s, peak %d MiB)",
         name, describe_facts(published.facts), manifest["seconds"], manifest["peak_memory_mib"],
     )  # fmt: skip
+    for text in published.facts.get("warnings", []):
+        log.warning("%-9s warning: %s", name, text)
 
 
 def _record_request(runtime: Runtime, options: argparse.Namespace) -> None:

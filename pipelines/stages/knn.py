@@ -6,7 +6,8 @@ The contract:
 - The recall of each graph against exact search, on a seeded sample, is in the manifest.
 - Neighbours are `sample_id`s, nearest first, without the sample itself.
 - Of the labelled images only those are searched that the mediator is trained on
-  (`cdp.mediator.curriculum.choose_labelled`).
+  (`cdp.mediator.curriculum.choose_labelled`), and none where they are too few to train one on
+  (`cdp.mediator.shortage`). A list of fewer than k other images is padded with -1.
 - The split `joint` is the graph over labelled and unlabelled images together, restricted to the
   labelled ones and those that share a list with one (`cdp.knn.joint`); `knn.joint: false` omits it.
 """
@@ -24,7 +25,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from cdp.errors import DataError
-from cdp.types import KnnGraph
+from cdp.types import UNLABELLED, KnnGraph
 from pipelines.config import KnnSettings
 from pipelines.files import save_arrays
 from pipelines.stage import Stage, Work
@@ -52,11 +53,10 @@ def run(work: Work) -> Mapping[str, Any]:
     settings = work.config.knn
     counts = {split: int(work.input_facts("embed")[split]) for split in SPLITS}
     for split, count in counts.items():
-        if 0 < count <= settings.k:
+        if split == "unlabelled" and count <= settings.k:
             raise DataError(
-                f"the {split} split has {count} images to search (of the labelled ones, those kept "
-                f"for the mediator), and knn.k={settings.k} needs at least {settings.k + 1}. Add "
-                "images, raise train.mediator_share or lower knn.k"
+                f"the {split} split has {count} images to search, and knn.k={settings.k} needs at "
+                f"least {settings.k + 1}. Add images or lower knn.k"
             )
     chosen = _choose_labelled(work) if counts["labelled"] else np.empty(0, np.int64)
     counts["labelled"] = len(chosen)
@@ -97,12 +97,15 @@ def run(work: Work) -> Mapping[str, Any]:
 def _choose_labelled(work: Work) -> np.ndarray:
     """The sample ids of the labelled images that the mediator is trained on, ascending."""
     from cdp.mediator.curriculum import choose_labelled
+    from cdp.mediator.shortage import describe_shortage
 
     member = work.config.committee.all[0].name
     place = work.locate("embed.embeddings", f"{SPLITS[0]}/{member}")
     ids = np.sort(pq.read_table(place, columns=["sample_id"])["sample_id"].to_numpy())
     samples = work.read("ingest.samples", columns=["sample_id", "identity"]).to_pandas()
     identity = samples.set_index("sample_id").identity[ids].factorize(sort=True)[0]
+    if describe_shortage(identity):
+        return np.empty(0, np.int64)
     return ids[choose_labelled(identity, seed=work.seed)]
 
 
@@ -184,12 +187,13 @@ def query_part(place: Path, k: int, row: int, target: Path) -> None:
         return
     index, vectors, ids = _open_view(place)
     rows = slice(row, min(row + PART_SIZE, len(vectors)))
-    graph = query_index(index, vectors, rows, k, threads=1)
+    graph = query_index(index, vectors, rows, min(k, index.k), threads=1)
+    graph = _pad_lists(graph, k)
     write_table(
         target,
         {
             "sample_id": ids[rows],
-            "neighbour": vector_column(ids[graph.neighbour]),
+            "neighbour": vector_column(_name_neighbours(graph.neighbour, ids)),
             "similarity": vector_column(graph.similarity),
         },
         describe_neighbours(k),
@@ -241,7 +245,7 @@ def write_joint(
         target,
         {
             "sample_id": sample_id[order],
-            "neighbour": vector_column(ids[graph.neighbour[order]]),
+            "neighbour": vector_column(_name_neighbours(graph.neighbour[order], ids)),
             "similarity": vector_column(graph.similarity[order]),
         },
         describe_neighbours(graph.k),
@@ -251,8 +255,23 @@ def write_joint(
 def _read_graph(place: Path, neighbours: Path) -> KnnGraph:
     """A published graph, neighbours as positions in the ascending sample ids of its split."""
     ids = np.load(place / "ids.npy")
-    neighbour = np.searchsorted(ids, read_vectors(neighbours, "neighbour"))
+    named = read_vectors(neighbours, "neighbour")
+    neighbour = np.where(named == UNLABELLED, UNLABELLED, np.searchsorted(ids, named))
     return KnnGraph(neighbour, read_vectors(neighbours, "similarity"))
+
+
+def _pad_lists(graph: KnnGraph, k: int) -> KnnGraph:
+    """The graph with lists of k, padded where there are fewer other images."""
+    lacking = ((0, 0), (0, k - graph.k))
+    return KnnGraph(
+        np.pad(graph.neighbour, lacking, constant_values=UNLABELLED),
+        np.pad(graph.similarity, lacking),
+    )
+
+
+def _name_neighbours(neighbour: np.ndarray, ids: np.ndarray) -> np.ndarray:
+    """Rows as sample ids; padding stays."""
+    return np.where(neighbour == UNLABELLED, UNLABELLED, ids[neighbour])
 
 
 def measure_view(place: Path, neighbours: Path, sample: int, seed: int) -> float:
@@ -266,7 +285,7 @@ def measure_view(place: Path, neighbours: Path, sample: int, seed: int) -> float
 
 STAGE = Stage(
     name="knn",
-    version=8,
+    version=9,
     inputs=("ingest.samples", "embed.embeddings"),
     outputs={"neighbours": describe_neighbours(0)},
     reads=("committee", "knn"),

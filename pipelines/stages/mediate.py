@@ -3,7 +3,8 @@
 The contract:
 - The pair scorer (`cdp.mediator.pair_scorer`) is fitted on pairs of the labelled split, validated
   on held-out identities, and scores every candidate pair of the unlabelled split. `vote` needs no
-  labels: the probability of a pair is then its base cosine if the committee keeps it, else 0.
+  labels: the probability of a pair is then its base cosine if the committee keeps it, else 0. Where
+  the labelled people are too few for a mediator the committee votes too, and a warning says so.
 - Pairs are made, scored by the first stage and written in blocks; a block does not depend on the
   others. Prior correction and second stage then see all pairs.
 - With a second stage, the threshold chosen on held-out identities and their precision by threshold
@@ -24,7 +25,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from cdp.errors import DataError
-from cdp.types import KnnGraph, PairTable
+from cdp.types import UNLABELLED, KnnGraph, PairTable
 from pipelines.config import MediateSettings
 from pipelines.files import save_arrays
 from pipelines.stage import Stage, Work
@@ -87,9 +88,12 @@ class Split:
 
 
 def run(work: Work) -> Mapping[str, Any]:
-    settings = work.config.mediate
+    settings, scorer, shortage = _make_scorer(work)
     facts: dict[str, Any] = {"method": settings.method, "mediator": {}}
-    scorer = _make_voter(settings) if settings.method == "vote" else _fit_scorer(work, settings)
+    if shortage:
+        facts["warnings"] = [
+            f"{shortage}. The committee voted instead, and no quality is estimated"
+        ]
     if scorer.calibrated:
         facts |= _describe_mediator(scorer.mediator.report)
         _write_calibration(work, scorer.mediator.report.reliability)
@@ -109,6 +113,8 @@ def run(work: Work) -> Mapping[str, Any]:
     scores = scorer.finish(split.views, pairs, probability, len(split.sample_id))
     if scores.rate is not None:
         facts["estimated_true_share"] = round(float(scores.rate), 4)
+    if scores.cosine is not None:
+        facts["cosine"] = scores.cosine
     if scorer.precision_curve is not None:
         facts["threshold"] = scorer.threshold
         facts["precision_curve"] = scorer.precision_curve.round(5).tolist()
@@ -117,6 +123,20 @@ def run(work: Work) -> Mapping[str, Any]:
 
 
 # ------------------------------------------------------------------------------------ the scorer
+
+
+def _make_scorer(work: Work) -> tuple[MediateSettings, Any, str]:
+    """The settings in effect, the scorer, and why it is a voter where a mediator was asked for."""
+    from cdp.mediator.shortage import ShortageError
+
+    settings = work.config.mediate
+    if settings.method == "vote":
+        return settings, _make_voter(settings), ""
+    try:
+        return settings, _fit_scorer(work, settings), ""
+    except ShortageError as error:
+        voting = settings.model_copy(update={"method": "vote"})
+        return voting, _make_voter(voting), str(error)
 
 
 def _fit_scorer(work: Work, settings: MediateSettings) -> Any:
@@ -128,12 +148,10 @@ def _fit_scorer(work: Work, settings: MediateSettings) -> Any:
     from cdp.mediator.curriculum import JointSet
     from cdp.mediator.pair_scorer import PairScorer
     from cdp.mediator.settings import MediatorSettings
+    from cdp.mediator.shortage import ShortageError, describe_shortage
 
-    if not work.input_facts("embed")["labelled"]:
-        raise DataError(
-            "the data set has no labelled image to train a mediator on. Without labels the "
-            "committee votes: mediate.method=vote"
-        )
+    if not work.input_facts("knn")["labelled_searched"]:
+        raise ShortageError(describe_shortage(_list_kept(work)))
     split = _map_split(work, SPLITS[:1], "labelled")
     joint = None
     if settings.method == "extended" and work.input_facts("knn")["joint"]:
@@ -188,6 +206,16 @@ def _describe_mediator(report: Any) -> dict[str, Any]:
             "average_precision": round(report.average_precision, 4),
         },
     }
+
+
+def _list_kept(work: Work) -> np.ndarray:
+    """The identity of each labelled image that was embedded for the mediator; may be empty."""
+    if not work.input_facts("embed")["labelled"]:
+        return np.empty(0, np.int64)
+    place = work.locate("embed.embeddings", f"{SPLITS[0]}/{work.config.committee.base.name}")
+    ids = pq.read_table(place, columns=["sample_id"])["sample_id"].to_numpy()
+    samples = work.read("ingest.samples", columns=["sample_id", "identity"]).to_pandas()
+    return samples.set_index("sample_id").identity[ids].to_numpy()
 
 
 def _list_identities(work: Work, split: Split) -> np.ndarray:
@@ -290,11 +318,12 @@ def map_view(embeddings: list[Path], neighbours: Path, place: Path, name: str) -
     rows = np.searchsorted(everything, sample_id)
     number = len(sample_id) + np.arange(len(everything))
     number[rows] = np.arange(len(sample_id))
-    listed = np.searchsorted(everything, read_vectors(neighbours, "neighbour"))
+    named = read_vectors(neighbours, "neighbour")
+    listed = np.searchsorted(everything, named)
     arrays = {
         "sample_id": sample_id,
         f"{name}.view": vectors if len(rows) == len(vectors) else vectors[rows],
-        f"{name}.neighbour": number[listed],
+        f"{name}.neighbour": np.where(named == UNLABELLED, UNLABELLED, number[listed]),
         f"{name}.similarity": read_vectors(neighbours, "similarity"),
     }
     for part, array in arrays.items():
@@ -321,7 +350,7 @@ def _save_array(path: Path, array: np.ndarray, draft: str | None = None) -> None
 
 STAGE = Stage(
     name="mediate",
-    version=11,
+    version=12,
     inputs=("ingest.samples", "embed.embeddings", "knn.neighbours"),
     outputs={"pairs": PAIRS, "calibration": CALIBRATION},
     reads=("committee", "mediate"),

@@ -121,7 +121,8 @@ def _cluster(work: Work, pairs: PairTable, probability: np.ndarray, count: int) 
     settings, scored = work.config.propagate, work.input_facts("mediate")
     calibrated = scored["method"] != "vote"
     threshold = settings.threshold
-    if threshold == "auto":
+    replaced = not calibrated and bool(scored.get("warnings"))  # votes instead of probabilities
+    if threshold == "auto" or replaced:
         threshold = scored.get("threshold", 0.5) if calibrated else 0.0
     return cluster_pairs(
         pairs,
