@@ -38,12 +38,23 @@ from cdp.knn.graph import build_knn_graphs
 from cdp.knn.joint import join_graphs
 from cdp.mediator.curriculum import JointSet, choose_labelled
 from cdp.mediator.pair_scorer import PairScorer
-from cdp.mediator.pair_voter import PairVoter
+from cdp.mediator.pair_voter import PairScores, PairVoter
 from cdp.mediator.settings import MediatorSettings
-from cdp.mediator.shortage import ShortageError, describe_shortage
+from cdp.mediator.shortage import (
+    ShortageError,
+    describe_few_people,
+    describe_reach,
+    describe_shortage,
+)
 from cdp.propagation.clustering import SPLITS, cluster_pairs
 from cdp.propagation.doubt import describe_doubt
-from cdp.propagation.quality import estimate_quality
+from cdp.propagation.quality import (
+    FULL_LISTS,
+    QualityEstimate,
+    are_lists_full,
+    average_inside,
+    estimate_quality,
+)
 from cdp.types import UNLABELLED, KnnGraph, PairTable, View, load_view
 
 Views = Any
@@ -104,7 +115,8 @@ class ConsensusClusterer(ClusterMixin, BaseEstimator):
     scorer_ : the `cdp.mediator.PairScorer` that was trained, or the `PairVoter`.
     mediator_ : its mediator, None where the committee voted.
     second_stage_ : its second stage, None where there is none.
-    quality_ : `cdp.propagation.QualityEstimate` of the labels; None where the committee voted.
+    quality_ : `cdp.propagation.QualityEstimate` of the labels, withheld with its reasons where its
+        assumptions are seen to fail; None where the committee voted.
 
     Examples
     --------
@@ -240,10 +252,10 @@ class ConsensusClusterer(ClusterMixin, BaseEstimator):
         self.mediator_ = self.second_stage_ = self.quality_ = None
         if isinstance(scorer, PairScorer):
             self.mediator_, self.second_stage_ = scorer.mediator, scorer.second_stage
-            self.quality_ = estimate_quality(found.label, pairs, scores)
+            self.quality_ = self._estimate(found.label, pairs, scored, scorer, labelled_ids)
             self.probabilities_ = self.quality_.confidence
         else:
-            self.probabilities_ = _average_inside(found.label, pairs, scores, found.threshold)
+            self.probabilities_ = average_inside(found.label, pairs, scores, found.threshold)
         self.centres_ = ClusterCentres.fit(given, found.label, seed)
         doubt = describe_doubt(found.label)
         if doubt:
@@ -333,6 +345,22 @@ class ConsensusClusterer(ClusterMixin, BaseEstimator):
                 warnings.warn(text, CdpWarning, stacklevel=3)
         candidates = self.candidates or choose_candidates("vote")
         return PairVoter(self.min_similarity, self.min_votes, candidates)
+
+    def _estimate(
+        self,
+        label: np.ndarray,
+        pairs: PairTable,
+        scored: PairScores,
+        scorer: PairScorer,
+        labelled_ids: Any,
+    ) -> QualityEstimate:
+        """The quality of the labels, withheld where its assumptions are seen to fail."""
+        found = estimate_quality(label, pairs, scored.probability, unlisted=scorer.unlisted)
+        largest = int(np.bincount(label[label != UNLABELLED], minlength=1).max())
+        size = np.unique(np.asarray(labelled_ids), return_counts=True)[1]
+        found = found.withhold(*scored.doubts, describe_few_people(labelled_ids))
+        full = FULL_LISTS if are_lists_full(label, pairs, self.k) else ""
+        return found.withhold(describe_reach(int(size.max()), largest), full, recall_only=True)
 
     def _choose_threshold(self, scorer: PairScorer | PairVoter, labelled_ids: Any) -> float:
         """The threshold; one given for probabilities does not hold for votes in their stead."""
@@ -446,17 +474,3 @@ def _take_rows(view: View, rows: np.ndarray) -> np.ndarray:
     """Some rows of a view as unit vectors, each checked by its own row number."""
     unit = make_unit(load_view(view))[0]
     return unit if len(rows) == len(unit) else unit[rows]
-
-
-def _average_inside(
-    label: np.ndarray, pairs: PairTable, scores: np.ndarray, threshold: float
-) -> np.ndarray:
-    """Mean score of each row's pairs above the threshold within its cluster; 0 without label."""
-    inside = (label[pairs.source] == label[pairs.target]) & (label[pairs.source] != UNLABELLED)
-    inside &= scores > np.float64(threshold)
-    weight = np.clip(scores[inside], 0, 1).astype(np.float64)
-    total, number = np.zeros(len(label)), np.zeros(len(label))
-    for end in (pairs.source[inside], pairs.target[inside]):
-        total += np.bincount(end, weight, len(label))
-        number += np.bincount(end, minlength=len(label))
-    return (total / np.maximum(number, 1)).astype(np.float32)

@@ -155,6 +155,7 @@ ZERO_ROW = (
 )
 
 
+@pytest.mark.filterwarnings("ignore::cdp.errors.CdpWarning")
 def test_scikit_learn_checks_pass():
     results = check_estimator(
         ConsensusClusterer(),

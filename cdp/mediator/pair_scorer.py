@@ -76,6 +76,11 @@ class PairScorer:
     def precision_curve(self) -> np.ndarray | None:
         return None if self.second_stage is None else self.second_stage.precision_curve
 
+    @property
+    def unlisted(self) -> float:
+        """Share of positive pairs that no list names, from the second stage; 0 without it."""
+        return 0.0 if self.second_stage is None else self.second_stage.unlisted
+
     @classmethod
     def fit(
         cls,

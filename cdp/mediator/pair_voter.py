@@ -32,11 +32,14 @@ class PairScores:
     probability : (m,) float32 in [0, 1], that the pair shows one identity.
     rate : the estimated share of positive pairs; None where the committee voted.
     cosine : the cosine that kept pairs exceed; None where a mediator scored.
+    doubts : reasons why the probabilities may not hold on this set; the quality estimated from
+        them is withheld.
     """
 
     probability: np.ndarray
     rate: float | None
     cosine: float | None = None
+    doubts: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -59,6 +62,7 @@ class PairVoter:
     calibrated: ClassVar[bool] = False
     threshold: ClassVar[float] = 0.0
     precision_curve: ClassVar[None] = None
+    unlisted: ClassVar[float] = 0.0
 
     def __post_init__(self) -> None:
         check_candidates(self.candidates)

@@ -97,6 +97,7 @@ def run(work: Work) -> Mapping[str, Any]:
     if scorer.calibrated:
         facts |= _describe_mediator(scorer.mediator.report)
         _write_calibration(work, scorer.mediator.report.reliability)
+        facts |= _describe_people(_list_kept(work), scorer)
     else:
         work.write("calibration", CALIBRATION.empty_table())
     split = _map_split(work, SPLITS[1:], "unlabelled")
@@ -113,6 +114,7 @@ def run(work: Work) -> Mapping[str, Any]:
     scores = scorer.finish(split.views, pairs, probability, len(split.sample_id))
     if scores.rate is not None:
         facts["estimated_true_share"] = round(float(scores.rate), 4)
+    facts["doubts"] = [*facts.get("doubts", []), *scores.doubts]
     if scores.cosine is not None:
         facts["cosine"] = scores.cosine
     if scorer.precision_curve is not None:
@@ -205,6 +207,20 @@ def _describe_mediator(report: Any) -> dict[str, Any]:
             "auc": round(report.auc, 4),
             "average_precision": round(report.average_precision, 4),
         },
+    }
+
+
+def _describe_people(identity: np.ndarray, scorer: Any) -> dict[str, Any]:
+    """Facts that the estimate of quality rests on: who was held out, and why they are too few."""
+    from cdp.mediator.shortage import describe_few_people
+
+    size = np.unique(identity.astype(str), return_counts=True)[1]
+    few = describe_few_people(identity.astype(str))
+    return {
+        "people": int((size >= 2).sum()),
+        "largest_person": int(size.max()),
+        "unlisted_share": round(scorer.unlisted, 4),
+        "doubts": [few] if few else [],
     }
 
 

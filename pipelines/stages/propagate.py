@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
+from cdp.errors import DataError
 from cdp.types import UNLABELLED, PairTable
 from pipelines.decisions import find_keys, list_active, resolve_decisions
 from pipelines.stage import Stage, Work
@@ -26,6 +27,7 @@ from pipelines.tables import list_pairs
 
 if TYPE_CHECKING:
     from cdp.propagation.clustering import Clustering
+    from cdp.propagation.quality import QualityEstimate
 
 LABELS = pa.schema(
     [
@@ -51,9 +53,12 @@ SOFT_LABELS = pa.schema(
     [("sample_id", pa.int64()), ("pseudo_label", pa.int64()), ("weight", pa.float32())]
 )
 
+VOTED = "the committee voted: its scores are cosines, and no quality can be estimated from them"
+
 
 def run(work: Work) -> Mapping[str, Any]:
-    from cdp.propagation.quality import estimate_quality
+    from cdp.propagation.doubt import describe_doubt
+    from cdp.propagation.quality import average_inside
     from cdp.propagation.soft_labels import diffuse_labels
     from cdp.review.constraints import apply_constraints, bar_labels, settle_pairs
 
@@ -70,13 +75,20 @@ def run(work: Work) -> Mapping[str, Any]:
         probability = settle_pairs(pairs, probability, corrections)
     found = _cluster(work, pairs, probability, len(samples))
     label, threshold = found.label, found.threshold
+    _stop_swallowing(work, label)
     facts: dict[str, Any] = {"split": found.split, "threshold": threshold}
     if work.decisions:
         label = apply_constraints(label, pairs, probability, corrections, threshold=threshold)
         facts |= {"corrections": len(list_active(work.decisions)), "corrected_images_gone": gone}
+    doubt = describe_doubt(label)
     clusters = _describe_clusters(pairs, probability, label)
-    quality = estimate_quality(label, pairs, probability)
-    clusters["expected_precision"] = quality.expected_precision
+    quality = _estimate(work, label, pairs, probability)
+    voted = work.input_facts("mediate")["method"] == "vote"
+    precision, confidence = quality.expected_precision, quality.confidence
+    if voted:  # cosines are no probabilities
+        precision = np.full(len(precision), np.nan, np.float32)
+        confidence = average_inside(label, pairs, probability, threshold)
+    clusters["expected_precision"] = precision
     size = np.bincount(label[label != UNLABELLED], minlength=1)
     work.write(
         "labels",
@@ -85,7 +97,7 @@ def run(work: Work) -> Mapping[str, Any]:
             "path": samples.path.to_numpy(),
             "pseudo_label": label,
             "cluster_size": np.where(label == UNLABELLED, 0, size[label]),
-            "confidence": quality.confidence,
+            "confidence": confidence,
             "cut_threshold": found.cut_threshold,
         },
     )
@@ -108,11 +120,54 @@ def run(work: Work) -> Mapping[str, Any]:
         "labelled": int((label != UNLABELLED).sum()),
         "unlabelled": int((label == UNLABELLED).sum()),
         "largest": int(size.max()),
-        "estimated_precision": round(quality.precision, 4),
-        "estimated_recall": round(quality.recall, 4),
-        "estimated_f": round(quality.f, 4),
+        **{
+            f"estimated_{name}": None if value is None else round(value, 4)
+            for name, value in (
+                ("precision", quality.precision),
+                ("recall", quality.recall),
+                ("f", quality.f),
+            )
+        },
+        "withheld": list(quality.reasons),
         **facts,
+        "warnings": [doubt] if doubt else [],
     }
+
+
+def _estimate(
+    work: Work, label: np.ndarray, pairs: PairTable, probability: np.ndarray
+) -> QualityEstimate:
+    """The quality of the labels, withheld where its assumptions are seen to fail."""
+    from cdp.mediator.shortage import describe_reach
+    from cdp.propagation.quality import FULL_LISTS, are_lists_full, estimate_quality
+
+    scored, k = work.input_facts("mediate"), int(work.input_facts("knn")["k"])
+    found = estimate_quality(
+        label, pairs, probability, unlisted=float(scored.get("unlisted_share", 0))
+    )
+    if scored["method"] == "vote":
+        return found.withhold(VOTED)
+    largest = int(np.bincount(label[label != UNLABELLED], minlength=1).max())
+    found = found.withhold(*scored.get("doubts", []))
+    full = FULL_LISTS if are_lists_full(label, pairs, k) else ""
+    return found.withhold(describe_reach(scored["largest_person"], largest), full, recall_only=True)
+
+
+def _stop_swallowing(work: Work, label: np.ndarray) -> None:
+    """DataError where the committee voted most images into one cluster, and nobody said it may."""
+    from cdp.propagation.doubt import EVERYTHING, is_swallowed
+
+    scored, settings = work.input_facts("mediate"), work.config.propagate
+    if scored["method"] != "vote" or settings.max_size is not None or not is_swallowed(label):
+        return
+    largest = int(np.bincount(label[label != UNLABELLED]).max())
+    raise DataError(
+        f"voting joined {largest:,} of {len(label):,} images into one cluster, at the cosine "
+        f"{scored['cosine']:.2f}. {EVERYTHING}. `cdp check` tells whether a model separates "
+        "labelled people, if there are any. If the embeddings are right, raise "
+        "mediate.vote.min_similarity; if one person does dominate, allow it by "
+        f"propagate.max_size={largest}"
+    )
 
 
 def _cluster(work: Work, pairs: PairTable, probability: np.ndarray, count: int) -> Clustering:
@@ -170,8 +225,8 @@ def _describe_clusters(
 
 STAGE = Stage(
     name="propagate",
-    version=5,
-    inputs=("ingest.samples", "mediate.pairs"),
+    version=6,
+    inputs=("ingest.samples", "knn.neighbours", "mediate.pairs"),
     outputs={"labels": LABELS, "clusters": CLUSTERS, "soft_labels": SOFT_LABELS},
     reads=("propagate",),
     run=run,

@@ -229,6 +229,7 @@ def _sweep_thresholds(work: Work, labels: Any, pairs: PairTable, probability: np
 
     settings = work.config.propagate
     voted = work.input_facts("mediate")["method"] == "vote"
+    withheld = work.input_facts("propagate")["withheld"]
     known = bool(work.input_facts("ingest")["truth_known"])
     if known:
         truth = work.read("ingest.truth").to_pandas()
@@ -246,14 +247,14 @@ def _sweep_thresholds(work: Work, labels: Any, pairs: PairTable, probability: np
     )
     rows = []
     for threshold, label in zip(THRESHOLDS, cuts, strict=True):
-        row = {"threshold": threshold}
+        row: dict[str, float | None] = {"threshold": threshold}
         if not voted:  # votes are no probabilities: nothing can be estimated from them
-            found = estimate_quality(label, pairs, probability)
+            found = estimate_quality(label, pairs, probability).withhold(*withheld)
             row |= {"estimated_precision": found.precision, "estimated_recall": found.recall}
         if known:
             row["true_precision"], row["true_recall"], _ = score_pairwise(truth_label, label)
         rows.append(row)
-    return pd.DataFrame(rows)
+    return pd.DataFrame(rows).dropna(axis=1, how="all").astype(float)
 
 
 def _list_recognizers(metrics: Any) -> list[dict[str, Any]]:
