@@ -26,6 +26,7 @@ pipelines
 pipelines.files pipelines.yaml_files pipelines.engine pipelines.invocation pipelines.packaged
 pipelines.tables pipelines.config
 pipelines.store pipelines.decisions pipelines.data
+pipelines.verdict
 pipelines.stage pipelines.results
 pipelines.members
 pipelines.export pipelines.review_session
