@@ -14,6 +14,8 @@ from pipelines.config import (
     VoteSettings,
 )
 
+pytestmark = pytest.mark.torch
+
 SAME = {
     "k": (KnnSettings, "k"),
     "backend": (KnnSettings, "backend"),

@@ -28,7 +28,7 @@ CLUSTERS = {"size": [40, 31, 12], "expected_precision": [0.99, 0.97, 0.2]}
 
 
 def judge(**changed):
-    """The verdict on a good run whose facts are changed: `stage={...}`; clusters, target, reasons."""
+    """The verdict on a good run with other facts of a stage, clusters, target or reasons."""
     clusters = pd.DataFrame(changed.pop("clusters", CLUSTERS))
     target = changed.pop("target", None)
     reasons = changed.pop("reasons", ["blank"])

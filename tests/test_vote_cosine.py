@@ -13,6 +13,8 @@ from cdp.metrics.clustering import score_pairwise
 from cdp.propagation.clustering import cluster_pairs
 from cdp.types import PairTable
 
+pytestmark = pytest.mark.torch
+
 
 def draw(sizes, noise, seed=0, d=64):
     generator = np.random.default_rng(seed)

@@ -22,16 +22,16 @@ from cdp.types import PairTable
 
 _STEPS = 100
 """Cosines tried between 0 and 1."""
-_WINDOW = 0.05
+_WINDOW = 0.08
 """Rise of the cosine over which the largest component must hardly shrink."""
 _SLACK = 0.01
 """Share of the pile that may break off from it over that rise."""
 _SLACK_ROWS = 2
 """Or as many rows, in a small pile."""
-_MARGIN = 0.03
-"""Added to that cosine: what still chains two or three people falls apart just above. With it the
-BCubed F was within .02 of the best cosine on LFW at 24 px, in a pile of synthetic faces and in one
-of people with many images, and within .05 at 16 and 12 px."""
+_MARGIN = 0.02
+"""Added to that cosine: what still chains two or three people falls apart just above. The BCubed F
+was then within .02 of that of the best cosine on LFW at 24, 16 and 12 px and in a pile of synthetic
+faces, and within .06 where every person has many images of 16 or 12 px."""
 _COLLAPSED = 0.95
 """Share of the rows with a pair below which the largest component has begun to fall apart."""
 
@@ -61,7 +61,9 @@ def choose_cosine(pairs: PairTable, similarity: np.ndarray, count: int) -> float
     is_giant = largest[0] > count / 2
     fallen = largest < _COLLAPSED * joined if is_giant else np.ones(_STEPS, bool)
     found = steady & fallen
-    return float(levels[np.argmax(found)]) + _MARGIN if found.any() else 0.0
+    if not joined[0] or not found.any():
+        return 0.0
+    return round(float(levels[np.argmax(found)]) + _MARGIN, 2)
 
 
 def measure_components(

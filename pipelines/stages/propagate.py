@@ -163,7 +163,7 @@ def _stop_swallowing(work: Work, label: np.ndarray) -> None:
     largest = int(np.bincount(label[label != UNLABELLED]).max())
     raise DataError(
         f"voting joined {largest:,} of {len(label):,} images into one cluster, at the cosine "
-        f"{scored['cosine']:.2f}. {EVERYTHING}. `cdp check` tells whether a model separates "
+        f"{scored['cosine']:.2f}. {EVERYTHING}. `cdp check` says whether a model separates "
         "labelled people, if there are any. If the embeddings are right, raise "
         "mediate.vote.min_similarity; if one person does dominate, allow it by "
         f"propagate.max_size={largest}"
