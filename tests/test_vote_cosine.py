@@ -44,7 +44,7 @@ def test_people_of_a_dozen_images_are_found(noise):
 def test_many_people_of_one_image_and_one_of_half_the_pile():
     rows, identity = draw([150, *[6] * 10, *[1] * 90], 0.5)
     precision, recall, _ = score_pairwise(identity, vote(rows)[0])
-    assert min(precision, recall) > 0.95
+    assert min(precision, recall) > 0.9
 
 
 def test_rows_all_alike_have_no_cosine_to_cut_at():

@@ -1,7 +1,8 @@
 """Clusterings to be doubted at first sight: none found, or one that holds most of the rows.
 
 The contract:
-- Enters: labels. Leaves: what is doubtful, with its likeliest causes, or "". One person can dominate a pile, so that doubt is a reason to look, not proof of a mistake.
+- Enters: labels. Leaves: what is doubtful, with its likeliest causes, or "". One person can
+  dominate a pile, so that doubt is a reason to look, not proof of a mistake.
 - `measure_likeness` separates the causes: embeddings of random rows are nearly unrelated where a
   model was shown the right pixels of many people, and alike where it was not, or of one person.
 
