@@ -322,12 +322,12 @@ class _Rows:
         assert self.likelihood is not None
         noise = 1 + 1 / np.maximum(self.own_size, _LEAST_SIZE)
         own = np.where(self.has_others, self.likelihood.combine(self.own, noise), 0.0)
+        self.own_ratio = own
         ratio = self.likelihood.combine(self.cosines, 1 + 1 / np.maximum(self.size, _LEAST_SIZE))
         ratio[np.arange(len(ratio)), self.identity] = -np.inf
         ratio[:, self.size <= _LEAST_SIZE] = -np.inf
         self.best, top, total = ratio.argmax(1), ratio.max(1), _add_exponentials(ratio)
-        self._fit_open_set(own[self.has_others], top)
-        slope, shift = self.open_set
+        slope, shift = self.open_set = self._fit_open_set(top, self.right)
         other = slope * top + shift
         for _ in range(50):
             shares = np.log([1 - self.wrong, self.wrong * (1 - self.unknown)])
@@ -346,15 +346,18 @@ class _Rows:
         self.right = posterior[0]
         self.other_probability = posterior[1] * np.exp(top - total)
 
-    def _fit_open_set(self, own: np.ndarray, top: np.ndarray) -> None:
-        """Compare the own label of rightly labelled images with the best of the others."""
+    def _fit_open_set(self, top: np.ndarray, weight: np.ndarray) -> tuple[float, float]:
+        """Compare images' likelihood ratios with their own labels to the best of other people.
+
+        Returns slope and shift: how much more likely a ratio is an own one than such a best one.
+        """
+        own = self.own_ratio[self.has_others]
         ratio = np.concatenate([own, top]).astype(np.float64)
         same = np.arange(len(ratio)) < len(own)
-        weight = self._limit(self.right, self.identity, self.own_size)[self.has_others]
-        weight = np.concatenate([weight / weight.sum(), self.right / self.right.sum()]) / 2
-        inputs = np.column_stack([ratio, np.ones(len(ratio))])
-        slope, shift = fit_logistic(inputs, same, weight)
-        self.open_set = (max(float(slope), 0.0), float(shift))
+        limited = self._limit(self.right, self.identity, self.own_size)[self.has_others]
+        both = np.concatenate([limited / limited.sum(), weight / weight.sum()]) / 2
+        slope, shift = fit_logistic(np.column_stack([ratio, np.ones(len(ratio))]), same, both)
+        return max(float(slope), 0.0), float(shift)
 
     def join_labels(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Labels of one person: each label's larger one, how sure that is, and which are unsure.
@@ -367,9 +370,10 @@ class _Rows:
         ratio = people.compare(people.centres, people.size)
         np.fill_diagonal(ratio, -np.inf)
         total = _add_exponentials(ratio)
-        # the best of an image's other labels may be its person's second one: no open-set comparison
-        others = np.log(max(len(present) - 1, 1))
-        any_other = _estimate_share(total - others, np.ones(len(present)))
+        # the best of the other labels may be the person's second one, the next is somebody else's
+        best, second = ratio.max(1), np.partition(ratio, -2, axis=1)[:, -2]
+        slope, shift = self._fit_open_set(second, np.ones(len(present)))
+        any_other = _estimate_share(slope * best + shift, np.ones(len(present)))
         probability = any_other[:, None] * np.exp(ratio - total[:, None])
         probability = np.minimum(probability, probability.T)
         group = connected_components(csr_matrix(probability > BELIEVED), directed=False)[1]
