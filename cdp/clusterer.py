@@ -35,7 +35,8 @@ from cdp.committee.pairs import choose_candidates, make_pairs
 from cdp.errors import ConfigError, DataError
 from cdp.knn.graph import build_knn_graphs
 from cdp.knn.joint import join_graphs
-from cdp.label_check.check import APART, BELIEVED, LabelCheck, check_labels, list_issues
+from cdp.label_check import LabelCheck, check_labels, list_issues
+from cdp.label_check.people import APART, BELIEVED
 from cdp.mediator.curriculum import JointSet, choose_labelled
 from cdp.mediator.pair_scorer import PairScorer
 from cdp.mediator.pair_voter import PairVoter
@@ -68,7 +69,7 @@ class ConsensusClusterer(ClusterMixin, BaseEstimator):
         negative, but those of rows that may show a labelled identity (`label_check`).
     label_check : whether labels are checked before they are trained on (`cdp.label_check`): rows
         with a wrong label are left out, two labels of one person are joined, and labelled people
-        among the unlabelled rows are found; with labels and the variant "extended" only.
+        among the unlabelled rows are found; with labels only.
     second_stage : whether each pair is rescored from the scores of its neighbouring pairs, which
         recovers blurred images (`cdp.mediator.second_stage`); with labels and the variant
         "extended" only. False is faster and holds less memory.
@@ -334,14 +335,14 @@ class ConsensusClusterer(ClusterMixin, BaseEstimator):
         labelled, identity = [_take_rows(view, rows) for view in everything], identity[rows]
         settings, joint = self._choose_settings(), None
         left_out = None
-        if self.label_check and settings.variant == "extended":
+        if self.label_check:
             check = check_labels(labelled, identity, seed=seed)
             self.label_issues_ = list_issues(check, identity, rows, names)
             self._check, self._names = check, names
             kept = check.trained
             if not kept.all():
-                labelled, identity = [view[kept] for view in labelled], identity[kept]
-            identity = check.person[identity]
+                labelled = [view[kept] for view in labelled]
+            identity = check.person[kept]
             if self.joint and check.people is not None:
                 left_out = check.people.find(views)[1] > APART
         labelled_graphs = self._build_graphs(labelled, seed)
