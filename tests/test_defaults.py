@@ -20,6 +20,7 @@ SAME = {
     "k": (KnnSettings, "k"),
     "backend": (KnnSettings, "backend"),
     "joint": (KnnSettings, "joint"),
+    "label_check": (KnnSettings, "label_check"),
     "variant": (MediateSettings, "method"),
     "candidates": (MediateSettings, "candidates"),
     "second_stage": (MediateSettings, "second_stage"),

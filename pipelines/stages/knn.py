@@ -6,10 +6,12 @@ The contract:
 - The recall of each graph against exact search, on a seeded sample, is in the manifest.
 - Neighbours are `sample_id`s, nearest first, without the sample itself.
 - Of the labelled images only those are searched that the mediator is trained on
-  (`cdp.mediator.curriculum.choose_labelled`), and none where they are too few to train one on
-  (`cdp.mediator.shortage`). A list of fewer than k other images is padded with -1.
+  (`cdp.mediator.curriculum.choose_labelled`), without those whose label is doubted
+  (`cdp.label_check`; `knn.label_check: false` trusts all), and none where they are too few to train
+  one on (`cdp.mediator.shortage`). A list of fewer than k other images is padded with -1.
 - The split `joint` is the graph over labelled and unlabelled images together, restricted to the
   labelled ones and those that share a list with one (`cdp.knn.joint`); `knn.joint: false` omits it.
+  Unlabelled images that may show a labelled person are not in it.
 """
 
 from __future__ import annotations
@@ -28,6 +30,7 @@ from cdp.errors import DataError
 from cdp.types import UNLABELLED, KnnGraph
 from pipelines.config import KnnSettings
 from pipelines.files import save_arrays
+from pipelines.label_check import LABEL_ISSUES, check_splits
 from pipelines.stage import Stage, Work
 from pipelines.tables import JOINT, SPLITS, read_vectors, read_view, vector_column, write_table
 
@@ -64,13 +67,24 @@ def run(work: Work) -> Mapping[str, Any]:
     views = [(split, member) for split in SPLITS if counts[split] for member in members]
     places = {view: work.scratch / f"{view[0]}-{view[1]}" for view in views}
     tables = {view: work.path("neighbours", "/".join(view)) for view in views}
-    build = [
-        (work.locate("embed.embeddings", "/".join(view)), places[view], settings, work.seed)
-        + ((chosen,) if view[0] == SPLITS[0] else ())
-        for view in views
-    ]
-    for _ in work.engine.map(build_view, build, label="knn builds indexes"):
-        pass
+    left_out = np.zeros(counts[SPLITS[1]], bool)
+    facts: dict[str, Any] = {}
+    for split in reversed(SPLITS):  # the labels are checked with the unlabelled views at hand
+        if split == SPLITS[0] and len(chosen) and settings.label_check:
+            vectors = [places[view] / "vectors.npy" for view in views if view[0] == SPLITS[1]]
+            checked = check_splits(work, chosen, members, vectors)
+            chosen, left_out, facts = checked.trained, checked.left_out, checked.facts
+            counts[split] = len(chosen)
+        build = [
+            (work.locate("embed.embeddings", "/".join(view)), places[view], settings, work.seed)
+            + ((chosen,) if split == SPLITS[0] else ())
+            for view in views
+            if view[0] == split
+        ]
+        for _ in work.engine.map(build_view, build, label="knn builds indexes"):
+            pass
+    if not facts:
+        work.write("label_issues", LABEL_ISSUES.empty_table())
     queries = [
         (places[view], settings.k, row, tables[view] / f"part-{number:05d}.parquet")
         for view in views
@@ -80,7 +94,7 @@ def run(work: Work) -> Mapping[str, Any]:
         pass
     joint = settings.joint and all(counts.values())
     if joint:
-        _join_splits(work, members, places, tables)
+        _join_splits(work, members, places, tables, left_out)
     sample = [(places[view], tables[view], settings.recall_sample, work.seed) for view in views]
     recalls = list(work.engine.map(measure_view, sample, label="knn measures recall"))
     return {
@@ -89,6 +103,7 @@ def run(work: Work) -> Mapping[str, Any]:
         "graphs": len(views) + len(members) * joint,
         "labelled_searched": len(chosen),
         "joint": joint,
+        **facts,
         "lowest_recall": round(min(recalls), 4),
         "recall": {"/".join(v): round(recall, 4) for v, recall in zip(views, recalls, strict=True)},
     }
@@ -114,19 +129,21 @@ def _join_splits(
     members: list[str],
     places: dict[tuple[str, str], Path],
     tables: dict[tuple[str, str], Path],
+    left_out: np.ndarray,
 ) -> None:
-    """Write the joint graphs, from the graphs of both splits."""
+    """Write the joint graphs, from the graphs of both splits without the images left out."""
     jobs = [
         (
             [places[split, member] for split in SPLITS],
             [tables[split, member] for split in SPLITS],
+            left_out,
             work.scratch / f"{JOINT}-{member}.npz",
         )
         for member in members
     ]
     for _ in work.engine.map(find_lists, jobs, label="knn joins the splits"):
         pass
-    kept = np.flatnonzero(np.any([np.load(job[2])["near"] for job in jobs], axis=0))
+    kept = np.flatnonzero(np.any([np.load(job[3])["near"] for job in jobs], axis=0))
     joint = [
         (*job, kept, work.path("neighbours", f"{JOINT}/{member}") / "part-00000.parquet")
         for job, member in zip(jobs, members, strict=True)
@@ -200,15 +217,15 @@ def query_part(place: Path, k: int, row: int, target: Path) -> None:
     )
 
 
-def find_lists(places: list[Path], tables: list[Path], target: Path) -> None:
+def find_lists(places: list[Path], tables: list[Path], left_out: np.ndarray, target: Path) -> None:
     """The lists of one view that joining the labelled and the unlabelled split changes."""
     from cdp.knn.joint import find_joint_lists
 
     if target.exists():
         return
     sides: list[Any] = []
-    for place, table in zip(places, tables, strict=True):
-        sides += [np.load(place / "vectors.npy", mmap_mode="r"), _read_graph(place, table)]
+    for place, table, kept in zip(places, tables, (None, ~left_out), strict=True):
+        sides += [_read_vectors(place, kept), _read_graph(place, table, kept)]
     found = find_joint_lists(*sides, threads=1)
     save_arrays(
         target,
@@ -222,42 +239,65 @@ def find_lists(places: list[Path], tables: list[Path], target: Path) -> None:
 
 
 def write_joint(
-    places: list[Path], tables: list[Path], lists: Path, kept: np.ndarray, target: Path
+    places: list[Path],
+    tables: list[Path],
+    left_out: np.ndarray,
+    lists: Path,
+    kept: np.ndarray,
+    target: Path,
 ) -> None:
-    """Write one joint graph: the labelled images and the `kept` rows of the unlabelled ones."""
+    """Write one joint graph: the labelled images and the `kept` rows of the unlabelled ones.
+
+    Rows of the unlabelled images are counted without those that are left out.
+    """
     if target.exists():
         return
     from cdp.knn.joint import JointLists, take_lists
 
     stored = np.load(lists)
     labelled, unlabelled = (np.load(place / "ids.npy") for place in places)
+    unlabelled = unlabelled[~left_out]
     found = JointLists(
         KnnGraph(stored["neighbour"], stored["similarity"]),
         stored["changed"],
         KnnGraph(stored["changed_neighbour"], stored["changed_similarity"]),
         len(unlabelled),
     )
-    graph = take_lists(found, _read_graph(places[1], tables[1]), kept)
+    graph = take_lists(found, _read_graph(places[1], tables[1], ~left_out), kept)
     ids = np.concatenate([labelled, unlabelled])
     sample_id = np.concatenate([labelled, unlabelled[kept]])
     order = np.argsort(sample_id)
+    neighbour = graph.neighbour[order]
     write_table(
         target,
         {
             "sample_id": sample_id[order],
-            "neighbour": vector_column(_name_neighbours(graph.neighbour[order], ids)),
+            "neighbour": vector_column(_name_neighbours(neighbour, ids)),
             "similarity": vector_column(graph.similarity[order]),
         },
         describe_neighbours(graph.k),
     )
 
 
-def _read_graph(place: Path, neighbours: Path) -> KnnGraph:
-    """A published graph, neighbours as positions in the ascending sample ids of its split."""
+def _read_vectors(place: Path, kept: np.ndarray | None) -> np.ndarray:
+    vectors: np.ndarray = np.load(place / "vectors.npy", mmap_mode="r")
+    return vectors if kept is None or kept.all() else vectors[kept]
+
+
+def _read_graph(place: Path, neighbours: Path, kept: np.ndarray | None = None) -> KnnGraph:
+    """A published graph, neighbours as positions in the ascending sample ids of its split.
+
+    kept : (n,) bool, rows to restrict it to; None: all.
+    """
     ids = np.load(place / "ids.npy")
     named = read_vectors(neighbours, "neighbour")
     neighbour = np.where(named == UNLABELLED, UNLABELLED, np.searchsorted(ids, named))
-    return KnnGraph(neighbour, read_vectors(neighbours, "similarity"))
+    graph = KnnGraph(neighbour, read_vectors(neighbours, "similarity"))
+    if kept is None or kept.all():
+        return graph
+    from cdp.knn.graph import restrict_graph
+
+    return restrict_graph(graph, kept, graph.k)
 
 
 def _pad_lists(graph: KnnGraph, k: int) -> KnnGraph:
@@ -287,7 +327,7 @@ STAGE = Stage(
     name="knn",
     version=9,
     inputs=("ingest.samples", "embed.embeddings"),
-    outputs={"neighbours": describe_neighbours(0)},
+    outputs={"neighbours": describe_neighbours(0), "label_issues": LABEL_ISSUES},
     reads=("committee", "knn"),
     run=run,
 )

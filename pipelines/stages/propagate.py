@@ -7,6 +7,8 @@ The contract:
   with the largest summed probability to the rest.
 - `soft_labels` gives each image weights over nearby pseudo-labels, by diffusion along the pairs
   above the threshold; images without a label may have some.
+- `assignments` has a row for every unlabelled image that shows a labelled person, with a
+  probability above one half; clusters are compared as a whole (`cdp.label_check.people`).
 - The labels satisfy every decision of the review; see `cdp.review.constraints`.
 - Nothing above this stage depends on its settings.
 """
@@ -14,6 +16,8 @@ The contract:
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -22,10 +26,13 @@ import pyarrow as pa
 from cdp.errors import DataError
 from cdp.types import UNLABELLED, PairTable
 from pipelines.decisions import find_keys, list_active, resolve_decisions
+from pipelines.label_check import ASSIGNMENTS, PEOPLE
 from pipelines.stage import Stage, Work
-from pipelines.tables import list_pairs
+from pipelines.tables import SPLITS, list_pairs, read_view
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from cdp.propagation.clustering import Clustering
     from cdp.propagation.quality import QualityEstimate
 
@@ -101,6 +108,7 @@ def run(work: Work) -> Mapping[str, Any]:
             "cut_threshold": found.cut_threshold,
         },
     )
+    assigned = _assign_people(work, samples, label)
     clusters["medoid_sample_id"] = sample_id[clusters.pop("medoid")]
     work.write("clusters", clusters)
     spread = work.config.propagate.soft_labels
@@ -129,6 +137,7 @@ def run(work: Work) -> Mapping[str, Any]:
             )
         },
         "withheld": list(quality.reasons),
+        "assigned": assigned,
         **facts,
         "warnings": [doubt] if doubt else [],
     }
@@ -168,6 +177,40 @@ def _stop_swallowing(work: Work, label: np.ndarray) -> None:
         "mediate.vote.min_similarity; if one person does dominate, allow it by "
         f"propagate.max_size={largest}"
     )
+
+
+def _assign_people(work: Work, samples: pd.DataFrame, label: np.ndarray) -> int:
+    """Write the unlabelled images that show a labelled person; their number."""
+    from safetensors.numpy import load_file
+
+    from cdp.label_check.people import BELIEVED, LabelledPeople
+
+    place = work.locate("knn.label_issues").with_name(PEOPLE)
+    state = load_file(place) if place.exists() else {}
+    if not state:
+        work.write("assignments", ASSIGNMENTS.empty_table())
+        return 0
+    members = [member.name for member in work.config.committee.all]
+    tables = [work.locate("embed.embeddings", f"{SPLITS[1]}/{member}") for member in members]
+    views = [partial(_read_vectors, table) for table in tables]
+    person, probability = LabelledPeople.from_state(state).find(views, label)
+    identity = work.read("ingest.samples", columns=["identity", "split"]).to_pandas()
+    names = np.sort(identity.identity[identity.split == SPLITS[0]].unique())
+    row = np.flatnonzero(probability > BELIEVED)
+    work.write(
+        "assignments",
+        {
+            "sample_id": samples.sample_id.to_numpy()[row],
+            "path": samples.path.to_numpy()[row],
+            "identity": names[person[row]],
+            "probability": probability[row],
+        },
+    )
+    return len(row)
+
+
+def _read_vectors(table: Path) -> np.ndarray:
+    return read_view([table])[1]
 
 
 def _cluster(work: Work, pairs: PairTable, probability: np.ndarray, count: int) -> Clustering:
@@ -225,10 +268,21 @@ def _describe_clusters(
 
 STAGE = Stage(
     name="propagate",
-    version=6,
-    inputs=("ingest.samples", "knn.neighbours", "mediate.pairs"),
-    outputs={"labels": LABELS, "clusters": CLUSTERS, "soft_labels": SOFT_LABELS},
-    reads=("propagate",),
+    version=7,
+    inputs=(
+        "ingest.samples",
+        "embed.embeddings",
+        "knn.neighbours",
+        "knn.label_issues",
+        "mediate.pairs",
+    ),
+    outputs={
+        "labels": LABELS,
+        "clusters": CLUSTERS,
+        "soft_labels": SOFT_LABELS,
+        "assignments": ASSIGNMENTS,
+    },
+    reads=("committee", "propagate"),
     run=run,
     corrected=True,
 )
