@@ -1,4 +1,4 @@
-"""Near-equal rows: frames of one track, bursts and re-encoded copies, and which row stands for which.
+"""Near-equal rows, such as frames of one track and re-encoded copies: which row stands for which.
 
 Thirty near-equal frames fill the k = 20 list of each of them: no list names another photo of the
 person, and no candidate pair does. Such rows are therefore represented by one of them before the
@@ -88,6 +88,11 @@ def find_near_equal(views: Sequence[View], graph: Graph, *, seed: int = 0) -> Ne
     graph : the base view's.
     seed : of the random pairs that measure each view's distance between far rows.
 
+    Returns
+    -------
+    NearEqual
+        Every row stands for itself where the representatives would be too few for lists of k.
+
     Raises
     ------
     DataError
@@ -117,7 +122,8 @@ def find_near_equal(views: Sequence[View], graph: Graph, *, seed: int = 0) -> Ne
     representative = _choose_representatives(
         views, source[edge], target[edge], count, radius, scales
     )
-    return NearEqual(representative, radius)
+    found = NearEqual(representative, radius)
+    return found if len(found.kept) > listed.k else none
 
 
 def choose_radius(distance: np.ndarray) -> float:

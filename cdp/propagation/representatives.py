@@ -65,9 +65,7 @@ class RowGroups:
         rows, group, size = np.unique(stands, return_inverse=True, return_counts=True)
         return cls(rows, group.astype(np.int64), size)
 
-    def reduce_pairs(
-        self, pairs: PairTable, score: np.ndarray
-    ) -> tuple[PairTable, np.ndarray]:
+    def reduce_pairs(self, pairs: PairTable, score: np.ndarray) -> tuple[PairTable, np.ndarray]:
         """The pairs between groups, numbered by group, and their scores; pairs inside are left out.
 
         Of several pairs between two groups all are kept.

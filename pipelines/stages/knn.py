@@ -7,6 +7,8 @@ The contract:
 - Neighbours are `sample_id`s, nearest first, without the sample itself.
 - Of the labelled images only those are searched that the mediator is trained on
   (`cdp.mediator.curriculum.choose_labelled`).
+- Near-equal images (`cdp.knn.near_equal`) are searched as one: graphs hold the image that stands
+  for them, and `near_equal` lists the others; `knn.near_equal: false` omits it.
 - The split `joint` is the graph over labelled and unlabelled images together, restricted to the
   labelled ones and those that share a list with one (`cdp.knn.joint`); `knn.joint: false` omits it.
 """
@@ -15,6 +17,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -33,6 +36,9 @@ from pipelines.tables import JOINT, SPLITS, read_vectors, read_view, vector_colu
 if TYPE_CHECKING:
     from cdp.knn.index import KnnIndex
 
+NEAR_EQUAL = pa.schema(
+    [("sample_id", pa.int64()), ("representative", pa.int64()), ("similarity", pa.float32())]
+)
 PART_SIZE = 4096
 """Rows queried at once."""
 
@@ -64,20 +70,21 @@ def run(work: Work) -> Mapping[str, Any]:
     views = [(split, member) for split in SPLITS if counts[split] for member in members]
     places = {view: work.scratch / f"{view[0]}-{view[1]}" for view in views}
     tables = {view: work.path("neighbours", "/".join(view)) for view in views}
-    build = [
-        (work.locate("embed.embeddings", "/".join(view)), places[view], settings, work.seed)
-        + ((chosen,) if view[0] == SPLITS[0] else ())
-        for view in views
-    ]
-    for _ in work.engine.map(build_view, build, label="knn builds indexes"):
-        pass
-    queries = [
-        (places[view], settings.k, row, tables[view] / f"part-{number:05d}.parquet")
-        for view in views
-        for number, row in enumerate(range(0, counts[view[0]], PART_SIZE))
-    ]
-    for _ in work.engine.map(query_part, queries, label="knn searches"):
-        pass
+    ids = {SPLITS[0]: chosen} if counts["labelled"] else {}
+    _search(work, {view: (places[view], tables[view]) for view in views}, ids)
+    represented = {split: _represent(work, members, split, ids.get(split)) for split in SPLITS
+                   if settings.near_equal and counts[split]}  # fmt: skip
+    again = [view for view in views if view[0] in represented and represented[view[0]].found]
+    for view in again:
+        split = view[0]
+        ids[split] = represented[split].kept
+        counts[split] = len(ids[split])
+        places[view] = places[view].with_name(f"{places[view].name}-distinct")
+        _set_aside(tables[view], work.scratch / f"first-{split}-{view[1]}")
+    _search(work, {view: (places[view], tables[view]) for view in again}, ids)
+    work.write("near_equal", pa.concat_tables(
+        [NEAR_EQUAL.empty_table(), *(each.table for each in represented.values())]
+    ))  # fmt: skip
     joint = settings.joint and all(counts.values())
     if joint:
         _join_splits(work, members, places, tables)
@@ -87,7 +94,8 @@ def run(work: Work) -> Mapping[str, Any]:
         "k": settings.k,
         "backend": settings.backend,
         "graphs": len(views) + len(members) * joint,
-        "labelled_searched": len(chosen),
+        "labelled_searched": counts["labelled"],
+        "near_equal": {split: each.facts for split, each in represented.items() if each.found},
         "joint": joint,
         "lowest_recall": round(min(recalls), 4),
         "recall": {"/".join(v): round(recall, 4) for v, recall in zip(views, recalls, strict=True)},
@@ -98,12 +106,132 @@ def _choose_labelled(work: Work) -> np.ndarray:
     """The sample ids of the labelled images that the mediator is trained on, ascending."""
     from cdp.mediator.curriculum import choose_labelled
 
+    ids, identity = _list_labelled(work)
+    return ids[choose_labelled(identity, seed=work.seed)]
+
+
+def _list_labelled(work: Work) -> tuple[np.ndarray, np.ndarray]:
+    """Sample ids of the labelled images, ascending, and their identities as numbers."""
     member = work.config.committee.all[0].name
     place = work.locate("embed.embeddings", f"{SPLITS[0]}/{member}")
     ids = np.sort(pq.read_table(place, columns=["sample_id"])["sample_id"].to_numpy())
     samples = work.read("ingest.samples", columns=["sample_id", "identity"]).to_pandas()
-    identity = samples.set_index("sample_id").identity[ids].factorize(sort=True)[0]
-    return ids[choose_labelled(identity, seed=work.seed)]
+    return ids, samples.set_index("sample_id").identity[ids].factorize(sort=True)[0]
+
+
+def _search(
+    work: Work, views: dict[tuple[str, str], tuple[Path, Path]], ids: Mapping[str, np.ndarray]
+) -> None:
+    """Search the neighbours of every image of some views.
+
+    views : (split, member) -> the place of its vectors and index, and its table.
+    ids : split -> ascending sample ids to search among; all images where it is missing.
+    """
+    settings = work.config.knn
+    build = [
+        (work.locate("embed.embeddings", "/".join(view)), place, settings, work.seed)
+        + ((ids[view[0]],) if view[0] in ids else ())
+        for view, (place, _) in views.items()
+    ]
+    for _ in work.engine.map(build_view, build, label="knn builds indexes"):
+        pass
+    queries = [
+        (place, settings.k, row, table / f"part-{number:05d}.parquet")
+        for place, table in views.values()
+        for number, row in enumerate(range(0, _count_rows(place), PART_SIZE))
+    ]
+    for _ in work.engine.map(query_part, queries, label="knn searches"):
+        pass
+
+
+def _count_rows(place: Path) -> int:
+    return len(np.load(place / "ids.npy", mmap_mode="r"))
+
+
+def _set_aside(table: Path, first: Path) -> None:
+    """Move the table of a first search away, once: the second one is written in its place."""
+    if not first.exists():
+        table.rename(first)
+
+
+# ------------------------------------------------------------------------------------ near-equal
+
+
+@dataclass(frozen=True)
+class Represented:
+    """The near-equal images of one split.
+
+    kept : ascending sample ids to search. table : of `NEAR_EQUAL`. facts : for the manifest.
+    """
+
+    kept: np.ndarray
+    table: pa.Table
+    facts: dict[str, float]
+    found: bool
+
+
+def _represent(
+    work: Work, members: list[str], split: str, searched: np.ndarray | None
+) -> Represented:
+    """Find the images of a split that others stand for; of the labelled ones among all of them,
+    where those that are searched hold any."""
+    from cdp.knn.near_equal import NearEqual, choose_distinct
+    from cdp.mediator.curriculum import choose_labelled
+
+    vectors = [work.scratch / f"{split}-{member}" for member in members]
+    first = work.scratch / f"first-{split}-{members[0]}"
+    table = first if first.exists() else work.path("neighbours", f"{split}/{members[0]}")
+    target = work.scratch / f"{split}-near.npz"
+    ids, stored = np.load(vectors[0] / "ids.npy"), _find_near(work, vectors, table, target)
+    near = NearEqual(stored["representative"], float(stored["radius"]))
+    if near.collapsed and searched is not None:
+        every, identity = _list_labelled(work)
+        if len(ids) < len(every):
+            vectors = [place.with_name(f"{place.name}-all") for place in vectors]
+            table, target = work.scratch / f"first-{split}-all", target.with_stem(f"{split}-all")
+            views = {(split, member): (place, table.with_name(f"{table.name}-{member}"))
+                     for member, place in zip(members, vectors, strict=True)}  # fmt: skip
+            _search(work, views, {})
+            stored = _find_near(work, vectors, views[split, members[0]][1], target)
+            ids, near = every, NearEqual(stored["representative"], float(stored["radius"]))
+        kept = choose_distinct(near, identity)
+        kept = kept[choose_labelled(identity[kept], seed=work.seed)]
+    else:
+        kept = near.kept
+    moved = np.flatnonzero(near.representative != np.arange(len(ids)))
+    listed = pa.table(
+        {
+            "sample_id": ids[moved],
+            "representative": ids[near.representative[moved]],
+            "similarity": stored["similarity"],
+        },
+        schema=NEAR_EQUAL,
+    )
+    facts = {"images": near.collapsed, "groups": near.groups, "radius": round(near.radius, 5)}
+    return Represented(ids[kept], listed, facts, near.collapsed > 0)
+
+
+def _find_near(work: Work, vectors: list[Path], table: Path, target: Path) -> Any:
+    for _ in work.engine.map(find_near, [(vectors, table, work.seed, target)], label="knn"):
+        pass
+    return np.load(target)
+
+
+def find_near(places: list[Path], table: Path, seed: int, target: Path) -> None:
+    """The near-equal images of one split, by the vectors of all views and the base graph."""
+    from cdp.arrays.cosine import measure_pairs
+    from cdp.knn.near_equal import find_near_equal
+
+    if target.exists():
+        return
+    views = [np.load(place / "vectors.npy", mmap_mode="r") for place in places]
+    near = find_near_equal(views, _read_graph(places[0], table), seed=seed)
+    moved = np.flatnonzero(near.representative != np.arange(len(views[0])))
+    similarity = np.empty(len(moved), np.float32)
+    measure_pairs(views[0], moved, near.representative[moved], similarity)
+    save_arrays(
+        target, representative=near.representative, radius=near.radius, similarity=similarity
+    )
 
 
 def _join_splits(
@@ -266,9 +394,9 @@ def measure_view(place: Path, neighbours: Path, sample: int, seed: int) -> float
 
 STAGE = Stage(
     name="knn",
-    version=8,
+    version=9,
     inputs=("ingest.samples", "embed.embeddings"),
-    outputs={"neighbours": describe_neighbours(0)},
+    outputs={"neighbours": describe_neighbours(0), "near_equal": NEAR_EQUAL},
     reads=("committee", "knn"),
     run=run,
 )

@@ -7,6 +7,8 @@ The contract:
   with the largest summed probability to the rest.
 - `soft_labels` gives each image weights over nearby pseudo-labels, by diffusion along the pairs
   above the threshold; images without a label may have some.
+- Near-equal images (`representative`) have one label, unless a reviewer says otherwise: evidence,
+  soft labels and medoids count them once, sizes as the images that they are.
 - The labels satisfy every decision of the review; see `cdp.review.constraints`.
 - Nothing above this stage depends on its settings.
 """
@@ -35,6 +37,7 @@ LABELS = pa.schema(
         ("cluster_size", pa.int64()),
         ("confidence", pa.float32()),
         ("cut_threshold", pa.float32()),
+        ("representative", pa.int64()),
     ]
 )
 CLUSTERS = pa.schema(
@@ -54,7 +57,8 @@ SOFT_LABELS = pa.schema(
 
 def run(work: Work) -> Mapping[str, Any]:
     from cdp.propagation.quality import estimate_quality
-    from cdp.propagation.soft_labels import diffuse_labels
+    from cdp.propagation.representatives import RowGroups
+    from cdp.propagation.soft_labels import diffuse_labels, repeat_rows
     from cdp.review.constraints import apply_constraints, bar_labels, settle_pairs
 
     samples = work.read("ingest.samples", columns=["sample_id", "path", "split", "sha256"])
@@ -68,14 +72,17 @@ def run(work: Work) -> Mapping[str, Any]:
     corrections, gone = resolve_decisions(work.decisions, find_keys(samples))
     if corrections:
         probability = settle_pairs(pairs, probability, corrections)
-    found = _cluster(work, pairs, probability, len(samples))
+    representative = _read_representatives(work, sample_id)
+    found = _cluster(work, pairs, probability, representative)
     label, threshold = found.label, found.threshold
     facts: dict[str, Any] = {"split": found.split, "threshold": threshold}
     if work.decisions:
         label = apply_constraints(label, pairs, probability, corrections, threshold=threshold)
         facts |= {"corrections": len(list_active(work.decisions)), "corrected_images_gone": gone}
-    clusters = _describe_clusters(pairs, probability, label)
-    quality = estimate_quality(label, pairs, probability)
+    groups = RowGroups.of(representative, label)
+    few, score = groups.reduce_pairs(pairs, probability)
+    clusters = _describe_clusters(few, score, label[groups.rows])
+    quality = estimate_quality(label, pairs, probability, representative)
     clusters["expected_precision"] = quality.expected_precision
     size = np.bincount(label[label != UNLABELLED], minlength=1)
     work.write(
@@ -87,12 +94,17 @@ def run(work: Work) -> Mapping[str, Any]:
             "cluster_size": np.where(label == UNLABELLED, 0, size[label]),
             "confidence": quality.confidence,
             "cut_threshold": found.cut_threshold,
+            "representative": sample_id[representative],
         },
     )
-    clusters["medoid_sample_id"] = sample_id[clusters.pop("medoid")]
+    clusters["medoid_sample_id"] = sample_id[groups.rows[clusters.pop("medoid")]]
+    clusters["size"] = np.bincount(label[label != UNLABELLED], minlength=len(clusters["size"]))
     work.write("clusters", clusters)
     spread = work.config.propagate.soft_labels
-    soft = diffuse_labels(label, pairs, probability, threshold=threshold, **spread.model_dump())
+    soft = diffuse_labels(
+        label[groups.rows], few, score, threshold=threshold, **spread.model_dump()
+    )
+    soft = repeat_rows(soft, groups.group)
     if corrections:
         soft = bar_labels(soft, label, corrections)
     work.write(
@@ -115,7 +127,21 @@ def run(work: Work) -> Mapping[str, Any]:
     }
 
 
-def _cluster(work: Work, pairs: PairTable, probability: np.ndarray, count: int) -> Clustering:
+def _read_representatives(work: Work, sample_id: np.ndarray) -> np.ndarray:
+    """The row that stands for each row of the ascending `sample_id`."""
+    rows = np.arange(len(sample_id))
+    if not work.locate("knn.near_equal").exists():  # a run of an earlier version
+        return rows
+    table = work.read("knn.near_equal").to_pandas()
+    table = table[table.sample_id.isin(sample_id)]
+    moved = np.searchsorted(sample_id, table.sample_id.to_numpy())
+    rows[moved] = np.searchsorted(sample_id, table.representative.to_numpy())
+    return rows
+
+
+def _cluster(
+    work: Work, pairs: PairTable, probability: np.ndarray, representative: np.ndarray
+) -> Clustering:
     from cdp.propagation.clustering import cluster_pairs
 
     settings, scored = work.config.propagate, work.input_facts("mediate")
@@ -126,7 +152,7 @@ def _cluster(work: Work, pairs: PairTable, probability: np.ndarray, count: int) 
     return cluster_pairs(
         pairs,
         probability,
-        count,
+        len(representative),
         split=settings.split,
         threshold=float(threshold),
         max_size=settings.max_size,
@@ -134,6 +160,7 @@ def _cluster(work: Work, pairs: PairTable, probability: np.ndarray, count: int) 
         target_precision=settings.target_precision,
         precision_curve=np.array(scored.get("precision_curve", [])),
         calibrated=calibrated,
+        representative=representative,
     )
 
 
@@ -158,9 +185,11 @@ def _describe_clusters(
     weakest = np.ones(clusters, np.float32)
     forest = build_forest(PairTable(source, target), value, count)
     np.minimum.at(weakest, label[forest.source], forest.score.astype(np.float32))
+    size = np.bincount(label[members], minlength=clusters)
+    mean[size == 1] = 1  # near-equal images alone
     return {
         "pseudo_label": np.arange(clusters),
-        "size": np.bincount(label[members], minlength=clusters),
+        "size": size,
         "mean_probability": mean.astype(np.float32),
         "weakest_edge": weakest,
         "medoid": medoid,
@@ -169,8 +198,8 @@ def _describe_clusters(
 
 STAGE = Stage(
     name="propagate",
-    version=5,
-    inputs=("ingest.samples", "mediate.pairs"),
+    version=6,
+    inputs=("ingest.samples", "knn.near_equal", "mediate.pairs"),
     outputs={"labels": LABELS, "clusters": CLUSTERS, "soft_labels": SOFT_LABELS},
     reads=("propagate",),
     run=run,
