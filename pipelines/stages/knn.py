@@ -71,6 +71,10 @@ def run(work: Work) -> Mapping[str, Any]:
     places = {view: work.scratch / f"{view[0]}-{view[1]}" for view in views}
     tables = {view: work.path("neighbours", "/".join(view)) for view in views}
     ids = {SPLITS[0]: chosen} if counts["labelled"] else {}
+    copies = _list_copies(work)
+    if len(copies):
+        ids[SPLITS[1]] = _leave_out(work, members[0], copies)
+        counts["unlabelled"] = _require_lists(len(ids[SPLITS[1]]), settings.k)
     _search(work, {view: (places[view], tables[view]) for view in views}, ids)
     represented = {split: _represent(work, members, split, ids.get(split)) for split in SPLITS
                    if settings.near_equal and counts[split]}  # fmt: skip
@@ -230,7 +234,10 @@ def find_near(places: list[Path], table: Path, seed: int, target: Path) -> None:
     similarity = np.empty(len(moved), np.float32)
     measure_pairs(views[0], moved, near.representative[moved], similarity)
     save_arrays(
-        target, representative=near.representative, radius=near.radius, similarity=similarity
+        target,
+        representative=near.representative,
+        radius=np.asarray(near.radius),
+        similarity=similarity,
     )
 
 
