@@ -24,6 +24,7 @@ from numbers import Integral, Real
 from typing import Any, Literal
 
 import numpy as np
+import pandas as pd
 from sklearn.base import BaseEstimator, ClusterMixin
 from sklearn.utils import check_array, check_random_state
 from sklearn.utils.validation import check_is_fitted, validate_data
@@ -35,8 +36,11 @@ from cdp.committee.pairs import choose_candidates, make_pairs
 from cdp.errors import ConfigError, DataError
 from cdp.knn.graph import build_knn_graphs
 from cdp.knn.joint import join_graphs
-from cdp.knn.near_equal import NearEqual, choose_distinct, find_near_equal
+from cdp.knn.near_equal import find_near_equal
+from cdp.label_check import LabelCheck, check_labels, list_issues
+from cdp.label_check.people import APART, BELIEVED
 from cdp.mediator.curriculum import JointSet, choose_labelled
+from cdp.mediator.labelled_rows import choose_distinct_labelled
 from cdp.mediator.pair_scorer import PairScorer
 from cdp.mediator.pair_voter import PairVoter
 from cdp.mediator.settings import MediatorSettings
@@ -66,7 +70,10 @@ class ConsensusClusterer(ClusterMixin, BaseEstimator):
     joint : whether the mediator is also trained on labelled and unlabelled rows in one graph, where
         the unlabelled rows serve as distractors, as they will when it is applied; with labels and
         the variant "extended" only. Every pair of a labelled and an unlabelled row is taken for
-        negative, so set this to False if many unlabelled rows show labelled identities.
+        negative, but those of rows that may show a labelled identity (`label_check`).
+    label_check : whether labels are checked before they are trained on (`cdp.label_check`): rows
+        with a wrong label are left out, two labels of one person are joined, and labelled people
+        among the unlabelled rows are found; with labels only.
     near_equal : whether near-equal rows, such as the frames of one track, are represented by one of
         them, whose label goes to all (`cdp.knn.near_equal`). Rows without near-equal ones get the
         same labels either way.
@@ -107,6 +114,11 @@ class ConsensusClusterer(ClusterMixin, BaseEstimator):
     mediator_ : its mediator, None where the committee voted.
     second_stage_ : its second stage, None where there is none.
     quality_ : `cdp.propagation.QualityEstimate` of the labels; None where the committee voted.
+    label_issues_ : DataFrame, a row for each labelled row whose label is doubted: `row`, `issue`
+        ("wrong_name" or "second_label"), `label`, `seems` (the label it seems to be, None where
+        nobody's) and `probability`. Of many labelled rows, those the scorer is trained on.
+    assignments_ : DataFrame, a row for each row of `views` that shows a labelled identity with a
+        probability above one half: `row`, `label`, `probability`.
 
     Examples
     --------
@@ -140,6 +152,7 @@ class ConsensusClusterer(ClusterMixin, BaseEstimator):
         candidates: str | None = None,
         joint: bool = True,
         near_equal: bool = True,
+        label_check: bool = True,
         second_stage: bool = True,
         split: str = "consensus",
         threshold: float | Literal["auto"] = "auto",
@@ -158,6 +171,7 @@ class ConsensusClusterer(ClusterMixin, BaseEstimator):
         self.candidates = candidates
         self.joint = joint
         self.near_equal = near_equal
+        self.label_check = label_check
         self.second_stage = second_stage
         self.split = split
         self.threshold = threshold
@@ -215,7 +229,7 @@ class ConsensusClusterer(ClusterMixin, BaseEstimator):
         count = len(graphs[0])
         if not count:
             raise DataError("views must hold at least one row, got 0 sample(s)")
-        representative = np.arange(count)
+        representative, everything = np.arange(count), given
         if self.near_equal:
             near = find_near_equal(given, graphs[0], seed=seed)
             representative = near.representative
@@ -223,6 +237,8 @@ class ConsensusClusterer(ClusterMixin, BaseEstimator):
                 given = [_keep_rows(view, near.kept) for view in given]
                 graphs = self._build_graphs(given, seed)
         scorer: PairScorer | PairVoter
+        self._check: LabelCheck | None = None
+        self.label_issues_ = list_issues(None)
         if labelled_views is None:
             scorer = PairVoter(
                 self.min_similarity, self.min_votes, self.candidates or choose_candidates("vote")
@@ -264,6 +280,7 @@ class ConsensusClusterer(ClusterMixin, BaseEstimator):
             self.probabilities_ = mean[groups.group]
         kept = np.unique(representative)
         self.centres_ = ClusterCentres.fit(given, found.label[kept], seed)
+        self.assignments_ = self._assign_people(everything, found.label)
         return self
 
     def predict(self, views: Views) -> np.ndarray:
@@ -340,19 +357,36 @@ class ConsensusClusterer(ClusterMixin, BaseEstimator):
     ) -> PairScorer:
         everything = _read_views(labelled_views, "labelled_views")
         _check_models(everything, views)
-        identity = _number_identities(labelled_ids, len(load_view(everything[0])))
-        rows, labelled_graphs = self._choose_labelled(everything, identity, seed)
+        names, identity = _number_identities(labelled_ids, len(load_view(everything[0])))
+        if self.near_equal:
+            rows = choose_distinct_labelled(everything, identity, seed=seed, threads=self.threads)[
+                0
+            ]
+        else:
+            rows = choose_labelled(identity, seed=seed)
         labelled, identity = [_take_rows(view, rows) for view in everything], identity[rows]
         settings, joint = self._choose_settings(), None
+        left_out = None
+        if self.label_check:
+            check = check_labels(labelled, identity, seed=seed)
+            self.label_issues_ = list_issues(check, identity, rows, names)
+            self._check, self._names = check, names
+            kept = check.trained
+            if not kept.all():
+                labelled = [view[kept] for view in labelled]
+            identity = check.person[kept]
+            if self.joint and check.people is not None:
+                left_out = check.people.find(views)[1] > APART
+        labelled_graphs = self._build_graphs(labelled, seed)
         if self.joint and settings.variant == "extended":
-            kept, joint_graphs = join_graphs(
-                labelled, labelled_graphs, views, graphs, threads=self.threads
+            near, joint_graphs = join_graphs(
+                labelled, labelled_graphs, views, graphs, left_out=left_out, threads=self.threads
             )
             both = [
-                np.concatenate([one, _take_rows(other, kept)])
+                np.concatenate([one, _take_rows(other, near)])
                 for one, other in zip(labelled, views, strict=True)
             ]
-            unlabelled = np.full(len(kept), UNLABELLED, np.int64)
+            unlabelled = np.full(len(near), UNLABELLED, np.int64)
             joint = JointSet(both, joint_graphs, np.concatenate([identity, unlabelled]))
         return PairScorer.fit(
             labelled,
@@ -366,26 +400,14 @@ class ConsensusClusterer(ClusterMixin, BaseEstimator):
             threads=self.threads,
         )
 
-    def _choose_labelled(
-        self, views: list[View], identity: np.ndarray, seed: int
-    ) -> tuple[np.ndarray, list[KnnGraph]]:
-        """The labelled rows to train on, one of each near-equal group, and their graphs."""
-        rows = choose_labelled(identity, seed=seed)
-        chosen: list[View] = [_take_rows(view, rows) for view in views]
-        graphs = self._build_graphs(chosen, seed)
-        if not self.near_equal:
-            return rows, graphs
-        near = find_near_equal(chosen, graphs[0], seed=seed)
-        if not near.collapsed:
-            return rows, graphs
-        if len(rows) < len(identity):
-            near = self._find_all(views, seed)
-        kept = choose_distinct(near, identity)
-        rows = kept[choose_labelled(identity[kept], seed=seed)]
-        return rows, self._build_graphs([_take_rows(view, rows) for view in views], seed)
-
-    def _find_all(self, views: list[View], seed: int) -> NearEqual:
-        return find_near_equal(views, self._build_graphs(views[:1], seed)[0], seed=seed)
+    def _assign_people(self, views: list[View], label: np.ndarray) -> pd.DataFrame:
+        if self._check is None or self._check.people is None:
+            return pd.DataFrame({"row": [], "label": [], "probability": []})
+        person, probability = self._check.people.find(views, label)
+        row = np.flatnonzero(probability > BELIEVED)
+        return pd.DataFrame(
+            {"row": row, "label": self._names[person[row]], "probability": probability[row]}
+        )
 
     def _choose_settings(self) -> MediatorSettings:
         if self.mediator_settings is None:
@@ -439,8 +461,8 @@ def _check_models(labelled: list[View], views: list[View]) -> None:
             )
 
 
-def _number_identities(labelled_ids: Any, count: int) -> np.ndarray:
-    """Identities as (count,) int64, 0 .. identities - 1 in sorted order."""
+def _number_identities(labelled_ids: Any, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """The identities in sorted order, and that of each row as (count,) int64."""
     ids = np.asarray(labelled_ids)
     kinds = {type(each) for each in ids.ravel()} if ids.dtype.kind == "O" else set()
     if ids.shape != (count,) or ids.dtype.kind not in "iuUTO" or not kinds <= {str}:
@@ -448,7 +470,8 @@ def _number_identities(labelled_ids: Any, count: int) -> np.ndarray:
             f"labelled_ids must be {count} integers or {count} strings, one a labelled row, got "
             f"shape {ids.shape} of {ids.dtype}"
         )
-    return np.unique(ids, return_inverse=True)[1].astype(np.int64)
+    names, number = np.unique(ids, return_inverse=True)
+    return names, number.astype(np.int64)
 
 
 def _take_rows(view: View, rows: np.ndarray) -> np.ndarray:

@@ -18,7 +18,7 @@ cdp.errors cdp.types cdp.progress cdp.numba_cache
 cdp.onnx_session
 cdp.arrays cdp.images cdp.metrics cdp.synthetic
 cdp.models
-cdp.knn cdp.committee cdp.propagation cdp.training cdp.aggregation
+cdp.knn cdp.label_check cdp.committee cdp.propagation cdp.training cdp.aggregation
 cdp.embedding cdp.mediator cdp.review cdp.adaptation cdp.assignment
 cdp.recognizer cdp.clusterer cdp.inspection cdp.restoration cdp.separation
 cdp

@@ -194,10 +194,13 @@ def _describe_mediator(report: Any) -> dict[str, Any]:
 
 
 def _list_identities(work: Work, split: Split) -> np.ndarray:
-    """The identity of every row, numbered; -1 for an unlabelled one."""
+    """The identity of every row, numbered; -1 for an unlabelled one. Second labels are joined."""
     samples = work.read("ingest.samples", columns=["sample_id", "identity"]).to_pandas()
-    identity = samples.set_index("sample_id").identity[split.sample_id].factorize(sort=True)[0]
-    return identity.astype(np.int64)
+    name = samples.set_index("sample_id").identity
+    issues = work.read("knn.label_issues").to_pandas()
+    second = issues[issues.issue == "second_label"]
+    name[second.sample_id] = second.seems.to_numpy()
+    return name[split.sample_id].factorize(sort=True)[0].astype(np.int64)
 
 
 # -------------------------------------------------------------------------------------- scoring
@@ -356,7 +359,13 @@ def _save_array(path: Path, array: np.ndarray, draft: str | None = None) -> None
 STAGE = Stage(
     name="mediate",
     version=12,
-    inputs=("ingest.samples", "embed.embeddings", "knn.neighbours", "knn.near_equal"),
+    inputs=(
+        "ingest.samples",
+        "embed.embeddings",
+        "knn.neighbours",
+        "knn.label_issues",
+        "knn.near_equal",
+    ),
     outputs={"pairs": PAIRS, "calibration": CALIBRATION},
     reads=("committee", "mediate"),
     run=run,

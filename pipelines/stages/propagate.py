@@ -9,6 +9,8 @@ The contract:
   above the threshold; images without a label may have some.
 - Near-equal images (`representative`) have one label, unless a reviewer says otherwise: evidence,
   soft labels and medoids count them once, sizes as the images that they are.
+- `assignments` has a row for every unlabelled image that shows a labelled person, with a
+  probability above one half; clusters are compared as a whole (`cdp.label_check.people`).
 - The labels satisfy every decision of the review; see `cdp.review.constraints`.
 - Nothing above this stage depends on its settings.
 """
@@ -16,6 +18,8 @@ The contract:
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -24,9 +28,12 @@ import pyarrow as pa
 from cdp.types import UNLABELLED, PairTable
 from pipelines.decisions import find_keys, list_active, resolve_decisions
 from pipelines.stage import Stage, Work
-from pipelines.tables import list_pairs
+from pipelines.stages.labels import ASSIGNMENTS, PEOPLE
+from pipelines.tables import SPLITS, list_pairs, read_view
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from cdp.propagation.clustering import Clustering
 
 LABELS = pa.schema(
@@ -97,6 +104,7 @@ def run(work: Work) -> Mapping[str, Any]:
             "representative": sample_id[representative],
         },
     )
+    assigned = _assign_people(work, samples, label)
     clusters["medoid_sample_id"] = sample_id[groups.rows[clusters.pop("medoid")]]
     clusters["size"] = np.bincount(label[label != UNLABELLED], minlength=len(clusters["size"]))
     work.write("clusters", clusters)
@@ -123,6 +131,7 @@ def run(work: Work) -> Mapping[str, Any]:
         "estimated_precision": round(quality.precision, 4),
         "estimated_recall": round(quality.recall, 4),
         "estimated_f": round(quality.f, 4),
+        "assigned": assigned,
         **facts,
     }
 
@@ -133,10 +142,66 @@ def _read_representatives(work: Work, sample_id: np.ndarray) -> np.ndarray:
     if not work.locate("knn.near_equal").exists():  # a run of an earlier version
         return rows
     table = work.read("knn.near_equal").to_pandas()
-    table = table[table.sample_id.isin(sample_id)]
+    table = table[table.sample_id.isin(sample_id) & table.representative.isin(sample_id)]
     moved = np.searchsorted(sample_id, table.sample_id.to_numpy())
     rows[moved] = np.searchsorted(sample_id, table.representative.to_numpy())
     return rows
+
+
+def _assign_people(work: Work, samples: pd.DataFrame, label: np.ndarray) -> int:
+    """Write the unlabelled images that show a labelled person; their number."""
+    from safetensors.numpy import load_file
+
+    from cdp.label_check.people import BELIEVED, LabelledPeople
+
+    place = work.locate("knn.label_issues").with_name(PEOPLE)
+    state = load_file(place) if place.exists() else {}
+    if not state:
+        none = np.empty(0, np.int64)
+        return _write_assignments(work, samples, none, none.astype(object), none.astype(np.float32))
+    members = [member.name for member in work.config.committee.all]
+    tables = [work.locate("embed.embeddings", f"{SPLITS[1]}/{member}") for member in members]
+    views = [partial(_read_vectors, table) for table in tables]
+    person, probability = LabelledPeople.from_state(state).find(views, label)
+    identity = work.read("ingest.samples", columns=["identity", "split"]).to_pandas()
+    names = np.sort(identity.identity[identity.split == SPLITS[0]].unique())
+    row = np.flatnonzero(probability > BELIEVED)
+    same = samples.sample_id.to_numpy()[row]
+    return _write_assignments(work, samples, same, names[person[row]], probability[row])
+
+
+def _write_assignments(
+    work: Work,
+    samples: pd.DataFrame,
+    sample_id: np.ndarray,
+    identity: np.ndarray,
+    probability: np.ndarray,
+) -> int:
+    """Write the assignments; a copy of a labelled image is of its person, at probability 1."""
+    import pandas as pd
+
+    every = work.read("ingest.samples", columns=["sample_id", "identity", "copy_of"]).to_pandas()
+    named = every.set_index("sample_id").identity.dropna()
+    copies = every.dropna(subset="copy_of").set_index("sample_id").copy_of.astype(np.int64)
+    copies = copies[copies.isin(named.index)].map(named)
+    found = pd.DataFrame({"identity": identity, "probability": probability}, index=sample_id)
+    exact = pd.DataFrame({"identity": copies, "probability": np.float32(1)}, index=copies.index)
+    whole = pd.concat([found[~found.index.isin(exact.index)], exact]).sort_index()
+    paths = samples.set_index("sample_id").path[whole.index]
+    work.write(
+        "assignments",
+        {
+            "sample_id": whole.index.to_numpy(),
+            "path": paths.to_numpy(),
+            "identity": whole.identity.to_numpy(object),
+            "probability": whole.probability.to_numpy(np.float32),
+        },
+    )
+    return len(whole)
+
+
+def _read_vectors(table: Path) -> np.ndarray:
+    return read_view([table])[1]
 
 
 def _cluster(
@@ -199,9 +264,20 @@ def _describe_clusters(
 STAGE = Stage(
     name="propagate",
     version=6,
-    inputs=("ingest.samples", "knn.near_equal", "mediate.pairs"),
-    outputs={"labels": LABELS, "clusters": CLUSTERS, "soft_labels": SOFT_LABELS},
-    reads=("propagate",),
+    inputs=(
+        "ingest.samples",
+        "embed.embeddings",
+        "knn.label_issues",
+        "knn.near_equal",
+        "mediate.pairs",
+    ),
+    outputs={
+        "labels": LABELS,
+        "clusters": CLUSTERS,
+        "soft_labels": SOFT_LABELS,
+        "assignments": ASSIGNMENTS,
+    },
+    reads=("committee", "propagate"),
     run=run,
     corrected=True,
 )

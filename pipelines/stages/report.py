@@ -71,6 +71,7 @@ def _compose(work: Work, metrics: Any) -> str:
         "people, "
         f"{ingest['unlabelled']:,} unlabelled, {ingest['evaluation']:,} for evaluation, "
         f"{ingest['rejected']:,} set aside",
+        *_describe_copies(ingest.get("copies", {})),
         *_describe_near_equal(work),
         f"Pairs     {mediate['pairs']:,} candidate pairs of unlabelled images, scored by "
         f"{mediate['method']}",
@@ -93,6 +94,17 @@ def _compose(work: Work, metrics: Any) -> str:
             f"warning: {text}" for text in [describe_loss(metrics, "labelled_pseudo")] if text
         ]
     return "\n".join(lines) + "\n"
+
+
+def _describe_copies(copies: Mapping[str, int]) -> list[str]:
+    """A line on the files that are given more than once, where there are any."""
+    words = {
+        "of_unlabelled": "unlabelled files are copies of another and get its label",
+        "of_labelled": "are copies of a labelled file and get its person (assignments)",
+        "two_names": "labelled files are under two names and count for neither (rejected)",
+    }
+    parts = [f"{copies[name]:,} {text}" for name, text in words.items() if copies.get(name)]
+    return [f"Copies    {'; '.join(parts)}"] * bool(parts)
 
 
 def _describe_near_equal(work: Work) -> list[str]:
