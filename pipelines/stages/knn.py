@@ -229,12 +229,12 @@ def choose_rows(tables: list[Path], identity: np.ndarray, seed: int, target: Pat
 
     if target.exists():
         return
-    views = [partial(_read_vectors, table) for table in tables]
+    views = [partial(_read_split, table) for table in tables]
     rows, near = choose_distinct_labelled(views, identity, seed=seed, threads=1)
     _save_near(target, near or NearEqual(np.arange(len(identity)), 0.0), views[0](), rows=rows)
 
 
-def _read_vectors(table: Path) -> np.ndarray:
+def _read_split(table: Path) -> np.ndarray:
     return read_view([table])[1]
 
 
@@ -408,7 +408,7 @@ def find_lists(places: list[Path], tables: list[Path], left_out: np.ndarray, tar
         return
     sides: list[Any] = []
     for place, table, kept in zip(places, tables, (None, ~left_out), strict=True):
-        sides += [_read_labelled_view(place, kept), _read_graph(place, table, kept)]
+        sides += [_read_vectors(place, kept), _read_graph(place, table, kept)]
     found = find_joint_lists(*sides, threads=1)
     save_arrays(
         target,
@@ -462,7 +462,7 @@ def write_joint(
     )
 
 
-def _read_labelled_view(place: Path, kept: np.ndarray | None) -> np.ndarray:
+def _read_vectors(place: Path, kept: np.ndarray | None) -> np.ndarray:
     vectors: np.ndarray = np.load(place / "vectors.npy", mmap_mode="r")
     return vectors if kept is None or kept.all() else vectors[kept]
 
