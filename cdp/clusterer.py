@@ -21,6 +21,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from numbers import Integral, Real
 from typing import Any, Literal
 
@@ -37,11 +38,13 @@ from cdp.committee.pairs import choose_candidates, make_pairs
 from cdp.errors import CdpWarning, ConfigError, DataError
 from cdp.knn.graph import build_knn_graphs
 from cdp.knn.joint import join_graphs
+from cdp.knn.near_equal import find_near_equal
 from cdp.label_check import LabelCheck, check_labels, list_issues
 from cdp.label_check.people import APART, BELIEVED
 from cdp.mediator.curriculum import JointSet, choose_labelled
+from cdp.mediator.labelled_rows import choose_distinct_labelled
 from cdp.mediator.pair_scorer import PairScorer
-from cdp.mediator.pair_voter import PairScores, PairVoter
+from cdp.mediator.pair_voter import PairVoter
 from cdp.mediator.settings import MediatorSettings
 from cdp.mediator.shortage import (
     ShortageError,
@@ -58,6 +61,7 @@ from cdp.propagation.quality import (
     average_inside,
     estimate_quality,
 )
+from cdp.propagation.representatives import RowGroups, link_rows
 from cdp.types import UNLABELLED, KnnGraph, PairTable, View, load_view
 
 Views = Any
@@ -85,6 +89,9 @@ class ConsensusClusterer(ClusterMixin, BaseEstimator):
     label_check : whether labels are checked before they are trained on (`cdp.label_check`): rows
         with a wrong label are left out, two labels of one person are joined, and labelled people
         among the unlabelled rows are found; with labels only.
+    near_equal : whether near-equal rows, such as the frames of one track, are represented by one of
+        them, whose label goes to all (`cdp.knn.near_equal`). Rows without near-equal ones get the
+        same labels either way.
     second_stage : whether each pair is rescored from the scores of its neighbouring pairs, which
         recovers blurred images (`cdp.mediator.second_stage`); with labels and the variant
         "extended" only. False is faster and holds less memory.
@@ -111,7 +118,9 @@ class ConsensusClusterer(ClusterMixin, BaseEstimator):
     n_clusters_ : int.
     n_features_in_ : int, width of the base view; absent if that is given as a function.
     feature_names_in_ : columns of the view, if one DataFrame is given.
-    pairs_ : PairTable, all candidate pairs.
+    representatives_ : (n,) int64, the row that stands for each row; its own number where that is
+        itself.
+    pairs_ : PairTable, all candidate pairs; a represented row has one, with its representative.
     pair_scores_ : (m,) float32 in [0, 1], probabilities; voting: base cosines, 0 for pairs that are
         not kept. `cdp.propagation.cluster_pairs(pairs_, pair_scores_, n, threshold=threshold_,
         ...)` gives `labels_`, and other labels with other settings.
@@ -160,6 +169,7 @@ class ConsensusClusterer(ClusterMixin, BaseEstimator):
         mediator_settings: MediatorSettings | None = None,
         candidates: str | None = None,
         joint: bool = True,
+        near_equal: bool = True,
         label_check: bool = True,
         second_stage: bool = True,
         split: str = "consensus",
@@ -178,6 +188,7 @@ class ConsensusClusterer(ClusterMixin, BaseEstimator):
         self.mediator_settings = mediator_settings
         self.candidates = candidates
         self.joint = joint
+        self.near_equal = near_equal
         self.label_check = label_check
         self.second_stage = second_stage
         self.split = split
@@ -242,12 +253,22 @@ class ConsensusClusterer(ClusterMixin, BaseEstimator):
         count = len(graphs[0])
         if not count:
             raise DataError("views must hold at least one row, got 0 sample(s)")
+        representative, everything = np.arange(count), given
+        if self.near_equal:
+            near = find_near_equal(given, graphs[0], seed=seed)
+            representative = near.representative
+            if near.collapsed:
+                given = [_keep_rows(view, near.kept) for view in given]
+                graphs = self._build_graphs(given, seed)
         self._check: LabelCheck | None = None
         self.label_issues_ = list_issues(None)
         scorer = self._make_scorer(given, graphs, labelled_views, labelled_ids, seed)
         pairs = make_pairs(graphs, candidates=scorer.candidates)
         scored = scorer.score(given, graphs, pairs, threads=self.threads)
         scores = scored.probability
+        if len(graphs[0]) < count:
+            listings = 2 * len(graphs)
+            pairs, scores = link_rows(pairs, scores, representative, listings=listings)
         found = cluster_pairs(
             pairs,
             scores,
@@ -257,7 +278,9 @@ class ConsensusClusterer(ClusterMixin, BaseEstimator):
             max_size=self.max_size,
             step=self.step,
             calibrated=scorer.calibrated,
+            representative=representative,
         )
+        self.representatives_ = representative
         self.labels_ = found.label
         self.n_clusters_ = int(found.label.max(initial=UNLABELLED)) + 1
         self.cut_thresholds_ = found.cut_threshold
@@ -267,12 +290,17 @@ class ConsensusClusterer(ClusterMixin, BaseEstimator):
         self.mediator_ = self.second_stage_ = self.quality_ = None
         if isinstance(scorer, PairScorer):
             self.mediator_, self.second_stage_ = scorer.mediator, scorer.second_stage
-            self.quality_ = self._estimate(found.label, pairs, scored, scorer, labelled_ids)
+            estimate = partial(self._estimate, found.label, pairs, scores, representative)
+            self.quality_ = estimate(scored.doubts, scorer, labelled_ids)
             self.probabilities_ = self.quality_.confidence
         else:
-            self.probabilities_ = average_inside(found.label, pairs, scores, found.threshold)
-        self.centres_ = ClusterCentres.fit(given, found.label, seed)
-        self.assignments_ = self._assign_people(given, found.label)
+            groups = RowGroups.of(representative, found.label)
+            table, value = groups.reduce_pairs(pairs, scores)
+            mean = average_inside(found.label[groups.rows], table, value, found.threshold)
+            self.probabilities_ = mean[groups.group]
+        kept = np.unique(representative)
+        self.centres_ = ClusterCentres.fit(given, found.label[kept], seed)
+        self.assignments_ = self._assign_people(everything, found.label)
         doubt = describe_doubt(found.label)
         if doubt:
             warnings.warn(doubt, CdpWarning, stacklevel=2)
@@ -366,16 +394,20 @@ class ConsensusClusterer(ClusterMixin, BaseEstimator):
         self,
         label: np.ndarray,
         pairs: PairTable,
-        scored: PairScores,
+        scores: np.ndarray,
+        representative: np.ndarray,
+        doubts: Sequence[str],
         scorer: PairScorer,
         labelled_ids: Any,
     ) -> QualityEstimate:
         """The quality of the labels, withheld where its assumptions are seen to fail."""
-        found = estimate_quality(label, pairs, scored.probability, unlisted=scorer.unlisted)
+        found = estimate_quality(label, pairs, scores, representative, unlisted=scorer.unlisted)
         largest = int(np.bincount(label[label != UNLABELLED], minlength=1).max())
         size = np.unique(np.asarray(labelled_ids), return_counts=True)[1]
-        found = found.withhold(*scored.doubts, describe_few_people(labelled_ids))
-        full = FULL_LISTS if are_lists_full(label, pairs, self.k) else ""
+        found = found.withhold(*doubts, describe_few_people(labelled_ids))
+        groups = RowGroups.of(representative, label)
+        few = groups.reduce_pairs(pairs, scores)[0]
+        full = FULL_LISTS if are_lists_full(label[groups.rows], few, self.k) else ""
         return found.withhold(describe_reach(int(size.max()), largest), full, recall_only=True)
 
     def _choose_threshold(self, scorer: PairScorer | PairVoter, labelled_ids: Any) -> float:
@@ -394,9 +426,14 @@ class ConsensusClusterer(ClusterMixin, BaseEstimator):
         everything = _read_views(labelled_views, "labelled_views")
         _check_models(everything, views)
         names, identity = _number_identities(labelled_ids, len(load_view(everything[0])))
-        if describe_shortage(identity):
-            raise ShortageError(describe_shortage(identity))
-        rows = choose_labelled(identity, seed=seed)
+        if self.near_equal:
+            rows = choose_distinct_labelled(everything, identity, seed=seed, threads=self.threads)[
+                0
+            ]
+        else:
+            rows = choose_labelled(identity, seed=seed)
+        if describe_shortage(identity[rows]):
+            raise ShortageError(describe_shortage(identity[rows]))
         labelled, identity = [_take_rows(view, rows) for view in everything], identity[rows]
         settings, joint = self._choose_settings(), None
         left_out = None
@@ -511,3 +548,8 @@ def _take_rows(view: View, rows: np.ndarray) -> np.ndarray:
     """Some rows of a view as unit vectors, each checked by its own row number."""
     unit = make_unit(load_view(view))[0]
     return unit if len(rows) == len(unit) else unit[rows]
+
+
+def _keep_rows(view: View, rows: np.ndarray) -> View:
+    """`_take_rows`, when the view is loaded if it is given as a function."""
+    return partial(_take_rows, view, rows) if callable(view) else _take_rows(view, rows)

@@ -21,6 +21,7 @@ SAME = {
     "backend": (KnnSettings, "backend"),
     "joint": (KnnSettings, "joint"),
     "label_check": (KnnSettings, "label_check"),
+    "near_equal": (KnnSettings, "near_equal"),
     "variant": (MediateSettings, "method"),
     "candidates": (MediateSettings, "candidates"),
     "second_stage": (MediateSettings, "second_stage"),

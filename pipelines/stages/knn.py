@@ -9,6 +9,9 @@ The contract:
   (`cdp.mediator.curriculum.choose_labelled`), without those whose label is doubted
   (`cdp.label_check`; `knn.label_check: false` trusts all), and none where they are too few to train
   one on (`cdp.mediator.shortage`). A list of fewer than k other images is padded with -1.
+- Copies of other files (`ingest.samples.copy_of`) are not searched. Near-equal images
+  (`cdp.knn.near_equal`) are searched as one: graphs hold the image that stands for them;
+  `knn.near_equal: false` omits it. `near_equal` lists the images that others stand for.
 - The split `joint` is the graph over labelled and unlabelled images together, restricted to the
   labelled ones and those that share a list with one (`cdp.knn.joint`); `knn.joint: false` omits it.
   Unlabelled images that may show a labelled person are not in it.
@@ -18,7 +21,8 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Mapping
-from functools import lru_cache
+from dataclasses import dataclass
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -36,7 +40,11 @@ from pipelines.tables import JOINT, SPLITS, read_vectors, read_view, vector_colu
 
 if TYPE_CHECKING:
     from cdp.knn.index import KnnIndex
+    from cdp.knn.near_equal import NearEqual
 
+NEAR_EQUAL = pa.schema(
+    [("sample_id", pa.int64()), ("representative", pa.int64()), ("similarity", pa.float32())]
+)
 PART_SIZE = 4096
 """Rows queried at once."""
 
@@ -56,42 +64,45 @@ def run(work: Work) -> Mapping[str, Any]:
     settings = work.config.knn
     counts = {split: int(work.input_facts("embed")[split]) for split in SPLITS}
     for split, count in counts.items():
-        if split == "unlabelled" and count <= settings.k:
-            raise DataError(
-                f"the {split} split has {count} images to search, and knn.k={settings.k} needs at "
-                f"least {settings.k + 1}. Add images or lower knn.k"
-            )
-    chosen = _choose_labelled(work) if counts["labelled"] else np.empty(0, np.int64)
-    counts["labelled"] = len(chosen)
+        if split == SPLITS[1]:
+            _require_enough(split, count, settings.k)
     members = [member.name for member in work.config.committee.all]
+    chosen, near = _choose_labelled(work, members, counts["labelled"])
+    counts["labelled"] = len(chosen)
     views = [(split, member) for split in SPLITS if counts[split] for member in members]
     places = {view: work.scratch / f"{view[0]}-{view[1]}" for view in views}
     tables = {view: work.path("neighbours", "/".join(view)) for view in views}
+    ids = {SPLITS[0]: chosen}
+    copies = _list_copies(work)
+    if len(copies):
+        ids[SPLITS[1]] = _leave_out(work, members[0], copies)
+        counts[SPLITS[1]] = len(ids[SPLITS[1]])
+        _require_enough(SPLITS[1], counts[SPLITS[1]], settings.k)
+    pile = [view for view in views if view[0] == SPLITS[1]]
+    _search(work, pile, places, tables, ids)
+    if settings.near_equal and pile:
+        found = _represent(work, pile, places, tables)
+        near[SPLITS[1]] = found
+        if found.collapsed:
+            ids[SPLITS[1]] = found.kept
+            counts[SPLITS[1]] = len(found.kept)
+            for view in pile:
+                _set_aside(tables[view], work.scratch / f"first-{view[1]}")
+                places[view] = places[view].with_name(f"{places[view].name}-distinct")
+            _search(work, pile, places, tables, ids)
+    _write_near_equal(work, near, copies)
     left_out = np.zeros(counts[SPLITS[1]], bool)
     facts: dict[str, Any] = {}
-    for split in reversed(SPLITS):  # the labels are checked with the unlabelled views at hand
-        if split == SPLITS[0] and len(chosen) and settings.label_check:
-            vectors = [places[view] / "vectors.npy" for view in views if view[0] == SPLITS[1]]
-            checked = check_splits(work, chosen, members, vectors)
-            chosen, left_out, facts = checked.trained, checked.left_out, checked.facts
-            counts[split] = len(chosen)
-        build = [
-            (work.locate("embed.embeddings", "/".join(view)), places[view], settings, work.seed)
-            + ((chosen,) if split == SPLITS[0] else ())
-            for view in views
-            if view[0] == split
-        ]
-        for _ in work.engine.map(build_view, build, label="knn builds indexes"):
-            pass
+    if len(chosen) and settings.label_check:
+        checked = check_splits(
+            work, chosen, members, [places[view] / "vectors.npy" for view in pile]
+        )
+        chosen, left_out, facts = checked.trained, checked.left_out, checked.facts
+        counts[SPLITS[0]] = len(chosen)
+        ids[SPLITS[0]] = chosen
     if not facts:
         work.write("label_issues", LABEL_ISSUES.empty_table())
-    queries = [
-        (places[view], settings.k, row, tables[view] / f"part-{number:05d}.parquet")
-        for view in views
-        for number, row in enumerate(range(0, counts[view[0]], PART_SIZE))
-    ]
-    for _ in work.engine.map(query_part, queries, label="knn searches"):
-        pass
+    _search(work, [view for view in views if view[0] == SPLITS[0]], places, tables, ids)
     joint = settings.joint and all(counts.values())
     if joint:
         _join_splits(work, members, places, tables, left_out)
@@ -102,6 +113,7 @@ def run(work: Work) -> Mapping[str, Any]:
         "backend": settings.backend,
         "graphs": len(views) + len(members) * joint,
         "labelled_searched": len(chosen),
+        "near_equal": {split: each.facts for split, each in near.items() if each.collapsed},
         "joint": joint,
         **facts,
         "lowest_recall": round(min(recalls), 4),
@@ -109,19 +121,194 @@ def run(work: Work) -> Mapping[str, Any]:
     }
 
 
-def _choose_labelled(work: Work) -> np.ndarray:
+def _require_enough(split: str, count: int, k: int) -> None:
+    if count <= k:
+        raise DataError(
+            f"the {split} split has {count} images to search, and knn.k={k} needs at least "
+            f"{k + 1}. Add images or lower knn.k"
+        )
+
+
+def _search(
+    work: Work,
+    views: list[tuple[str, str]],
+    places: Mapping[tuple[str, str], Path],
+    tables: Mapping[tuple[str, str], Path],
+    ids: Mapping[str, np.ndarray],
+) -> None:
+    """Search the neighbours of every image of some views.
+
+    views : (split, member). ids : split -> ascending sample ids to search; all where it is missing.
+    """
+    settings = work.config.knn
+    build = [
+        (work.locate("embed.embeddings", "/".join(view)), places[view], settings, work.seed)
+        + ((ids[view[0]],) if view[0] in ids else ())
+        for view in views
+    ]
+    for _ in work.engine.map(build_view, build, label="knn builds indexes"):
+        pass
+    queries = [
+        (places[view], settings.k, row, tables[view] / f"part-{number:05d}.parquet")
+        for view in views
+        for number, row in enumerate(range(0, _count_rows(places[view]), PART_SIZE))
+    ]
+    for _ in work.engine.map(query_part, queries, label="knn searches"):
+        pass
+
+
+def _count_rows(place: Path) -> int:
+    return len(np.load(place / "ids.npy", mmap_mode="r"))
+
+
+def _set_aside(table: Path, first: Path) -> None:
+    """Move the table of a first search away, once: the second one is written in its place."""
+    if not first.exists():
+        table.rename(first)
+
+
+# ------------------------------------------------------------------------------------ near-equal
+
+
+@dataclass(frozen=True)
+class Represented:
+    """Near-equal images of one split.
+
+    kept : ascending sample ids of those that stand for themselves. moved, representative : sample
+    ids of the others, and of those that stand for them. similarity : their base cosines.
+    """
+
+    kept: np.ndarray
+    moved: np.ndarray
+    representative: np.ndarray
+    similarity: np.ndarray
+    radius: float
+
+    @classmethod
+    def load(cls, path: Path, ids: np.ndarray) -> Represented:
+        stored = np.load(path)
+        row = stored["representative"]
+        moved = np.flatnonzero(row != np.arange(len(ids)))
+        kept = ids[row == np.arange(len(ids))]
+        return cls(kept, ids[moved], ids[row[moved]], stored["similarity"], float(stored["radius"]))
+
+    @property
+    def collapsed(self) -> int:
+        return len(self.moved)
+
+    @property
+    def facts(self) -> dict[str, float]:
+        groups = len(np.unique(self.representative))
+        return {"images": self.collapsed, "groups": groups, "radius": round(self.radius, 5)}
+
+
+def _choose_labelled(
+    work: Work, members: list[str], count: int
+) -> tuple[np.ndarray, dict[str, Represented]]:
     """The sample ids of the labelled images that the mediator is trained on, ascending."""
     from cdp.mediator.curriculum import choose_labelled
     from cdp.mediator.shortage import describe_shortage
 
-    member = work.config.committee.all[0].name
-    place = work.locate("embed.embeddings", f"{SPLITS[0]}/{member}")
-    ids = np.sort(pq.read_table(place, columns=["sample_id"])["sample_id"].to_numpy())
+    if not count:
+        return np.empty(0, np.int64), {}
+    tables = [work.locate("embed.embeddings", f"{SPLITS[0]}/{member}") for member in members]
+    ids = np.sort(pq.read_table(tables[0], columns=["sample_id"])["sample_id"].to_numpy())
     samples = work.read("ingest.samples", columns=["sample_id", "identity"]).to_pandas()
     identity = samples.set_index("sample_id").identity[ids].factorize(sort=True)[0]
-    if describe_shortage(identity):
-        return np.empty(0, np.int64)
-    return ids[choose_labelled(identity, seed=work.seed)]
+    if not work.config.knn.near_equal:
+        rows = choose_labelled(identity, seed=work.seed)
+        return ids[:0] if describe_shortage(identity[rows]) else ids[rows], {}
+    target = work.scratch / "labelled-near.npz"
+    for _ in work.engine.map(choose_rows, [(tables, identity, work.seed, target)], label="knn"):
+        pass
+    rows, found = np.load(target)["rows"], {SPLITS[0]: Represented.load(target, ids)}
+    return ids[:0] if describe_shortage(identity[rows]) else ids[rows], found
+
+
+def choose_rows(tables: list[Path], identity: np.ndarray, seed: int, target: Path) -> None:
+    """The labelled rows to train on, and which of them are near-equal."""
+    from cdp.knn.near_equal import NearEqual
+    from cdp.mediator.labelled_rows import choose_distinct_labelled
+
+    if target.exists():
+        return
+    views = [partial(_read_split, table) for table in tables]
+    rows, near = choose_distinct_labelled(views, identity, seed=seed, threads=1)
+    _save_near(target, near or NearEqual(np.arange(len(identity)), 0.0), views[0](), rows=rows)
+
+
+def _read_split(table: Path) -> np.ndarray:
+    return read_view([table])[1]
+
+
+def _represent(
+    work: Work,
+    views: list[tuple[str, str]],
+    places: Mapping[tuple[str, str], Path],
+    tables: Mapping[tuple[str, str], Path],
+) -> Represented:
+    """The near-equal images of the unlabelled split."""
+    first = work.scratch / f"first-{views[0][1]}"
+    table = first if first.exists() else tables[views[0]]
+    target = work.scratch / "unlabelled-near.npz"
+    job = ([places[view] for view in views], table, work.seed, target)
+    for _ in work.engine.map(find_near, [job], label="knn finds near-equal images"):
+        pass
+    return Represented.load(target, np.load(places[views[0]] / "ids.npy"))
+
+
+def find_near(places: list[Path], table: Path, seed: int, target: Path) -> None:
+    """The near-equal images of one split, by the vectors of all views and the base graph."""
+    from cdp.knn.near_equal import find_near_equal
+
+    if target.exists():
+        return
+    views = [np.load(place / "vectors.npy", mmap_mode="r") for place in places]
+    _save_near(target, find_near_equal(views, _read_graph(places[0], table), seed=seed), views[0])
+
+
+def _save_near(target: Path, near: NearEqual, base: np.ndarray, **more: np.ndarray) -> None:
+    from cdp.arrays.cosine import as_readonly, measure_pairs
+
+    moved = np.flatnonzero(near.representative != np.arange(len(near.representative)))
+    similarity = np.empty(len(moved), np.float32)
+    measure_pairs(as_readonly(base), moved, near.representative[moved], similarity)
+    save_arrays(
+        target,
+        representative=near.representative,
+        radius=np.asarray(near.radius),
+        similarity=similarity,
+        **more,
+    )
+
+
+def _list_copies(work: Work) -> Any:
+    """The unlabelled images that are copies of another file: sample_id -> the other's."""
+    samples = work.read("ingest.samples", columns=["sample_id", "copy_of"]).to_pandas()
+    return samples.dropna().astype(np.int64).set_index("sample_id").copy_of
+
+
+def _leave_out(work: Work, member: str, copies: Any) -> np.ndarray:
+    """The sample ids of the unlabelled images that are no copies, ascending."""
+    place = work.locate("embed.embeddings", f"{SPLITS[1]}/{member}")
+    ids = np.sort(pq.read_table(place, columns=["sample_id"])["sample_id"].to_numpy())
+    return ids[~np.isin(ids, copies.index)]
+
+
+def _write_near_equal(work: Work, near: Mapping[str, Represented], copies: Any) -> None:
+    """Write which image stands for which: near-equal ones, then copies, which follow their twin."""
+    moved = [np.empty(0, np.int64), *(each.moved for each in near.values())]
+    stands = [np.empty(0, np.int64), *(each.representative for each in near.values())]
+    similarity = [np.empty(0, np.float32), *(each.similarity for each in near.values())]
+    follow = dict(zip(np.concatenate(moved), np.concatenate(stands), strict=True))
+    work.write(
+        "near_equal",
+        {
+            "sample_id": np.concatenate([*moved, copies.index]),
+            "representative": np.concatenate([*stands, [follow.get(i, i) for i in copies]]),
+            "similarity": np.concatenate([*similarity, np.ones(len(copies), np.float32)]),
+        },
+    )
 
 
 def _join_splits(
@@ -327,7 +514,11 @@ STAGE = Stage(
     name="knn",
     version=9,
     inputs=("ingest.samples", "embed.embeddings"),
-    outputs={"neighbours": describe_neighbours(0), "label_issues": LABEL_ISSUES},
+    outputs={
+        "neighbours": describe_neighbours(0),
+        "label_issues": LABEL_ISSUES,
+        "near_equal": NEAR_EQUAL,
+    },
     reads=("committee", "knn"),
     run=run,
 )

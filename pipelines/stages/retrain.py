@@ -65,7 +65,7 @@ ONE_PERSON = (
 
 def run(work: Work) -> Mapping[str, Any]:
     samples = work.read("ingest.samples").to_pandas()
-    samples = samples[samples.split != "evaluation"]
+    samples = samples[(samples.split != "evaluation") & samples.copy_of.isna()]
     labels = work.read("propagate.labels").to_pandas()
     settings = work.config.retrain
     unlabelled = samples.merge(labels.drop(columns="path"), on="sample_id")
