@@ -33,8 +33,8 @@ from pipelines.tables import JOINT, SPLITS, read_vectors, read_view, vector_colu
 if TYPE_CHECKING:
     from cdp.knn.index import KnnIndex
 
-PART_SIZE = 4096
-"""Rows queried at once."""
+PART_SIZE = 16384
+"""Rows queried at once: each part reads the whole index of its view."""
 
 
 def describe_neighbours(k: int) -> pa.Schema:
@@ -168,7 +168,7 @@ def build_view(
     draft.rename(place)
 
 
-@lru_cache(maxsize=2)
+@lru_cache(maxsize=1)
 def _open_view(place: Path) -> tuple[KnnIndex, np.ndarray, np.ndarray]:
     from cdp.knn.index import load_index
 
@@ -266,7 +266,7 @@ def measure_view(place: Path, neighbours: Path, sample: int, seed: int) -> float
 
 STAGE = Stage(
     name="knn",
-    version=8,
+    version=9,
     inputs=("ingest.samples", "embed.embeddings"),
     outputs={"neighbours": describe_neighbours(0)},
     reads=("committee", "knn"),
