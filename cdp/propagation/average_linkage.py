@@ -19,8 +19,8 @@ The contract:
 - Groups of two components, of the graph of pairs above the threshold, never join: the mean between
   them is below it. So components are merged in batches of `BATCH_PAIRS`, and the pairs between
   them are left out; the result does not depend on either.
-- O(m log^2 m) time in the number m of pairs; one thread. Some 35 bytes a pair of memory, and 90
-  more for each of a batch, or of the largest component.
+- O(m log^2 m) time in the number m of pairs; one thread. Some 16 bytes a pair that may lie on disk
+  (`cdp.arrays.scratch`), and 90 of memory for each pair of a batch, or of the largest component.
 """
 
 from __future__ import annotations
@@ -34,6 +34,7 @@ from numba import njit
 
 from cdp.arrays.disjoint_set import find_root, join_sets, label_sets
 from cdp.arrays.log_odds import convert_threshold, to_log_odds
+from cdp.arrays.scratch import BLOCK, allocate
 from cdp.errors import ConfigError
 from cdp.propagation.scored_pairs import check_pairs, check_probability
 from cdp.types import UNLABELLED, PairTable
@@ -43,7 +44,6 @@ LOG_ODDS_LIMIT = 15.0
 """Log-odds beyond this count as this: float32 probabilities carry no more."""
 BATCH_PAIRS = 1 << 23
 """Pairs of whole components that are merged at once, unless one component has more."""
-_BLOCK = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -136,9 +136,9 @@ def agglomerate(
 
 def _round_log_odds(value: np.ndarray) -> np.ndarray:
     """(m,) int64 log-odds in fixed point."""
-    fixed = np.empty(len(value), np.int64)
-    for start in range(0, len(value), _BLOCK):
-        part = slice(start, start + _BLOCK)
+    fixed = allocate(value.shape, np.int64)
+    for start in range(0, len(value), BLOCK):
+        part = slice(start, start + BLOCK)
         fixed[part] = np.rint(to_log_odds(value[part], LOG_ODDS_LIMIT) * SCALE)
     return fixed
 

@@ -17,11 +17,16 @@ The contract:
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+from numba import njit
 
 from cdp.arrays.log_odds import to_log_odds, to_probability
+from cdp.arrays.scratch import BLOCK
+from cdp.arrays.threads import list_blocks
 from cdp.propagation.scored_pairs import check_probability
 from cdp.types import UNLABELLED, PairTable
 
@@ -31,6 +36,8 @@ independent ones (the design effect of Kish 1965). With .5 a row of confidence .
 cluster in .75 of the cases on LFW at 24 and 16 px, twelve draws; the square root was measured there
 too (a logistic fit gives the exponent .53)."""
 
+PART_PAIRS = 1 << 22
+"""Pairs between groups that are sorted at once."""
 _MARGIN = 1e-6
 """Probabilities count as at least this and at most 1 - this: log-odds of at most 14."""
 
@@ -86,8 +93,10 @@ def estimate_quality(
     belongs[alone] = 1
     together = size * (size - 1) / 2
     positive = np.clip(_count_positives(group, len(size), pairs, value, belongs), 0, together)
-    apart = compare_groups(group, pairs, value)
-    missed = float((apart.chance * size[apart.first] * size[apart.second]).sum())
+    missed = sum(
+        float((apart.chance * size[apart.first] * size[apart.second]).sum())
+        for apart in _compare_parts(group, pairs, value)
+    )
     correct, predicted = float(positive.sum()), float(together.sum())
     precision = correct / predicted if predicted else 1.0
     recall = correct / (correct + missed) if correct + missed else 1.0
@@ -106,14 +115,15 @@ def estimate_quality(
 def _estimate_membership(group: np.ndarray, pairs: PairTable, value: np.ndarray) -> np.ndarray:
     """(n,) float64, probability that each row belongs to its group, from its pairs inside."""
     count = len(group)
-    pair_weight = pairs.weight
-    evidence = to_log_odds(value, margin=_MARGIN) * pair_weight
-    inside = group[pairs.source] == group[pairs.target]
     total, weight, number = np.zeros(count), np.zeros(count), np.zeros(count)
-    for end in (pairs.source[inside], pairs.target[inside]):
-        total += np.bincount(end, evidence[inside], count)
-        weight += np.bincount(end, pair_weight[inside], count)
-        number += np.bincount(end, minlength=count)
+    for part in list_blocks(0, len(pairs), BLOCK):
+        few = pairs.take(part)
+        inside = group[few.source] == group[few.target]
+        few, evidence = few.take(inside), to_log_odds(value[part][inside], margin=_MARGIN)
+        for end in (few.source, few.target):
+            np.add.at(total, end, evidence * few.weight)
+            np.add.at(weight, end, few.weight)
+            np.add.at(number, end, 1)
     independent = number / (1 + np.maximum(number - 1, 0) * PAIR_CORRELATION)
     return to_probability(total / np.maximum(weight, 1) * independent)
 
@@ -127,11 +137,14 @@ def _count_positives(
     """
     summed = np.bincount(group, belongs, groups)
     squares = np.bincount(group, belongs**2, groups)
-    inside = group[pairs.source] == group[pairs.target]
-    known = value - belongs[pairs.source] * belongs[pairs.target]
-    return np.asarray(
-        (summed**2 - squares) / 2 + np.bincount(group[pairs.source][inside], known[inside], groups)
-    )
+    known = np.zeros(groups)
+    for part in list_blocks(0, len(pairs), BLOCK):
+        few = pairs.take(part)
+        inside = group[few.source] == group[few.target]
+        few = few.take(inside)
+        surprise = value[part][inside] - belongs[few.source] * belongs[few.target]
+        np.add.at(known, group[few.source], surprise)
+    return np.asarray((summed**2 - squares) / 2 + known)
 
 
 @dataclass(frozen=True)
@@ -156,22 +169,67 @@ def compare_groups(group: np.ndarray, pairs: PairTable, probability: np.ndarray)
     pairs : all candidate pairs.
     probability : (m,) float in [0, 1], calibrated.
     """
+    parts = list(_compare_parts(group, pairs, np.asarray(probability)))
+    return GroupPairs(
+        np.concatenate([np.empty(0, np.int64), *(part.first for part in parts)]),
+        np.concatenate([np.empty(0, np.int64), *(part.second for part in parts)]),
+        np.concatenate([np.empty(0), *(part.chance for part in parts)]),
+    )
+
+
+def _compare_parts(
+    group: np.ndarray, pairs: PairTable, probability: np.ndarray
+) -> Iterator[GroupPairs]:
+    """`compare_groups` by parts of about `PART_PAIRS` pairs, each of a range of `first`."""
     groups = int(group.max(initial=-1)) + 1
     size = np.bincount(group, minlength=groups).astype(np.float64)
-    one, other = group[pairs.source], group[pairs.target]
-    across = one != other
-    low, high = np.minimum(one, other)[across], np.maximum(one, other)[across]
-    key, place, listed = np.unique(low * groups + high, return_inverse=True, return_counts=True)
-    first, second = key // max(groups, 1), key % max(groups, 1)
-    within = np.bincount(one[~across], minlength=groups)
+    within, across = _count_pairs(group, pairs.source, pairs.target, groups)
     density = np.where(size > 1, within / np.maximum(size * (size - 1) / 2, 1), 1)
-    expected = size[first] * size[second] * np.minimum(density[first], density[second])
-    pair_weight = pairs.weight[across]
-    evidence = to_log_odds(probability, margin=_MARGIN)[across]
-    total = np.bincount(place, evidence * pair_weight, len(key))
-    mean = total / np.bincount(place, pair_weight, len(key))
-    return GroupPairs(
-        first,
-        second,
-        to_probability(mean + 0.5 * np.log(listed / np.maximum(expected, listed))),
-    )
+    part_of = (np.cumsum(across) - across) // PART_PAIRS
+    for number in range(int(part_of.max(initial=-1)) + 1):
+        chosen = _find_across(group, pairs.source, pairs.target, part_of, number, across)
+        if not len(chosen):
+            continue
+        few = pairs.take(chosen)
+        one, other = group[few.source], group[few.target]
+        low, high = np.minimum(one, other), np.maximum(one, other)
+        key, place, listed = np.unique(low * groups + high, return_inverse=True, return_counts=True)
+        first, second = key // groups, key % groups
+        expected = size[first] * size[second] * np.minimum(density[first], density[second])
+        evidence = to_log_odds(probability[chosen], margin=_MARGIN)
+        total = np.bincount(place, evidence * few.weight, len(key))
+        mean = total / np.bincount(place, few.weight, len(key))
+        chance = to_probability(mean + 0.5 * np.log(listed / np.maximum(expected, listed)))
+        yield GroupPairs(first, second, chance)
+
+
+@njit(cache=True, nogil=True)
+def _count_pairs(group: Any, source: Any, target: Any, groups: int) -> Any:
+    """The pairs inside each group, and those to groups of higher numbers, (groups,) int64 each."""
+    within, across = np.zeros(groups, np.int64), np.zeros(groups, np.int64)
+    for e in range(len(source)):
+        one, other = group[source[e]], group[target[e]]
+        if one == other:
+            within[one] += 1
+        else:
+            across[min(one, other)] += 1
+    return within, across
+
+
+@njit(cache=True, nogil=True)
+def _find_across(
+    group: Any, source: Any, target: Any, part_of: Any, number: int, across: Any
+) -> Any:
+    """Positions of the pairs between groups whose lower one is in a part."""
+    size = 0
+    for low in range(len(part_of)):
+        if part_of[low] == number:
+            size += across[low]
+    chosen = np.empty(size, np.int64)
+    at = 0
+    for e in range(len(source)):
+        one, other = group[source[e]], group[target[e]]
+        if one != other and part_of[min(one, other)] == number:
+            chosen[at] = e
+            at += 1
+    return chosen
