@@ -22,7 +22,7 @@ import pyarrow as pa
 from cdp.types import UNLABELLED, PairTable
 from pipelines.decisions import find_keys, list_active, resolve_decisions
 from pipelines.stage import Stage, Work
-from pipelines.tables import list_pairs
+from pipelines.tables import read_pairs
 
 if TYPE_CHECKING:
     from cdp.propagation.clustering import Clustering
@@ -61,10 +61,8 @@ def run(work: Work) -> Mapping[str, Any]:
     samples = samples.to_pandas()
     samples = samples[samples.split == "unlabelled"]
     sample_id = samples.sample_id.to_numpy()
-    needed = ["source", "target", "listings", "probability"]
-    table = work.read("mediate.pairs", columns=needed).to_pandas()
-    pairs = list_pairs(table, sample_id)
-    probability = table.probability.to_numpy()
+    pairs, scored = read_pairs(work.locate("mediate.pairs"), sample_id)
+    probability = scored["probability"]
     corrections, gone = resolve_decisions(work.decisions, find_keys(samples))
     if corrections:
         probability = settle_pairs(pairs, probability, corrections)
@@ -169,7 +167,7 @@ def _describe_clusters(
 
 STAGE = Stage(
     name="propagate",
-    version=5,
+    version=6,
     inputs=("ingest.samples", "mediate.pairs"),
     outputs={"labels": LABELS, "clusters": CLUSTERS, "soft_labels": SOFT_LABELS},
     reads=("propagate",),
