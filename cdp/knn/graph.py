@@ -17,7 +17,6 @@ from cdp.errors import DataError
 from cdp.knn.index import BACKEND_DEFAULTS, prepare_index, search_index
 from cdp.types import UNLABELLED, KnnGraph
 
-
 _COMPARED = 1 << 25
 """Cosines that measuring the recall holds at once."""
 

@@ -191,7 +191,7 @@ def _read_threshold(threshold: float) -> float:
 
 @njit(cache=True)
 def _find_components(source: Any, target: Any, fixed: Any, count: int, stop: float) -> Any:
-    """(n,) int64 components of the pairs above `stop`, by their smallest row; -1 for a row alone."""
+    """(n,) int64, the component of each row by the pairs above `stop`; -1 for a row alone."""
     parent = np.arange(count)
     size = np.ones(count, np.int64)
     for e in range(len(source)):

@@ -3,13 +3,13 @@
     python -m tests.benchmarks.bench_million [--rows 1000000] [--labelled 20000] [--keep DIR]
     python -m tests.benchmarks.bench_million --rows 50000 100000 200000      # growth
 
-Drawn are `--rows` unlabelled and `--labelled` labelled rows of other identities, 128 numbers in each
-of three views (`draw_halves` of `bench_default`: heavy-tailed identities, look-alikes). They are
-written as ready features with a data manifest, and `cdp run` makes a run of them in a process of its
-own with two workers. "private" is the memory of all its processes that no file backs, sampled;
-"cpu" is the processor time of all of them. With several sizes the growth of the processor time to
-the size before is printed too. With --keep the features and the run stay in that folder, and a run
-that was cut short goes on.
+Drawn are `--rows` unlabelled and `--labelled` labelled rows of other identities, 128 numbers in
+each of three views (`draw_halves` of `bench_default`: heavy-tailed identities, look-alikes). They
+are written as ready features with a data manifest, and `cdp run` makes a run of them in a process
+of its own with two workers. "private" is the memory of all its processes that no file backs,
+sampled, "largest" that of one process; "cpu" is the processor time of all. With several sizes the
+growth of the processor time is printed too. With --keep the features and the run stay in that
+folder, and a run that was cut short goes on. Further options go to `cdp run`.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ import yaml
 from tests.benchmarks.bench_default import draw_halves
 
 VIEWS = ("base", "second", "third")
-SAMPLE_S = 0.2
+SAMPLE_S = 0.5
 
 
 def write_features(rows: int, labelled: int, dimension: int, folder: Path) -> None:
@@ -105,10 +105,11 @@ def _read_private_mib(pid: int) -> float:
     return int(found[1]) / 1024 if found else 0.0
 
 
-def run_pipeline(folder: Path, extra: list[str]) -> Usage:
+def run_pipeline(folder: Path, extra: list[str], command: list[str] | None = None) -> Usage:
     """Make the run in a process of its own and watch it."""
-    command = [sys.executable, "-m", "pipelines.run", "--config", str(folder / "million.yaml")]
-    command += ["--runs-dir", str(folder / "runs"), "--data-root", str(folder), "--workers", "2"]
+    command = command or [sys.executable, "-m", "pipelines.run"]
+    command = [*command, "--config", str(folder / "million.yaml"), "--workers", "2"]
+    command += ["--runs-dir", str(folder / "runs"), "--data-root", str(folder)]
     process = subprocess.Popen([*command, *extra], stdout=subprocess.PIPE, text=True)
     usage, done = Usage(), threading.Event()
 
@@ -189,8 +190,9 @@ def main() -> None:
     for rows in options.rows:
         with tempfile.TemporaryDirectory() as place:
             folder = (options.keep or Path(place)) / str(rows)
-            print(f"\n{options.labelled} labelled + {rows} unlabelled x {options.dimension} x "
-                  f"{len(VIEWS)}; {os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}")  # fmt: skip
+            shape = f"{rows} unlabelled x {options.dimension} x {len(VIEWS)}"
+            cores = f"{os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}"
+            print(f"\n{options.labelled} labelled + {shape}; {cores}")
             usage = measure_size(rows, options, folder)
             print_usage(usage, before)
             print(describe_run(folder), flush=True)
