@@ -118,12 +118,8 @@ def _estimate_membership(group: np.ndarray, pairs: PairTable, value: np.ndarray)
     total, weight, number = np.zeros(count), np.zeros(count), np.zeros(count)
     for part in list_blocks(0, len(pairs), BLOCK):
         few = pairs.take(part)
-        inside = group[few.source] == group[few.target]
-        few, evidence = few.take(inside), to_log_odds(value[part][inside], margin=_MARGIN)
-        for end in (few.source, few.target):
-            np.add.at(total, end, evidence * few.weight)
-            np.add.at(weight, end, few.weight)
-            np.add.at(number, end, 1)
+        evidence = to_log_odds(value[part], margin=_MARGIN)
+        _add_inside(group, few.source, few.target, evidence, few.weight, total, weight, number)
     independent = number / (1 + np.maximum(number - 1, 0) * PAIR_CORRELATION)
     return to_probability(total / np.maximum(weight, 1) * independent)
 
@@ -140,11 +136,39 @@ def _count_positives(
     known = np.zeros(groups)
     for part in list_blocks(0, len(pairs), BLOCK):
         few = pairs.take(part)
-        inside = group[few.source] == group[few.target]
-        few = few.take(inside)
-        surprise = value[part][inside] - belongs[few.source] * belongs[few.target]
-        np.add.at(known, group[few.source], surprise)
+        _add_surprise(group, few.source, few.target, value[part], belongs, known)
     return np.asarray((summed**2 - squares) / 2 + known)
+
+
+@njit(cache=True, nogil=True)
+def _add_inside(
+    group: Any,
+    source: Any,
+    target: Any,
+    evidence: Any,
+    pair_weight: Any,
+    total: Any,
+    weight: Any,
+    number: Any,
+) -> None:
+    """Add the evidence, weight and number of the pairs inside groups to both their rows."""
+    for e in range(len(source)):
+        if group[source[e]] == group[target[e]]:
+            for end in (source[e], target[e]):
+                total[end] += evidence[e] * pair_weight[e]
+                weight[end] += pair_weight[e]
+                number[end] += 1
+
+
+@njit(cache=True, nogil=True)
+def _add_surprise(
+    group: Any, source: Any, target: Any, value: Any, belongs: Any, known: Any
+) -> None:
+    """Add to each group how much its pairs' probabilities exceed what their rows suggest."""
+    for e in range(len(source)):
+        own = group[source[e]]
+        if own == group[target[e]]:
+            known[own] += value[e] - belongs[source[e]] * belongs[target[e]]
 
 
 @dataclass(frozen=True)

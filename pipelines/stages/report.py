@@ -260,7 +260,7 @@ def _list_recognizers(metrics: Any) -> list[dict[str, Any]]:
     chosen = metrics[metrics.subject != "pseudo_labels"]
     rows = []
     for (protocol, metric), group in chosen.groupby(["protocol", "metric"], sort=False):
-        if metric == "accuracy_std":
+        if metric in ("accuracy_std", "accuracy_standard_error"):
             continue
         found = group.set_index("subject")
         row: dict[str, Any] = {"protocol": protocol, "metric": metric, "subjects": {}, "gap": None}

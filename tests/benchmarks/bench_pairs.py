@@ -29,7 +29,7 @@ VIEWS = ("base", "second")
 DIMENSION = 32
 LABELLED = 20_000
 BLOCK = 8192
-PAIRS_A_NEIGHBOUR = 1.4
+PAIRS_A_NEIGHBOUR = 1.0
 """Different pairs, over the neighbours in the list of one view."""
 
 
