@@ -263,7 +263,7 @@ def test_a_crop_that_does_not_fit_is_drawn_again() -> None:
     module._crop(faces, torch.arange(300), draw, recipe)
     height, width = faces[:, 0].amax(2).mean(1), faces[:, 0].amax(1).mean(1)
     # with an area of .9 a box fits only if its sides differ by little; clamped ones would be 1
-    assert ((height * width) > 0.85).all()
+    assert ((height * width) > 0.83).all()  # the grid of 64 rounds
     assert (height * width).mean() == pytest.approx(0.925, abs=0.02)
     assert (height == 1).float().mean() < 0.3
 
