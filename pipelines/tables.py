@@ -103,6 +103,13 @@ def read_pairs(
     return pairs, found
 
 
+def find_rows(labels: pd.DataFrame) -> np.ndarray | None:
+    """The row that stands for each row of `propagate/labels`; None for runs of earlier versions."""
+    if "representative" not in labels:
+        return None
+    return np.searchsorted(labels.sample_id.to_numpy(), labels.representative.to_numpy())
+
+
 def read_vectors(path: Path, column: str) -> np.ndarray:
     """One fixed-size-list column of a Parquet table or directory -> (n, d) array.
 

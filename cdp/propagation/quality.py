@@ -11,6 +11,7 @@ The contract:
   pairs between the two as within them: where only a share of those appears, the odds are
   multiplied by its square root. True pairs that no k-NN graph proposes cannot be counted as missed,
   so recall is overestimated by them.
+- Near-equal rows (`representative`) are evidence once, and counted as the images that they are.
 - Estimates are as good as the calibration: give probabilities after the second stage
   (`cdp.mediator.second_stage`) and the prior correction.
 """
@@ -18,7 +19,7 @@ The contract:
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -27,6 +28,7 @@ from numba import njit
 from cdp.arrays.log_odds import to_log_odds, to_probability
 from cdp.arrays.scratch import BLOCK
 from cdp.arrays.threads import list_blocks
+from cdp.propagation.representatives import RowGroups
 from cdp.propagation.scored_pairs import check_probability
 from cdp.types import UNLABELLED, PairTable
 
@@ -59,7 +61,10 @@ class QualityEstimate:
 
 
 def estimate_quality(
-    label: np.ndarray, pairs: PairTable, probability: np.ndarray
+    label: np.ndarray,
+    pairs: PairTable,
+    probability: np.ndarray,
+    representative: np.ndarray | None = None,
 ) -> QualityEstimate:
     """Estimate pairwise precision, recall and F, and the confidence of each cluster and row.
 
@@ -68,6 +73,8 @@ def estimate_quality(
     label : (n,) int64, 0 .. clusters - 1; -1 none.
     pairs : all candidate pairs.
     probability : (m,) float in [0, 1], calibrated.
+    representative : (n,) int64, the row that stands for each row, see `cdp.knn.near_equal`; None:
+        every row for itself.
 
     Returns
     -------
@@ -83,16 +90,28 @@ def estimate_quality(
     """
     label = np.asarray(label)
     value = check_probability(probability, len(pairs))
+    if representative is None:
+        return _estimate(label, pairs, value, np.ones(len(label)))
+    rows = RowGroups.of(representative, label)
+    found = _estimate(label[rows.rows], *rows.reduce_pairs(pairs, value), rows.size.astype(float))
+    return replace(found, confidence=found.confidence[rows.group])
+
+
+def _estimate(
+    label: np.ndarray, pairs: PairTable, value: np.ndarray, images: np.ndarray
+) -> QualityEstimate:
+    """The estimate, where row i stands for `images[i]` images."""
     clusters = int(label.max(initial=UNLABELLED)) + 1
     alone = label == UNLABELLED
     group = label.astype(np.int64)
     group[alone] = clusters + np.arange(int(alone.sum()))
-    size = np.bincount(group, minlength=clusters + int(alone.sum())).astype(np.float64)
+    size = np.bincount(group, images, clusters + int(alone.sum()))
 
     belongs = _estimate_membership(group, pairs, value)
-    belongs[alone] = 1
+    belongs[alone | ((np.bincount(group)[group] == 1) & (images > 1))] = 1
     together = size * (size - 1) / 2
-    positive = np.clip(_count_positives(group, len(size), pairs, value, belongs), 0, together)
+    expected = _count_positives(group, len(size), pairs, value, belongs, images)
+    positive = np.clip(expected, 0, together)
     missed = sum(
         float((apart.chance * size[apart.first] * size[apart.second]).sum())
         for apart in _compare_parts(group, pairs, value)
@@ -125,19 +144,26 @@ def _estimate_membership(group: np.ndarray, pairs: PairTable, value: np.ndarray)
 
 
 def _count_positives(
-    group: np.ndarray, groups: int, pairs: PairTable, value: np.ndarray, belongs: np.ndarray
+    group: np.ndarray,
+    groups: int,
+    pairs: PairTable,
+    value: np.ndarray,
+    belongs: np.ndarray,
+    images: np.ndarray,
 ) -> np.ndarray:
-    """(groups,) float64, expected positive pairs inside each group.
+    """(groups,) float64, expected positive pairs of images inside each group.
 
-    A candidate pair is positive with its probability, any other pair when both rows belong.
+    A candidate pair is positive with its probability, any other pair when both rows belong; the
+    images of one row are positive pairs.
     """
-    summed = np.bincount(group, belongs, groups)
-    squares = np.bincount(group, belongs**2, groups)
+    summed = np.bincount(group, images * belongs, groups)
+    squares = np.bincount(group, (images * belongs) ** 2, groups)
     known = np.zeros(groups)
     for part in list_blocks(0, len(pairs), BLOCK):
         few = pairs.take(part)
-        _add_surprise(group, few.source, few.target, value[part], belongs, known)
-    return np.asarray((summed**2 - squares) / 2 + known)
+        _add_surprise(group, few.source, few.target, value[part], belongs, images, known)
+    among = np.bincount(group, images * (images - 1) / 2, groups)
+    return np.asarray((summed**2 - squares) / 2 + known + among)
 
 
 @njit(cache=True, nogil=True)
@@ -162,13 +188,15 @@ def _add_inside(
 
 @njit(cache=True, nogil=True)
 def _add_surprise(
-    group: Any, source: Any, target: Any, value: Any, belongs: Any, known: Any
+    group: Any, source: Any, target: Any, value: Any, belongs: Any, images: Any, known: Any
 ) -> None:
     """Add to each group how much its pairs' probabilities exceed what their rows suggest."""
     for e in range(len(source)):
-        own = group[source[e]]
-        if own == group[target[e]]:
-            known[own] += value[e] - belongs[source[e]] * belongs[target[e]]
+        one, other = source[e], target[e]
+        own = group[one]
+        if own == group[other]:
+            surprise = value[e] - belongs[one] * belongs[other]
+            known[own] += surprise * images[one] * images[other]
 
 
 @dataclass(frozen=True)
