@@ -31,7 +31,7 @@ from sklearn.base import BaseEstimator, ClusterMixin
 from sklearn.utils import check_array, check_random_state
 from sklearn.utils.validation import check_is_fitted, validate_data
 
-from cdp.arrays.cosine import make_unit
+from cdp.arrays.cosine import make_unit, take_unit
 from cdp.assignment import ClusterCentres
 from cdp.committee.features import VARIANTS
 from cdp.committee.pairs import choose_candidates, make_pairs
@@ -546,8 +546,8 @@ def _number_identities(labelled_ids: Any, count: int) -> tuple[np.ndarray, np.nd
 
 def _take_rows(view: View, rows: np.ndarray) -> np.ndarray:
     """Some rows of a view as unit vectors, each checked by its own row number."""
-    unit = make_unit(load_view(view))[0]
-    return unit if len(rows) == len(unit) else unit[rows]
+    loaded = load_view(view)
+    return make_unit(loaded)[0] if len(rows) == len(loaded) else take_unit(loaded, rows)
 
 
 def _keep_rows(view: View, rows: np.ndarray) -> View:

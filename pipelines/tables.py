@@ -8,7 +8,7 @@ The contract:
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,6 +16,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from cdp.arrays.scratch import allocate
 from cdp.errors import DataError
 from cdp.types import PairTable
 from pipelines.files import open_atomically
@@ -72,6 +73,34 @@ def list_pairs(pairs: pd.DataFrame, sample_id: np.ndarray) -> PairTable:
         np.searchsorted(sample_id, pairs.target.to_numpy()),
         None if listings is None else listings.to_numpy(),
     )
+
+
+def read_pairs(
+    path: Path, sample_id: np.ndarray, columns: Sequence[str] = ("probability",)
+) -> tuple[PairTable, dict[str, np.ndarray]]:
+    """The table `mediate/pairs`, with ids as positions in the ascending `sample_id`, and columns.
+
+    It is read in blocks; arrays that are large lie on disk (`cdp.arrays.scratch`).
+    """
+    files = sorted(path.glob("*.parquet")) if path.is_dir() else [path]
+    readers = [pq.ParquetFile(file) for file in files]
+    count = sum(reader.metadata.num_rows for reader in readers)
+    schema = readers[0].schema_arrow
+    found = {end: allocate((count,), np.int64) for end in ("source", "target")}
+    for name in ("listings", *columns):
+        found[name] = allocate((count,), schema.field(name).type.to_pandas_dtype())
+    row = 0
+    for reader in readers:
+        for batch in reader.iter_batches(batch_size=1 << 18, columns=list(found)):
+            part = slice(row, row + len(batch))
+            for name, column in found.items():
+                value = batch.column(name).to_numpy(zero_copy_only=False)
+                if name in ("source", "target"):
+                    value = np.searchsorted(sample_id, value)
+                column[part] = value
+            row += len(batch)
+    pairs = PairTable(*(found.pop(name) for name in ("source", "target", "listings")))
+    return pairs, found
 
 
 def find_rows(labels: pd.DataFrame) -> np.ndarray | None:

@@ -67,6 +67,16 @@ def derive_range(x, y, module):
     return [loss] * len(x)
 
 
+@pytest.mark.parametrize("length", [1e6, 1e12, 1e18, 1e25])
+def test_range_loss_has_finite_gradients_at_huge_lengths(length):
+    embedding = torch.randn(6, 8, generator=torch.Generator().manual_seed(0)) * length
+    embedding.requires_grad_()
+    loss = AUXILIARIES["range"](8, 3).score(embedding, torch.tensor([0, 0, 0, 1, 1, 2])).mean()
+    loss.backward()
+    assert torch.isfinite(loss)
+    assert torch.isfinite(embedding.grad).all()
+
+
 def derive_coco(x, y, module):
     def cosine(a, b):
         return float(sum(a * b) / math.sqrt(sum(a * a)) / math.sqrt(sum(b * b)))

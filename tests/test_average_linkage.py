@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cdp.errors import ConfigError, DataError
+from cdp.propagation import average_linkage
 from cdp.propagation.average_linkage import LOG_ODDS_LIMIT, SCALE, agglomerate
 from cdp.types import PairTable
 
@@ -47,8 +48,7 @@ def slow(pairs, probability, count, stop=0.0, max_size=10**9, listings=None):
             break
         mean, a, b = min(allowed)
         heights.append(float(-mean))
-        degree = {x: sum(x in edge for edge in between) for x in (a, b)}
-        keep, gone = (a, b) if degree[a] >= degree[b] else (b, a)
+        keep, gone = (a, b) if len(groups[a]) >= len(groups[b]) else (b, a)
         groups[keep] |= groups.pop(gone)
     label = np.full(count, -1)
     clusters = sorted((min(g), g) for g in groups.values() if len(g) > 1)
@@ -77,6 +77,26 @@ def test_equals_the_slow_one(graph, threshold, max_size):
         label, heights = slow(pairs, probability, count, log_odds(threshold), max_size or 10**9)
     np.testing.assert_array_equal(got.label, label)
     np.testing.assert_allclose(got.height, heights, atol=1e-8)
+
+
+@pytest.mark.parametrize("batch", [1, 40, 10**6])
+def test_batches_of_components_change_nothing(batch, monkeypatch):
+    pairs, probability, count, _ = planted(4, noise=0.7)
+    want = agglomerate(pairs, probability, count, threshold=0.6)
+    monkeypatch.setattr(average_linkage, "BATCH_PAIRS", batch)
+    merged = []
+    whole = average_linkage._merge_batch
+
+    def note(table, fixed, chosen, rows, *rest):
+        merged.append(len(chosen))
+        return whole(table, fixed, chosen, rows, *rest)
+
+    monkeypatch.setattr(average_linkage, "_merge_batch", note)
+    got = agglomerate(pairs, probability, count, threshold=0.6)
+    np.testing.assert_array_equal(got.label, want.label)
+    np.testing.assert_array_equal(got.height, want.height)
+    assert len(merged) == 1 if batch == 10**6 else len(merged) > 1
+    assert sum(merged) < len(pairs)  # pairs between components are left out
 
 
 @given(graphs(), st.randoms(use_true_random=False))

@@ -1,7 +1,7 @@
 """degradation: oracles for each kind of damage, and a sample that never sees its batch."""
 
 import math
-from dataclasses import fields
+from dataclasses import fields, replace
 
 import cv2
 import numpy as np
@@ -248,6 +248,34 @@ def test_crop_blacks_out_and_keeps_in_place() -> None:
     for mask in ~black[:50]:
         rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
         assert mask[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1].all()
+
+
+def test_a_crop_that_does_not_fit_is_drawn_again() -> None:
+    recipe = Degradation(crop_rate=1.0, crop_area=(0.9, 0.95))
+    draw = dict(
+        zip(
+            module._DRAWS,
+            module.draw_uniform(torch.arange(300), len(module._DRAWS)).unbind(1),
+            strict=True,
+        )
+    )
+    faces = torch.ones(300, 3, 64, 64)
+    module._crop(faces, torch.arange(300), draw, recipe)
+    height, width = faces[:, 0].amax(2).mean(1), faces[:, 0].amax(1).mean(1)
+    # with an area of .9 a box fits only if its sides differ by little; clamped ones would be 1
+    assert ((height * width) > 0.83).all()  # the grid of 64 rounds
+    assert (height * width).mean() == pytest.approx(0.925, abs=0.02)
+    assert (height == 1).float().mean() < 0.3
+
+
+def test_one_coin_changes_the_light_of_the_published_recipe() -> None:
+    recipe = DEGRADATIONS["adaface"]
+    assert recipe.photometric_together
+    faces, seeds = draw_faces(400, 16), np.arange(400)
+    alone = replace(recipe, crop_rate=0.0, low_res_rate=0.0)
+    clean = to_pixels(degrade(faces, seeds, DEGRADATIONS["none"], 16))
+    changed = np.abs(to_pixels(degrade(faces, seeds, alone, 16)) - clean).max((1, 2, 3)) > 0.01
+    assert changed.mean() == pytest.approx(0.2, abs=0.06)
 
 
 def test_occlusions_cover_what_they_are_named_for() -> None:

@@ -30,13 +30,34 @@ def make_unit(vectors: np.ndarray) -> tuple[np.ndarray, bool]:
     vectors : (n, d) numbers. Returns (n, d) float32 C-ordered unit rows, and whether the input was
     that already; then it is returned itself. Raises DataError for a row without a direction.
     """
+    array, norm = _check_rows(vectors)
+    is_unit = array.dtype == np.float32 and array.flags.c_contiguous
+    if is_unit and (np.abs(norm - 1) <= _UNIT_SLACK).all():
+        return array, True
+    unit = np.empty(array.shape, np.float32)
+    for start in range(0, len(array), BLOCK):
+        stop = start + BLOCK
+        unit[start:stop] = array[start:stop].astype(np.float64) / norm[start:stop, None]
+    return unit, False
+
+
+def take_unit(vectors: np.ndarray, rows: np.ndarray) -> np.ndarray:
+    """Some rows as unit vectors, (r, d) float32; all rows are checked, only these are copied.
+
+    Raises DataError for any row without a direction, as `make_unit`.
+    """
+    array, _ = _check_rows(vectors)
+    return make_unit(array[rows])[0]
+
+
+def _check_rows(vectors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The vectors as an array and the length of each, (n,) float64; DataError as `make_unit`."""
     array = np.asarray(vectors)
     if array.ndim != 2 or array.dtype.kind not in "fiu" or (len(array) and not array.shape[1]):
         raise DataError(
             f"expected vectors as an (n, d) array of numbers, got shape {array.shape} of "
             f"{array.dtype}"
         )
-    is_unit = array.dtype == np.float32 and array.flags.c_contiguous
     norm = _measure_lengths(array)
     bad = ~(np.isfinite(norm) & (norm > 0))
     if bad.any():
@@ -46,13 +67,7 @@ def make_unit(vectors: np.ndarray) -> tuple[np.ndarray, bool]:
             f"vector {row} {kind} ({int(bad.sum())} such of {len(array)}); a cosine needs finite "
             "vectors that are not zero: embed these images again or leave them out"
         )
-    if is_unit and (np.abs(norm - 1) <= _UNIT_SLACK).all():
-        return array, True
-    unit = np.empty(array.shape, np.float32)
-    for start in range(0, len(array), BLOCK):
-        stop = start + BLOCK
-        unit[start:stop] = array[start:stop].astype(np.float64) / norm[start:stop, None]
-    return unit, False
+    return array, norm
 
 
 def measure_pairs(

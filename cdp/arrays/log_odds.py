@@ -12,6 +12,8 @@ import math
 
 import numpy as np
 
+from cdp.arrays.scratch import BLOCK, allocate
+
 MARGIN = 1e-12
 """Probabilities count as at least this and at most 1 - this, so that the logarithms are finite."""
 
@@ -25,6 +27,17 @@ def to_log_odds(
     """
     value = np.clip(np.asarray(probability, np.float64), margin, 1 - margin)
     return np.clip(np.log(value) - np.log1p(-value), -limit, limit)
+
+
+def fill_log_odds(
+    probability: np.ndarray, limit: float = math.inf, *, margin: float = MARGIN
+) -> np.ndarray:
+    """`to_log_odds` of (m,) probabilities in blocks, the result on disk where it is large."""
+    out = allocate(probability.shape, np.float64)
+    for start in range(0, len(out), BLOCK):
+        part = slice(start, start + BLOCK)
+        out[part] = to_log_odds(probability[part], limit, margin=margin)
+    return out
 
 
 def to_probability(log_odds: np.ndarray, limit: float = math.inf) -> np.ndarray:

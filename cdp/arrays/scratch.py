@@ -18,6 +18,20 @@ HELD_BYTES = 1 << 28
 """256 MiB."""
 
 
+BLOCK = 1 << 20
+"""Numbers converted at once by `copy_as`."""
+
+
+def copy_as(array: np.ndarray, dtype: type[np.generic]) -> np.ndarray:
+    """A 1-d array in this type: itself where it has it, else a copy, on disk where it is large."""
+    if array.dtype == dtype:
+        return array
+    out = allocate(array.shape, dtype)
+    for start in range(0, len(array), BLOCK):
+        out[start : start + BLOCK] = array[start : start + BLOCK]
+    return out
+
+
 def allocate(shape: tuple[int, ...], dtype: type[np.generic] = np.float32) -> np.ndarray:
     """An array of this shape, its content undefined; the folder is that of `tempfile`."""
     size = math.prod(shape) * np.dtype(dtype).itemsize

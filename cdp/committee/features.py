@@ -59,7 +59,8 @@ def name_features(member_count: int, variant: str = "paper") -> list[str]:
           member's graph); `affinity` of views 0 .. N (cosine); then for each view the mean and
           population variance of the cosines from the source to its neighbours, and of the target.
         - "released", 3N + 2: `relationship`, `affinity`, and `common_neighbours` of views 0 .. N
-          (how many rows are neighbours of both).
+          (how many rows both lists hold; as there, a list holds the row itself too, which graphs
+          here leave out: its lists of k = 15 are graphs of k = 14).
         - "extended", 10N + 10: all of "paper"; for each view `neighbour_overlap` (common over
           united neighbours, in [0, 1]); for each view, in shares of k, `common_share` (rows that
           are neighbours of both) and the rank of the target among the source's neighbours and of
@@ -330,7 +331,8 @@ def _fill(
             out[i, distribution + 2] = mean[other]
             out[i, distribution + 3] = variance[other]
         if common >= 0:
-            out[i, common] = shared
+            # each list of the released code holds the row itself too
+            out[i, common] = shared + (rank_in_source < width) + (rank_in_target < width)
         if overlap >= 0:
             union = listed_size + size - shared
             out[i, overlap] = shared / union if union else 0.0

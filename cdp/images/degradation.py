@@ -76,6 +76,8 @@ class Degradation:
     """Quality as libjpeg defines it, 1..100."""
     photometric_rate: float = 0.0
     """Brightness, contrast and saturation, each with this probability."""
+    photometric_together: bool = False
+    """One coin decides for all three."""
     brightness: Range = (0.5, 1.5)
     contrast: Range = (0.5, 1.5)
     saturation: Range = (0.5, 1.5)
@@ -102,7 +104,11 @@ DEGRADATIONS: Mapping[str, Degradation] = {
     "none": Degradation(),
     "lowres": Degradation(low_res_rate=0.5, low_res_ratio=(0.4, 1.0)),
     "adaface": Degradation(
-        crop_rate=0.2, low_res_rate=0.2, low_res_ratio=(0.2, 1.0), photometric_rate=0.2
+        crop_rate=0.2,
+        low_res_rate=0.2,
+        low_res_ratio=(0.2, 1.0),
+        photometric_rate=0.2,
+        photometric_together=True,
     ),
     "masked": Degradation(mask_rate=1.0),
     "surveillance": Degradation(
@@ -121,8 +127,12 @@ DEGRADATIONS: Mapping[str, Degradation] = {
     ),
 }
 """Presets. `adaface`: the published recipe (Kim et al. 2022, section 4: crop, low resolution and
-photometric, .2 each). `masked`: all wear a surgical mask. `surveillance`: ours, for probes of the
-kind of SurvFace and TinyFace."""
+photometric, .2 each; one coin for the three changes of colour, and a crop box that does not fit is
+drawn again). It differs from the published code in the reductions: there each of the two resizings
+takes one of five filters of OpenCV (nearest, linear, cubic, area, Lanczos), here area, triangle,
+cubic or an aliased triangle down, and nearest, triangle or cubic up. Nor is the order of the colour
+changes drawn: brightness, contrast, saturation. `masked`: all wear a surgical mask.
+`surveillance`: ours, for probes of the kind of SurvFace and TinyFace."""
 
 
 def get_degradation(name: str) -> Degradation:
@@ -146,6 +156,9 @@ _DRAWS = (
 _FIRST_PIXEL_COUNTER = 1 << 20
 _GOLDEN = -7046029254386353131  # SplitMix64's increment 0x9E3779B97F4A7C15, as a signed number
 _EXPOSURES = 5
+_CROP = 1 << 12
+"""Stream of the crops that are drawn again, by the number of the attempt."""
+_CROP_ATTEMPTS = 10
 
 
 def _mix(seeds: Tensor, counters: Tensor) -> Tensor:
@@ -240,7 +253,7 @@ def _degrade(pixels: Tensor, seeds: Tensor, degradation: Degradation, size_px: i
     faces = _resize(pixels, min(pixels.shape[1], 2 * size_px)) * (1 / 255)
     draw = dict(zip(_DRAWS, draw_uniform(seeds, len(_DRAWS)).unbind(1), strict=True))
     _cover(faces, draw, degradation)
-    _crop(faces, draw, degradation)
+    _crop(faces, seeds, draw, degradation)
     small, side = _photograph(faces, draw, degradation, size_px)
     _add_noise(small, seeds, draw, degradation)
     _compress(small, draw, degradation)
@@ -321,19 +334,31 @@ def _cover(faces: Tensor, draw: dict[str, Tensor], degradation: Degradation) -> 
     faces[chosen] = torch.where(covered[:, None], colour[:, :, None, None], faces[chosen])
 
 
-def _crop(faces: Tensor, draw: dict[str, Tensor], degradation: Degradation) -> None:
-    """Black out all but a rectangle, in place."""
+def _crop(faces: Tensor, seeds: Tensor, draw: dict[str, Tensor], degradation: Degradation) -> None:
+    """Black out all but a rectangle, in place; one that does not fit is drawn again."""
     if degradation.crop_rate == 0:
         return
     chosen = _chosen(draw["crop"], degradation.crop_rate)
     part = {name: value[chosen, None, None] for name, value in draw.items()}
-    side = _between(part["crop_area"], degradation.crop_area).sqrt()
-    aspect = torch.exp((part["crop_aspect"] * 2 - 1) * math.log(4 / 3) / 2)
-    height, width = (side / aspect).clamp(max=1), (side * aspect).clamp(max=1)
+    height, width = _size_box(part["crop_area"], part["crop_aspect"], degradation)
+    for attempt in range(1, _CROP_ATTEMPTS):
+        outside = torch.maximum(height, width) > 1
+        again = draw_uniform(seeds[chosen], 2, stream=_CROP + attempt)[:, :, None, None]
+        other = _size_box(again[:, 0], again[:, 1], degradation)
+        height = torch.where(outside, other[0], height)
+        width = torch.where(outside, other[1], width)
+    height, width = height.clamp(max=1), width.clamp(max=1)
     y, x = _grid(faces)
     top, left = part["crop_y"] * (1 - height), part["crop_x"] * (1 - width)
     kept = (y >= top) & (y < top + height) & (x >= left) & (x < left + width)
     faces[chosen] = faces[chosen] * kept[:, None]
+
+
+def _size_box(area: Tensor, aspect: Tensor, degradation: Degradation) -> tuple[Tensor, Tensor]:
+    """Height and width of a crop, as shares of the side, from two uniform draws."""
+    side = _between(area, degradation.crop_area).sqrt()
+    stretch = torch.exp((aspect * 2 - 1) * math.log(4 / 3) / 2)
+    return side / stretch, side * stretch
 
 
 def _photograph(
@@ -525,7 +550,8 @@ def _relight(faces: Tensor, draw: dict[str, Tensor], degradation: Degradation) -
     one = torch.ones_like(draw["bright"])
 
     def factor(coin: str, strength: str, bounds: Range) -> Tensor:
-        drawn = torch.where(draw[coin] < rate, _between(draw[strength], bounds), one)
+        thrown = draw["bright" if degradation.photometric_together else coin]
+        drawn = torch.where(thrown < rate, _between(draw[strength], bounds), one)
         return drawn[:, None, None, None]
 
     grey_of = torch.tensor([0.299, 0.587, 0.114], device=faces.device)[None, :, None, None]

@@ -17,6 +17,9 @@ from cdp.errors import DataError
 from cdp.knn.index import BACKEND_DEFAULTS, prepare_index, search_index
 from cdp.types import UNLABELLED, KnnGraph
 
+_COMPARED = 1 << 25
+"""Cosines that measuring the recall holds at once."""
+
 
 def build_knn_graph(
     vectors: np.ndarray,
@@ -105,8 +108,9 @@ def measure_recall(
     generator = np.random.default_rng(seed)
     chosen = np.sort(generator.choice(len(unit), min(sample, len(unit)), replace=False))
     found = 0
-    for start in range(0, len(chosen), BLOCK):
-        part = chosen[start : start + BLOCK]
+    at_once = min(max(_COMPARED // len(unit), 1), BLOCK)
+    for start in range(0, len(chosen), at_once):
+        part = chosen[start : start + at_once]
         similarity = np.empty((len(part), len(unit)), np.float32)
         for low in range(0, len(unit), 16 * BLOCK):
             similarity[:, low : low + 16 * BLOCK] = unit[part] @ unit[low : low + 16 * BLOCK].T

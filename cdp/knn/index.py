@@ -23,7 +23,7 @@ import os
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 from zipfile import BadZipFile
 
@@ -106,6 +106,12 @@ class KnnIndex:
     axes: np.ndarray
     order: np.ndarray
     settings: Mapping[str, Any] = field(default_factory=dict)
+
+    @cached_property
+    def reverse(self) -> tuple[np.ndarray, np.ndarray]:
+        """The rows that have each row as a candidate, see `transpose_candidates`; found once."""
+        start_of, member = transpose_candidates(self.candidate)
+        return start_of, member
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Write the index to one `.npz` file at exactly `path`; the vectors are not in it."""
@@ -315,7 +321,7 @@ def _refine_rows(
     best: np.ndarray,
     pool: ThreadPoolExecutor,
 ) -> None:
-    start_of, member = transpose_candidates(index.candidate)
+    start_of, member = index.reverse
     order = index.order[(index.order >= rows.start) & (index.order < rows.stop)]
 
     def refine(part: slice) -> None:

@@ -23,7 +23,7 @@ import numpy as np
 from numba import njit
 
 from cdp.arrays.cosine import make_unit, measure_pairs
-from cdp.arrays.log_odds import to_log_odds
+from cdp.arrays.log_odds import fill_log_odds
 from cdp.arrays.scratch import allocate
 from cdp.arrays.threads import count_threads
 from cdp.errors import DataError
@@ -124,12 +124,12 @@ class Neighbourhood:
         workers: int,
     ) -> None:
         self.pairs, self.value, self.workers = pairs, value, workers
-        self.log_odds = to_log_odds(value, _LOG_ODDS_LIMIT, margin=_MARGIN)
+        self.log_odds = fill_log_odds(value, _LOG_ODDS_LIMIT, margin=_MARGIN)
         self.best = np.full(count, -_LOG_ODDS_LIMIT)
         np.maximum.at(self.best, pairs.source, self.log_odds)
         np.maximum.at(self.best, pairs.target, self.log_odds)
         integer = np.int32 if max(2 * len(pairs), count) < 2**31 else np.int64
-        self.other, self.edge = (np.empty(2 * len(pairs), integer) for _ in range(2))
+        self.other, self.edge = (allocate((2 * len(pairs),), integer) for _ in range(2))
         self.start = _list_neighbours(pairs.source, pairs.target, count, self.other, self.edge)
         expansion, weight = _choose_expansion(self.start, self.other, self.edge, value, count)
         self.affinity = allocate((len(views), len(pairs)))

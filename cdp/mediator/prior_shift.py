@@ -18,6 +18,7 @@ from dataclasses import dataclass
 import numpy as np
 from numba import njit
 
+from cdp.arrays.scratch import BLOCK, allocate
 from cdp.errors import DataError
 from cdp.types import PairTable
 
@@ -74,7 +75,9 @@ def correct_prior(
             f"correct_prior: training_rate must lie between 0 and 1, got {training_rate}; "
             "the labelled pairs need positive and negative ones"
         )
-    value = np.asarray(probability, np.float64)
+    value = np.asarray(probability)
+    if value.dtype not in (np.float32, np.float64):
+        value = value.astype(np.float64)
     if value.size == 0:
         return PriorCorrection(value.astype(np.float32), float(training_rate))
     if not (value.min() >= 0 and value.max() <= 1):
@@ -92,10 +95,19 @@ def correct_prior(
         else:
             high = rate
     rate = (low + high) / 2
-    true_part = rate / training_rate * value
-    corrected = true_part / (true_part + (1 - rate) / (1 - training_rate) * (1 - value))
+    return PriorCorrection(_rescale(value, training_rate, rate), rate)
+
+
+def _rescale(value: np.ndarray, training_rate: float, rate: float) -> np.ndarray:
+    """The probabilities at another positive rate, (m,) float32."""
     limit = 1 / (1 + math.exp(LOGIT_LIMIT))
-    return PriorCorrection(np.clip(corrected, limit, 1 - limit).astype(np.float32), rate)
+    out = np.empty(value.shape, np.float32)
+    for start in range(0, len(value), BLOCK):
+        part = value[start : start + BLOCK].astype(np.float64)
+        true_part = rate / training_rate * part
+        corrected = true_part / (true_part + (1 - rate) / (1 - training_rate) * (1 - part))
+        out[start : start + BLOCK] = np.clip(corrected, limit, 1 - limit)
+    return out
 
 
 def correct_evenly(
@@ -160,8 +172,24 @@ def weigh_images(pairs: PairTable, probability: np.ndarray, count: int) -> np.nd
     (m,) float64 in (0, 1]
         ((1 + a) (1 + b)) ** -.2, where a and b positive pairs are expected at the two images.
     """
-    value = np.asarray(probability, np.float64)
-    partners = np.bincount(pairs.source, value, count) + np.bincount(pairs.target, value, count)
+    value = np.asarray(probability)
+    partners = _add_up(pairs.source, value, count) + _add_up(pairs.target, value, count)
     image_weight = (1 + partners) ** -_EVENNESS
-    pair_weight: np.ndarray = image_weight[pairs.source] * image_weight[pairs.target]
+    pair_weight = allocate((len(pairs),), np.float64)
+    _multiply_ends(image_weight, pairs.source, pairs.target, pair_weight)
     return pair_weight
+
+
+@njit(cache=True, nogil=True)
+def _add_up(end, value, count):  # type: ignore[no-untyped-def]  # pragma: no cover
+    """The sum of the values of each row's pairs, (count,) float64."""
+    total = np.zeros(count)
+    for e in range(len(end)):
+        total[end[e]] += value[e]
+    return total
+
+
+@njit(cache=True, nogil=True)
+def _multiply_ends(image_weight, source, target, out):  # type: ignore[no-untyped-def]  # pragma: no cover
+    for e in range(len(source)):
+        out[e] = image_weight[source[e]] * image_weight[target[e]]

@@ -151,7 +151,8 @@ def _divide(total: np.ndarray, count: np.ndarray) -> np.ndarray:
 def score_folds(
     similarity: np.ndarray, pairs: VerificationPairs, resamples: Resamples
 ) -> list[Score]:
-    """Accuracy over folds, as LFW defines it, and its standard deviation over folds.
+    """Accuracy over folds, as LFW defines it, its standard deviation over folds (`accuracy_std`)
+    and the standard error of the mean (`accuracy_standard_error`, as LFW reports it).
 
     similarity : (m,) float, of the pairs. The thresholds are those of the folds, not set anew.
     """
@@ -162,9 +163,12 @@ def score_folds(
     for weight in resamples.weight:
         both = weight[source] * np.where(pairs.same, 1.0, weight[target])
         draws.append((both @ right) / both.sum() if both.any() else np.nan)
+    spread = float(np.std(by_fold))
+    error = float(np.std(by_fold, ddof=1) / math.sqrt(len(by_fold))) if len(by_fold) > 1 else spread
     return [
         Score("accuracy", float(np.mean(by_fold)), len(right), np.array(draws)),
-        Score("accuracy_std", float(np.std(by_fold)), len(right)),
+        Score("accuracy_std", spread, len(right)),
+        Score("accuracy_standard_error", error, len(right)),
     ]
 
 

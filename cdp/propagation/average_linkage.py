@@ -15,12 +15,17 @@ The contract:
 - Groups without a scored pair between them are never joined; a row alone has no label.
 - Log-odds are summed in fixed point (2^-30), so sums do not depend on their order. Of equal means
   the pair of groups with the smallest names goes first; of two merging groups the one with fewer
-  neighbour groups gives up its name (then the larger name), names starting as row numbers.
-- O(m log^2 m) time in the number m of pairs, some 60 bytes of memory a pair; one thread.
+  rows gives up its name (then the larger name), names starting as row numbers.
+- Groups of two components, of the graph of pairs above the threshold, never join: the mean between
+  them is below it. So components are merged in batches of `BATCH_PAIRS`, and the pairs between
+  them are left out; the result does not depend on either.
+- O(m log^2 m) time in the number m of pairs; one thread. Some 16 bytes a pair that may lie on disk
+  (`cdp.arrays.scratch`), and 90 of memory for each pair of a batch, or of the largest component.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -29,6 +34,7 @@ from numba import njit
 
 from cdp.arrays.disjoint_set import find_root, join_sets, label_sets
 from cdp.arrays.log_odds import convert_threshold, to_log_odds
+from cdp.arrays.scratch import BLOCK, allocate
 from cdp.errors import ConfigError
 from cdp.propagation.scored_pairs import check_pairs, check_probability
 from cdp.types import UNLABELLED, PairTable
@@ -36,6 +42,8 @@ from cdp.types import UNLABELLED, PairTable
 SCALE = 2.0**30
 LOG_ODDS_LIMIT = 15.0
 """Log-odds beyond this count as this: float32 probabilities carry no more."""
+BATCH_PAIRS = 1 << 23
+"""Pairs of whole components that are merged at once, unless one component has more."""
 
 
 @dataclass(frozen=True)
@@ -112,10 +120,65 @@ def agglomerate(
         raise ConfigError(f"agglomeration max_size: expected an integer >= 1, got {max_size}")
     stop = _read_threshold(threshold)
     table, value = check_pairs(pairs, check_probability(probability, len(pairs)), count)
-    fixed = np.rint(to_log_odds(value, LOG_ODDS_LIMIT) * SCALE).astype(np.int64)
+    fixed = _round_log_odds(value)
+    del value
     largest = count if max_size is None else max_size
-    merge, height = _agglomerate(_make_edges(table, fixed), count, stop, largest)
+    found = [
+        _merge_batch(table, fixed, batch, rows, count, stop, largest)
+        for batch, rows in _share_components(table, fixed, count, stop)
+    ]
+    merge = np.concatenate([np.empty((0, 2), np.int64), *(each[0] for each in found)])
+    height = np.concatenate([np.empty(0), *(each[1] for each in found)])
+    order = np.argsort(-height, kind="stable")
+    merge, height = merge[order], height[order]
     return Agglomeration(_label_rows(merge, count), merge, height)
+
+
+def _round_log_odds(value: np.ndarray) -> np.ndarray:
+    """(m,) int64 log-odds in fixed point."""
+    fixed = allocate(value.shape, np.int64)
+    for start in range(0, len(value), BLOCK):
+        part = slice(start, start + BLOCK)
+        fixed[part] = np.rint(to_log_odds(value[part], LOG_ODDS_LIMIT) * SCALE)
+    return fixed
+
+
+def _share_components(
+    pairs: PairTable, fixed: np.ndarray, count: int, stop: float
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """The components of the pairs above `stop`, in batches of about `BATCH_PAIRS`.
+
+    Yields, for each batch, the positions of the pairs within its components, ascending, and its
+    rows, ascending.
+    """
+    component = _find_components(pairs.source, pairs.target, fixed, count, stop)
+    inside = _count_inside(pairs.source, pairs.target, component)
+    batch = (np.cumsum(inside) - inside) // BATCH_PAIRS
+    batches = int(batch.max(initial=-1)) + 1
+    for number in range(batches):
+        rows = np.flatnonzero(component >= 0)
+        rows = rows[batch[component[rows]] == number]
+        if len(rows):
+            chosen = _find_inside(pairs.source, pairs.target, component, batch, number)
+            yield chosen, rows
+
+
+def _merge_batch(
+    pairs: PairTable,
+    fixed: np.ndarray,
+    chosen: np.ndarray,
+    rows: np.ndarray,
+    count: int,
+    stop: float,
+    max_size: int,
+) -> tuple[np.ndarray, np.ndarray]:
+    """Merges, by row, and heights among some `rows`, by the `chosen` pairs between them."""
+    place = np.zeros(count, np.int32)
+    place[rows] = np.arange(len(rows), dtype=np.int32)
+    part = pairs.take(chosen)
+    few = PairTable(place[part.source], place[part.target], part.listings)
+    merge, height = _agglomerate(_make_edges(few, fixed[chosen]), len(rows), stop, max_size)
+    return rows[merge], height
 
 
 def _read_threshold(threshold: float) -> float:
@@ -124,6 +187,47 @@ def _read_threshold(threshold: float) -> float:
             f"agglomeration threshold: expected a probability between 0 and 1, got {threshold}"
         )
     return convert_threshold(threshold)
+
+
+@njit(cache=True)
+def _find_components(source: Any, target: Any, fixed: Any, count: int, stop: float) -> Any:
+    """(n,) int64, the component of each row by the pairs above `stop`; -1 for a row alone."""
+    parent = np.arange(count)
+    size = np.ones(count, np.int64)
+    for e in range(len(source)):
+        if fixed[e] / SCALE > stop:
+            one, other = find_root(parent, source[e]), find_root(parent, target[e])
+            if one != other:
+                join_sets(parent, size, one, other)
+    return label_sets(parent, size)
+
+
+@njit(cache=True)
+def _count_inside(source: Any, target: Any, component: Any) -> Any:
+    """The number of pairs within each component."""
+    found = np.zeros(component.max() + 1 if len(component) else 0, np.int64)
+    for e in range(len(source)):
+        own = component[source[e]]
+        if own >= 0 and own == component[target[e]]:
+            found[own] += 1
+    return found
+
+
+@njit(cache=True)
+def _find_inside(source: Any, target: Any, component: Any, batch: Any, number: int) -> Any:
+    """Positions of the pairs within the components of one batch."""
+    size = 0
+    for e in range(len(source)):
+        own = component[source[e]]
+        size += own >= 0 and own == component[target[e]] and batch[own] == number
+    chosen = np.empty(size, np.int64)
+    at = 0
+    for e in range(len(source)):
+        own = component[source[e]]
+        if own >= 0 and own == component[target[e]] and batch[own] == number:
+            chosen[at] = e
+            at += 1
+    return chosen
 
 
 @njit(cache=True)
@@ -143,13 +247,13 @@ def _label_rows(merge: Any, count: int) -> Any:
 #   table        hash of (low, high) -> e, open addressing; the slots of renamed and of absorbed
 #                edges stay filled until the table is rehashed
 #   group[x]     first, last     ends of its list of cells, linked by next_cell
-#                degree, size    its edges that are not absorbed, its rows
+#                size            its rows
 #   cell         2e and 2e + 1   edge e in the lists of the two groups it joins
 #   heap         (mean, low, high), best first; an entry is stale once the edge between the two
 #                groups is gone or has another mean
 
 _EDGE = np.dtype([("low", "i8"), ("high", "i8"), ("total", "i8"), ("weight", "i8")])
-_GROUP = np.dtype([("first", "i8"), ("last", "i8"), ("degree", "i8"), ("size", "i8")])
+_GROUP = np.dtype([("first", "i8"), ("last", "i8"), ("size", "i8")])
 _ENTRY = np.dtype([("mean", "f8"), ("low", "i8"), ("high", "i8")])
 
 
@@ -176,7 +280,6 @@ def _build_graph(edge: Any, group: Any) -> Any:
     graph = _Graph(edge, group, np.empty(capacity, np.int32), np.full(2 * len(edge), -1, np.int64))
     for x in range(len(group)):
         group[x].first = group[x].last = -1
-        group[x].degree = 0
         group[x].size = 1
     for e in range(len(edge)):
         _append_cell(graph, edge[e].low, 2 * e)
@@ -193,7 +296,6 @@ def _append_cell(graph: Any, x: int, cell: int) -> None:
     else:
         graph.next_cell[group.last] = cell
     group.last = cell
-    group.degree += 1
 
 
 @njit(cache=True)
@@ -328,7 +430,6 @@ def _move_edge(graph: Any, cell: int, gone: int, keeper: int) -> Any:
         graph.edge[kept].total += edge.total
         graph.edge[kept].weight += edge.weight
         edge.low = -1
-        graph.group[other].degree -= 1
         return kept, False
     edge.low, edge.high = low, high
     graph.table[slot] = e
@@ -341,9 +442,7 @@ def _move_edge(graph: Any, cell: int, gone: int, keeper: int) -> Any:
 def _join_groups(graph: Any, e: int, one: int, other: int) -> Any:
     """Join the two groups of edge e; returns the one that keeps its name, and the other."""
     graph.edge[e].low = -1
-    graph.group[one].degree -= 1
-    graph.group[other].degree -= 1
-    if graph.group[one].degree < graph.group[other].degree:
+    if graph.group[one].size < graph.group[other].size:
         one, other = other, one
     graph.group[one].size += graph.group[other].size
     return one, other

@@ -20,11 +20,16 @@ The contract:
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
+from numba import njit
 
 from cdp.arrays.log_odds import to_log_odds, to_probability
+from cdp.arrays.scratch import BLOCK
+from cdp.arrays.threads import list_blocks
 from cdp.propagation.representatives import RowGroups
 from cdp.propagation.scored_pairs import check_probability
 from cdp.types import UNLABELLED, PairTable
@@ -35,6 +40,8 @@ independent ones (the design effect of Kish 1965). With .5 a row of confidence .
 cluster in .75 of the cases on LFW at 24 and 16 px, twelve draws; the square root was measured there
 too (a logistic fit gives the exponent .53)."""
 
+PART_PAIRS = 1 << 22
+"""Pairs between groups that are sorted at once."""
 _MARGIN = 1e-6
 """Probabilities count as at least this and at most 1 - this: log-odds of at most 14."""
 
@@ -137,8 +144,10 @@ def _estimate(
     together = size * (size - 1) / 2
     expected = _count_positives(group, len(size), pairs, value, belongs, images)
     positive = np.clip(expected, 0, together)
-    apart = compare_groups(group, pairs, value)
-    missed = float((apart.chance * size[apart.first] * size[apart.second]).sum())
+    missed = sum(
+        float((apart.chance * size[apart.first] * size[apart.second]).sum())
+        for apart in _compare_parts(group, pairs, value)
+    )
     correct, predicted = float(positive.sum()), float(together.sum())
     precision = correct / max(predicted, 1)
     recall = (1 - unlisted) * correct / (correct + missed) if correct + missed else 1.0
@@ -202,14 +211,11 @@ def average_inside(
 def _estimate_membership(group: np.ndarray, pairs: PairTable, value: np.ndarray) -> np.ndarray:
     """(n,) float64, probability that each row belongs to its group, from its pairs inside."""
     count = len(group)
-    pair_weight = pairs.weight
-    evidence = to_log_odds(value, margin=_MARGIN) * pair_weight
-    inside = group[pairs.source] == group[pairs.target]
     total, weight, number = np.zeros(count), np.zeros(count), np.zeros(count)
-    for end in (pairs.source[inside], pairs.target[inside]):
-        total += np.bincount(end, evidence[inside], count)
-        weight += np.bincount(end, pair_weight[inside], count)
-        number += np.bincount(end, minlength=count)
+    for part in list_blocks(0, len(pairs), BLOCK):
+        few = pairs.take(part)
+        evidence = to_log_odds(value[part], margin=_MARGIN)
+        _add_inside(group, few.source, few.target, evidence, few.weight, total, weight, number)
     independent = number / (1 + np.maximum(number - 1, 0) * PAIR_CORRELATION)
     return to_probability(total / np.maximum(weight, 1) * independent)
 
@@ -229,15 +235,45 @@ def _count_positives(
     """
     summed = np.bincount(group, images * belongs, groups)
     squares = np.bincount(group, (images * belongs) ** 2, groups)
-    inside = group[pairs.source] == group[pairs.target]
-    known = value - belongs[pairs.source] * belongs[pairs.target]
-    known *= images[pairs.source] * images[pairs.target]
+    known = np.zeros(groups)
+    for part in list_blocks(0, len(pairs), BLOCK):
+        few = pairs.take(part)
+        _add_surprise(group, few.source, few.target, value[part], belongs, images, known)
     among = np.bincount(group, images * (images - 1) / 2, groups)
-    return np.asarray(
-        (summed**2 - squares) / 2
-        + np.bincount(group[pairs.source][inside], known[inside], groups)
-        + among
-    )
+    return np.asarray((summed**2 - squares) / 2 + known + among)
+
+
+@njit(cache=True, nogil=True)
+def _add_inside(
+    group: Any,
+    source: Any,
+    target: Any,
+    evidence: Any,
+    pair_weight: Any,
+    total: Any,
+    weight: Any,
+    number: Any,
+) -> None:
+    """Add the evidence, weight and number of the pairs inside groups to both their rows."""
+    for e in range(len(source)):
+        if group[source[e]] == group[target[e]]:
+            for end in (source[e], target[e]):
+                total[end] += evidence[e] * pair_weight[e]
+                weight[end] += pair_weight[e]
+                number[end] += 1
+
+
+@njit(cache=True, nogil=True)
+def _add_surprise(
+    group: Any, source: Any, target: Any, value: Any, belongs: Any, images: Any, known: Any
+) -> None:
+    """Add to each group how much its pairs' probabilities exceed what their rows suggest."""
+    for e in range(len(source)):
+        one, other = source[e], target[e]
+        own = group[one]
+        if own == group[other]:
+            surprise = value[e] - belongs[one] * belongs[other]
+            known[own] += surprise * images[one] * images[other]
 
 
 @dataclass(frozen=True)
@@ -262,22 +298,67 @@ def compare_groups(group: np.ndarray, pairs: PairTable, probability: np.ndarray)
     pairs : all candidate pairs.
     probability : (m,) float in [0, 1], calibrated.
     """
+    parts = list(_compare_parts(group, pairs, np.asarray(probability)))
+    return GroupPairs(
+        np.concatenate([np.empty(0, np.int64), *(part.first for part in parts)]),
+        np.concatenate([np.empty(0, np.int64), *(part.second for part in parts)]),
+        np.concatenate([np.empty(0), *(part.chance for part in parts)]),
+    )
+
+
+def _compare_parts(
+    group: np.ndarray, pairs: PairTable, probability: np.ndarray
+) -> Iterator[GroupPairs]:
+    """`compare_groups` by parts of about `PART_PAIRS` pairs, each of a range of `first`."""
     groups = int(group.max(initial=-1)) + 1
     size = np.bincount(group, minlength=groups).astype(np.float64)
-    one, other = group[pairs.source], group[pairs.target]
-    across = one != other
-    low, high = np.minimum(one, other)[across], np.maximum(one, other)[across]
-    key, place, listed = np.unique(low * groups + high, return_inverse=True, return_counts=True)
-    first, second = key // max(groups, 1), key % max(groups, 1)
-    within = np.bincount(one[~across], minlength=groups)
+    within, across = _count_pairs(group, pairs.source, pairs.target, groups)
     density = np.where(size > 1, within / np.maximum(size * (size - 1) / 2, 1), 1)
-    expected = size[first] * size[second] * np.minimum(density[first], density[second])
-    pair_weight = pairs.weight[across]
-    evidence = to_log_odds(probability, margin=_MARGIN)[across]
-    total = np.bincount(place, evidence * pair_weight, len(key))
-    mean = total / np.bincount(place, pair_weight, len(key))
-    return GroupPairs(
-        first,
-        second,
-        to_probability(mean + 0.5 * np.log(listed / np.maximum(expected, listed))),
-    )
+    part_of = (np.cumsum(across) - across) // PART_PAIRS
+    for number in range(int(part_of.max(initial=-1)) + 1):
+        chosen = _find_across(group, pairs.source, pairs.target, part_of, number, across)
+        if not len(chosen):
+            continue
+        few = pairs.take(chosen)
+        one, other = group[few.source], group[few.target]
+        low, high = np.minimum(one, other), np.maximum(one, other)
+        key, place, listed = np.unique(low * groups + high, return_inverse=True, return_counts=True)
+        first, second = key // groups, key % groups
+        expected = size[first] * size[second] * np.minimum(density[first], density[second])
+        evidence = to_log_odds(probability[chosen], margin=_MARGIN)
+        total = np.bincount(place, evidence * few.weight, len(key))
+        mean = total / np.bincount(place, few.weight, len(key))
+        chance = to_probability(mean + 0.5 * np.log(listed / np.maximum(expected, listed)))
+        yield GroupPairs(first, second, chance)
+
+
+@njit(cache=True, nogil=True)
+def _count_pairs(group: Any, source: Any, target: Any, groups: int) -> Any:
+    """The pairs inside each group, and those to groups of higher numbers, (groups,) int64 each."""
+    within, across = np.zeros(groups, np.int64), np.zeros(groups, np.int64)
+    for e in range(len(source)):
+        one, other = group[source[e]], group[target[e]]
+        if one == other:
+            within[one] += 1
+        else:
+            across[min(one, other)] += 1
+    return within, across
+
+
+@njit(cache=True, nogil=True)
+def _find_across(
+    group: Any, source: Any, target: Any, part_of: Any, number: int, across: Any
+) -> Any:
+    """Positions of the pairs between groups whose lower one is in a part."""
+    size = 0
+    for low in range(len(part_of)):
+        if part_of[low] == number:
+            size += across[low]
+    chosen = np.empty(size, np.int64)
+    at = 0
+    for e in range(len(source)):
+        one, other = group[source[e]], group[target[e]]
+        if one != other and part_of[min(one, other)] == number:
+            chosen[at] = e
+            at += 1
+    return chosen

@@ -13,6 +13,7 @@ from typing import Any
 import numpy as np
 from numba import njit
 
+from cdp.arrays.scratch import copy_as
 from cdp.errors import DataError
 from cdp.types import PairTable
 
@@ -80,9 +81,10 @@ def check_pairs(
 
 def check_probability(probability: np.ndarray, pair_count: int) -> np.ndarray:
     """The probabilities of pairs as (m,) float64; DataError outside [0, 1] or of another length."""
-    value = np.asarray(probability, np.float64)
-    if value.shape != (pair_count,):
-        raise DataError(f"expected one probability a pair, got {pair_count} pairs, {value.shape}")
+    given = np.asarray(probability)
+    if given.shape != (pair_count,):
+        raise DataError(f"expected one probability a pair, got {pair_count} pairs, {given.shape}")
+    value = copy_as(given, np.float64)
     if len(value) and not (value.min() >= 0 and value.max() <= 1):
         raise DataError(
             f"probabilities must lie in [0, 1], got [{value.min()}, {value.max()}] (NaN counts "

@@ -273,7 +273,7 @@ class Dataset:
     def read_features(self, split: str, model: str) -> np.ndarray:
         """Ready embeddings of one split: (n, d) floats in list order, mapped if possible."""
         folder = getattr(self.manifest, split).root
-        count = len(_read_lines(self.locate(f"{folder}/list.txt")))
+        count = _count_lines(self.locate(f"{folder}/list.txt"))
         for suffix in (".bin", ".npy", ".parquet"):
             path = self.locate(f"{folder}/features/{model}{suffix}")
             if path.is_file():
@@ -565,6 +565,20 @@ def _read_lines(path: Path) -> list[str]:
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"cannot read {path}: {error}. It lists one image name a row") from error
     return lines if lines[-1] else lines[:-1]
+
+
+def _count_lines(path: Path) -> int:
+    """The number of lines of a list, counted once in a process as long as the file stays."""
+    try:
+        found = path.stat()
+    except OSError:
+        return len(_read_lines(path))  # which names the fault
+    return _count_lines_of(path, found.st_mtime_ns, found.st_size)
+
+
+@lru_cache(maxsize=16)
+def _count_lines_of(path: Path, mtime_ns: int, size: int) -> int:
+    return len(_read_lines(path))
 
 
 def _list_features(dataset: Dataset) -> list[Entry]:

@@ -25,6 +25,9 @@ from pipelines.stage import Stage, Work
 from pipelines.tables import SPLITS, vector_column, write_table
 
 PART_SIZE = 512
+"""Images a part."""
+FEATURE_PART_SIZE = 16384
+"""Ready vectors a part: they are only read and scaled."""
 
 
 def describe_embeddings(dimension: int) -> pa.Schema:
@@ -48,12 +51,13 @@ def run(work: Work) -> Mapping[str, Any]:
         for member, origin in zip(members, origins, strict=True)
     ]
     parts: list[tuple[Any, ...]] = []
+    size = FEATURE_PART_SIZE if work.dataset.kind == "features" else PART_SIZE
     facts: dict[str, Any] = {}
     for split in SPLITS:
         chosen = samples[samples.split == split]
         facts[split] = len(chosen)
-        for number, row in enumerate(range(0, len(chosen), PART_SIZE)):
-            part = chosen.iloc[row : row + PART_SIZE]
+        for number, row in enumerate(range(0, len(chosen), size)):
+            part = chosen.iloc[row : row + size]
             name = f"part-{number:05d}"
             targets = [
                 work.path("embeddings", f"{split}/{member.name}").joinpath(f"{name}.parquet")
@@ -157,7 +161,7 @@ def list_borrowed_runs(config: RunConfig) -> tuple[str, ...]:
 
 STAGE = Stage(
     name="embed",
-    version=2,
+    version=3,
     inputs=("ingest.samples", "train.history", "train.people"),
     outputs={"embeddings": describe_embeddings(0)},
     reads=("committee", "embed"),

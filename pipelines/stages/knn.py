@@ -45,8 +45,8 @@ if TYPE_CHECKING:
 NEAR_EQUAL = pa.schema(
     [("sample_id", pa.int64()), ("representative", pa.int64()), ("similarity", pa.float32())]
 )
-PART_SIZE = 4096
-"""Rows queried at once."""
+PART_SIZE = 16384
+"""Rows queried at once: each part reads the whole index of its view."""
 
 
 def describe_neighbours(k: int) -> pa.Schema:
@@ -375,7 +375,7 @@ def build_view(
     draft.rename(place)
 
 
-@lru_cache(maxsize=2)
+@lru_cache(maxsize=1)
 def _open_view(place: Path) -> tuple[KnnIndex, np.ndarray, np.ndarray]:
     from cdp.knn.index import load_index
 
@@ -512,7 +512,7 @@ def measure_view(place: Path, neighbours: Path, sample: int, seed: int) -> float
 
 STAGE = Stage(
     name="knn",
-    version=9,
+    version=10,
     inputs=("ingest.samples", "embed.embeddings"),
     outputs={
         "neighbours": describe_neighbours(0),

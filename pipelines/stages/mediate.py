@@ -26,6 +26,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from cdp.arrays.scratch import allocate
 from cdp.errors import DataError
 from cdp.types import UNLABELLED, KnnGraph, PairTable
 from pipelines.config import MediateSettings
@@ -53,8 +54,8 @@ CALIBRATION = pa.schema(
 )
 SCORER = "pair_scorer.safetensors"
 """The fitted pair scorer: `PairScorer.from_state(load_file(...))`."""
-PART_SIZE = 16384
-"""Rows whose pairs make a block."""
+PART_SIZE = 32768
+"""Rows whose pairs make a block: each block reads all graphs, and holds its pairs' features."""
 
 
 @dataclass(frozen=True)
@@ -277,11 +278,22 @@ def score_part(
 
 
 def _collect_scores(parts: Sequence[tuple[slice, Path]]) -> tuple[PairTable, np.ndarray]:
-    """The pairs of all blocks; blocks follow each other by source, so they stay sorted."""
+    """The pairs of all blocks; blocks follow each other by source, so they stay sorted.
+
+    Columns that are large lie on disk (`cdp.arrays.scratch`).
+    """
+    kinds: dict[str, type] = {"source": np.int64, "target": np.int64}
+    kinds |= {"listings": np.int32, "probability": np.float32}
     found = [np.load(target) for _, target in parts]
-    names = ("source", "target", "listings", "probability")
-    columns = [np.concatenate([part[name] for part in found]) for name in names]
-    return PairTable(*columns[:3]), columns[3]
+    sizes = [len(part["probability"]) for part in found]
+    columns = {name: allocate((sum(sizes),), kind) for name, kind in kinds.items()}
+    row = 0
+    for part, size in zip(found, sizes, strict=True):
+        for name, column in columns.items():
+            column[row : row + size] = part[name]
+        row += size
+    probability = columns.pop("probability")
+    return PairTable(*columns.values()), probability
 
 
 def _list_links(work: Work, members: int) -> dict[str, np.ndarray]:
@@ -403,7 +415,7 @@ def _save_array(path: Path, array: np.ndarray, draft: str | None = None) -> None
 
 STAGE = Stage(
     name="mediate",
-    version=14,
+    version=15,
     inputs=(
         "ingest.samples",
         "embed.embeddings",

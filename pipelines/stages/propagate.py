@@ -30,7 +30,7 @@ from cdp.types import UNLABELLED, PairTable
 from pipelines.decisions import find_keys, list_active, resolve_decisions
 from pipelines.label_check import ASSIGNMENTS, PEOPLE
 from pipelines.stage import Stage, Work
-from pipelines.tables import SPLITS, list_pairs, read_view
+from pipelines.tables import SPLITS, read_pairs, read_view
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -77,10 +77,8 @@ def run(work: Work) -> Mapping[str, Any]:
     samples = samples.to_pandas()
     samples = samples[samples.split == "unlabelled"]
     sample_id = samples.sample_id.to_numpy()
-    needed = ["source", "target", "listings", "probability"]
-    table = work.read("mediate.pairs", columns=needed).to_pandas()
-    pairs = list_pairs(table, sample_id)
-    probability = table.probability.to_numpy()
+    pairs, scored = read_pairs(work.locate("mediate.pairs"), sample_id)
+    probability = scored["probability"]
     corrections, gone = resolve_decisions(work.decisions, find_keys(samples))
     if corrections:
         probability = settle_pairs(pairs, probability, corrections)
@@ -325,7 +323,7 @@ def _describe_clusters(
 
 STAGE = Stage(
     name="propagate",
-    version=8,
+    version=9,
     inputs=(
         "ingest.samples",
         "embed.embeddings",

@@ -21,7 +21,7 @@ from cdp.types import UNLABELLED, PairTable
 from pipelines.files import write_text
 from pipelines.results import HEADLINES, describe_loss, recommend_subjects
 from pipelines.stage import Stage, Work
-from pipelines.tables import find_rows, list_pairs, read_vectors
+from pipelines.tables import find_rows, read_pairs, read_vectors
 from pipelines.verdict import Finding, compose_verdict, reach_verdict
 
 SUMMARY = pa.schema([("section", pa.string()), ("name", pa.string()), ("value", pa.float64())])
@@ -157,22 +157,21 @@ def _draw_page(work: Work, metrics: Any, verdict: list[Finding]) -> str:
 
     labels = work.read("propagate.labels").to_pandas()
     clusters = work.read("propagate.clusters").to_pandas()
-    needed = ["source", "target", "listings", "base_similarity", "probability"]
-    table = work.read("mediate.pairs", columns=needed).to_pandas()
-    sample_id = labels.sample_id.to_numpy()
-    pairs = list_pairs(table, sample_id)
+    scores = ("base_similarity", "probability")
+    pairs, table = read_pairs(work.locate("mediate.pairs"), labels.sample_id.to_numpy(), scores)
+    probability = table["probability"]
     return render_report(
         name=work.runtime.config.name,
         dataset=work.dataset.manifest,
         facts={stage: work.input_facts(stage) for stage in work.upstream},
         verdict=verdict,
         costs=_list_costs(work),
-        funnel=_count_funnel(work, labels, pairs, table.probability.to_numpy()),
+        funnel=_count_funnel(work, labels, pairs, probability),
         rejected=work.read("ingest.rejected").to_pandas(),
         figures=_draw_figures(work, labels, clusters, pairs, table),
         metrics=metrics,
         recognizers=_list_recognizers(metrics),
-        sheets=_make_sheets(work, labels, clusters, pairs, table.probability.to_numpy()),
+        sheets=_make_sheets(work, labels, clusters, pairs, probability),
     )
 
 
@@ -225,7 +224,7 @@ def _draw_figures(
     inside = (label[pairs.source] == label[pairs.target]) & (label[pairs.source] != UNLABELLED)
     drawn: dict[str, Any] = {}
     for column, name in (("probability", "probability"), ("base_similarity", "base similarity")):
-        score = table[column].to_numpy()
+        score = table[column]
         drawn[column] = figures.draw_scores(
             score[inside], score[~inside], name=name, cut=cut if column == "probability" else None
         )
@@ -234,7 +233,7 @@ def _draw_figures(
     calibration = work.read("mediate.calibration").to_pandas()
     if len(calibration):
         drawn["reliability"] = figures.draw_reliability(calibration)
-    curve = _sweep_thresholds(work, labels, pairs, table.probability.to_numpy())
+    curve = _sweep_thresholds(work, labels, pairs, table["probability"])
     calibrated = work.input_facts("mediate")["method"] != "vote"
     if len(curve.columns) > 1:
         drawn["thresholds"] = figures.draw_thresholds(curve, cut, odds=calibrated)
@@ -293,7 +292,7 @@ def _list_recognizers(metrics: Any) -> list[dict[str, Any]]:
     chosen = metrics[metrics.subject != "pseudo_labels"]
     rows = []
     for (protocol, metric), group in chosen.groupby(["protocol", "metric"], sort=False):
-        if metric == "accuracy_std":
+        if metric in ("accuracy_std", "accuracy_standard_error"):
             continue
         found = group.set_index("subject")
         row: dict[str, Any] = {"protocol": protocol, "metric": metric, "subjects": {}, "gap": None}

@@ -46,13 +46,14 @@ def compare(views: Sequence[np.ndarray], pairs: np.ndarray) -> np.ndarray:
 
 
 def count_common(graphs: Sequence[KnnGraph], pairs: np.ndarray) -> np.ndarray:
-    """(m, N + 1) common neighbours, by comparing every k x k combination."""
+    """(m, N + 1) common neighbours, by comparing every combination; a list holds its row too."""
     columns = []
     for graph in graphs:
-        one = graph.neighbour[pairs[:, 0]][:, :, None]
-        other = graph.neighbour[pairs[:, 1]][:, None, :]
-        one = np.tile(one, (1, 1, graph.k))
-        other = np.tile(other, (1, graph.k, 1))
+        lists = np.column_stack([np.arange(len(graph)), graph.neighbour])
+        one = lists[pairs[:, 0]][:, :, None]
+        other = lists[pairs[:, 1]][:, None, :]
+        one = np.tile(one, (1, 1, lists.shape[1]))
+        other = np.tile(other, (1, lists.shape[1], 1))
         columns.append(((one == other) & (one != -1) & (other != -1)).sum(axis=(1, 2)))
     return np.stack(columns, axis=1).astype(np.float32)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
 
@@ -36,7 +38,9 @@ class RangeLoss(Auxiliary):
         self.between = between
 
     def score(self, embedding: Tensor, label: Tensor) -> Tensor:
-        total = embedding.sum() * 0
+        if embedding.dtype in (torch.float16, torch.bfloat16):
+            embedding = embedding.float()
+        total = (embedding * 0).sum()
         squared = _pairwise(embedding)
         pair = torch.triu(label[:, None] == label[None, :], diagonal=1)
         mean, place, size = mean_by_class(embedding, label)
@@ -44,8 +48,10 @@ class RangeLoss(Auxiliary):
         for number in wide.tolist():
             rows = torch.nonzero(place == number).squeeze(1)
             within = squared[rows[:, None], rows][pair[rows[:, None], rows]]
-            largest = within.topk(min(self.ranges, len(within))).values.clamp(min=1e-6)
-            total = total + len(largest) / (1 / largest).sum() / len(wide)
+            largest = within.topk(min(self.ranges, len(within))).values.clamp(1e-6, 1e37)
+            # the logarithm of the harmonic mean: the inverse of a huge distance would be zero
+            mean_range = math.log(len(largest)) - torch.logsumexp(-largest.log(), 0)
+            total = total + mean_range.exp() / len(wide)
         if len(size) > 1:
             apart = _pairwise(mean)[torch.triu_indices(len(size), len(size), 1).unbind(0)]
             total = total + self.between * (self.margin - apart.min()).clamp(min=0)
