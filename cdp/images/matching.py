@@ -8,8 +8,8 @@ like that picture (`cdp.images.appearance`). So the copies have the pile's own d
 sharpness, noise, light and cover, jointly, without a fit and without a label.
 
 The contract:
-- Enters: faces, the measures of pictures of the pile, and a seed a face. Leaves: faces of the same
-  side.
+- Enters: faces, the measures of pictures of the pile, and a seed a face. Leaves: faces of the side
+  at which the pile was measured.
 - A copy depends on its own face and seed and on the measures alone, never on the batch around it.
 
 Source: ours.
@@ -27,8 +27,8 @@ from cdp.images.degradation import DEGRADATIONS, Degradation, degrade_pixels
 
 TRIES = 6
 """Ways in which each face is degraded, of which one is kept."""
-_LEVELS_SHARE = ((0.06, 0.1), (0.09, 0.15), (0.13, 0.2), (0.18, 0.3), (0.28, 0.5), (0.45, 1.0))
-"""Sides of the small grid, as shares of the face's; each way takes one of them in turn."""
+_LEVELS = ((0.06, 0.1), (0.09, 0.15), (0.13, 0.2), (0.18, 0.3), (0.28, 0.5), (0.45, 1.0))
+"""Sides of the small grid, as shares of the copy's; each way takes one of them in turn."""
 _BLOCK = 64
 
 
@@ -37,12 +37,17 @@ def list_ways() -> tuple[Degradation, ...]:
     surveillance = DEGRADATIONS["surveillance"]
     return tuple(
         replace(surveillance, low_res_rate=1.0, low_res_px=None, low_res_ratio=level)
-        for level in _LEVELS_SHARE
+        for level in _LEVELS
     )
 
 
 def match_pile(
-    faces: np.ndarray, appearance: np.ndarray, seeds: np.ndarray, *, tries: int = TRIES
+    faces: np.ndarray,
+    appearance: np.ndarray,
+    seeds: np.ndarray,
+    *,
+    size_px: int | None = None,
+    tries: int = TRIES,
 ) -> np.ndarray:
     """Degrade each face until it looks, as a picture, like one drawn from the pile.
 
@@ -53,11 +58,12 @@ def match_pile(
         Of pictures of the pile, from `measure_appearance`.
     seeds : (n,) int64, >= 0
         One a copy: other seeds give other copies.
+    size_px : side of the copies, that of the pile's pictures as they were measured; None: s.
     tries : ways in which each face is degraded.
 
     Returns
     -------
-    copies : (n, s, s, 3) uint8
+    copies : (n, size_px, size_px, 3) uint8
 
     Raises
     ------
@@ -74,12 +80,14 @@ def match_pile(
     if seeds.shape != (len(faces),):
         raise DataError(f"one seed a face expected, got {seeds.shape} for {len(faces)} faces")
     spread = _measure_spread(appearance)
-    copies = np.empty_like(faces)
+    side = size_px or faces.shape[1]
+    copies = np.empty((len(faces), side, side, 3), np.uint8)
     for start in range(0, len(faces), _BLOCK):
         rows = slice(start, min(start + _BLOCK, len(faces)))
         wanted = appearance[[draw_picture(int(seed), len(appearance)) for seed in seeds[rows]]]
-        copies[rows] = _match_block(np.asarray(faces[rows]), wanted / spread, seeds[rows], spread,
-                                    tries)  # fmt: skip
+        copies[rows] = _match_block(
+            np.asarray(faces[rows]), wanted / spread, seeds[rows], spread, side, tries
+        )
     return copies
 
 
@@ -96,12 +104,16 @@ def _measure_spread(appearance: np.ndarray) -> np.ndarray:
 
 
 def _match_block(
-    faces: np.ndarray, wanted: np.ndarray, seeds: np.ndarray, spread: np.ndarray, tries: int
+    faces: np.ndarray,
+    wanted: np.ndarray,
+    seeds: np.ndarray,
+    spread: np.ndarray,
+    side: int,
+    tries: int,
 ) -> np.ndarray:
     ways = list_ways()
-    side = faces.shape[1]
     best = np.full(len(faces), np.inf, np.float32)
-    kept = faces.copy()
+    kept = np.empty((len(faces), side, side, 3), np.uint8)
     for number in range(tries):
         way = ways[number % len(ways)]
         tried = degrade_pixels(faces, seeds * tries + number, way, side)

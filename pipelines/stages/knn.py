@@ -5,6 +5,7 @@ The contract:
   depend on the number of workers.
 - The recall of each graph against exact search, on a seeded sample, is in the manifest.
 - Neighbours are `sample_id`s, nearest first, without the sample itself.
+- Where embed made degraded copies of the labelled images, these stand in their place.
 - Of the labelled images only those are searched that the mediator is trained on
   (`cdp.mediator.curriculum.choose_labelled`).
 - The split `joint` is the graph over labelled and unlabelled images together, restricted to the
@@ -26,6 +27,7 @@ import pyarrow.parquet as pq
 from cdp.errors import DataError
 from cdp.types import KnnGraph
 from pipelines.config import KnnSettings
+from pipelines.copies import COPIES, find_originals, find_trained_split
 from pipelines.files import save_arrays
 from pipelines.stage import Stage, Work
 from pipelines.tables import JOINT, SPLITS, read_vectors, read_view, vector_column, write_table
@@ -50,7 +52,10 @@ def describe_neighbours(k: int) -> pa.Schema:
 
 def run(work: Work) -> Mapping[str, Any]:
     settings = work.config.knn
-    counts = {split: int(work.input_facts("embed")[split]) for split in SPLITS}
+    embedded = work.input_facts("embed")
+    counts = {split: int(embedded[split]) for split in SPLITS}
+    counts["labelled"] = int(embedded.get(COPIES, counts["labelled"]))
+    split_of = dict(zip(SPLITS, (find_trained_split(embedded), SPLITS[1]), strict=True))
     for split, count in counts.items():
         if 0 < count <= settings.k:
             raise DataError(
@@ -65,7 +70,12 @@ def run(work: Work) -> Mapping[str, Any]:
     places = {view: work.scratch / f"{view[0]}-{view[1]}" for view in views}
     tables = {view: work.path("neighbours", "/".join(view)) for view in views}
     build = [
-        (work.locate("embed.embeddings", "/".join(view)), places[view], settings, work.seed)
+        (
+            work.locate("embed.embeddings", f"{split_of[view[0]]}/{view[1]}"),
+            places[view],
+            settings,
+            work.seed,
+        )
         + ((chosen,) if view[0] == SPLITS[0] else ())
         for view in views
     ]
@@ -99,10 +109,11 @@ def _choose_labelled(work: Work) -> np.ndarray:
     from cdp.mediator.curriculum import choose_labelled
 
     member = work.config.committee.all[0].name
-    place = work.locate("embed.embeddings", f"{SPLITS[0]}/{member}")
+    split = find_trained_split(work.input_facts("embed"))
+    place = work.locate("embed.embeddings", f"{split}/{member}")
     ids = np.sort(pq.read_table(place, columns=["sample_id"])["sample_id"].to_numpy())
     samples = work.read("ingest.samples", columns=["sample_id", "identity"]).to_pandas()
-    identity = samples.set_index("sample_id").identity[ids].factorize(sort=True)[0]
+    identity = samples.set_index("sample_id").identity[find_originals(ids)].factorize(sort=True)[0]
     return ids[choose_labelled(identity, seed=work.seed)]
 
 
@@ -266,7 +277,7 @@ def measure_view(place: Path, neighbours: Path, sample: int, seed: int) -> float
 
 STAGE = Stage(
     name="knn",
-    version=8,
+    version=9,
     inputs=("ingest.samples", "embed.embeddings"),
     outputs={"neighbours": describe_neighbours(0)},
     reads=("committee", "knn"),

@@ -26,6 +26,7 @@ import pyarrow.parquet as pq
 from cdp.errors import DataError
 from cdp.types import KnnGraph, PairTable
 from pipelines.config import MediateSettings
+from pipelines.copies import find_originals, find_trained_split
 from pipelines.files import save_arrays
 from pipelines.stage import Stage, Work
 from pipelines.tables import JOINT, SPLITS, read_vectors, read_view, write_table
@@ -193,7 +194,8 @@ def _describe_mediator(report: Any) -> dict[str, Any]:
 def _list_identities(work: Work, split: Split) -> np.ndarray:
     """The identity of every row, numbered; -1 for an unlabelled one."""
     samples = work.read("ingest.samples", columns=["sample_id", "identity"]).to_pandas()
-    identity = samples.set_index("sample_id").identity[split.sample_id].factorize(sort=True)[0]
+    sample_id = find_originals(split.sample_id)
+    identity = samples.set_index("sample_id").identity[sample_id].factorize(sort=True)[0]
     return identity.astype(np.int64)
 
 
@@ -266,6 +268,8 @@ def _map_split(work: Work, splits: tuple[str, ...], name: str) -> Split:
     members = tuple(member.name for member in work.config.committee.all)
     mapped = Split(work.scratch / name, members)
     mapped.place.mkdir(exist_ok=True)
+    trained_on = find_trained_split(work.input_facts("embed"))
+    splits = tuple(trained_on if split == SPLITS[0] else split for split in splits)
     jobs = [
         (
             [work.locate("embed.embeddings", f"{split}/{member}") for split in splits],
@@ -321,7 +325,7 @@ def _save_array(path: Path, array: np.ndarray, draft: str | None = None) -> None
 
 STAGE = Stage(
     name="mediate",
-    version=11,
+    version=12,
     inputs=("ingest.samples", "embed.embeddings", "knn.neighbours"),
     outputs={"pairs": PAIRS, "calibration": CALIBRATION},
     reads=("committee", "mediate"),

@@ -106,7 +106,9 @@ def embed_photos(
     return views
 
 
-def draw_sharp_world(root: Path, kept: Path, photos: int, seed: int, side_px: int = 16) -> SharpWorld:
+def draw_sharp_world(
+    root: Path, kept: Path, photos: int, seed: int, side_px: int = 16
+) -> SharpWorld:
     """A world with `photos` sharp photos of each labelled person.
 
     root : the data root. kept : the folder of the embedded photos. side_px : of the pile's faces.
