@@ -7,6 +7,8 @@ The contract:
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import cv2
 import numpy as np
 
@@ -32,7 +34,7 @@ def measure_appearance(faces: np.ndarray) -> np.ndarray:
     """How each face was taken, in `APPEARANCE`.
 
     Source: ours. Detail in octaves (differences of Gaussians) shows size and blur; the noise is
-    that of Immerkaer, "Fast noise variance estimation", 1996, with a median in place of the mean.
+    that of Immerkaer, "Fast noise variance estimation", 1996.
 
     Parameters
     ----------
@@ -67,9 +69,9 @@ def _measure_face(face: np.ndarray) -> list[float]:
         face = cv2.resize(face, (SIDE_PX, SIDE_PX), interpolation=way)
     grey = cv2.cvtColor(face, cv2.COLOR_RGB2GRAY).astype(np.float32)
     blurred = [grey, *(cv2.GaussianBlur(grey, (0, 0), sigma) for sigma in SCALES)]
-    squared = [(fine - rough) ** 2 for fine, rough in zip(blurred, blurred[1:], strict=False)]
+    squared = [(fine - rough) ** 2 for fine, rough in pairwise(blurred)]
     detail = [np.log(each.mean() + _FLOOR) for each in squared]
-    noise = np.log(np.median(np.abs(cv2.filter2D(grey, cv2.CV_32F, _NOISE))) + _FLOOR)
+    noise = np.log(np.abs(cv2.filter2D(grey, cv2.CV_32F, _NOISE)).mean() + _FLOOR)
     high, low = face.max(2).astype(np.float32), face.min(2).astype(np.float32)
     light = grey.mean() / 255
     bands = [slice(18, 52), slice(52, 78), slice(78, 108)]

@@ -1,4 +1,4 @@
-"""Sharp labelled photos and a poor pile, of real faces: the situation of enrolled staff and cameras.
+"""Sharp labelled photos and a poor pile, of real faces: staff is enrolled, cameras see others.
 
     world = draw_sharp_world(data_root, views_root, photos=14, seed=0)
 
