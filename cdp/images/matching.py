@@ -25,10 +25,10 @@ from cdp.errors import DataError
 from cdp.images.appearance import APPEARANCE, measure_appearance
 from cdp.images.degradation import DEGRADATIONS, Degradation, degrade_pixels
 
-TRIES = 6
+TRIES = 10
 """Ways in which each face is degraded, of which one is kept."""
 _LEVELS = ((0.06, 0.1), (0.09, 0.15), (0.13, 0.2), (0.18, 0.3), (0.28, 0.5), (0.45, 1.0))
-"""Sides of the small grid, as shares of the copy's; each way takes one of them in turn."""
+"""Sides of the small grid, as shares of the copy's; each is tried once, then the best again."""
 _BLOCK = 64
 
 
@@ -114,10 +114,17 @@ def _match_block(
     ways = list_ways()
     best = np.full(len(faces), np.inf, np.float32)
     kept = np.empty((len(faces), side, side, 3), np.uint8)
+    level = np.zeros(len(faces), np.int64)
     for number in range(tries):
-        way = ways[number % len(ways)]
-        tried = degrade_pixels(faces, seeds * tries + number, way, side)
-        away = ((measure_appearance(tried) / spread - wanted) ** 2).sum(1)
-        nearer = away < best
-        kept[nearer], best[nearer] = tried[nearer], away[nearer]
+        # first each level once, then again the level that came nearest
+        turn = np.full(len(faces), number) if number < len(ways) else level.copy()
+        for tried_level in np.unique(turn):
+            rows = np.flatnonzero(turn == tried_level)
+            tried = degrade_pixels(
+                faces[rows], seeds[rows] * tries + number, ways[tried_level], side
+            )
+            away = ((measure_appearance(tried) / spread - wanted[rows]) ** 2).sum(1)
+            nearer = away < best[rows]
+            found = rows[nearer]
+            kept[found], best[found], level[found] = tried[nearer], away[nearer], tried_level
     return kept
