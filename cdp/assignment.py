@@ -20,6 +20,8 @@ from cdp.arrays.cosine import make_unit
 from cdp.errors import DataError
 from cdp.types import UNLABELLED, View, load_view
 
+_NOTHING = 1e-5
+"""Length below which a sum of unit vectors is the rounding of none."""
 SAMPLE = 2000
 """Images on which the threshold is chosen, at most."""
 
@@ -102,10 +104,12 @@ def _sum_clusters(unit: np.ndarray, label: np.ndarray, count: int) -> np.ndarray
 
 
 def _compare_own(unit: np.ndarray, label: np.ndarray, total: np.ndarray) -> np.ndarray:
-    """(m,) cosine of each image to its own cluster without it; 0 for images without one."""
+    """(m,) cosine of each image to its own cluster without it; 0 for images without one, NaN where
+    the cluster holds no other."""
     rest = total[label] - unit
-    length = np.maximum(np.linalg.norm(rest, axis=1), 1e-12)
-    cosine = np.einsum("nd,nd->n", unit, rest) / length
+    length = np.linalg.norm(rest, axis=1)
+    cosine = np.einsum("nd,nd->n", unit, rest) / np.maximum(length, 1e-12)
+    cosine[length < _NOTHING] = np.nan
     return np.where(label == UNLABELLED, 0.0, cosine)
 
 
@@ -116,6 +120,9 @@ def _choose_threshold(own: np.ndarray, every: np.ndarray, label: np.ndarray) -> 
         return float("inf")
     others = every.astype(np.float64)
     others[inside, label[inside]] = -1.0
+    inside &= ~np.isnan(own)
+    if not inside.any():
+        return float(others.max())
     genuine, impostor = np.sort(own[inside]), np.sort(others.max(axis=1))
     cuts = np.concatenate([genuine, impostor])
     kept = 1 - np.searchsorted(genuine, cuts, side="right") / len(genuine)

@@ -19,10 +19,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from functools import partial
 from numbers import Integral, Real
 from typing import Any, Literal
 
 import numpy as np
+import pandas as pd
 from sklearn.base import BaseEstimator, ClusterMixin
 from sklearn.utils import check_array, check_random_state
 from sklearn.utils.validation import check_is_fitted, validate_data
@@ -34,12 +36,17 @@ from cdp.committee.pairs import choose_candidates, make_pairs
 from cdp.errors import ConfigError, DataError
 from cdp.knn.graph import build_knn_graphs
 from cdp.knn.joint import join_graphs
+from cdp.knn.near_equal import find_near_equal
+from cdp.label_check import LabelCheck, check_labels, list_issues
+from cdp.label_check.people import APART, BELIEVED
 from cdp.mediator.curriculum import JointSet, choose_labelled
+from cdp.mediator.labelled_rows import choose_distinct_labelled
 from cdp.mediator.pair_scorer import PairScorer
 from cdp.mediator.pair_voter import PairVoter
 from cdp.mediator.settings import MediatorSettings
 from cdp.propagation.clustering import SPLITS, cluster_pairs
 from cdp.propagation.quality import estimate_quality
+from cdp.propagation.representatives import RowGroups, link_rows
 from cdp.types import UNLABELLED, KnnGraph, PairTable, View, load_view
 
 Views = Any
@@ -63,7 +70,13 @@ class ConsensusClusterer(ClusterMixin, BaseEstimator):
     joint : whether the mediator is also trained on labelled and unlabelled rows in one graph, where
         the unlabelled rows serve as distractors, as they will when it is applied; with labels and
         the variant "extended" only. Every pair of a labelled and an unlabelled row is taken for
-        negative, so set this to False if many unlabelled rows show labelled identities.
+        negative, but those of rows that may show a labelled identity (`label_check`).
+    label_check : whether labels are checked before they are trained on (`cdp.label_check`): rows
+        with a wrong label are left out, two labels of one person are joined, and labelled people
+        among the unlabelled rows are found; with labels only.
+    near_equal : whether near-equal rows, such as the frames of one track, are represented by one of
+        them, whose label goes to all (`cdp.knn.near_equal`). Rows without near-equal ones get the
+        same labels either way.
     second_stage : whether each pair is rescored from the scores of its neighbouring pairs, which
         recovers blurred images (`cdp.mediator.second_stage`); with labels and the variant
         "extended" only. False is faster and holds less memory.
@@ -89,7 +102,9 @@ class ConsensusClusterer(ClusterMixin, BaseEstimator):
     n_clusters_ : int.
     n_features_in_ : int, width of the base view; absent if that is given as a function.
     feature_names_in_ : columns of the view, if one DataFrame is given.
-    pairs_ : PairTable, all candidate pairs.
+    representatives_ : (n,) int64, the row that stands for each row; its own number where that is
+        itself.
+    pairs_ : PairTable, all candidate pairs; a represented row has one, with its representative.
     pair_scores_ : (m,) float32 in [0, 1], probabilities; voting: base cosines, 0 for pairs that are
         not kept. `cdp.propagation.cluster_pairs(pairs_, pair_scores_, n, threshold=threshold_,
         ...)` gives `labels_`, and other labels with other settings.
@@ -99,6 +114,11 @@ class ConsensusClusterer(ClusterMixin, BaseEstimator):
     mediator_ : its mediator, None where the committee voted.
     second_stage_ : its second stage, None where there is none.
     quality_ : `cdp.propagation.QualityEstimate` of the labels; None where the committee voted.
+    label_issues_ : DataFrame, a row for each labelled row whose label is doubted: `row`, `issue`
+        ("wrong_name" or "second_label"), `label`, `seems` (the label it seems to be, None where
+        nobody's) and `probability`. Of many labelled rows, those the scorer is trained on.
+    assignments_ : DataFrame, a row for each row of `views` that shows a labelled identity with a
+        probability above one half: `row`, `label`, `probability`.
 
     Examples
     --------
@@ -131,6 +151,8 @@ class ConsensusClusterer(ClusterMixin, BaseEstimator):
         mediator_settings: MediatorSettings | None = None,
         candidates: str | None = None,
         joint: bool = True,
+        near_equal: bool = True,
+        label_check: bool = True,
         second_stage: bool = True,
         split: str = "consensus",
         threshold: float | Literal["auto"] = "auto",
@@ -148,6 +170,8 @@ class ConsensusClusterer(ClusterMixin, BaseEstimator):
         self.mediator_settings = mediator_settings
         self.candidates = candidates
         self.joint = joint
+        self.near_equal = near_equal
+        self.label_check = label_check
         self.second_stage = second_stage
         self.split = split
         self.threshold = threshold
@@ -205,7 +229,16 @@ class ConsensusClusterer(ClusterMixin, BaseEstimator):
         count = len(graphs[0])
         if not count:
             raise DataError("views must hold at least one row, got 0 sample(s)")
+        representative, everything = np.arange(count), given
+        if self.near_equal:
+            near = find_near_equal(given, graphs[0], seed=seed)
+            representative = near.representative
+            if near.collapsed:
+                given = [_keep_rows(view, near.kept) for view in given]
+                graphs = self._build_graphs(given, seed)
         scorer: PairScorer | PairVoter
+        self._check: LabelCheck | None = None
+        self.label_issues_ = list_issues(None)
         if labelled_views is None:
             scorer = PairVoter(
                 self.min_similarity, self.min_votes, self.candidates or choose_candidates("vote")
@@ -214,6 +247,9 @@ class ConsensusClusterer(ClusterMixin, BaseEstimator):
             scorer = self._fit_scorer(given, graphs, labelled_views, labelled_ids, seed)
         pairs = make_pairs(graphs, candidates=scorer.candidates)
         scores = scorer.score(given, graphs, pairs, threads=self.threads).probability
+        if len(graphs[0]) < count:
+            listings = 2 * len(graphs)
+            pairs, scores = link_rows(pairs, scores, representative, listings=listings)
         found = cluster_pairs(
             pairs,
             scores,
@@ -223,7 +259,9 @@ class ConsensusClusterer(ClusterMixin, BaseEstimator):
             max_size=self.max_size,
             step=self.step,
             calibrated=scorer.calibrated,
+            representative=representative,
         )
+        self.representatives_ = representative
         self.labels_ = found.label
         self.n_clusters_ = int(found.label.max(initial=UNLABELLED)) + 1
         self.cut_thresholds_ = found.cut_threshold
@@ -233,11 +271,16 @@ class ConsensusClusterer(ClusterMixin, BaseEstimator):
         self.mediator_ = self.second_stage_ = self.quality_ = None
         if isinstance(scorer, PairScorer):
             self.mediator_, self.second_stage_ = scorer.mediator, scorer.second_stage
-            self.quality_ = estimate_quality(found.label, pairs, scores)
+            self.quality_ = estimate_quality(found.label, pairs, scores, representative)
             self.probabilities_ = self.quality_.confidence
         else:
-            self.probabilities_ = _average_inside(found.label, pairs, scores, found.threshold)
-        self.centres_ = ClusterCentres.fit(given, found.label, seed)
+            groups = RowGroups.of(representative, found.label)
+            table, value = groups.reduce_pairs(pairs, scores)
+            mean = _average_inside(found.label[groups.rows], table, value, found.threshold)
+            self.probabilities_ = mean[groups.group]
+        kept = np.unique(representative)
+        self.centres_ = ClusterCentres.fit(given, found.label[kept], seed)
+        self.assignments_ = self._assign_people(everything, found.label)
         return self
 
     def predict(self, views: Views) -> np.ndarray:
@@ -314,20 +357,36 @@ class ConsensusClusterer(ClusterMixin, BaseEstimator):
     ) -> PairScorer:
         everything = _read_views(labelled_views, "labelled_views")
         _check_models(everything, views)
-        identity = _number_identities(labelled_ids, len(load_view(everything[0])))
-        rows = choose_labelled(identity, seed=seed)
+        names, identity = _number_identities(labelled_ids, len(load_view(everything[0])))
+        if self.near_equal:
+            rows = choose_distinct_labelled(everything, identity, seed=seed, threads=self.threads)[
+                0
+            ]
+        else:
+            rows = choose_labelled(identity, seed=seed)
         labelled, identity = [_take_rows(view, rows) for view in everything], identity[rows]
-        labelled_graphs = self._build_graphs(labelled, seed)
         settings, joint = self._choose_settings(), None
+        left_out = None
+        if self.label_check:
+            check = check_labels(labelled, identity, seed=seed)
+            self.label_issues_ = list_issues(check, identity, rows, names)
+            self._check, self._names = check, names
+            kept = check.trained
+            if not kept.all():
+                labelled = [view[kept] for view in labelled]
+            identity = check.person[kept]
+            if self.joint and check.people is not None:
+                left_out = check.people.find(views)[1] > APART
+        labelled_graphs = self._build_graphs(labelled, seed)
         if self.joint and settings.variant == "extended":
-            kept, joint_graphs = join_graphs(
-                labelled, labelled_graphs, views, graphs, threads=self.threads
+            near, joint_graphs = join_graphs(
+                labelled, labelled_graphs, views, graphs, left_out=left_out, threads=self.threads
             )
             both = [
-                np.concatenate([one, _take_rows(other, kept)])
+                np.concatenate([one, _take_rows(other, near)])
                 for one, other in zip(labelled, views, strict=True)
             ]
-            unlabelled = np.full(len(kept), UNLABELLED, np.int64)
+            unlabelled = np.full(len(near), UNLABELLED, np.int64)
             joint = JointSet(both, joint_graphs, np.concatenate([identity, unlabelled]))
         return PairScorer.fit(
             labelled,
@@ -339,6 +398,15 @@ class ConsensusClusterer(ClusterMixin, BaseEstimator):
             second_stage=self.second_stage,
             seed=seed,
             threads=self.threads,
+        )
+
+    def _assign_people(self, views: list[View], label: np.ndarray) -> pd.DataFrame:
+        if self._check is None or self._check.people is None:
+            return pd.DataFrame({"row": [], "label": [], "probability": []})
+        person, probability = self._check.people.find(views, label)
+        row = np.flatnonzero(probability > BELIEVED)
+        return pd.DataFrame(
+            {"row": row, "label": self._names[person[row]], "probability": probability[row]}
         )
 
     def _choose_settings(self) -> MediatorSettings:
@@ -393,8 +461,8 @@ def _check_models(labelled: list[View], views: list[View]) -> None:
             )
 
 
-def _number_identities(labelled_ids: Any, count: int) -> np.ndarray:
-    """Identities as (count,) int64, 0 .. identities - 1 in sorted order."""
+def _number_identities(labelled_ids: Any, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """The identities in sorted order, and that of each row as (count,) int64."""
     ids = np.asarray(labelled_ids)
     kinds = {type(each) for each in ids.ravel()} if ids.dtype.kind == "O" else set()
     if ids.shape != (count,) or ids.dtype.kind not in "iuUTO" or not kinds <= {str}:
@@ -402,13 +470,19 @@ def _number_identities(labelled_ids: Any, count: int) -> np.ndarray:
             f"labelled_ids must be {count} integers or {count} strings, one a labelled row, got "
             f"shape {ids.shape} of {ids.dtype}"
         )
-    return np.unique(ids, return_inverse=True)[1].astype(np.int64)
+    names, number = np.unique(ids, return_inverse=True)
+    return names, number.astype(np.int64)
 
 
 def _take_rows(view: View, rows: np.ndarray) -> np.ndarray:
     """Some rows of a view as unit vectors, each checked by its own row number."""
     unit = make_unit(load_view(view))[0]
     return unit if len(rows) == len(unit) else unit[rows]
+
+
+def _keep_rows(view: View, rows: np.ndarray) -> View:
+    """`_take_rows`, when the view is loaded if it is given as a function."""
+    return partial(_take_rows, view, rows) if callable(view) else _take_rows(view, rows)
 
 
 def _average_inside(

@@ -280,7 +280,11 @@ class KnnSettings(Settings):
     options : parameters of the backend's index; see `cdp.knn`.
     recall_sample : images on which each graph is compared with exact search.
     joint : also derive graphs over labelled and unlabelled images together, on which the mediator
-        is trained; set to false where many unlabelled images show labelled identities.
+        is trained.
+    near_equal : one image stands for near-equal ones, such as the frames of one track, and its
+        pseudo-label goes to all; see `cdp.knn.near_equal`.
+    label_check : leave labelled images with a doubtful name out of the mediator's training, join
+        two identities of one person, and find labelled people among the unlabelled images.
     """
 
     k: Positive = 20
@@ -288,6 +292,8 @@ class KnnSettings(Settings):
     options: dict[str, int | str] = Field(default_factory=dict)
     recall_sample: Positive = 1000
     joint: bool = True
+    near_equal: bool = True
+    label_check: bool = True
 
 
 class VoteSettings(Settings):

@@ -18,7 +18,7 @@ import numpy as np
 
 from cdp.errors import DataError, StageError
 from cdp.propagation.average_linkage import agglomerate
-from cdp.propagation.quality import estimate_quality
+from cdp.propagation.quality import QualityEstimate, estimate_quality
 from cdp.review.constraints import apply_constraints, settle_pairs
 from cdp.review.questions import Question, filter_answered, rank_questions
 from cdp.types import UNLABELLED
@@ -32,7 +32,7 @@ from pipelines.decisions import (
 )
 from pipelines.invocation import format_command
 from pipelines.results import RunResults, open_run
-from pipelines.tables import list_pairs
+from pipelines.tables import find_rows, list_pairs
 
 ASKED = 200
 """Most open questions in the list, highest worth first."""
@@ -63,6 +63,7 @@ class ReviewSession:
         self.names = [str(path) for path in labels.path]
         self.confidence = labels.confidence.to_numpy()
         self.published = labels.pseudo_label.to_numpy()
+        self.representative = find_rows(labels)
         samples = run.samples.set_index("sample_id").loc[self.sample_id].reset_index()
         self.keys = find_keys(samples)
         self.pairs = list_pairs(run.pairs, self.sample_id)
@@ -117,7 +118,13 @@ class ReviewSession:
     def questions(self) -> list[Question]:
         """The open questions, highest worth first, skipped ones last."""
         if self._questions is None:
-            ranked = rank_questions(self.label, self.pairs, self.settled, limit=4 * ASKED)
+            ranked = rank_questions(
+                self.label,
+                self.pairs,
+                self.settled,
+                limit=4 * ASKED,
+                representative=self.representative,
+            )
             still_open = filter_answered(ranked, self.corrections, checked=self._list_checked())
             self._questions = [q for q in still_open if q.worth >= LEAST_WORTH][:ASKED]
         first = [q for q in self._questions if name_question(q) not in self.skipped]
@@ -227,7 +234,10 @@ class ReviewSession:
         """The estimated pairwise F of the labels as corrected; None where pairs were voted on."""
         if self.voted:
             return None
-        return round(float(estimate_quality(self.label, self.pairs, self.settled).f), 4)
+        return round(float(self._estimate().f), 4)
+
+    def _estimate(self) -> QualityEstimate:
+        return estimate_quality(self.label, self.pairs, self.settled, self.representative)
 
     def count_pending(self) -> int:
         """Number of images whose cluster a rerun would change.
@@ -270,7 +280,7 @@ class ReviewSession:
         self, *, order: str = "size", text: str = "", offset: int = 0, limit: int = 24
     ) -> dict[str, Any]:
         """One page of the current clusters: largest, or lowest expected precision, first."""
-        precision = estimate_quality(self.label, self.pairs, self.settled).expected_precision
+        precision = self._estimate().expected_precision
         size = np.bincount(self.label[self.label != UNLABELLED], minlength=len(precision))
         chosen = np.arange(len(precision))
         if text.isdigit():

@@ -74,6 +74,13 @@ def list_pairs(pairs: pd.DataFrame, sample_id: np.ndarray) -> PairTable:
     )
 
 
+def find_rows(labels: pd.DataFrame) -> np.ndarray | None:
+    """The row that stands for each row of `propagate/labels`; None for runs of earlier versions."""
+    if "representative" not in labels:
+        return None
+    return np.searchsorted(labels.sample_id.to_numpy(), labels.representative.to_numpy())
+
+
 def read_vectors(path: Path, column: str) -> np.ndarray:
     """One fixed-size-list column of a Parquet table or directory -> (n, d) array.
 

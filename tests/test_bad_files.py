@@ -90,6 +90,22 @@ def lay_good_files(root: Path) -> dict[str, tuple[int, int]]:
     return size | {"pile/turned.jpg": (30, 20), "pile/small.png": (9, 8)}
 
 
+def lay_copies(root: Path) -> dict[str, str]:
+    """Files with the bytes of others: path -> the other's."""
+    copies = {"pile/zz copy.jpg": "pile/png.jpg", "pile/0.jpg": "staff/ann lee/1.jpg"}
+    for copy, original in copies.items():
+        (root / copy).write_bytes((root / original).read_bytes())
+    return copies
+
+
+def lay_two_names(root: Path) -> dict[str, str]:
+    """One file under two names: path -> what the reason must say."""
+    reason = "the same file is under the names =1+1 and ann lee: it counts for neither"
+    for folder in ("ann lee", "=1+1"):
+        (root / "staff" / folder / "same.png").write_bytes(encode(draw(60)))
+    return {f"staff/{folder}/same.png": reason for folder in ("ann lee", "=1+1")}
+
+
 def lay_bad_files(root: Path, secret: Path) -> dict[str, str]:
     """Files that cannot be used: path -> what the reason must say."""
     pile = root / "pile"
@@ -102,8 +118,6 @@ def lay_bad_files(root: Path, secret: Path) -> dict[str, str]:
         "bomb.png": (png_that_claims(60_000, 60_000), "too large"),
         "hundred.png": (png_that_claims(10_001, 10_000), "too large: 10001 x 10000"),
         "float.tif": (encode(Image.new("F", (20, 20)), "TIFF"), "floating-point"),
-        "zz copy.jpg": ((root / "pile/png.jpg").read_bytes(), "same bytes as pile/png.jpg"),
-        "0.jpg": ((root / "staff/ann lee/1.jpg").read_bytes(), "same bytes as staff/ann lee/1.jpg"),
         "program.jpg": (encode(draw(22), "EPS"), "not an image"),
     }
     for name, (data, _) in files.items():
@@ -155,7 +169,8 @@ def test_every_bad_file_is_set_aside_with_its_reason_and_the_rest_is_used(tmp_pa
     secret.parent.mkdir()
     secret.write_bytes(encode(draw(99)))
     good = lay_good_files(tmp_path / "data")
-    bad = lay_bad_files(tmp_path / "data", secret)
+    copies = lay_copies(tmp_path / "data")
+    bad = lay_bad_files(tmp_path / "data", secret) | lay_two_names(tmp_path / "data")
     arguments = write_run(tmp_path, FOLDERS)
     assert main([*arguments, "--until", "ingest"]) == 0, capsys.readouterr().err
     run = tmp_path / "runs" / "tiny"
@@ -166,7 +181,10 @@ def test_every_bad_file_is_set_aside_with_its_reason_and_the_rest_is_used(tmp_pa
         assert expected in reasons[path], path
         assert len(reasons[path]) < 200
     samples = pd.read_parquet(run / "ingest" / "samples.parquet").set_index("path")
-    assert set(samples.index) == set(good)
+    assert set(samples.index) == set(good) | set(copies)
+    path_of = samples.reset_index().set_index("sample_id").path
+    found = samples.copy_of.dropna().astype(int).map(path_of)
+    assert found.to_dict() == copies
     for path, size in good.items():
         assert tuple(samples.loc[path, ["width", "height"]]) == size, path
     staff = samples[samples.split == "labelled"]

@@ -18,7 +18,7 @@ cdp.errors cdp.types cdp.progress cdp.numba_cache
 cdp.onnx_session
 cdp.arrays cdp.images cdp.metrics cdp.synthetic
 cdp.models
-cdp.knn cdp.committee cdp.propagation cdp.training cdp.aggregation
+cdp.knn cdp.label_check cdp.committee cdp.propagation cdp.training cdp.aggregation
 cdp.embedding cdp.mediator cdp.review cdp.adaptation cdp.assignment
 cdp.recognizer cdp.clusterer cdp.inspection cdp.restoration cdp.separation
 cdp
@@ -27,7 +27,7 @@ pipelines.files pipelines.yaml_files pipelines.engine pipelines.invocation pipel
 pipelines.tables pipelines.config
 pipelines.store pipelines.decisions pipelines.data
 pipelines.stage pipelines.results
-pipelines.members
+pipelines.members pipelines.label_check
 pipelines.copies
 pipelines.export pipelines.review_session
 pipelines.training pipelines.pages pipelines.real_probes

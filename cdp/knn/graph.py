@@ -116,3 +116,19 @@ def measure_recall(
         near = np.take_along_axis(similarity, np.maximum(held, 0), axis=1)
         found += int(((near >= kth[:, None] - 1e-6) & (held != UNLABELLED)).sum())
     return found / (len(chosen) * wanted)
+
+
+def restrict_graph(graph: KnnGraph, kept: np.ndarray, k: int) -> KnnGraph:
+    """The graph among the kept rows, renumbered; lists keep their order and are cut to k.
+
+    kept : (n,) bool. Neighbours that are not kept leave padding at the end of a list.
+    """
+    neighbour, similarity = np.asarray(graph.neighbour)[kept], np.asarray(graph.similarity)[kept]
+    held = (neighbour != UNLABELLED) & kept[np.maximum(neighbour, 0)]
+    order = np.argsort(~held, axis=1, kind="stable")[:, :k]
+    held = np.take_along_axis(held, order, 1)
+    near = (np.cumsum(kept) - 1)[np.maximum(np.take_along_axis(neighbour, order, 1), 0)]
+    return KnnGraph(
+        np.where(held, near, UNLABELLED),
+        np.where(held, np.take_along_axis(similarity, order, 1), 0).astype(np.float32),
+    )

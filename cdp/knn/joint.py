@@ -21,6 +21,7 @@ import threading
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -30,6 +31,7 @@ from cdp.arrays.cosine import as_readonly, dot_between, insert_neighbour, make_u
 from cdp.arrays.threads import count_threads, limit_blas, list_blocks
 from cdp.errors import DataError
 from cdp.knn.exact import BOUND_SLACK, bound_rows, choose_axis_count, reaches
+from cdp.knn.graph import restrict_graph
 from cdp.knn.pivots import find_axes
 from cdp.types import UNLABELLED, Graph, KnnGraph, View, load_graph, load_view
 
@@ -64,6 +66,7 @@ def join_graphs(
     unlabelled: Sequence[View],
     unlabelled_graphs: Sequence[Graph],
     *,
+    left_out: np.ndarray | None = None,
     threads: int | None = None,
 ) -> tuple[np.ndarray, list[KnnGraph]]:
     """The joint graph of every view.
@@ -72,6 +75,7 @@ def join_graphs(
     ----------
     labelled, unlabelled : one (n, d_v) array a model, or a function that loads it.
     labelled_graphs, unlabelled_graphs : their graphs, of one k.
+    left_out : (u,) bool, unlabelled rows that are treated as if they were not there; None: none.
     threads : at most so many; None: all cores. Never changes the result.
 
     Returns
@@ -84,6 +88,14 @@ def join_graphs(
     DataError
         Views of different dimensions or a bad vector, or graphs of different k.
     """
+    rest = np.arange(len(load_graph(unlabelled_graphs[0])))
+    if left_out is not None and left_out.any():
+        rest = np.flatnonzero(~left_out)
+        unlabelled = [partial(take_view, view, rest) for view in unlabelled]
+        unlabelled_graphs = [
+            restrict_graph(load_graph(graph), ~left_out, load_graph(graph).k)
+            for graph in unlabelled_graphs
+        ]
     found = [
         find_joint_lists(*both, threads=threads)
         for both in zip(labelled, labelled_graphs, unlabelled, unlabelled_graphs, strict=True)
@@ -93,7 +105,12 @@ def join_graphs(
         restrict_lists(each, graph, kept)
         for each, graph in zip(found, unlabelled_graphs, strict=True)
     ]
-    return kept, graphs
+    return rest[kept], graphs
+
+
+def take_view(view: View, rows: np.ndarray) -> np.ndarray:
+    """Some rows of a view."""
+    return np.asarray(load_view(view))[rows]
 
 
 def find_joint_lists(

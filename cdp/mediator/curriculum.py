@@ -32,7 +32,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from cdp.types import UNLABELLED, Graph, KnnGraph, View, load_graph
+from cdp.knn.graph import restrict_graph
+from cdp.types import Graph, KnnGraph, View, load_graph
 
 CURRICULUM = ((1.0, 0.0), (1 / 3, 0.0), (1.0, 0.5), (1.0, 0.8))
 """Of each step: share of k, and share of the identities reduced to one image."""
@@ -119,7 +120,7 @@ def make_curriculum(
     found = []
     for number, (share, singletons) in enumerate(steps):
         kept = thin_identities(identity, singletons, seed + number)
-        smaller = [_keep_rows(graph, kept, max(round(share * graph.k), 1)) for graph in loaded]
+        smaller = [restrict_graph(graph, kept, max(round(share * graph.k), 1)) for graph in loaded]
         found.append(CurriculumStep(np.flatnonzero(kept), smaller, identity[kept]))
     return found
 
@@ -140,16 +141,3 @@ def thin_identities(identity: np.ndarray, share: float, seed: int) -> np.ndarray
     kept = ~chosen[number]
     kept[order[first]] = True
     return kept
-
-
-def _keep_rows(graph: KnnGraph, kept: np.ndarray, k: int) -> KnnGraph:
-    """The graph among the kept rows, renumbered; lists keep their order and are cut to k."""
-    neighbour, similarity = np.asarray(graph.neighbour)[kept], np.asarray(graph.similarity)[kept]
-    held = (neighbour != UNLABELLED) & kept[np.maximum(neighbour, 0)]
-    order = np.argsort(~held, axis=1, kind="stable")[:, :k]
-    held = np.take_along_axis(held, order, 1)
-    near = (np.cumsum(kept) - 1)[np.maximum(np.take_along_axis(neighbour, order, 1), 0)]
-    return KnnGraph(
-        np.where(held, near, UNLABELLED),
-        np.where(held, np.take_along_axis(similarity, order, 1), 0).astype(np.float32),
-    )

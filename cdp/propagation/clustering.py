@@ -54,6 +54,7 @@ def cluster_pairs(
     target_precision: float | None = None,
     precision_curve: np.ndarray | None = None,
     calibrated: bool = True,
+    representative: np.ndarray | None = None,
 ) -> Clustering:
     """Cluster rows by the scores of their pairs.
 
@@ -70,6 +71,8 @@ def cluster_pairs(
     precision_curve : precision on held-out identities by threshold, from the second stage; used by
         the consensus split only, since it was measured with that.
     calibrated : False for votes: the rising threshold is used whatever `split` says.
+    representative : as for `estimate_quality`, where `pairs` link near-equal rows
+        (`cdp.propagation.representatives`).
 
     Raises
     ------
@@ -95,6 +98,7 @@ def cluster_pairs(
             target_precision=target_precision,
             loosest=threshold,
             precision_curve=precision_curve if split == "consensus" else None,
+            representative=representative,
         )
 
     if split == "consensus":

@@ -11,17 +11,19 @@ The contract:
   pairs between the two as within them: where only a share of those appears, the odds are
   multiplied by its square root. True pairs that no k-NN graph proposes cannot be counted as missed,
   so recall is overestimated by them.
+- Near-equal rows (`representative`) are evidence once, and counted as the images that they are.
 - Estimates are as good as the calibration: give probabilities after the second stage
   (`cdp.mediator.second_stage`) and the prior correction.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from cdp.arrays.log_odds import to_log_odds, to_probability
+from cdp.propagation.representatives import RowGroups
 from cdp.propagation.scored_pairs import check_probability
 from cdp.types import UNLABELLED, PairTable
 
@@ -52,7 +54,10 @@ class QualityEstimate:
 
 
 def estimate_quality(
-    label: np.ndarray, pairs: PairTable, probability: np.ndarray
+    label: np.ndarray,
+    pairs: PairTable,
+    probability: np.ndarray,
+    representative: np.ndarray | None = None,
 ) -> QualityEstimate:
     """Estimate pairwise precision, recall and F, and the confidence of each cluster and row.
 
@@ -61,6 +66,8 @@ def estimate_quality(
     label : (n,) int64, 0 .. clusters - 1; -1 none.
     pairs : all candidate pairs.
     probability : (m,) float in [0, 1], calibrated.
+    representative : (n,) int64, the row that stands for each row, see `cdp.knn.near_equal`; None:
+        every row for itself.
 
     Returns
     -------
@@ -76,16 +83,28 @@ def estimate_quality(
     """
     label = np.asarray(label)
     value = check_probability(probability, len(pairs))
+    if representative is None:
+        return _estimate(label, pairs, value, np.ones(len(label)))
+    rows = RowGroups.of(representative, label)
+    found = _estimate(label[rows.rows], *rows.reduce_pairs(pairs, value), rows.size.astype(float))
+    return replace(found, confidence=found.confidence[rows.group])
+
+
+def _estimate(
+    label: np.ndarray, pairs: PairTable, value: np.ndarray, images: np.ndarray
+) -> QualityEstimate:
+    """The estimate, where row i stands for `images[i]` images."""
     clusters = int(label.max(initial=UNLABELLED)) + 1
     alone = label == UNLABELLED
     group = label.astype(np.int64)
     group[alone] = clusters + np.arange(int(alone.sum()))
-    size = np.bincount(group, minlength=clusters + int(alone.sum())).astype(np.float64)
+    size = np.bincount(group, images, clusters + int(alone.sum()))
 
     belongs = _estimate_membership(group, pairs, value)
-    belongs[alone] = 1
+    belongs[alone | ((np.bincount(group)[group] == 1) & (images > 1))] = 1
     together = size * (size - 1) / 2
-    positive = np.clip(_count_positives(group, len(size), pairs, value, belongs), 0, together)
+    expected = _count_positives(group, len(size), pairs, value, belongs, images)
+    positive = np.clip(expected, 0, together)
     apart = compare_groups(group, pairs, value)
     missed = float((apart.chance * size[apart.first] * size[apart.second]).sum())
     correct, predicted = float(positive.sum()), float(together.sum())
@@ -119,18 +138,28 @@ def _estimate_membership(group: np.ndarray, pairs: PairTable, value: np.ndarray)
 
 
 def _count_positives(
-    group: np.ndarray, groups: int, pairs: PairTable, value: np.ndarray, belongs: np.ndarray
+    group: np.ndarray,
+    groups: int,
+    pairs: PairTable,
+    value: np.ndarray,
+    belongs: np.ndarray,
+    images: np.ndarray,
 ) -> np.ndarray:
-    """(groups,) float64, expected positive pairs inside each group.
+    """(groups,) float64, expected positive pairs of images inside each group.
 
-    A candidate pair is positive with its probability, any other pair when both rows belong.
+    A candidate pair is positive with its probability, any other pair when both rows belong; the
+    images of one row are positive pairs.
     """
-    summed = np.bincount(group, belongs, groups)
-    squares = np.bincount(group, belongs**2, groups)
+    summed = np.bincount(group, images * belongs, groups)
+    squares = np.bincount(group, (images * belongs) ** 2, groups)
     inside = group[pairs.source] == group[pairs.target]
     known = value - belongs[pairs.source] * belongs[pairs.target]
+    known *= images[pairs.source] * images[pairs.target]
+    among = np.bincount(group, images * (images - 1) / 2, groups)
     return np.asarray(
-        (summed**2 - squares) / 2 + np.bincount(group[pairs.source][inside], known[inside], groups)
+        (summed**2 - squares) / 2
+        + np.bincount(group[pairs.source][inside], known[inside], groups)
+        + among
     )
 
 

@@ -97,6 +97,19 @@ def diffuse_labels(
     return _list_shares(sparse.csr_array(total), min_weight)
 
 
+def repeat_rows(soft: SoftLabels, group: np.ndarray) -> SoftLabels:
+    """The soft labels of every row from those of groups of rows, each row with its group's.
+
+    group : (n,) int64, the group of each row, numbered as the rows of `soft`.
+    """
+    count = np.bincount(soft.row, minlength=int(group.max(initial=-1)) + 1)
+    start = np.cumsum(count) - count
+    row = np.repeat(np.arange(len(group)), count[group])
+    first = np.cumsum(count[group]) - count[group]
+    entry = start[group[row]] + np.arange(len(row)) - first[row]
+    return SoftLabels(row, soft.label[entry], soft.weight[entry])
+
+
 def _encode_labels(label: np.ndarray) -> sparse.csr_array:
     """(n, clusters) one-hot labels; a row without label is empty."""
     known = np.flatnonzero(label != UNLABELLED)

@@ -69,6 +69,7 @@ def choose_cut(
     target_precision: float,
     loosest: float = NEUTRAL_THRESHOLD,
     precision_curve: np.ndarray | None = None,
+    representative: np.ndarray | None = None,
 ) -> float:
     """The loosest threshold whose pairwise precision, held-out and estimated, reaches a target.
 
@@ -80,6 +81,7 @@ def choose_cut(
     precision_curve : (t, 2), rising thresholds and the precision on held-out identities there, from
         the second stage; None or no row: the estimate alone decides. If no threshold reaches the
         target on held-out identities, the strictest of them is the lowest tried.
+    representative : as for `estimate_quality`.
 
     Returns
     -------
@@ -100,7 +102,7 @@ def choose_cut(
         enough = precision_curve[precision_curve[:, 1] >= target_precision, 0]
         loosest = max(loosest, float(enough.min() if len(enough) else precision_curve[-1, 0]))
     for threshold in (loosest, *(level for level in TARGET_THRESHOLDS if level > loosest)):
-        found = estimate_quality(cut(threshold), pairs, probability)
+        found = estimate_quality(cut(threshold), pairs, probability, representative)
         if found.precision >= target_precision:
             return threshold
     return max(TARGET_THRESHOLDS[-1], loosest)

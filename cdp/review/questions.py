@@ -23,6 +23,7 @@ from scipy.sparse.csgraph import connected_components
 from cdp.arrays.log_odds import to_probability
 from cdp.propagation.average_linkage import agglomerate
 from cdp.propagation.quality import compare_groups, estimate_quality
+from cdp.propagation.representatives import RowGroups
 from cdp.review.constraints import Constraints
 from cdp.types import UNLABELLED, PairTable
 
@@ -53,6 +54,7 @@ def rank_questions(
     *,
     kinds: tuple[Kind, ...] = ("bridge", "merge", "cluster"),
     limit: int | None = None,
+    representative: np.ndarray | None = None,
 ) -> list[Question]:
     """The most useful questions about a clustering, best first.
 
@@ -65,6 +67,7 @@ def rank_questions(
     probability : (m,) float in [0, 1], calibrated.
     kinds : which to ask.
     limit : how many at most.
+    representative : as for `estimate_quality`.
     """
     label = np.asarray(label, np.int64)
     value = np.asarray(probability, np.float64)
@@ -73,9 +76,9 @@ def rank_questions(
     if "bridge" in kinds:
         questions += bridges
     if "merge" in kinds:
-        questions += _list_merges(label, pairs, value, limit)
+        questions += _list_merges(label, pairs, value, limit, representative)
     if "cluster" in kinds:
-        questions += _list_clusters(label, pairs, value, bridges)
+        questions += _list_clusters(label, pairs, value, bridges, representative)
     questions.sort(key=_order)
     return questions[:limit]
 
@@ -144,13 +147,21 @@ def _list_bridges(label: np.ndarray, pairs: PairTable, value: np.ndarray) -> lis
 
 
 def _list_merges(
-    label: np.ndarray, pairs: PairTable, value: np.ndarray, limit: int | None
+    label: np.ndarray,
+    pairs: PairTable,
+    value: np.ndarray,
+    limit: int | None,
+    representative: np.ndarray | None,
 ) -> list[Question]:
     """Pairs of clusters (an image without label counts as one) with candidate pairs between."""
     alone = label == UNLABELLED
     group = label.copy()
     group[alone] = label.max(initial=UNLABELLED) + 1 + np.arange(int(alone.sum()))
-    apart = compare_groups(group, pairs, value)
+    if representative is None:
+        apart = compare_groups(group, pairs, value)
+    else:
+        rows = RowGroups.of(representative, group)
+        apart = compare_groups(group[rows.rows], *rows.reduce_pairs(pairs, value))
     size = np.bincount(group)
     worth = apart.chance * size[apart.first] * size[apart.second]
     best = np.argsort(-worth, kind="stable")[:limit]
@@ -168,11 +179,15 @@ def _list_merges(
 
 
 def _list_clusters(
-    label: np.ndarray, pairs: PairTable, value: np.ndarray, bridges: Sequence[Question]
+    label: np.ndarray,
+    pairs: PairTable,
+    value: np.ndarray,
+    bridges: Sequence[Question],
+    representative: np.ndarray | None,
 ) -> list[Question]:
     """All of a cluster at once, for its wrong pairs other than those across its last merge."""
     across = {int(label[bridge.one[0]]): bridge.worth for bridge in bridges}
-    precision = estimate_quality(label, pairs, value).expected_precision
+    precision = estimate_quality(label, pairs, value, representative).expected_precision
     rows_of = _group_rows(label)
     nothing = np.empty(0, np.int64)
     found = []

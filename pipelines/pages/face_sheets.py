@@ -19,6 +19,7 @@ import numpy as np
 
 from cdp.review.questions import Question, rank_questions
 from cdp.types import UNLABELLED, PairTable
+from pipelines.tables import find_rows
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -91,6 +92,7 @@ class _Maker:
         self.names = labels.path.tolist()
         self.confidence = labels.confidence.to_numpy()
         self.sample_id = labels.sample_id.to_numpy()
+        self.representative = find_rows(labels)
         self.clusters = clusters
         self.vectors = vectors
         self.thumbnails = thumbnails
@@ -112,11 +114,21 @@ class _Maker:
         sheets.doubtful = self._add_clusters(doubtful)
         if len(size):
             for question in rank_questions(
-                self.label, pairs, probability, kinds=("merge",), limit=2 * SECTION
+                self.label,
+                pairs,
+                probability,
+                kinds=("merge",),
+                limit=2 * SECTION,
+                representative=self.representative,
             ):
                 self._add_question(sheets.merges, question)
             for question in rank_questions(
-                self.label, pairs, probability, kinds=("bridge",), limit=2 * SECTION
+                self.label,
+                pairs,
+                probability,
+                kinds=("bridge",),
+                limit=2 * SECTION,
+                representative=self.representative,
             ):
                 self._add_question(sheets.bridges, question)
         sheets.random = self._add_clusters(np.sort(random))

@@ -1,9 +1,12 @@
 """ingest: the files of a data set -> samples that can be read, and rejected files.
 
 The contract:
-- Every image is decoded here. An image that cannot be decoded, is too small or too large, or has
-  the same bytes as an earlier one goes to `rejected` with the reason; the run goes on. Names that
-  are not UTF-8 appear only in `rejected`, with the invalid bytes escaped.
+- Every image is decoded here. An image that cannot be decoded, is too small or too large goes to
+  `rejected` with the reason; the run goes on. Names that are not UTF-8 appear only in `rejected`,
+  with the invalid bytes escaped.
+- An unlabelled image with the bytes of another unlabelled or of a labelled image stays, with its
+  `copy_of`. A labelled image given twice counts once; one under two names counts for neither. An
+  evaluation image with the bytes of any other is rejected.
 - An image one of whose ready features is zero or not finite goes to `rejected` too, in all views.
 - `sample_id` counts accepted images from 0, ordered by split (labelled, unlabelled, evaluation),
   then path.
@@ -40,11 +43,13 @@ SAMPLES = pa.schema(
         ("height", pa.int32()),
         ("sha256", pa.string()),
         ("row", pa.int64()),
+        ("copy_of", pa.int64()),
     ]
 )
 REJECTED = pa.schema([("dataset", pa.string()), ("path", pa.string()), ("reason", pa.string())])
 TRUTH = pa.schema([("sample_id", pa.int64()), ("identity", pa.string())])
 
+TWO_NAMES = "the same file is under the names"
 PART_SIZE = 1000
 """Images a part: enough parts to occupy the workers, few enough for scheduling to cost little."""
 
@@ -73,9 +78,11 @@ def run(work: Work) -> Mapping[str, Any]:
         found = [
             image for part in work.engine.map(inspect_part, parts, label="ingest") for image in part
         ]
-    reasons = _reject_repeats(entries, found)
+    reasons, twins = find_copies(entries, found)
     accepted = [row for row, reason in enumerate(reasons) if not reason]
     rejected = [row for row, reason in enumerate(reasons) if reason]
+    number = {row: place for place, row in enumerate(accepted)}
+    copies = {row: twin for row, twin in twins.items() if row in number}
     name = work.dataset.manifest.name
     kept = [entries[row] for row in accepted]
     hidden = [entry.split == "unlabelled" for entry in kept]
@@ -91,6 +98,7 @@ def run(work: Work) -> Mapping[str, Any]:
             "height": [found[row][1] for row in accepted],
             "sha256": [found[row][2] for row in accepted],
             "row": [rows[row] for row in accepted],
+            "copy_of": [number[copies[row]] if row in copies else None for row in accepted],
         },
     )
     work.write(
@@ -126,6 +134,11 @@ def run(work: Work) -> Mapping[str, Any]:
         "images": len(entries) - left_out,
         "rejected": len(rejected) - left_out,
         **({"left_out": left_out} if left_out else {}),
+        "copies": {
+            "of_labelled": sum(entries[twin].split == "labelled" for twin in copies.values()),
+            "of_unlabelled": sum(entries[twin].split == "unlabelled" for twin in copies.values()),
+            "two_names": sum(reason.startswith(TWO_NAMES) for reason in reasons),
+        },
         **{split: counts[split] for split in ("labelled", "unlabelled", "evaluation")},
         "labelled_people": people["labelled"],
         "evaluation_people": people["evaluation"],
@@ -185,21 +198,42 @@ def _make_utf8(path: str) -> str:
     return path.encode("utf-8", "backslashreplace").decode()
 
 
-def _reject_repeats(entries: list[Entry], found: list[tuple[int, int, str, str]]) -> list[str]:
-    first: dict[str, str] = {}
-    reasons = []
+def find_copies(
+    entries: list[Entry], found: list[tuple[int, int, str, str]]
+) -> tuple[list[str], dict[int, int]]:
+    """Images with the same bytes.
+
+    entries : in the order of their splits. found : width, height, digest and reason of each.
+
+    Returns
+    -------
+    reasons : why each image is rejected; empty for one that is not.
+    twins : an accepted unlabelled image -> the first image with its bytes, both as positions.
+    """
+    names: dict[str, set[str | None]] = {}
     for entry, (_, _, digest, reason) in zip(entries, found, strict=True):
-        if not reason and digest:
-            original = first.setdefault(digest, entry.path)
-            if original != entry.path:
-                reason = f"same bytes as {original}"
+        if entry.split == "labelled" and digest and not reason:
+            names.setdefault(digest, set()).add(entry.identity)
+    first: dict[str, int] = {}
+    reasons, twins = [], {}
+    for row, (entry, (_, _, digest, reason)) in enumerate(zip(entries, found, strict=True)):
+        if reason or not digest:
+            pass
+        elif entry.split == "labelled" and len(names[digest]) > 1:
+            known = " and ".join(sorted(str(name) for name in names[digest]))
+            reason = f"{TWO_NAMES} {known}: it counts for neither"
+        elif (twin := first.setdefault(digest, row)) != row:
+            if entry.split == "unlabelled":
+                twins[row] = twin
+            else:
+                reason = f"same bytes as {entries[twin].path}"
         reasons.append(reason)
-    return reasons
+    return reasons, twins
 
 
 STAGE = Stage(
     name="ingest",
-    version=2,
+    version=3,
     inputs=("detect.faces", "detect.rejected"),
     outputs={"samples": SAMPLES, "rejected": REJECTED, "truth": TRUTH},
     reads=("ingest",),

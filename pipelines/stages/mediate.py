@@ -8,6 +8,8 @@ The contract:
   others. Prior correction and second stage then see all pairs.
 - With a second stage, the threshold chosen on held-out identities and their precision by threshold
   go into the facts, for propagate's `auto`.
+- Of near-equal images (`knn.near_equal`) one is scored; the others have one pair, with that one, at
+  probability 1.
 - `pairs` holds all candidates, whatever their probability; propagate applies the threshold.
 """
 
@@ -113,8 +115,9 @@ def run(work: Work) -> Mapping[str, Any]:
     if scorer.precision_curve is not None:
         facts["threshold"] = scorer.threshold
         facts["precision_curve"] = scorer.precision_curve.round(5).tolist()
-    _write_pairs(work, split.sample_id, parts, scores.probability)
-    return {"pairs": len(pairs), **facts}
+    links = _list_links(work, len(split.members))
+    _write_pairs(work, split.sample_id, parts, scores.probability, links)
+    return {"pairs": len(pairs) + len(links["source"]), **facts}
 
 
 # ------------------------------------------------------------------------------------ the scorer
@@ -192,11 +195,13 @@ def _describe_mediator(report: Any) -> dict[str, Any]:
 
 
 def _list_identities(work: Work, split: Split) -> np.ndarray:
-    """The identity of every row, numbered; -1 for an unlabelled one."""
+    """The identity of every row, numbered; -1 for an unlabelled one. Second labels are joined."""
     samples = work.read("ingest.samples", columns=["sample_id", "identity"]).to_pandas()
-    sample_id = find_originals(split.sample_id)
-    identity = samples.set_index("sample_id").identity[sample_id].factorize(sort=True)[0]
-    return identity.astype(np.int64)
+    name = samples.set_index("sample_id").identity
+    issues = work.read("knn.label_issues").to_pandas()
+    second = issues[issues.issue == "second_label"]
+    name[second.sample_id] = second.seems.to_numpy()
+    return name[find_originals(split.sample_id)].factorize(sort=True)[0].astype(np.int64)
 
 
 # -------------------------------------------------------------------------------------- scoring
@@ -236,10 +241,35 @@ def _collect_scores(parts: Sequence[tuple[slice, Path]]) -> tuple[PairTable, np.
     return PairTable(*columns[:3]), columns[3]
 
 
+def _list_links(work: Work, members: int) -> dict[str, np.ndarray]:
+    """The pair of each represented unlabelled image and its representative, as columns."""
+    ids = np.load(work.scratch / "unlabelled" / "sample_id.npy")
+    table = work.read("knn.near_equal").to_pandas()
+    table = table[table.representative.isin(ids)]
+    one, other = table.sample_id.to_numpy(), table.representative.to_numpy()
+    columns = {
+        "source": np.minimum(one, other),
+        "target": np.maximum(one, other),
+        "vote": np.full(len(table), members - 1, np.int32),
+        "listings": np.full(len(table), 2 * members, np.int32),
+        "base_similarity": table.similarity.to_numpy(),
+        "probability": np.ones(len(table), np.float32),
+    }
+    order = np.lexsort((columns["target"], columns["source"]))
+    return {name: column[order] for name, column in columns.items()}
+
+
 def _write_pairs(
-    work: Work, sample_id: np.ndarray, parts: Sequence[tuple[slice, Path]], probability: np.ndarray
+    work: Work,
+    sample_id: np.ndarray,
+    parts: Sequence[tuple[slice, Path]],
+    probability: np.ndarray,
+    links: Mapping[str, np.ndarray],
 ) -> None:
+    """Write the pairs by source: those of each block, and the links whose source lies there."""
     row = 0
+    bounds = [0, *(sample_id[rows.start] for rows, _ in parts[1:]), np.iinfo(np.int64).max]
+    cuts = np.searchsorted(links["source"], bounds)
     for number, (_, target) in enumerate(parts):
         scored = np.load(target)
         count = len(scored["source"])
@@ -251,6 +281,12 @@ def _write_pairs(
             "base_similarity": scored["base_similarity"],
             "probability": probability[row : row + count],
         }
+        between = slice(cuts[number], cuts[number + 1])
+        if between.start < between.stop:
+            columns = {name: np.concatenate([columns[name], links[name][between]])
+                       for name in columns}  # fmt: skip
+            order = np.lexsort((columns["target"], columns["source"]))
+            columns = {name: column[order] for name, column in columns.items()}
         place = work.path("pairs") / f"part-{number:05d}.parquet"
         write_table(place, columns, PAIRS)
         row += count
@@ -325,8 +361,14 @@ def _save_array(path: Path, array: np.ndarray, draft: str | None = None) -> None
 
 STAGE = Stage(
     name="mediate",
-    version=12,
-    inputs=("ingest.samples", "embed.embeddings", "knn.neighbours"),
+    version=13,
+    inputs=(
+        "ingest.samples",
+        "embed.embeddings",
+        "knn.neighbours",
+        "knn.label_issues",
+        "knn.near_equal",
+    ),
     outputs={"pairs": PAIRS, "calibration": CALIBRATION},
     reads=("committee", "mediate"),
     run=run,

@@ -7,6 +7,10 @@ The contract:
   with the largest summed probability to the rest.
 - `soft_labels` gives each image weights over nearby pseudo-labels, by diffusion along the pairs
   above the threshold; images without a label may have some.
+- Near-equal images (`representative`) have one label, unless a reviewer says otherwise: evidence,
+  soft labels and medoids count them once, sizes as the images that they are.
+- `assignments` has a row for every unlabelled image that shows a labelled person, with a
+  probability above one half; clusters are compared as a whole (`cdp.label_check.people`).
 - The labels satisfy every decision of the review; see `cdp.review.constraints`.
 - Nothing above this stage depends on its settings.
 """
@@ -14,6 +18,8 @@ The contract:
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -21,10 +27,13 @@ import pyarrow as pa
 
 from cdp.types import UNLABELLED, PairTable
 from pipelines.decisions import find_keys, list_active, resolve_decisions
+from pipelines.label_check import ASSIGNMENTS, PEOPLE
 from pipelines.stage import Stage, Work
-from pipelines.tables import list_pairs
+from pipelines.tables import SPLITS, list_pairs, read_view
 
 if TYPE_CHECKING:
+    import pandas as pd
+
     from cdp.propagation.clustering import Clustering
 
 LABELS = pa.schema(
@@ -35,6 +44,7 @@ LABELS = pa.schema(
         ("cluster_size", pa.int64()),
         ("confidence", pa.float32()),
         ("cut_threshold", pa.float32()),
+        ("representative", pa.int64()),
     ]
 )
 CLUSTERS = pa.schema(
@@ -54,7 +64,8 @@ SOFT_LABELS = pa.schema(
 
 def run(work: Work) -> Mapping[str, Any]:
     from cdp.propagation.quality import estimate_quality
-    from cdp.propagation.soft_labels import diffuse_labels
+    from cdp.propagation.representatives import RowGroups
+    from cdp.propagation.soft_labels import diffuse_labels, repeat_rows
     from cdp.review.constraints import apply_constraints, bar_labels, settle_pairs
 
     samples = work.read("ingest.samples", columns=["sample_id", "path", "split", "sha256"])
@@ -68,14 +79,17 @@ def run(work: Work) -> Mapping[str, Any]:
     corrections, gone = resolve_decisions(work.decisions, find_keys(samples))
     if corrections:
         probability = settle_pairs(pairs, probability, corrections)
-    found = _cluster(work, pairs, probability, len(samples))
+    representative = _read_representatives(work, sample_id)
+    found = _cluster(work, pairs, probability, representative)
     label, threshold = found.label, found.threshold
     facts: dict[str, Any] = {"split": found.split, "threshold": threshold}
     if work.decisions:
         label = apply_constraints(label, pairs, probability, corrections, threshold=threshold)
         facts |= {"corrections": len(list_active(work.decisions)), "corrected_images_gone": gone}
-    clusters = _describe_clusters(pairs, probability, label)
-    quality = estimate_quality(label, pairs, probability)
+    groups = RowGroups.of(representative, label)
+    few, score = groups.reduce_pairs(pairs, probability)
+    clusters = _describe_clusters(few, score, label[groups.rows])
+    quality = estimate_quality(label, pairs, probability, representative)
     clusters["expected_precision"] = quality.expected_precision
     size = np.bincount(label[label != UNLABELLED], minlength=1)
     work.write(
@@ -87,12 +101,18 @@ def run(work: Work) -> Mapping[str, Any]:
             "cluster_size": np.where(label == UNLABELLED, 0, size[label]),
             "confidence": quality.confidence,
             "cut_threshold": found.cut_threshold,
+            "representative": sample_id[representative],
         },
     )
-    clusters["medoid_sample_id"] = sample_id[clusters.pop("medoid")]
+    assigned = _assign_people(work, samples, label)
+    clusters["medoid_sample_id"] = sample_id[groups.rows[clusters.pop("medoid")]]
+    clusters["size"] = np.bincount(label[label != UNLABELLED], minlength=len(clusters["size"]))
     work.write("clusters", clusters)
     spread = work.config.propagate.soft_labels
-    soft = diffuse_labels(label, pairs, probability, threshold=threshold, **spread.model_dump())
+    soft = diffuse_labels(
+        label[groups.rows], few, score, threshold=threshold, **spread.model_dump()
+    )
+    soft = repeat_rows(soft, groups.group)
     if corrections:
         soft = bar_labels(soft, label, corrections)
     work.write(
@@ -111,11 +131,82 @@ def run(work: Work) -> Mapping[str, Any]:
         "estimated_precision": round(quality.precision, 4),
         "estimated_recall": round(quality.recall, 4),
         "estimated_f": round(quality.f, 4),
+        "assigned": assigned,
         **facts,
     }
 
 
-def _cluster(work: Work, pairs: PairTable, probability: np.ndarray, count: int) -> Clustering:
+def _read_representatives(work: Work, sample_id: np.ndarray) -> np.ndarray:
+    """The row that stands for each row of the ascending `sample_id`."""
+    rows = np.arange(len(sample_id))
+    if not work.locate("knn.near_equal").exists():  # a run of an earlier version
+        return rows
+    table = work.read("knn.near_equal").to_pandas()
+    table = table[table.sample_id.isin(sample_id) & table.representative.isin(sample_id)]
+    moved = np.searchsorted(sample_id, table.sample_id.to_numpy())
+    rows[moved] = np.searchsorted(sample_id, table.representative.to_numpy())
+    return rows
+
+
+def _assign_people(work: Work, samples: pd.DataFrame, label: np.ndarray) -> int:
+    """Write the unlabelled images that show a labelled person; their number."""
+    from safetensors.numpy import load_file
+
+    from cdp.label_check.people import BELIEVED, LabelledPeople
+
+    place = work.locate("knn.label_issues").with_name(PEOPLE)
+    state = load_file(place) if place.exists() else {}
+    if not state:
+        none = np.empty(0, np.int64)
+        return _write_assignments(work, samples, none, none.astype(object), none.astype(np.float32))
+    members = [member.name for member in work.config.committee.all]
+    tables = [work.locate("embed.embeddings", f"{SPLITS[1]}/{member}") for member in members]
+    views = [partial(_read_vectors, table) for table in tables]
+    person, probability = LabelledPeople.from_state(state).find(views, label)
+    identity = work.read("ingest.samples", columns=["identity", "split"]).to_pandas()
+    names = np.sort(identity.identity[identity.split == SPLITS[0]].unique())
+    row = np.flatnonzero(probability > BELIEVED)
+    same = samples.sample_id.to_numpy()[row]
+    return _write_assignments(work, samples, same, names[person[row]], probability[row])
+
+
+def _write_assignments(
+    work: Work,
+    samples: pd.DataFrame,
+    sample_id: np.ndarray,
+    identity: np.ndarray,
+    probability: np.ndarray,
+) -> int:
+    """Write the assignments; a copy of a labelled image is of its person, at probability 1."""
+    import pandas as pd
+
+    every = work.read("ingest.samples", columns=["sample_id", "identity", "copy_of"]).to_pandas()
+    named = every.set_index("sample_id").identity.dropna()
+    copies = every.dropna(subset="copy_of").set_index("sample_id").copy_of.astype(np.int64)
+    copies = copies[copies.isin(named.index)].map(named)
+    found = pd.DataFrame({"identity": identity, "probability": probability}, index=sample_id)
+    exact = pd.DataFrame({"identity": copies, "probability": np.float32(1)}, index=copies.index)
+    whole = pd.concat([found[~found.index.isin(exact.index)], exact]).sort_index()
+    paths = samples.set_index("sample_id").path[whole.index]
+    work.write(
+        "assignments",
+        {
+            "sample_id": whole.index.to_numpy(),
+            "path": paths.to_numpy(),
+            "identity": whole.identity.to_numpy(object),
+            "probability": whole.probability.to_numpy(np.float32),
+        },
+    )
+    return len(whole)
+
+
+def _read_vectors(table: Path) -> np.ndarray:
+    return read_view([table])[1]
+
+
+def _cluster(
+    work: Work, pairs: PairTable, probability: np.ndarray, representative: np.ndarray
+) -> Clustering:
     from cdp.propagation.clustering import cluster_pairs
 
     settings, scored = work.config.propagate, work.input_facts("mediate")
@@ -126,7 +217,7 @@ def _cluster(work: Work, pairs: PairTable, probability: np.ndarray, count: int) 
     return cluster_pairs(
         pairs,
         probability,
-        count,
+        len(representative),
         split=settings.split,
         threshold=float(threshold),
         max_size=settings.max_size,
@@ -134,6 +225,7 @@ def _cluster(work: Work, pairs: PairTable, probability: np.ndarray, count: int) 
         target_precision=settings.target_precision,
         precision_curve=np.array(scored.get("precision_curve", [])),
         calibrated=calibrated,
+        representative=representative,
     )
 
 
@@ -158,9 +250,11 @@ def _describe_clusters(
     weakest = np.ones(clusters, np.float32)
     forest = build_forest(PairTable(source, target), value, count)
     np.minimum.at(weakest, label[forest.source], forest.score.astype(np.float32))
+    size = np.bincount(label[members], minlength=clusters)
+    mean[size == 1] = 1  # near-equal images alone
     return {
         "pseudo_label": np.arange(clusters),
-        "size": np.bincount(label[members], minlength=clusters),
+        "size": size,
         "mean_probability": mean.astype(np.float32),
         "weakest_edge": weakest,
         "medoid": medoid,
@@ -169,10 +263,21 @@ def _describe_clusters(
 
 STAGE = Stage(
     name="propagate",
-    version=5,
-    inputs=("ingest.samples", "mediate.pairs"),
-    outputs={"labels": LABELS, "clusters": CLUSTERS, "soft_labels": SOFT_LABELS},
-    reads=("propagate",),
+    version=6,
+    inputs=(
+        "ingest.samples",
+        "embed.embeddings",
+        "knn.label_issues",
+        "knn.near_equal",
+        "mediate.pairs",
+    ),
+    outputs={
+        "labels": LABELS,
+        "clusters": CLUSTERS,
+        "soft_labels": SOFT_LABELS,
+        "assignments": ASSIGNMENTS,
+    },
+    reads=("committee", "propagate"),
     run=run,
     corrected=True,
 )

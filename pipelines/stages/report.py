@@ -21,7 +21,7 @@ from cdp.types import UNLABELLED, PairTable
 from pipelines.files import write_text
 from pipelines.results import HEADLINES, describe_loss, recommend_subjects
 from pipelines.stage import Stage, Work
-from pipelines.tables import list_pairs, read_vectors
+from pipelines.tables import find_rows, list_pairs, read_vectors
 
 SUMMARY = pa.schema([("section", pa.string()), ("name", pa.string()), ("value", pa.float64())])
 SUBJECTS = ("labelled_only", "labelled_pseudo", "distilled", "adapted", "supervised")
@@ -71,6 +71,8 @@ def _compose(work: Work, metrics: Any) -> str:
         "people, "
         f"{ingest['unlabelled']:,} unlabelled, {ingest['evaluation']:,} for evaluation, "
         f"{ingest['rejected']:,} set aside",
+        *_describe_copies(ingest.get("copies", {})),
+        *_describe_near_equal(work),
         f"Pairs     {mediate['pairs']:,} candidate pairs of unlabelled images, scored by "
         f"{mediate['method']}",
         f"Clusters  {propagate['clusters']:,} pseudo-labels on {propagate['labelled']:,} images, "
@@ -107,6 +109,27 @@ def _describe_gap(work: Work) -> list[str]:
             "they look like the pile's"
         )
     return [f"Pictures  {embed['gap']}{trained}"]
+
+
+def _describe_copies(copies: Mapping[str, int]) -> list[str]:
+    """A line on the files that are given more than once, where there are any."""
+    words = {
+        "of_unlabelled": "unlabelled files are copies of another and get its label",
+        "of_labelled": "are copies of a labelled file and get its person (assignments)",
+        "two_names": "labelled files are under two names and count for neither (rejected)",
+    }
+    parts = [f"{copies[name]:,} {text}" for name, text in words.items() if copies.get(name)]
+    return [f"Copies    {'; '.join(parts)}"] * bool(parts)
+
+
+def _describe_near_equal(work: Work) -> list[str]:
+    """A line on the images that others stand for, where there are any."""
+    found = work.input_facts("knn").get("near_equal", {})
+    parts = [
+        f"{facts['images']:,} {split} images stand behind {facts['groups']:,} near-equal ones"
+        for split, facts in found.items()
+    ]
+    return [f"Repeats   {', '.join(parts)}: searched and scored once, labelled alike"] * bool(parts)
 
 
 def _order_subjects(named: Iterable[str]) -> list[str]:
@@ -243,6 +266,7 @@ def _sweep_thresholds(work: Work, labels: Any, pairs: PairTable, probability: np
     from cdp.propagation.quality import estimate_quality
 
     settings = work.config.propagate
+    representative = find_rows(labels)
     voted = work.input_facts("mediate")["method"] == "vote"
     known = bool(work.input_facts("ingest")["truth_known"])
     if known:
@@ -263,7 +287,7 @@ def _sweep_thresholds(work: Work, labels: Any, pairs: PairTable, probability: np
     for threshold, label in zip(THRESHOLDS, cuts, strict=True):
         row = {"threshold": threshold}
         if not voted:  # votes are no probabilities: nothing can be estimated from them
-            found = estimate_quality(label, pairs, probability)
+            found = estimate_quality(label, pairs, probability, representative)
             row |= {"estimated_precision": found.precision, "estimated_recall": found.recall}
         if known:
             row["true_precision"], row["true_recall"], _ = score_pairwise(truth_label, label)
@@ -310,7 +334,7 @@ def _make_sheets(
 
 STAGE = Stage(
     name="report",
-    version=3,
+    version=4,
     inputs=(
         "detect.faces",
         "ingest.samples",

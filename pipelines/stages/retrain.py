@@ -60,7 +60,7 @@ MATCHES = pa.schema(
 
 def run(work: Work) -> Mapping[str, Any]:
     samples = work.read("ingest.samples").to_pandas()
-    samples = samples[samples.split != "evaluation"]
+    samples = samples[(samples.split != "evaluation") & samples.copy_of.isna()]
     labels = work.read("propagate.labels").to_pandas()
     settings = work.config.retrain
     unlabelled = samples.merge(labels.drop(columns="path"), on="sample_id")

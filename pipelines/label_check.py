@@ -1,0 +1,207 @@
+"""The check of the labels, as a part of the stage knn: which images to train on, and who is known.
+
+The contract:
+- Enters: the embeddings of both splits. Leaves: the table `label_issues`, the labelled people for
+  `propagate` to find among the unlabelled images, and a file of what the graphs leave out.
+- The images that the mediator is trained on are checked together, the others in parts of whole
+  people: two labels of one person are found where both are in one part.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from pipelines.files import save_arrays
+from pipelines.stage import Work
+from pipelines.tables import SPLITS, read_view
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from cdp.label_check import LabelledPeople
+
+LABEL_ISSUES = pa.schema(
+    [
+        ("sample_id", pa.int64()),
+        ("path", pa.string()),
+        ("issue", pa.string()),
+        ("identity", pa.string()),
+        ("seems", pa.string()),
+        ("probability", pa.float32()),
+    ]
+)
+ASSIGNMENTS = pa.schema(
+    [
+        ("sample_id", pa.int64()),
+        ("path", pa.string()),
+        ("identity", pa.string()),
+        ("probability", pa.float32()),
+    ]
+)
+PEOPLE = "labelled_people.safetensors"
+"""The labelled people: `LabelledPeople.from_state(load_file(...))`, beside `label_issues`."""
+
+
+@dataclass(frozen=True)
+class CheckedLabels:
+    """What the check leaves of both splits.
+
+    trained : ascending sample ids of the labelled images to train on. left_out : (u,) bool, the
+    unlabelled images that may show a labelled person, by ascending sample id.
+    """
+
+    trained: np.ndarray
+    left_out: np.ndarray
+    facts: dict[str, Any]
+
+
+def check_splits(
+    work: Work, chosen: np.ndarray, members: list[str], unlabelled: list[Path]
+) -> CheckedLabels:
+    """Check the labels of the `chosen` images; `unlabelled` are files of the other split's vectors.
+
+    chosen : ascending sample ids. unlabelled : one .npy file a member; none without such images.
+    """
+    from safetensors.numpy import save_file
+
+    from cdp.label_check.people import APART
+
+    samples = work.read(
+        "ingest.samples", columns=["sample_id", "path", "split", "identity"]
+    ).to_pandas()
+    samples = samples.set_index("sample_id")
+    tables = [work.locate("embed.embeddings", f"{SPLITS[0]}/{member}") for member in members]
+    found = work.scratch / "label_check.npz"
+    people = work.scratch / "labelled_people.npz"
+    identity = samples.identity[samples.split == SPLITS[0]].sort_index()
+    job = (tables, unlabelled, chosen, identity, work.seed, found, people)
+    for _ in work.engine.map(check_views, [job], label="knn checks the labels"):
+        pass
+    stored = np.load(found, allow_pickle=False)
+    issues = {name.removeprefix("issue."): stored[name] for name in stored if "issue." in name}
+    ids = stored["ids"][issues["row"]]
+    seems = [name or None for name in issues["seems"].tolist()]
+    work.write(
+        "label_issues",
+        {
+            "sample_id": ids,
+            "path": samples.path[ids].to_numpy(),
+            "issue": issues["issue"],
+            "identity": issues["label"],
+            "seems": pa.array(seems, pa.string()),
+            "probability": issues["probability"].astype(np.float32),
+        },
+    )
+    save_file(dict(np.load(people)), work.directory / PEOPLE)
+    left_out = stored["shared"] > APART
+    second = issues["issue"] == "second_label"
+    return CheckedLabels(
+        chosen[stored["trained"]],
+        left_out,
+        {
+            "wrong_names": int((~second).sum()),
+            "wrong_share": round(float(stored["wrong_share"]), 4),
+            "second_labels": len(np.unique(issues["label"][second])),
+            "shared_images": round(float(stored["shared"].sum()), 1),
+        },
+    )
+
+
+def check_views(
+    tables: list[Path],
+    unlabelled: list[Path],
+    chosen: np.ndarray,
+    identity: Any,
+    seed: int,
+    target: Path,
+    people: Path,
+) -> None:
+    """Check the labels of one set of images, and look for their people among others.
+
+    tables : embeddings of the labelled split. identity : Series of all labelled images' names by
+    ascending sample id.
+    """
+    import pandas as pd
+
+    from cdp.label_check import check_labels, list_issues
+
+    if target.exists() and people.exists():
+        return
+    ids = np.sort(pq.read_table(tables[0], columns=["sample_id"])["sample_id"].to_numpy())
+    code, names = identity.factorize(sort=True)
+    number = code[np.searchsorted(identity.index, ids)].astype(np.int64)
+    rows = np.searchsorted(ids, chosen)
+    views = [read_view([table])[1] for table in tables]
+    check = check_labels([view[rows] for view in views], number[rows], seed=seed)
+    listed = [list_issues(check, number[rows], rows, names.to_numpy())]
+    shared = np.zeros(len(np.load(unlabelled[0], mmap_mode="r")) if unlabelled else 0, np.float32)
+    state: dict[str, np.ndarray] = {}
+    if check.people is not None:
+        if unlabelled:
+            shared = check.people.find([np.load(path, mmap_mode="r") for path in unlabelled])[1]
+        person, believed = number.copy(), np.ones(len(ids), bool)
+        person[rows], believed[rows] = check.person, check.believed
+        for part in divide_people(number, rows):
+            other = check_labels([view[part] for view in views], number[part], seed=seed)
+            person[part], believed[part] = other.person, other.believed
+            listed.append(list_issues(other, number[part], part, names.to_numpy()))
+        everybody = check.people.extend(views, person, believed)
+        state = everybody.state()
+        _find_names(listed, everybody, views, names.to_numpy())
+    issues = pd.concat([part for part in listed if len(part)] or listed, ignore_index=True)
+    save_arrays(people, **state)
+    columns = {
+        f"issue.{name}": issues[name].to_numpy(kind)
+        for name, kind in (("row", np.int64), ("probability", np.float32))
+    }
+    columns |= {
+        f"issue.{name}": issues[name].fillna("").to_numpy("U")
+        for name in ("issue", "label", "seems")
+    }
+    save_arrays(
+        target,
+        ids=ids,
+        trained=check.trained,
+        shared=shared,
+        wrong_share=np.array(check.wrong_share),
+        **columns,
+    )
+
+
+def divide_people(number: np.ndarray, chosen: np.ndarray) -> list[np.ndarray]:
+    """The rows that are not chosen, in parts of whole people and about `LABELLED_ROWS` rows.
+
+    number : (n,) int64, the person of each row. chosen : ascending rows.
+    """
+    from cdp.mediator.curriculum import LABELLED_ROWS
+
+    rest = np.setdiff1d(np.arange(len(number)), chosen)
+    order = rest[np.argsort(number[rest], kind="stable")]
+    first = np.flatnonzero(np.diff(number[order], prepend=-1))
+    wanted = np.arange(LABELLED_ROWS, len(order), LABELLED_ROWS)
+    cuts = np.unique(first[np.minimum(np.searchsorted(first, wanted), len(first) - 1)])
+    return [np.sort(part) for part in np.split(order, cuts) if len(part)]
+
+
+def _find_names(
+    listed: list[pd.DataFrame],
+    people: LabelledPeople,
+    views: list[np.ndarray],
+    names: np.ndarray,
+) -> None:
+    """Look among all labelled people for the images that seem to be nobody of their part."""
+    from cdp.label_check.people import BELIEVED
+
+    for issues in listed:
+        unknown = np.flatnonzero(issues.seems.isna())
+        if len(unknown):
+            rows = issues.row.to_numpy(np.int64)[unknown]
+            person, probability = people.find([view[rows] for view in views])
+            sure = probability > BELIEVED
+            issues.loc[unknown[sure], "seems"] = names[person[sure]]
