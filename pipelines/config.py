@@ -261,10 +261,14 @@ class EmbedSettings(Settings):
     reduce_px : side in pixels to which faces are reduced before every model, as the recognizer will
         see them; null leaves them as they are.
     flip : average the vectors of a face and its mirror image.
+    degrade_labelled : train the mediator on copies of the labelled pictures, degraded until they
+        look like the pile's: "auto" where the labelled pictures are clearly sharper, or "always",
+        or "never".
     """
 
     reduce_px: int | None = Field(24, ge=4)
     flip: bool = False
+    degrade_labelled: Literal["auto", "always", "never"] = "auto"
 
 
 class KnnSettings(Settings):

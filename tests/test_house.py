@@ -29,6 +29,7 @@ pipelines.store pipelines.decisions pipelines.data
 pipelines.verdict
 pipelines.stage pipelines.results
 pipelines.members pipelines.label_check
+pipelines.copies
 pipelines.export pipelines.review_session
 pipelines.training pipelines.pages pipelines.real_probes
 pipelines.stages pipelines.check

@@ -35,7 +35,12 @@ from cdp.mediator.folds import (
 )
 from cdp.mediator.mlp import ARRAY_NAMES, STANDARD_LIMIT, Rows, score_rows
 from cdp.mediator.mlp_training import train_ensemble
-from cdp.mediator.prior_shift import PriorCorrection, correct_prior
+from cdp.mediator.prior_shift import (
+    PriorCorrection,
+    correct_prior,
+    keep_prior,
+    leave_prior,
+)
 from cdp.mediator.settings import MediatorSettings
 from cdp.mediator.shortage import ShortageError
 
@@ -187,9 +192,12 @@ class Mediator:
 
     def correct(self, probability: np.ndarray) -> PriorCorrection:
         """Rescale scores of an unlabelled set to its positive rate (`correct_prior`), if the
-        settings ask for it."""
+        settings ask for it and the scores allow it (`keep_prior`)."""
         if self.settings.correct_prior:
-            return correct_prior(probability, self.training_rate)
+            found = correct_prior(probability, self.training_rate)
+            if keep_prior(probability, found, self.report.reliability):
+                return leave_prior(probability)
+            return found
         return PriorCorrection(probability, self.training_rate)
 
     def state(self) -> dict[str, np.ndarray]:

@@ -133,7 +133,12 @@ class SecondStage:
         if not self.mediator.settings.correct_prior or math.isnan(self.even_rate):
             return self.mediator.correct(probability)
         return correct_evenly(
-            probability, self.mediator.training_rate, self.even_rate, pairs, count
+            probability,
+            self.mediator.training_rate,
+            self.even_rate,
+            pairs,
+            count,
+            self.mediator.report.reliability,
         )
 
     def state(self) -> dict[str, np.ndarray]:

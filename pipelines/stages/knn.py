@@ -5,6 +5,7 @@ The contract:
   depend on the number of workers.
 - The recall of each graph against exact search, on a seeded sample, is in the manifest.
 - Neighbours are `sample_id`s, nearest first, without the sample itself.
+- Where embed made degraded copies of the labelled images, these stand in their place.
 - Of the labelled images only those are searched that the mediator is trained on
   (`cdp.mediator.curriculum.choose_labelled`), without those whose label is doubted
   (`cdp.label_check`; `knn.label_check: false` trusts all), and none where they are too few to train
@@ -33,6 +34,7 @@ import pyarrow.parquet as pq
 from cdp.errors import DataError
 from cdp.types import UNLABELLED, KnnGraph
 from pipelines.config import KnnSettings
+from pipelines.copies import COPIES, find_originals, find_trained_split
 from pipelines.files import save_arrays
 from pipelines.label_check import LABEL_ISSUES, check_splits
 from pipelines.stage import Stage, Work
@@ -62,10 +64,10 @@ def describe_neighbours(k: int) -> pa.Schema:
 
 def run(work: Work) -> Mapping[str, Any]:
     settings = work.config.knn
-    counts = {split: int(work.input_facts("embed")[split]) for split in SPLITS}
-    for split, count in counts.items():
-        if split == SPLITS[1]:
-            _require_enough(split, count, settings.k)
+    embedded = work.input_facts("embed")
+    counts = {split: int(embedded[split]) for split in SPLITS}
+    counts["labelled"] = int(embedded.get(COPIES, counts["labelled"]))
+    _require_enough(SPLITS[1], counts[SPLITS[1]], settings.k)
     members = [member.name for member in work.config.committee.all]
     chosen, near = _choose_labelled(work, members, counts["labelled"])
     counts["labelled"] = len(chosen)
@@ -98,8 +100,10 @@ def run(work: Work) -> Mapping[str, Any]:
             work, chosen, members, [places[view] / "vectors.npy" for view in pile]
         )
         chosen, left_out, facts = checked.trained, checked.left_out, checked.facts
-        counts[SPLITS[0]] = len(chosen)
-        ids[SPLITS[0]] = chosen
+    if embedded.get(COPIES):
+        chosen = _take_copies(work, members[0], ids[SPLITS[0]], chosen, near.get(SPLITS[0]))
+    counts[SPLITS[0]] = len(chosen)
+    ids[SPLITS[0]] = chosen
     if not facts:
         work.write("label_issues", LABEL_ISSUES.empty_table())
     _search(work, [view for view in views if view[0] == SPLITS[0]], places, tables, ids)
@@ -141,8 +145,14 @@ def _search(
     views : (split, member). ids : split -> ascending sample ids to search; all where it is missing.
     """
     settings = work.config.knn
+    split_of = {SPLITS[0]: find_trained_split(work.input_facts("embed"))}
     build = [
-        (work.locate("embed.embeddings", "/".join(view)), places[view], settings, work.seed)
+        (
+            work.locate("embed.embeddings", f"{split_of.get(view[0], view[0])}/{view[1]}"),
+            places[view],
+            settings,
+            work.seed,
+        )
         + ((ids[view[0]],) if view[0] in ids else ())
         for view in views
     ]
@@ -155,6 +165,21 @@ def _search(
     ]
     for _ in work.engine.map(query_part, queries, label="knn searches"):
         pass
+
+
+def _take_copies(
+    work: Work, member: str, asked: np.ndarray, trained: np.ndarray, near: Represented | None
+) -> np.ndarray:
+    """The sample ids of the degraded copies to train on, ascending.
+
+    asked, trained : sample ids of labelled images, before and after the check of their labels. Left
+    out are copies of images with a doubted label, and of those that another one stands for.
+    """
+    place = work.locate("embed.embeddings", f"{COPIES}/{member}")
+    ids = np.sort(pq.read_table(place, columns=["sample_id"])["sample_id"].to_numpy())
+    doubted = np.setdiff1d(asked, trained)
+    moved = np.empty(0, np.int64) if near is None else near.moved
+    return ids[~np.isin(find_originals(ids), np.concatenate([doubted, moved]))]
 
 
 def _count_rows(place: Path) -> int:

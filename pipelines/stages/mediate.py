@@ -30,6 +30,7 @@ from cdp.arrays.scratch import allocate
 from cdp.errors import DataError
 from cdp.types import UNLABELLED, KnnGraph, PairTable
 from pipelines.config import MediateSettings
+from pipelines.copies import find_originals, find_trained_split
 from pipelines.files import save_arrays
 from pipelines.stage import Stage, Work
 from pipelines.tables import JOINT, SPLITS, read_vectors, read_view, write_table
@@ -245,7 +246,7 @@ def _list_identities(work: Work, split: Split) -> np.ndarray:
     issues = work.read("knn.label_issues").to_pandas()
     second = issues[issues.issue == "second_label"]
     name[second.sample_id] = second.seems.to_numpy()
-    return name[split.sample_id].factorize(sort=True)[0].astype(np.int64)
+    return name[find_originals(split.sample_id)].factorize(sort=True)[0].astype(np.int64)
 
 
 # -------------------------------------------------------------------------------------- scoring
@@ -359,6 +360,8 @@ def _map_split(work: Work, splits: tuple[str, ...], name: str) -> Split:
     members = tuple(member.name for member in work.config.committee.all)
     mapped = Split(work.scratch / name, members)
     mapped.place.mkdir(exist_ok=True)
+    trained_on = find_trained_split(work.input_facts("embed"))
+    splits = tuple(trained_on if split == SPLITS[0] else split for split in splits)
     jobs = [
         (
             [work.locate("embed.embeddings", f"{split}/{member}") for split in splits],
@@ -415,7 +418,7 @@ def _save_array(path: Path, array: np.ndarray, draft: str | None = None) -> None
 
 STAGE = Stage(
     name="mediate",
-    version=15,
+    version=16,
     inputs=(
         "ingest.samples",
         "embed.embeddings",

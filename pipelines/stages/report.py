@@ -84,6 +84,7 @@ def _compose(work: Work, metrics: Any, verdict: list[Finding]) -> str:
         f"Clusters  {propagate['clusters']:,} pseudo-labels on {propagate['labelled']:,} images, "
         f"{propagate['unlabelled']:,} left without; largest {propagate['largest']:,}",
     ]
+    lines += _describe_gap(work)
     clustering = metrics[metrics.protocol == "clustering"].set_index("metric").value
     if len(clustering):
         lines.append(
@@ -100,6 +101,20 @@ def _compose(work: Work, metrics: Any, verdict: list[Finding]) -> str:
             f"warning: {text}" for text in [describe_loss(metrics, "labelled_pseudo")] if text
         ]
     return "\n".join([*lines, "", *compose_verdict(verdict)]) + "\n"
+
+
+def _describe_gap(work: Work) -> list[str]:
+    """How far labelled pictures and the pile lie apart, in a line, where they were compared."""
+    embed = work.input_facts("embed")
+    if "gap" not in embed:
+        return []
+    trained = ""
+    if embed.get("copies"):
+        trained = (
+            f"; the mediator was trained on {embed['copies']:,} copies of them, degraded until "
+            "they look like the pile's"
+        )
+    return [f"Pictures  {embed['gap']}{trained}"]
 
 
 def _describe_copies(copies: Mapping[str, int]) -> list[str]:
