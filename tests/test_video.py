@@ -176,7 +176,7 @@ def test_a_video_through_the_pipeline_with_and_without_tracks(tmp_path, monkeypa
     ).draw(np.array([2, 4]))  # fmt: skip
     folder = tmp_path / "cameras"
     folder.mkdir()
-    write_video(folder / "door.mkv", draw_clip(faces, 0.6))
+    write_video(folder / "door.mkv", draw_clip(faces, 0.4))
     whole = (folder / "door.mkv").read_bytes()
     (folder / "cut.mkv").write_bytes(whole[: len(whole) // 3])
     (tmp_path / "m.onnx").write_bytes(build_projection(64, 0))

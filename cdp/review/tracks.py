@@ -3,7 +3,7 @@
 The contract:
 - Enters: the track and the frame of each row, and the views. Leaves: constraints as a reviewer's.
 - A track is believed from one face to the next only where their mean cosine over the views exceeds
-  that of nearly all pairs known to be different people (two faces of one frame) and of random
+  that of nearly all pairs of different people: those of one frame, or, where these are few, random
   pairs. Elsewhere it is cut: the tracker may have gone over to another face.
 - What a reviewer has decided on a row outranks its track.
 
@@ -22,9 +22,14 @@ from cdp.review.constraints import Constraints
 from cdp.types import View, load_view
 
 SAMPLE = 8192
-"""Random pairs, of rows of different tracks."""
-DIFFERENT = 0.999
-"""Quantile of the cosines of different people that a link must exceed."""
+"""Random pairs."""
+ENOUGH = 10
+"""Pairs of one frame that are enough to know what different people reach."""
+DIFFERENT = 0.99
+"""Quantile of their cosines that a link must exceed."""
+DEVIATIONS = 3.0
+"""Deviations above the median of random pairs instead, by the lower half of them: some of the upper
+half are of one person."""
 
 
 def constrain_tracks(
@@ -47,9 +52,7 @@ def constrain_tracks(
     before, after = before[inside], after[inside]
     apart = _list_apart(frame)
     random = np.random.default_rng([seed, 0x747261636B]).integers(0, max(count, 1), (2, SAMPLE))
-    if count:
-        different = (track[random] != track[random[::-1]]).all(axis=0) | (track[random] < 0).all(0)
-        random = random[:, different & (random[0] != random[1])]
+    random = random[:, random[0] != random[1]] if count else random[:, :0]
     least = _find_least(views, apart, random)
     holds = _measure_mean(views, before, after) > least
     segment = _number_segments(order, track, after[~holds])
@@ -106,12 +109,13 @@ def _measure_mean(views: Sequence[View], one: np.ndarray, other: np.ndarray) -> 
 
 
 def _find_least(views: Sequence[View], apart: np.ndarray, random: np.ndarray) -> float:
-    levels = [
-        np.quantile(_measure_mean(views, *pairs), DIFFERENT)
-        for pairs in (apart, random)
-        if pairs.shape[1]
-    ]
-    return float(max(levels, default=-1.0))
+    """The cosine that a link must exceed."""
+    if apart.shape[1] >= ENOUGH:
+        return float(np.quantile(_measure_mean(views, *apart), DIFFERENT))
+    if not random.shape[1]:
+        return -1.0
+    low, middle = np.quantile(_measure_mean(views, *random), (0.16, 0.5))
+    return float(middle + DEVIATIONS * (middle - low))
 
 
 def _number_segments(order: np.ndarray, track: np.ndarray, starts: np.ndarray) -> np.ndarray:
