@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     import cdp.images as images
     import cdp.inspection as inspection
     import cdp.knn as knn
+    import cdp.label_check as label_check
     import cdp.mediator as mediator
     import cdp.metrics as metrics
     import cdp.models as models
@@ -117,6 +118,7 @@ __all__ = [
     "images",
     "inspection",
     "knn",
+    "label_check",
     "mediator",
     "metrics",
     "models",

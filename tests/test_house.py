@@ -27,7 +27,7 @@ pipelines.files pipelines.yaml_files pipelines.engine pipelines.invocation pipel
 pipelines.tables pipelines.config
 pipelines.store pipelines.decisions pipelines.data
 pipelines.stage pipelines.results
-pipelines.members
+pipelines.members pipelines.label_check
 pipelines.export pipelines.review_session
 pipelines.training pipelines.pages pipelines.real_probes
 pipelines.stages pipelines.check

@@ -19,6 +19,7 @@ from scipy.sparse import csr_matrix
 
 from cdp.arrays.cosine import make_unit
 from cdp.arrays.threads import limit_blas, list_blocks
+from cdp.errors import DataError
 from cdp.label_check.likelihood import SetLikelihood
 from cdp.types import UNLABELLED, View, load_view
 
@@ -123,6 +124,12 @@ class LabelledPeople:
             that show a labelled person is estimated, and each labelled person is as likely before.
         """
         units = [make_unit(load_view(view))[0] for view in views]
+        for number, (unit, centre) in enumerate(zip(units, self.centres, strict=True)):
+            if unit.shape[1] != centre.shape[1]:
+                raise DataError(
+                    f"view {number} has {centre.shape[1]} dimensions labelled and {unit.shape[1]} "
+                    "unlabelled: they are not of one model"
+                )
         place, size = number_sets(len(units[0]), label)
         groups = None
         if len(size) < len(place):

@@ -33,8 +33,8 @@ from cdp.errors import DataError
 from cdp.types import UNLABELLED, KnnGraph
 from pipelines.config import KnnSettings
 from pipelines.files import save_arrays
+from pipelines.label_check import LABEL_ISSUES, check_splits
 from pipelines.stage import Stage, Work
-from pipelines.stages.labels import LABEL_ISSUES, check_splits
 from pipelines.tables import JOINT, SPLITS, read_vectors, read_view, vector_column, write_table
 
 if TYPE_CHECKING:

@@ -27,8 +27,8 @@ import pyarrow as pa
 
 from cdp.types import UNLABELLED, PairTable
 from pipelines.decisions import find_keys, list_active, resolve_decisions
+from pipelines.label_check import ASSIGNMENTS, PEOPLE
 from pipelines.stage import Stage, Work
-from pipelines.stages.labels import ASSIGNMENTS, PEOPLE
 from pipelines.tables import SPLITS, list_pairs, read_view
 
 if TYPE_CHECKING:

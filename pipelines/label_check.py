@@ -3,15 +3,15 @@
 The contract:
 - Enters: the embeddings of both splits. Leaves: the table `label_issues`, the labelled people for
   `propagate` to find among the unlabelled images, and a file of what the graphs leave out.
-- The likelihoods are fitted on the images that the mediator is trained on; all labelled people are
-  looked for. Of images beyond those, labels are not checked.
+- The images that the mediator is trained on are checked together, the others in parts of whole
+  people: two labels of one person are found where both are in one part.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -20,6 +20,11 @@ import pyarrow.parquet as pq
 from pipelines.files import save_arrays
 from pipelines.stage import Work
 from pipelines.tables import SPLITS, read_view
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from cdp.label_check import LabelledPeople
 
 LABEL_ISSUES = pa.schema(
     [
@@ -80,7 +85,7 @@ def check_splits(
         pass
     stored = np.load(found, allow_pickle=False)
     issues = {name.removeprefix("issue."): stored[name] for name in stored if "issue." in name}
-    ids = chosen[issues["row"]]
+    ids = stored["ids"][issues["row"]]
     seems = [name or None for name in issues["seems"].tolist()]
     work.write(
         "label_issues",
@@ -122,6 +127,8 @@ def check_views(
     tables : embeddings of the labelled split. identity : Series of all labelled images' names by
     ascending sample id.
     """
+    import pandas as pd
+
     from cdp.label_check import check_labels, list_issues
 
     if target.exists() and people.exists():
@@ -132,7 +139,7 @@ def check_views(
     rows = np.searchsorted(ids, chosen)
     views = [read_view([table])[1] for table in tables]
     check = check_labels([view[rows] for view in views], number[rows], seed=seed)
-    issues = list_issues(check, number[rows], np.arange(len(rows)), names.to_numpy())
+    listed = [list_issues(check, number[rows], rows, names.to_numpy())]
     shared = np.zeros(len(np.load(unlabelled[0], mmap_mode="r")) if unlabelled else 0, np.float32)
     state: dict[str, np.ndarray] = {}
     if check.people is not None:
@@ -140,7 +147,14 @@ def check_views(
             shared = check.people.find([np.load(path, mmap_mode="r") for path in unlabelled])[1]
         person, believed = number.copy(), np.ones(len(ids), bool)
         person[rows], believed[rows] = check.person, check.believed
-        state = check.people.extend(views, person, believed).state()
+        for part in divide_people(number, rows):
+            other = check_labels([view[part] for view in views], number[part], seed=seed)
+            person[part], believed[part] = other.person, other.believed
+            listed.append(list_issues(other, number[part], part, names.to_numpy()))
+        everybody = check.people.extend(views, person, believed)
+        state = everybody.state()
+        _find_names(listed, everybody, views, names.to_numpy())
+    issues = pd.concat([part for part in listed if len(part)] or listed, ignore_index=True)
     save_arrays(people, **state)
     columns = {
         f"issue.{name}": issues[name].to_numpy(kind)
@@ -152,8 +166,42 @@ def check_views(
     }
     save_arrays(
         target,
+        ids=ids,
         trained=check.trained,
         shared=shared,
         wrong_share=np.array(check.wrong_share),
         **columns,
     )
+
+
+def divide_people(number: np.ndarray, chosen: np.ndarray) -> list[np.ndarray]:
+    """The rows that are not chosen, in parts of whole people and about `LABELLED_ROWS` rows.
+
+    number : (n,) int64, the person of each row. chosen : ascending rows.
+    """
+    from cdp.mediator.curriculum import LABELLED_ROWS
+
+    rest = np.setdiff1d(np.arange(len(number)), chosen)
+    order = rest[np.argsort(number[rest], kind="stable")]
+    first = np.flatnonzero(np.diff(number[order], prepend=-1))
+    wanted = np.arange(LABELLED_ROWS, len(order), LABELLED_ROWS)
+    cuts = np.unique(first[np.minimum(np.searchsorted(first, wanted), len(first) - 1)])
+    return [np.sort(part) for part in np.split(order, cuts) if len(part)]
+
+
+def _find_names(
+    listed: list[pd.DataFrame],
+    people: LabelledPeople,
+    views: list[np.ndarray],
+    names: np.ndarray,
+) -> None:
+    """Look among all labelled people for the images that seem to be nobody of their part."""
+    from cdp.label_check.people import BELIEVED
+
+    for issues in listed:
+        unknown = np.flatnonzero(issues.seems.isna())
+        if len(unknown):
+            rows = issues.row.to_numpy(np.int64)[unknown]
+            person, probability = people.find([view[rows] for view in views])
+            sure = probability > BELIEVED
+            issues.loc[unknown[sure], "seems"] = names[person[sure]]
