@@ -1,5 +1,6 @@
 """Videos and folders of frames: read, tracked, and their tracks kept together by propagate."""
 
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -70,6 +71,12 @@ def test_what_is_no_video_is_a_fault(tmp_path, data):
     (member,) = video.list_members(tmp_path / "a.mp4")
     assert "cannot be read from frame 0 on" in member.fault
     assert str(tmp_path) not in member.fault
+
+
+def test_without_pyav_a_video_says_what_is_missing(grey, monkeypatch):
+    monkeypatch.setitem(sys.modules, "av", None)
+    (member,) = video.list_members(grey)
+    assert "pip install 'cdp[video]'" in member.fault
 
 
 def test_frames_of_folders():

@@ -4,7 +4,8 @@ The contract:
 - A frame's name is its number from 0, eight digits, and `.bmp`; frames are numbered as they are
   shown. Listing decodes the video once; reading goes on from the frame read before.
 - A video that ends in the middle or is broken there gives the frames up to that place and one
-  member with the fault. Sound, subtitles and further streams are not read.
+  member with the fault. Without PyAV a video is one member with that fault.
+- Sound, subtitles and further streams are not read.
 """
 
 from __future__ import annotations
@@ -36,9 +37,10 @@ def list_members(path: Path) -> Iterator[Member]:
             for _ in container.decode(video=0):
                 yield Member(f"{number:08d}.bmp", frame=number)
                 number += 1
+    except BackendError as error:
+        yield Member("frames", fault=str(error))
+        return
     except Exception as error:  # FFmpeg raises many kinds on a broken file
-        if isinstance(error, BackendError):
-            raise
         reason = getattr(error, "strerror", None) or str(error)[:80] or type(error).__name__
         fault = f"the video cannot be read from frame {number} on: {reason}"
         yield Member(f"end ({number})", fault=fault)
