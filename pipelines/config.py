@@ -354,6 +354,8 @@ class PropagateSettings(Settings):
     target_precision : with threshold "auto", the loosest threshold whose pairwise precision, both
         on held-out identities and as estimated, reaches this value, at the cost of recall; null
         balances precision and recall.
+    tracks : in videos, keep the faces of a track together and those of one frame apart; see
+        `cdp.review.tracks`.
     soft_labels : weighted labels, for `retrain.targets: soft`.
     """
 
@@ -362,6 +364,7 @@ class PropagateSettings(Settings):
     max_size: Positive | None = None
     step: float = Field(0.1, gt=0, lt=1)
     target_precision: float | None = Field(None, gt=0, lt=1)
+    tracks: bool = True
     soft_labels: SoftLabelSettings = SoftLabelSettings()
 
     @model_validator(mode="after")

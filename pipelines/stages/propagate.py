@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 
     from cdp.propagation.clustering import Clustering
     from cdp.propagation.quality import QualityEstimate
+    from cdp.review.constraints import Constraints
 
 LABELS = pa.schema(
     [
@@ -73,22 +74,27 @@ def run(work: Work) -> Mapping[str, Any]:
     from cdp.propagation.soft_labels import diffuse_labels, repeat_rows
     from cdp.review.constraints import apply_constraints, bar_labels, settle_pairs
 
-    samples = work.read("ingest.samples", columns=["sample_id", "path", "split", "sha256"])
+    needed = ["sample_id", "path", "split", "sha256", "track", "frame"]
+    samples = work.read("ingest.samples", columns=needed)
     samples = samples.to_pandas()
     samples = samples[samples.split == "unlabelled"]
     sample_id = samples.sample_id.to_numpy()
     pairs, scored = read_pairs(work.locate("mediate.pairs"), sample_id)
     probability = scored["probability"]
     corrections, gone = resolve_decisions(work.decisions, find_keys(samples))
-    if corrections:
-        probability = settle_pairs(pairs, probability, corrections)
+    constraints, linked = _add_tracks(work, samples, corrections)
+    if constraints:
+        probability = settle_pairs(pairs, probability, constraints)
     representative = _read_representatives(work, sample_id)
     found = _cluster(work, pairs, probability, representative)
     label, threshold = found.label, found.threshold
     _stop_swallowing(work, label)
     facts: dict[str, Any] = {"split": found.split, "threshold": threshold}
+    if constraints:
+        label = apply_constraints(label, pairs, probability, constraints, threshold=threshold)
+    if linked:
+        facts["tracks"] = linked
     if work.decisions:
-        label = apply_constraints(label, pairs, probability, corrections, threshold=threshold)
         facts |= {"corrections": len(list_active(work.decisions)), "corrected_images_gone": gone}
     doubt = describe_doubt(label)
     groups = RowGroups.of(representative, label)
@@ -123,8 +129,8 @@ def run(work: Work) -> Mapping[str, Any]:
         label[groups.rows], few, score, threshold=threshold, **spread.model_dump()
     )
     soft = repeat_rows(soft, groups.group)
-    if corrections:
-        soft = bar_labels(soft, label, corrections)
+    if constraints:
+        soft = bar_labels(soft, label, constraints)
     work.write(
         "soft_labels",
         {
@@ -205,6 +211,23 @@ def _read_representatives(work: Work, sample_id: np.ndarray) -> np.ndarray:
     moved = np.searchsorted(sample_id, table.sample_id.to_numpy())
     rows[moved] = np.searchsorted(sample_id, table.representative.to_numpy())
     return rows
+
+
+def _add_tracks(work: Work, samples: pd.DataFrame, decided: Constraints) -> tuple[Constraints, int]:
+    """The decisions of reviewers, and what tracks add to them; the number of tracks that do."""
+    from cdp.review.tracks import constrain_tracks, give_way
+
+    if not work.config.propagate.tracks or samples.track.isna().all():
+        return decided, 0
+    track = samples.track.fillna(-1).to_numpy(np.int64)
+    number = samples.frame.fillna(0).astype(np.int64).astype(str).str.zfill(12)
+    name = samples.path.str.rpartition("/")[0] + "/" + number
+    frame = name.where(samples.frame.notna() & (track >= 0)).factorize(sort=True)[0]
+    members = [member.name for member in work.config.committee.all]
+    tables = [work.locate("embed.embeddings", f"{SPLITS[1]}/{member}") for member in members]
+    views = [partial(_read_vectors, table) for table in tables]
+    found = constrain_tracks(track, frame, views, seed=work.seed)
+    return give_way(found, decided), len(found.same)
 
 
 def _assign_people(work: Work, samples: pd.DataFrame, label: np.ndarray) -> int:
