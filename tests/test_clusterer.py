@@ -237,7 +237,8 @@ def test_identities_may_be_strings(faces):
 def test_random_state_may_be_a_generator_or_none(faces):
     views = faces[0]
     for state in (None, np.random.RandomState(1), np.int64(3)):
-        ConsensusClusterer(k=5, backend="exact", random_state=state).fit([v[:60] for v in views])
+        clusterer = ConsensusClusterer(k=5, backend="exact", min_similarity=0.5, random_state=state)
+        clusterer.fit([view[:60] for view in views])
 
 
 @pytest.mark.parametrize("count", [1, 2])
