@@ -246,6 +246,39 @@ def judge_coverage(evidence: Evidence) -> Findings:
 
 
 @judge("knn")
+def judge_labels(evidence: Evidence) -> Findings:
+    """Labelled images whose name the others contradict."""
+    facts = evidence.facts("knn")
+    wrong, second = facts.get("wrong_names", 0), facts.get("second_labels", 0)
+    if wrong:
+        yield Finding(
+            "doubt",
+            f"{wrong:,} labelled image{' seems' if wrong == 1 else 's seem'} to have a wrong name; "
+            "the mediator was not trained on them",
+            "Table knn/label_issues lists them, with the names they seem to have",
+        )
+    if second:
+        yield Finding(
+            "doubt",
+            f"{second:,} labelled identit{'y seems' if second == 1 else 'ies seem'} to be the "
+            "person of another one; the mediator was trained on both as one",
+            "Table knn/label_issues lists them: join their folders",
+        )
+
+
+@judge("propagate")
+def judge_assignments(evidence: Evidence) -> Findings:
+    """Labelled people among the unlabelled images."""
+    assigned = evidence.facts("propagate").get("assigned", 0)
+    if assigned:
+        yield Finding(
+            "result",
+            f"{assigned:,} unlabelled image{' shows' if assigned == 1 else 's show'} labelled "
+            "people; table propagate/assignments names them",
+        )
+
+
+@judge("knn")
 def judge_recall(evidence: Evidence) -> Findings:
     """Approximate lists that miss neighbours."""
     recall = evidence.facts("knn")["lowest_recall"]

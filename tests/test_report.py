@@ -118,6 +118,15 @@ def make_page(name=HOSTILE, **changes):
         "costs": [{"stage": "ingest", "seconds": 1.0, "memory_mib": 10}],
         "funnel": [("images", 3, "files")],
         "rejected": pd.DataFrame({"reason": [name, "same bytes as x", "same bytes as y"]}),
+        "issues": pd.DataFrame(
+            {
+                "path": [name],
+                "identity": [name],
+                "seems": [None],
+                "issue": ["wrong_name"],
+                "probability": [0.9],
+            }
+        ),
         "figures": {},
         "metrics": pd.DataFrame(
             {"subject": [], "protocol": [], "metric": [], "value": [], "count": []}

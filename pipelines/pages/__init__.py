@@ -29,6 +29,9 @@ if TYPE_CHECKING:
     from pipelines.pages.face_sheets import Sheets
     from pipelines.verdict import Finding
 
+LISTED_ISSUES = 200
+"""Label issues shown in the report, the surest."""
+
 
 class _Packaged(BaseLoader):
     """Loads templates from this package, also when it is installed as an archive."""
@@ -75,6 +78,7 @@ def render_report(
     costs: list[dict[str, Any]],
     funnel: list[tuple[str, int, str]],
     rejected: pd.DataFrame,
+    issues: pd.DataFrame,
     figures: Mapping[str, Markup],
     metrics: pd.DataFrame,
     recognizers: list[dict[str, Any]],
@@ -85,7 +89,7 @@ def render_report(
     dataset : the manifest of the data set.
     facts : stage -> facts of its manifest. verdict : what to trust and to distrust.
     costs : stage, seconds, memory_mib of each stage. funnel : (step, images, explanation).
-    rejected : table `ingest/rejected`. metrics : table `evaluate/metrics`.
+    rejected : table `ingest/rejected`. issues : table `knn/label_issues`. metrics : table `evaluate/metrics`.
     figures : name -> SVG; where one is missing, the page gives the reason.
     recognizers : a row a protocol and metric: its values by subject, gap and count.
     sheets : the clusters and faces to show.
@@ -113,6 +117,8 @@ def render_report(
         name=name,
         dataset=dataset,
         facts=facts,
+        issues=issues.head(LISTED_ISSUES).to_dict("records"),
+        issue_count=len(issues),
         verdict=verdict,
         costs=costs,
         funnel=funnel,

@@ -183,6 +183,7 @@ def _draw_page(work: Work, metrics: Any, verdict: list[Finding]) -> str:
         costs=_list_costs(work),
         funnel=_count_funnel(work, labels, pairs, probability),
         rejected=work.read("ingest.rejected").to_pandas(),
+        issues=work.read("knn.label_issues").to_pandas(),
         figures=_draw_figures(work, labels, clusters, pairs, table),
         metrics=metrics,
         recognizers=_list_recognizers(metrics),
@@ -341,7 +342,7 @@ def _make_sheets(
 
 STAGE = Stage(
     name="report",
-    version=4,
+    version=5,
     inputs=(
         "detect.faces",
         "ingest.samples",
@@ -350,6 +351,7 @@ STAGE = Stage(
         "train.history",
         "embed.embeddings",
         "knn.neighbours",
+        "knn.label_issues",
         "mediate.pairs",
         "mediate.calibration",
         "propagate.labels",
