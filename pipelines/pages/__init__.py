@@ -89,7 +89,8 @@ def render_report(
     dataset : the manifest of the data set.
     facts : stage -> facts of its manifest. verdict : what to trust and to distrust.
     costs : stage, seconds, memory_mib of each stage. funnel : (step, images, explanation).
-    rejected : table `ingest/rejected`. issues : table `knn/label_issues`. metrics : table `evaluate/metrics`.
+    rejected : table `ingest/rejected`. issues : table `knn/label_issues`.
+    metrics : table `evaluate/metrics`.
     figures : name -> SVG; where one is missing, the page gives the reason.
     recognizers : a row a protocol and metric: its values by subject, gap and count.
     sheets : the clusters and faces to show.
