@@ -283,7 +283,7 @@ def _collect_scores(parts: Sequence[tuple[slice, Path]]) -> tuple[PairTable, np.
 
     Columns that are large lie on disk (`cdp.arrays.scratch`).
     """
-    kinds: dict[str, type] = {"source": np.int64, "target": np.int64}
+    kinds: dict[str, type[np.generic]] = {"source": np.int64, "target": np.int64}
     kinds |= {"listings": np.int32, "probability": np.float32}
     found = [np.load(target) for _, target in parts]
     sizes = [len(part["probability"]) for part in found]
