@@ -65,11 +65,17 @@ Findings = Iterator[Finding]
 
 
 def check_inputs(
-    config: RunConfig, dataset: Dataset, *, pictures: bool = True, models: bool = True
+    config: RunConfig,
+    dataset: Dataset,
+    *,
+    pictures: bool = True,
+    models: bool = True,
+    counts: bool = True,
 ) -> list[Finding]:
     """Everything the check sees, in the order it looked.
 
     pictures : decode a sample. models : open the models and show them labelled faces.
+    counts : whether there are images and people enough.
     """
     entries: list[Entry] = []
 
@@ -79,7 +85,8 @@ def check_inputs(
 
     found = list(_collect(list_all))
     used = [entry for entry in entries if not entry.fault]
-    found += check_counts(config, dataset, used)
+    if counts:
+        found += check_counts(config, dataset, used)
     if pictures and dataset.kind == "images":
         found += _collect(lambda: _check_pictures(dataset, used))
     if dataset.kind == "features":

@@ -201,7 +201,11 @@ def _check(runtime: Runtime, steps: list[Step]) -> None:
     if not running & {"ingest", "embed"}:
         return
     found = check_inputs(
-        runtime.config, runtime.dataset, pictures="ingest" in running, models="embed" in running
+        runtime.config,
+        runtime.dataset,
+        pictures="ingest" in running,
+        models="embed" in running,
+        counts="knn" in running,
     )
     for finding in found:
         if finding.level == "error":

@@ -72,7 +72,8 @@ def place(tmp_path):
                      "unlabelled": {"root": "pile"}, **manifest}  # fmt: skip
         (tmp_path / "data.yaml").write_text(yaml.safe_dump(described))
         members = [{"name": "second", "onnx": "unit.onnx"}]
-        config = {"data": "data.yaml", "committee": {"base": base, "members": members}}
+        config = {"data": "data.yaml", "knn": {"k": 3},
+                  "committee": {"base": base, "members": members}}  # fmt: skip
         (tmp_path / "c.yaml").write_text(yaml.safe_dump(config))
         return ["--config", str(tmp_path / "c.yaml"), "--data-root", str(root), "--models-dir",
                 str(models)]  # fmt: skip

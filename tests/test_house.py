@@ -16,7 +16,8 @@ SOURCES = sorted([*ROOT.glob("cdp/**/*.py"), *ROOT.glob("pipelines/**/*.py")])
 LAYERS = """
 cdp.errors cdp.types cdp.progress cdp.numba_cache
 cdp.onnx_session
-cdp.arrays cdp.images cdp.metrics cdp.synthetic
+cdp.arrays
+cdp.images cdp.metrics cdp.synthetic
 cdp.models
 cdp.knn cdp.label_check cdp.committee cdp.propagation cdp.training cdp.aggregation
 cdp.embedding cdp.mediator cdp.review cdp.adaptation cdp.assignment

@@ -245,7 +245,7 @@ def test_bad_input_is_one_clear_message(labelled, fitted):
         fitted.score(broken)
     with pytest.raises(DataError, match=r"\(pairs, 6\)"):
         fitted.score(features[:, :5])
-    with pytest.raises(DataError, match="label more identities"):
+    with pytest.raises(DataError, match="label more people"):
         Mediator.fit(features[:4], np.array([1, 1, 0, 0], bool), [0, 1, 0, 1], [0, 1, 1, 0])
     assert fitted.score(features[:0]).shape == (0,)
 

@@ -336,9 +336,11 @@ def test_fewer_images_than_neighbours_is_said_before_searching(whole, tiny, tmp_
     runs = tmp_path / "runs"
     shutil.copytree(whole, runs, symlinks=True)
     before = digest_run(runs / "tiny")
-    assert run(tiny, runs, "knn.k=64") == 2
+    assert run(tiny, runs, "knn.k=640") == 2
     printed = capsys.readouterr().err
-    assert re.search(r"the labelled split has \d+ images .*knn\.k=64 needs at least 65", printed)
+    assert re.search(
+        r"the unlabelled split has \d+ images .*knn\.k=640 needs at least 641", printed
+    )
     assert "full log: " in printed
     assert "to resume once that is fixed: python -m pipelines.run" in printed
     assert digest_run(runs / "tiny") == before

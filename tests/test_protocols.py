@@ -170,7 +170,7 @@ def test_folds_are_lfws_and_pairs_weigh_by_both_identities() -> None:
     pairs = metrics.sample_verification_pairs(identity, 15, 3, seed=0)
     similarity = metrics.compare_pairs(vectors, pairs.source, pairs.target)
     resamples = Resamples(identity, draws=6)
-    accuracy, spread = protocols.score_folds(similarity, pairs, resamples)
+    accuracy, spread, _ = protocols.score_folds(similarity, pairs, resamples)
     expected = metrics.verification_accuracy(similarity, pairs.same, pairs.fold)
     assert (accuracy.value, spread.value) == pytest.approx(expected)
     right = metrics.decide_by_folds(similarity, pairs.same, pairs.fold)

@@ -13,6 +13,7 @@ from cdp.types import PairTable
 from pipelines.pages import render_report
 from pipelines.pages.face_sheets import FARTHEST, NEAREST, make_sheets
 from pipelines.pages.figures import draw_recognizers, draw_sizes, draw_thresholds
+from pipelines.verdict import Finding
 
 pytestmark = [pytest.mark.torch, pytest.mark.slow, pytest.mark.trains]
 
@@ -65,11 +66,15 @@ def test_the_page_needs_no_network_and_no_other_file(page):
     assert not re.search(r"@import|url\((?!#)", page.read_text())
 
 
+SPREADS = ("accuracy_std", "accuracy_standard_error")
+"""Figures shown beside others, not as rows of their own."""
+
+
 def test_the_page_shows_the_figures_of_the_tables(page, known_run):
     text = re.sub(r"\s+", " ", read_page(page).text)
     metrics = pd.read_parquet(known_run / "evaluate" / "metrics.parquet")
     for row in metrics[metrics.subject == "labelled_pseudo"].itertuples():
-        assert f"{row.value:.3f}" in text or row.metric == "accuracy_std"
+        assert f"{row.value:.3f}" in text or row.metric in SPREADS
     data = read_data(page.read_text())
     clusters = pd.read_parquet(known_run / "propagate" / "clusters.parquet")
     assert sorted(each["label"] for each in data["clusters"]) == list(range(len(clusters)))
@@ -99,7 +104,7 @@ def make_page(name=HOSTILE, **changes):
     )  # fmt: skip
     clusters = pd.DataFrame(
         {"pseudo_label": [0], "size": [2], "expected_precision": [0.9], "weakest_edge": [0.7],
-         "medoid_sample_id": [3]}
+         "mean_probability": [0.9], "medoid_sample_id": [3]}
     )  # fmt: skip
     pairs = PairTable(np.array([0, 1]), np.array([1, 2]))
     sheets = make_sheets(labels, clusters, pairs, np.array([0.9, 0.2]), None, {})
@@ -118,6 +123,7 @@ def make_page(name=HOSTILE, **changes):
         "costs": [{"stage": "ingest", "seconds": 1.0, "memory_mib": 10}],
         "funnel": [("images", 3, "files")],
         "rejected": pd.DataFrame({"reason": [name, "same bytes as x", "same bytes as y"]}),
+        "verdict": [Finding("doubt", name, name)],
         "issues": pd.DataFrame(
             {
                 "path": [name],
@@ -190,8 +196,8 @@ def test_a_large_cluster_shows_its_middle_and_its_edge():
         {"sample_id": np.arange(count), "path": "x", "pseudo_label": 0, "confidence": 0.5}
     )
     clusters = pd.DataFrame(
-        {"size": [count], "expected_precision": [0.9], "weakest_edge": [0.7],
-         "medoid_sample_id": [100]}
+        {"size": [count], "expected_precision": [0.9], "mean_probability": [0.9],
+         "weakest_edge": [0.7], "medoid_sample_id": [100]}
     )  # fmt: skip
     angle = np.abs(np.arange(count) - 100) / 100
     vectors = np.stack([np.cos(angle), np.sin(angle)], axis=1).astype(np.float32)

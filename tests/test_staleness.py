@@ -49,15 +49,17 @@ OTHER = {
     "seed": 1000,
     "ingest": {"min_px": 9, "max_pixels": 1000, "min_quality": 0.1},
     "train": {**TRAINING, "mediator_share": 0.4},
-    "embed": {"reduce_px": None, "flip": True},
-    "knn": {"k": 6, "backend": "exact", "options": {"M": 12}, "recall_sample": 10, "joint": False},
+    "embed": {"reduce_px": None, "flip": True, "degrade_labelled": "never"},
+    "knn": {"k": 6, "backend": "exact", "options": {"M": 12}, "recall_sample": 10, "joint": False,
+            "near_equal": False, "label_check": False},
     "mediate": {
         "method": "paper", "candidates": "all", "second_stage": False, "dropout": 0.1,
         "vote": {"min_similarity": 0.6, "min_votes": 0},
     },
     "propagate": {
         "threshold": 0.9, "split": "raise_threshold", "max_size": 7, "step": 0.05,
-        "target_precision": 0.9, "soft_labels": {"depth": 2, "decay": 0.5, "min_weight": 0.1},
+        "target_precision": 0.9, "tracks": False,
+        "soft_labels": {"depth": 2, "decay": 0.5, "min_weight": 0.1},
     },
     "retrain": {
         **TRAINING, "backbone": "separable", "width": 0.75, "min_cluster_size": 3,

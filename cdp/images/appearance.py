@@ -2,7 +2,7 @@
 
 The contract:
 - Every measure is of one face alone, of any side; faces are compared at `SIDE_PX`.
-- No measure is meant to tell people apart: they say how a picture was taken.
+- No measure is meant to separate people: they describe how a picture was taken.
 """
 
 from __future__ import annotations
