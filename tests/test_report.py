@@ -117,7 +117,7 @@ def make_page(name=HOSTILE, **changes):
         "dataset": Manifest,
         "facts": {
             "embed": {"dimensions": {"one": 4}},
-            "propagate": {"clusters": 1, "labelled": 2, "largest": 2},
+            "propagate": {"clusters": 1, "labelled": 2, "largest": 2, "estimated_f": 0.9},
             "knn": {"recall": {name: 0.9}, "k": 3, "backend": "exact"},
         },
         "costs": [{"stage": "ingest", "seconds": 1.0, "memory_mib": 10}],

@@ -82,4 +82,4 @@ def test_estimates_need_people_and_images_like_the_clusters():
     assert "12 labelled people" in describe_few_people(np.repeat(np.arange(12), 5))
     assert describe_few_people(np.repeat(np.arange(20), 5)) == ""
     assert describe_reach(8, 40) == ""
-    assert "no labelled person more than 8" in describe_reach(8, 41)
+    assert "no labelled person more than 8" in describe_reach(8, 161)

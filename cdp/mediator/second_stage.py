@@ -324,14 +324,15 @@ class _JointTraining:
         pairs, identity = self.joint.pairs, self.joint.identity
         low = np.minimum(group[pairs.source], group[pairs.target])
         high = np.maximum(group[pairs.source], group[pairs.target])
-        joined = np.unique(low * 2 * len(label) + high)
+        joined = np.sort(low * 2 * len(label) + high)
         positive = unlisted = 0
         for person in np.unique(identity[identity >= 0]):
             own, size = np.unique(group[identity == person], return_counts=True)
             positive += int(size.sum() * (size.sum() - 1) // 2)
             one, other = np.triu_indices(len(own), 1)
-            known = np.isin(own[one] * 2 * len(label) + own[other], joined)
-            unlisted += int((size[one] * size[other])[~known].sum())
+            key = own[one] * 2 * len(label) + own[other]
+            place = np.minimum(np.searchsorted(joined, key), len(joined) - 1)
+            unlisted += int((size[one] * size[other])[joined[place] != key].sum())
         return unlisted / max(positive, 1)
 
 
