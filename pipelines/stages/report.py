@@ -334,7 +334,7 @@ def _make_sheets(
 
 STAGE = Stage(
     name="report",
-    version=4,
+    version=5,
     inputs=(
         "detect.faces",
         "ingest.samples",
