@@ -5,12 +5,12 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from cdp.arrays.two_samples import compare_samples
 from cdp.errors import DataError
 from cdp.images.appearance import APPEARANCE, measure_appearance
 from cdp.images.degradation import DEGRADATIONS, Degradation, degrade_pixels
 from cdp.images.matching import match_pile
 from cdp.images.sharpness_gap import measure_sharpness_gap
+from cdp.images.two_samples import compare_samples
 from cdp.synthetic.identities import SyntheticFaces
 
 pytestmark = pytest.mark.torch

@@ -11,8 +11,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from cdp.arrays.two_samples import MeasureShift, compare_samples
 from cdp.images.appearance import APPEARANCE
+from cdp.images.two_samples import MeasureShift, compare_samples
 
 GAP = 1.0
 """Shift of fine detail, in deviations, from which on the labelled pictures are cleaner. Halves of
