@@ -127,4 +127,7 @@ def _choose_threshold(own: np.ndarray, every: np.ndarray, label: np.ndarray) -> 
     cuts = np.concatenate([genuine, impostor])
     kept = 1 - np.searchsorted(genuine, cuts, side="right") / len(genuine)
     passed = 1 - np.searchsorted(impostor, cuts, side="right") / len(impostor)
-    return float(cuts[int(np.argmax(kept - passed))])
+    cut = cuts[int(np.argmax(kept - passed))]
+    above = cuts[cuts > cut]
+    # Halfway to the next value, so that rounding decides on no image.
+    return float((cut + above.min()) / 2 if len(above) else cut)

@@ -7,9 +7,10 @@ The contract:
   tensors of any width, float16/32/64 or integers, memory-mapped or not; an entry of the list may be
   a function that loads its array.
 - Leaves: `labels_` with -1 for "no identity found". No row is ever forced into a cluster.
-- With labelled views and ids a pair scorer is trained, and its probabilities decide; without, the
-  committee votes, and components are split by a rising threshold. Both are the pipeline's chain
-  with the pipeline's defaults: the same views, `k` and seed give the same labels.
+- With labelled views and ids a pair scorer is trained, and its probabilities decide; without, or
+  where they are too few (`cdp.mediator.shortage`, with a `CdpWarning`), the committee votes, and
+  components are split by a rising threshold. Both are the pipeline's chain with the pipeline's
+  defaults: the same views, `k` and seed give the same labels.
 - Pairs are scored in blocks, one view at a time: peak memory is one view, its index and the pairs,
   never all their features (but those of the labelled pairs, while training).
 - The same input and `random_state` give the same bits, with any number of threads.
@@ -17,6 +18,7 @@ The contract:
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -33,7 +35,7 @@ from cdp.arrays.cosine import make_unit, take_unit
 from cdp.assignment import ClusterCentres
 from cdp.committee.features import VARIANTS
 from cdp.committee.pairs import choose_candidates, make_pairs
-from cdp.errors import ConfigError, DataError
+from cdp.errors import CdpWarning, ConfigError, DataError
 from cdp.knn.graph import build_knn_graphs
 from cdp.knn.joint import join_graphs
 from cdp.knn.near_equal import find_near_equal
@@ -44,8 +46,21 @@ from cdp.mediator.labelled_rows import choose_distinct_labelled
 from cdp.mediator.pair_scorer import PairScorer
 from cdp.mediator.pair_voter import PairVoter
 from cdp.mediator.settings import MediatorSettings
+from cdp.mediator.shortage import (
+    ShortageError,
+    describe_few_people,
+    describe_reach,
+    describe_shortage,
+)
 from cdp.propagation.clustering import SPLITS, cluster_pairs
-from cdp.propagation.quality import estimate_quality
+from cdp.propagation.doubt import describe_doubt
+from cdp.propagation.quality import (
+    FULL_LISTS,
+    QualityEstimate,
+    are_lists_full,
+    average_inside,
+    estimate_quality,
+)
 from cdp.propagation.representatives import RowGroups, link_rows
 from cdp.types import UNLABELLED, KnnGraph, PairTable, View, load_view
 
@@ -84,11 +99,12 @@ class ConsensusClusterer(ClusterMixin, BaseEstimator):
         "raise_threshold" (paper). Without labels always the latter.
     threshold : on the scores: "auto", or a number (paper: .96). "auto" is the threshold chosen on
         held-out identities, one half without second stage, and 0 where the committee votes.
-    min_similarity : a pair is kept if its base cosine exceeds this; voting only.
+    min_similarity : a pair is kept if its base cosine exceeds this; voting only. "auto": the lowest
+        cosine at which no chain of pairs joins most of the rows (`cdp.mediator.vote_cosine`).
     min_votes : and if at least so many committee members have the edge; voting only. With a single
         view the cosine alone decides.
-    max_size : largest cluster, in rows. None: any size for the consensus split, 600 for the rising
-        threshold.
+    max_size : largest cluster, in rows. None: any size for the consensus split,
+        `cdp.propagation.rising_threshold.MAX_SIZE` for the rising threshold.
     step : how fast the threshold rises in a cluster that is split, see `cdp.propagate_labels`.
     random_state : int, None or RandomState, as in scikit-learn.
     threads : at most so many; None: all cores. Never changes the result.
@@ -109,11 +125,13 @@ class ConsensusClusterer(ClusterMixin, BaseEstimator):
         not kept. `cdp.propagation.cluster_pairs(pairs_, pair_scores_, n, threshold=threshold_,
         ...)` gives `labels_`, and other labels with other settings.
     threshold_ : the threshold on the scores.
+    cosine_ : the base cosine that kept pairs exceed; None where a mediator scored them.
     cut_thresholds_ : (n,) float32, the threshold at which each row's cluster was accepted.
     scorer_ : the `cdp.mediator.PairScorer` that was trained, or the `PairVoter`.
     mediator_ : its mediator, None where the committee voted.
     second_stage_ : its second stage, None where there is none.
-    quality_ : `cdp.propagation.QualityEstimate` of the labels; None where the committee voted.
+    quality_ : `cdp.propagation.QualityEstimate` of the labels, withheld with its reasons where its
+        assumptions are seen to fail; None where the committee voted.
     label_issues_ : DataFrame, a row for each labelled row whose label is doubted: `row`, `issue`
         ("wrong_name" or "second_label"), `label`, `seems` (the label it seems to be, None where
         nobody's) and `probability`. Of many labelled rows, those the scorer is trained on.
@@ -156,7 +174,7 @@ class ConsensusClusterer(ClusterMixin, BaseEstimator):
         second_stage: bool = True,
         split: str = "consensus",
         threshold: float | Literal["auto"] = "auto",
-        min_similarity: float = 0.5,
+        min_similarity: float | Literal["auto"] = "auto",
         min_votes: int = 1,
         max_size: int | None = None,
         step: float = 0.1,
@@ -209,12 +227,18 @@ class ConsensusClusterer(ClusterMixin, BaseEstimator):
         ConfigError
             A parameter is unknown or out of range; it is a ValueError too.
         DataError
-            Views that do not belong together, no row, a bad vector (its row is named; a vector of
-            zeros has no cosine), or labelled data a mediator cannot be trained on; a ValueError.
+            Views that do not belong together, no row, or a bad vector (its row is named; a vector
+            of zeros has no cosine); a ValueError.
         BackendError
             The kNN library cannot be imported, or failed.
         TypeError
             A sparse matrix, or values that are no numbers.
+
+        Warns
+        -----
+        CdpWarning
+            The committee votes although labels were given, because they are too few; nothing was
+            found; or one cluster holds most of the rows.
         """
         self._check_parameters()
         if (labelled_views is None) != (labelled_ids is None):
@@ -236,17 +260,12 @@ class ConsensusClusterer(ClusterMixin, BaseEstimator):
             if near.collapsed:
                 given = [_keep_rows(view, near.kept) for view in given]
                 graphs = self._build_graphs(given, seed)
-        scorer: PairScorer | PairVoter
         self._check: LabelCheck | None = None
         self.label_issues_ = list_issues(None)
-        if labelled_views is None:
-            scorer = PairVoter(
-                self.min_similarity, self.min_votes, self.candidates or choose_candidates("vote")
-            )
-        else:
-            scorer = self._fit_scorer(given, graphs, labelled_views, labelled_ids, seed)
+        scorer = self._make_scorer(given, graphs, labelled_views, labelled_ids, seed)
         pairs = make_pairs(graphs, candidates=scorer.candidates)
-        scores = scorer.score(given, graphs, pairs, threads=self.threads).probability
+        scored = scorer.score(given, graphs, pairs, threads=self.threads)
+        scores = scored.probability
         if len(graphs[0]) < count:
             listings = 2 * len(graphs)
             pairs, scores = link_rows(pairs, scores, representative, listings=listings)
@@ -255,7 +274,7 @@ class ConsensusClusterer(ClusterMixin, BaseEstimator):
             scores,
             count,
             split=self.split,
-            threshold=float(scorer.threshold if self.threshold == "auto" else self.threshold),
+            threshold=self._choose_threshold(scorer, labelled_ids),
             max_size=self.max_size,
             step=self.step,
             calibrated=scorer.calibrated,
@@ -265,22 +284,26 @@ class ConsensusClusterer(ClusterMixin, BaseEstimator):
         self.labels_ = found.label
         self.n_clusters_ = int(found.label.max(initial=UNLABELLED)) + 1
         self.cut_thresholds_ = found.cut_threshold
-        self.threshold_ = found.threshold
+        self.threshold_, self.cosine_ = found.threshold, scored.cosine
         self.pairs_, self.pair_scores_ = pairs, scores
         self.scorer_ = scorer
         self.mediator_ = self.second_stage_ = self.quality_ = None
         if isinstance(scorer, PairScorer):
             self.mediator_, self.second_stage_ = scorer.mediator, scorer.second_stage
-            self.quality_ = estimate_quality(found.label, pairs, scores, representative)
+            estimate = partial(self._estimate, found.label, pairs, scores, representative)
+            self.quality_ = estimate(scored.doubts, scorer, labelled_ids)
             self.probabilities_ = self.quality_.confidence
         else:
             groups = RowGroups.of(representative, found.label)
             table, value = groups.reduce_pairs(pairs, scores)
-            mean = _average_inside(found.label[groups.rows], table, value, found.threshold)
+            mean = average_inside(found.label[groups.rows], table, value, found.threshold)
             self.probabilities_ = mean[groups.group]
         kept = np.unique(representative)
         self.centres_ = ClusterCentres.fit(given, found.label[kept], seed)
         self.assignments_ = self._assign_people(everything, found.label)
+        doubt = describe_doubt(found.label)
+        if doubt:
+            warnings.warn(doubt, CdpWarning, stacklevel=2)
         return self
 
     def predict(self, views: Views) -> np.ndarray:
@@ -347,6 +370,51 @@ class ConsensusClusterer(ClusterMixin, BaseEstimator):
             raise DataError(f"all views must show the same rows, got {counts} rows")
         return graphs
 
+    def _make_scorer(
+        self,
+        views: list[View],
+        graphs: list[KnnGraph],
+        labelled_views: Views | None,
+        labelled_ids: Any,
+        seed: int,
+    ) -> PairScorer | PairVoter:
+        """A pair scorer, or a voter where there are no labels or too few."""
+        if labelled_views is not None:
+            try:
+                if not len(labelled_ids):
+                    raise ShortageError(describe_shortage(np.empty(0)))
+                return self._fit_scorer(views, graphs, labelled_views, labelled_ids, seed)
+            except ShortageError as error:
+                text = f"{error}. The committee voted instead, and no quality is estimated"
+                warnings.warn(text, CdpWarning, stacklevel=3)
+        candidates = self.candidates or choose_candidates("vote")
+        return PairVoter(self.min_similarity, self.min_votes, candidates)
+
+    def _estimate(
+        self,
+        label: np.ndarray,
+        pairs: PairTable,
+        scores: np.ndarray,
+        representative: np.ndarray,
+        doubts: Sequence[str],
+        scorer: PairScorer,
+        labelled_ids: Any,
+    ) -> QualityEstimate:
+        """The quality of the labels, withheld where its assumptions are seen to fail."""
+        found = estimate_quality(label, pairs, scores, representative, unlisted=scorer.unlisted)
+        largest = int(np.bincount(label[label != UNLABELLED], minlength=1).max())
+        size = np.unique(np.asarray(labelled_ids), return_counts=True)[1]
+        found = found.withhold(*doubts, describe_few_people(labelled_ids))
+        groups = RowGroups.of(representative, label)
+        few = groups.reduce_pairs(pairs, scores)[0]
+        full = FULL_LISTS if are_lists_full(label[groups.rows], few, self.k) else ""
+        return found.withhold(describe_reach(int(size.max()), largest), full, recall_only=True)
+
+    def _choose_threshold(self, scorer: PairScorer | PairVoter, labelled_ids: Any) -> float:
+        """The threshold; one given for probabilities does not hold for votes in their stead."""
+        replaced = labelled_ids is not None and not scorer.calibrated
+        return float(scorer.threshold if replaced or self.threshold == "auto" else self.threshold)
+
     def _fit_scorer(
         self,
         views: list[View],
@@ -364,6 +432,8 @@ class ConsensusClusterer(ClusterMixin, BaseEstimator):
             ]
         else:
             rows = choose_labelled(identity, seed=seed)
+        if describe_shortage(identity[rows]):
+            raise ShortageError(describe_shortage(identity[rows]))
         labelled, identity = [_take_rows(view, rows) for view in everything], identity[rows]
         settings, joint = self._choose_settings(), None
         left_out = None
@@ -483,17 +553,3 @@ def _take_rows(view: View, rows: np.ndarray) -> np.ndarray:
 def _keep_rows(view: View, rows: np.ndarray) -> View:
     """`_take_rows`, when the view is loaded if it is given as a function."""
     return partial(_take_rows, view, rows) if callable(view) else _take_rows(view, rows)
-
-
-def _average_inside(
-    label: np.ndarray, pairs: PairTable, scores: np.ndarray, threshold: float
-) -> np.ndarray:
-    """Mean score of each row's pairs above the threshold within its cluster; 0 without label."""
-    inside = (label[pairs.source] == label[pairs.target]) & (label[pairs.source] != UNLABELLED)
-    inside &= scores > np.float64(threshold)
-    weight = np.clip(scores[inside], 0, 1).astype(np.float64)
-    total, number = np.zeros(len(label)), np.zeros(len(label))
-    for end in (pairs.source[inside], pairs.target[inside]):
-        total += np.bincount(end, weight, len(label))
-        number += np.bincount(end, minlength=len(label))
-    return (total / np.maximum(number, 1)).astype(np.float32)

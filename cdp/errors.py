@@ -6,6 +6,9 @@
     ├── BackendError   a library or a device that was asked for cannot do its part
     └── StageError     a stage failed, or what it published is damaged
 
+`CdpWarning` is no error: the library gives it by `warnings.warn` where a result is there but should
+be looked at first.
+
 The contract:
 - A message says what was expected, what came, where, and what to do next.
 - Wrong settings and wrong data are ValueErrors too, as scikit-learn's conventions ask.
@@ -42,6 +45,10 @@ class DataError(CdpError, ValueError):
 
 class BackendError(CdpError):
     """A library or device that was asked for cannot do its part."""
+
+
+class CdpWarning(UserWarning):
+    """A result that should be looked at before it is used; the text says why and what to do."""
 
 
 class StageError(CdpError):

@@ -38,6 +38,7 @@ from pipelines.members import (
     rank_member,
 )
 from pipelines.packaged import CONFIGS, find_config, find_manifest, list_packaged
+from pipelines.training.sets import draw_for_mediator
 
 DATA_ROOT = "CDP_DATA_ROOT"
 MODELS_DIR = "CDP_MODELS_DIR"
@@ -78,6 +79,7 @@ def check_inputs(
 
     found = list(_collect(list_all))
     used = [entry for entry in entries if not entry.fault]
+    found += check_counts(config, dataset, used)
     if pictures and dataset.kind == "images":
         found += _collect(lambda: _check_pictures(dataset, used))
     if dataset.kind == "features":
@@ -162,6 +164,43 @@ def _describe_names(dataset: Dataset, entries: Sequence[Entry]) -> Findings:
             "note",
             f"{len(groups):,} people are spelt in several ways; each is one person: {shown}",
         )
+
+
+def check_counts(config: RunConfig, dataset: Dataset, used: Sequence[Entry]) -> list[Finding]:
+    """What the numbers of images and people will stop later, or turn into a vote."""
+    from cdp.mediator.shortage import describe_shortage
+
+    found = []
+    counts = Counter(entry.split for entry in used)
+    if dataset.manifest.align is None and counts["unlabelled"] <= config.knn.k:
+        found.append(
+            Finding(
+                "error",
+                f"{counts['unlabelled']} unlabelled images are too few for knn.k={config.knn.k}, "
+                f"which needs at least {config.knn.k + 1}. Add images or lower knn.k",
+            )
+        )
+    people = [entry.identity for entry in used if entry.split == "labelled" and entry.identity]
+    trained = [member.name for member in config.committee.all if member.backbone]
+    if trained and dataset.kind != "features" and len(set(people)) < 2:
+        found.append(
+            Finding(
+                "error",
+                f"{', '.join(trained)} would be trained on labelled images of at least 2 people, "
+                f"and there are {len(set(people))}. Label people, or give these members an `onnx` "
+                "or `checkpoint` file, which need no training: see docs/models.md",
+            )
+        )
+    if config.mediate.method != "vote":
+        share = config.train.mediator_share if trained else 1.0
+        kept = draw_for_mediator(np.unique(people), share, config.seed)
+        shortage = describe_shortage(np.array([name for name in people if name in kept]))
+        if shortage and config.propagate.target_precision is not None:
+            text = f"{shortage}, and propagate.target_precision needs one. Label more, or leave "
+            found.append(Finding("error", f"{text}the target out"))
+        elif shortage:
+            found.append(Finding("warning", f"{shortage}: the committee will vote instead"))
+    return found
 
 
 # ------------------------------------------------------------------------------------ pictures

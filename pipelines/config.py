@@ -261,10 +261,14 @@ class EmbedSettings(Settings):
     reduce_px : side in pixels to which faces are reduced before every model, as the recognizer will
         see them; null leaves them as they are.
     flip : average the vectors of a face and its mirror image.
+    degrade_labelled : train the mediator on copies of the labelled pictures, degraded until they
+        look like the pile's: "auto" where the labelled pictures are clearly sharper, or "always",
+        or "never".
     """
 
     reduce_px: int | None = Field(24, ge=4)
     flip: bool = False
+    degrade_labelled: Literal["auto", "always", "never"] = "auto"
 
 
 class KnnSettings(Settings):
@@ -295,11 +299,13 @@ class KnnSettings(Settings):
 class VoteSettings(Settings):
     """Voting without a mediator: which candidate pairs are kept.
 
-    min_similarity : cosine in the base view that a pair must exceed.
-    min_votes : committee members in whose graph the pair must be an edge.
+    min_similarity : cosine in the base view that a pair must exceed; "auto" is the lowest at which
+        no chain of pairs joins most of the images, found on their own neighbour graph.
+    min_votes : committee members in whose graph the pair must be an edge; without members the
+        cosine alone decides.
     """
 
-    min_similarity: float = Field(0.5, ge=-1, le=1)
+    min_similarity: Annotated[float, Field(ge=-1, le=1)] | Literal["auto"] = "auto"
     min_votes: int = Field(1, ge=0)
 
 
@@ -348,6 +354,8 @@ class PropagateSettings(Settings):
     target_precision : with threshold "auto", the loosest threshold whose pairwise precision, both
         on held-out identities and as estimated, reaches this value, at the cost of recall; null
         balances precision and recall.
+    tracks : in videos, keep the faces of a track together and those of one frame apart; see
+        `cdp.review.tracks`.
     soft_labels : weighted labels, for `retrain.targets: soft`.
     """
 
@@ -356,6 +364,7 @@ class PropagateSettings(Settings):
     max_size: Positive | None = None
     step: float = Field(0.1, gt=0, lt=1)
     target_precision: float | None = Field(None, gt=0, lt=1)
+    tracks: bool = True
     soft_labels: SoftLabelSettings = SoftLabelSettings()
 
     @model_validator(mode="after")

@@ -25,6 +25,7 @@ from cdp.types import UNLABELLED
 from pipelines.decisions import CorrectionTable, Decision
 from pipelines.invocation import format_command
 from pipelines.store import RECORD, Published
+from pipelines.verdict import Finding, reach_verdict
 
 if TYPE_CHECKING:
     import networkx
@@ -111,6 +112,13 @@ class RunResults:
     def metrics(self) -> pd.DataFrame:
         """The evaluation: subject, protocol, metric, value, count."""
         return self.read("evaluate", "metrics")
+
+    @cached_property
+    def verdict(self) -> list[Finding]:
+        """How good the run is, what to distrust and why, and what to do next."""
+        names = [path.name for path in self.directory.iterdir()]
+        found = {name: self.find(name) for name in names}
+        return reach_verdict({name: stage for name, stage in found.items() if stage is not None})
 
     @cached_property
     def corrections(self) -> pd.DataFrame:

@@ -71,6 +71,7 @@ class ReviewSession:
         threshold = run.manifest("propagate")["facts"].get("threshold")
         self.threshold = float(threshold) if isinstance(threshold, int | float) else 0.5
         self.voted = run.manifest("mediate")["facts"].get("method") == "vote"
+        self.withheld = run.manifest("propagate")["facts"].get("withheld", [])
         self.size_px = samples[["width", "height"]].to_numpy()
         self.vectors = run.view_of(self.sample_id)
         self.thumbnails = run.thumbnails
@@ -231,10 +232,11 @@ class ReviewSession:
         }
 
     def _estimate_f(self) -> float | None:
-        """The estimated pairwise F of the labels as corrected; None where pairs were voted on."""
+        """The estimated pairwise F of the labels as corrected; None where it is withheld."""
         if self.voted:
             return None
-        return round(float(self._estimate().f), 4)
+        found = self._estimate().withhold(*self.withheld)
+        return None if found.f is None else round(found.f, 4)
 
     def _estimate(self) -> QualityEstimate:
         return estimate_quality(self.label, self.pairs, self.settled, self.representative)
@@ -295,7 +297,7 @@ class ReviewSession:
             "total": len(chosen),
             "clusters": [
                 {
-                    "precision": round(float(precision[label]), 4),
+                    "precision": None if self.voted else round(float(precision[label]), 4),
                     **self._describe_side(np.flatnonzero(self.label == label), limit=12),
                 }
                 for label in chosen[offset : offset + limit].tolist()

@@ -38,6 +38,7 @@ from pipelines.stages import STAGES, describe_facts
 from pipelines.stages.report import PAGE
 from pipelines.store import RECORD, Store
 from pipelines.training.team import run_as_team
+from pipelines.verdict import compose_verdict, reach_verdict
 
 log = logging.getLogger("cdp")
 
@@ -179,11 +180,19 @@ def _carry_out(config: RunConfig, options: argparse.Namespace, *, until: str | N
         idle = all(step.action in ("skip", "omit") for step in steps)
         outcome = "nothing to do, everything is up to date" if idle else "done"
         log.info("%s: %s (%.1f s)", outcome, place, seconds)
-        if steps[-1].stage.name == "report":
-            report = store.open_run(config.name, "report")
-            if report is not None:
-                log.info("\n%s", (report.directory / "summary.txt").read_text("utf-8").rstrip())
-                log.info("\nreport: %s", place / "report" / PAGE)
+        _log_outcome(store, config.name, place, steps[-1].stage.name == "report")
+
+
+def _log_outcome(store: Store, run: str, place: Path, reported: bool) -> None:
+    """The summary of a whole run, or the verdict on as much of it as there is."""
+    report = store.open_run(run, "report") if reported else None
+    if report is not None:
+        log.info("\n%s", (report.directory / "summary.txt").read_text("utf-8").rstrip())
+        log.info("\nreport: %s", place / "report" / PAGE)
+        return
+    found = {stage.name: store.open_run(run, stage.name) for stage in STAGES}
+    for line in compose_verdict(reach_verdict({n: p for n, p in found.items() if p is not None})):
+        log.info(line)
 
 
 def _check(runtime: Runtime, steps: list[Step]) -> None:
@@ -222,6 +231,8 @@ def _take(step: Step, runtime: Runtime, options: argparse.Namespace, log_path: P
         "%-9s done  %s (%.1f s, peak %d MiB)",
         name, describe_facts(published.facts), manifest["seconds"], manifest["peak_memory_mib"],
     )  # fmt: skip
+    for text in published.facts.get("warnings", []):
+        log.warning("%-9s warning: %s", name, text)
 
 
 def _record_request(runtime: Runtime, options: argparse.Namespace) -> None:

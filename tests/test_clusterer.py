@@ -11,7 +11,7 @@ from sklearn.metrics import v_measure_score
 from sklearn.utils.estimator_checks import check_estimator
 
 from cdp import ConsensusClusterer, propagate_labels
-from cdp.errors import ConfigError, DataError
+from cdp.errors import CdpWarning, ConfigError, DataError
 from cdp.mediator.settings import MediatorSettings
 from cdp.metrics.clustering import score_pairwise
 from cdp.propagation.average_linkage import agglomerate
@@ -155,6 +155,7 @@ ZERO_ROW = (
 )
 
 
+@pytest.mark.filterwarnings("ignore::cdp.errors.CdpWarning")
 def test_scikit_learn_checks_pass():
     results = check_estimator(
         ConsensusClusterer(),
@@ -236,7 +237,8 @@ def test_identities_may_be_strings(faces):
 def test_random_state_may_be_a_generator_or_none(faces):
     views = faces[0]
     for state in (None, np.random.RandomState(1), np.int64(3)):
-        ConsensusClusterer(k=5, backend="exact", random_state=state).fit([v[:60] for v in views])
+        clusterer = ConsensusClusterer(k=5, backend="exact", min_similarity=0.5, random_state=state)
+        clusterer.fit([view[:60] for view in views])
 
 
 @pytest.mark.parametrize("count", [1, 2])
@@ -270,16 +272,19 @@ def test_no_row_is_refused_as_scikit_learn_does(faces, labelled):
 
 def test_all_duplicates_and_k_of_n_and_more(faces):
     same = np.ones((40, 5), np.float32)
-    clusterer = ConsensusClusterer(k=50, backend="exact").fit([same, same])
+    with pytest.warns(CdpWarning, match="one cluster holds 40 of 40 images"):
+        clusterer = ConsensusClusterer(k=50, backend="exact").fit([same, same])
     assert clusterer.labels_.tolist() == [0] * 40
     # One component of pairs that all score 1: no threshold can split it, so no row is labelled.
-    assert ConsensusClusterer(k=50, backend="exact", max_size=30).fit(same).n_clusters_ == 0
+    with pytest.warns(CdpWarning, match="no cluster was found"):
+        assert ConsensusClusterer(k=50, backend="exact", max_size=30).fit(same).n_clusters_ == 0
 
 
 def test_nothing_above_the_threshold():
     generator = np.random.default_rng(0)
     clusterer = ConsensusClusterer(k=4, backend="exact", min_similarity=0.99)
-    clusterer.fit(generator.normal(size=(50, 64)))
+    with pytest.warns(CdpWarning, match="no cluster was found"):
+        clusterer.fit(generator.normal(size=(50, 64)))
     assert clusterer.labels_.tolist() == [-1] * 50
     assert clusterer.n_clusters_ == 0
     assert clusterer.probabilities_.tolist() == [0] * 50

@@ -84,14 +84,15 @@ def test_photos_become_samples(place: Path, capsys: pytest.CaptureFixture[str]) 
     # Of a known person's photo the largest face; of the others all; one is a copy of another.
     assert samples.path.tolist() == [
         "staff/ann/1.png", "staff/bob/1.png",
-        "cameras/again.png#0", "cameras/again.png#1", "cameras/both.png#0", "cameras/turned.png#0",
+        "cameras/again.png#0", "cameras/again.png#1", "cameras/both.png#0", "cameras/both.png#1",
+        "cameras/turned.png#0",
     ]  # fmt: skip
     assert samples.identity.tolist()[:2] == ["ann", "bob"]
-    assert samples.split.tolist() == ["labelled"] * 2 + ["unlabelled"] * 4
+    assert samples.split.tolist() == ["labelled"] * 2 + ["unlabelled"] * 5
     rejected = results.read("ingest", "rejected").set_index("path").reason
     assert rejected["cameras/black.png"] == "no face found"
     copies = samples.set_index("path").copy_of.dropna()
-    assert copies.to_dict() == {"cameras/both.png#0": 2}
+    assert copies.to_dict() == {"cameras/both.png#0": 2, "cameras/both.png#1": 3}
     assert rejected["cameras/broken.jpg"].startswith("corrupt image")
     assert rejected["cameras/large.png"].startswith("too large: 1000 x 1200 px")
     faces = results.read("detect", "faces").set_index("path")
@@ -103,9 +104,9 @@ def test_photos_become_samples(place: Path, capsys: pytest.CaptureFixture[str]) 
     assert "<script" not in page
     assert "too large: 1000 x 1200 px" not in page.partition('id="none"')[0]
     crops = dataset.read_faces(samples.path.tolist())
-    assert crops.shape == (6, 64, 64, 3)
+    assert crops.shape == (7, 64, 64, 3)
     # The same mirrored face, upright and turned.
-    pairs = [np.abs(crops[5].astype(int) - crops[row]).mean() for row in (2, 3)]
+    pairs = [np.abs(crops[6].astype(int) - crops[row]).mean() for row in (2, 3)]
     assert min(pairs) < 3
     poor = float(faces.quality[samples.path].min()) + 0.001
     assert run(place, "--until", "ingest", f"ingest.min_quality={poor}") == 0

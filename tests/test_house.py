@@ -26,8 +26,10 @@ pipelines
 pipelines.files pipelines.yaml_files pipelines.engine pipelines.invocation pipelines.packaged
 pipelines.tables pipelines.config
 pipelines.store pipelines.decisions pipelines.data
+pipelines.verdict
 pipelines.stage pipelines.results
 pipelines.members pipelines.label_check
+pipelines.copies
 pipelines.export pipelines.review_session
 pipelines.training pipelines.pages pipelines.real_probes
 pipelines.stages pipelines.check

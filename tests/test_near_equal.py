@@ -21,6 +21,7 @@ from cdp.propagation.representatives import RowGroups, link_rows
 from cdp.propagation.soft_labels import diffuse_labels, repeat_rows
 from cdp.types import PairTable
 
+pytestmark = pytest.mark.torch
 WIDTHS = (64, 48)
 
 

@@ -6,7 +6,13 @@ import numpy as np
 import pytest
 
 from cdp.errors import DataError
-from cdp.mediator.prior_shift import correct_evenly, correct_prior, weigh_images
+from cdp.mediator.prior_shift import (
+    correct_evenly,
+    correct_prior,
+    keep_prior,
+    leave_prior,
+    weigh_images,
+)
 from cdp.metrics.calibration import measure_reliability
 from cdp.types import PairTable
 
@@ -122,3 +128,36 @@ def test_at_the_edges():
             correct_prior(bad, 0.3)
     with pytest.raises(DataError, match="training_rate"):
         correct_prior(np.array([0.5]), 1.0)
+
+
+def draw_kinds(random, positive, negative, count, rate):
+    """Calibrated scores of two overlapping kinds of pairs at a rate of one half, and the truth."""
+    same = random.random(count) < rate
+    logit = np.where(same, random.normal(positive, 1.5, count), random.normal(negative, 1.5, count))
+    return 1 / (1 + np.exp(-logit)), same
+
+
+def test_a_rate_that_explains_the_scores_is_believed_however_far_it_lies():
+    random = np.random.default_rng(0)
+    labelled, same = draw_kinds(random, 1.125, -1.125, 40000, 0.5)
+    held_out = measure_reliability(labelled, same)
+    probability, truth = draw_kinds(random, 1.125, -1.125, 40000, 0.05)
+    found = correct_prior(probability, 0.5)
+    assert found.rate < probability.mean() / 2
+    assert not keep_prior(probability, found, held_out)
+    assert found.rate == pytest.approx(truth.mean(), abs=0.01)
+
+
+def test_a_rate_that_does_not_explain_the_scores_is_refused():
+    random = np.random.default_rng(0)
+    labelled, same = draw_kinds(random, 1.125, -1.125, 40000, 0.5)
+    held_out = measure_reliability(labelled, same)
+    # both kinds score lower than the labelled ones did, as faces of a poorer camera do
+    probability, truth = draw_kinds(random, 0.3, -2.0, 40000, 0.2)
+    found = correct_prior(probability, 0.5)
+    assert found.rate < truth.mean() / 2
+    assert keep_prior(probability, found, held_out)
+    kept = leave_prior(probability)
+    np.testing.assert_allclose(kept.probability, probability, atol=1e-6)
+    assert kept.rate == pytest.approx(probability.mean(), abs=1e-6)
+    assert abs(kept.rate - truth.mean()) < abs(found.rate - truth.mean())

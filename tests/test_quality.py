@@ -8,10 +8,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from cdp.committee.pairs import make_pairs
 from cdp.errors import ConfigError, DataError
+from cdp.knn.graph import build_knn_graphs
 from cdp.metrics.clustering import score_pairwise
 from cdp.propagation.average_linkage import agglomerate
-from cdp.propagation.quality import compare_groups, estimate_quality
+from cdp.propagation.quality import are_lists_full, compare_groups, estimate_quality
 from cdp.propagation.threshold import TARGET_THRESHOLDS, choose_cut
 from cdp.types import PairTable
 
@@ -111,7 +113,8 @@ def test_a_pair_weighs_as_often_as_it_is_listed():
 def test_no_label_and_no_pair():
     none = PairTable(np.zeros(0, np.int64), np.zeros(0, np.int64))
     found = estimate_quality(np.full(3, -1), none, np.zeros(0))
-    assert (found.precision, found.recall) == (1, 1)
+    assert (found.precision, found.recall, found.f) == (None, None, None)
+    assert "no two images share a cluster" in found.reasons[0]
     assert len(found.expected_precision) == 0
     np.testing.assert_array_equal(found.confidence, 0)
 
@@ -139,3 +142,35 @@ def test_bad_input():
         estimate_quality(np.array([0, 0]), one, np.zeros(2))
     with pytest.raises(DataError, match="lie in"):
         estimate_quality(np.array([0, 0]), one, np.array([2.0]))
+
+
+def test_an_estimate_can_be_withheld_with_reasons():
+    pairs, probability, identity = draw(0)
+    label = agglomerate(pairs, probability, len(identity)).label
+    found = estimate_quality(label, pairs, probability)
+    assert found.withhold("") is found
+    half = found.withhold("lists are full", recall_only=True)
+    assert (half.precision, half.recall, half.f) == (found.precision, None, None)
+    whole = half.withhold("too few", "lists are full")
+    assert (whole.precision, whole.reasons) == (None, ("lists are full", "too few"))
+    np.testing.assert_array_equal(whole.confidence, found.confidence)
+
+
+def test_pairs_that_no_list_names_lower_recall():
+    pairs, probability, identity = draw(0)
+    label = agglomerate(pairs, probability, len(identity)).label
+    seen = estimate_quality(label, pairs, probability)
+    unseen = estimate_quality(label, pairs, probability, unlisted=0.2)
+    assert unseen.recall == pytest.approx(0.8 * seen.recall)
+    assert unseen.precision == seen.precision
+    assert unseen.f < seen.f
+
+
+@pytest.mark.parametrize(("frames", "full"), [(30, True), (5, False), (200, False)])
+def test_lists_filled_by_one_cluster_are_seen(frames, full):
+    """Bursts of 30 frames fill lists of 10; 5 frames leave room; 200 were found across lists."""
+    generator = np.random.default_rng(0)
+    burst = np.repeat(np.arange(8), frames)
+    rows = generator.normal(size=(8, 16))[burst] + 0.05 * generator.normal(size=(8 * frames, 16))
+    pairs = make_pairs(build_knn_graphs([rows], 10, backend="exact"))
+    assert are_lists_full(burst, pairs, 10) is full

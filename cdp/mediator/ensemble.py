@@ -35,8 +35,14 @@ from cdp.mediator.folds import (
 )
 from cdp.mediator.mlp import ARRAY_NAMES, STANDARD_LIMIT, Rows, score_rows
 from cdp.mediator.mlp_training import train_ensemble
-from cdp.mediator.prior_shift import PriorCorrection, correct_prior
+from cdp.mediator.prior_shift import (
+    PriorCorrection,
+    correct_prior,
+    keep_prior,
+    leave_prior,
+)
 from cdp.mediator.settings import MediatorSettings
+from cdp.mediator.shortage import ShortageError
 
 _LEAST_DEVIATION = 1e-7
 """An input that varies less is constant, and is centred only."""
@@ -136,7 +142,7 @@ class Mediator:
         fold = deal_folds(identities, source[same], settings.folds, seed)
         source_fold, target_fold = fold[source], fold[target]
         held = hold_out(source_fold, target_fold, settings.ensemble_size)
-        check_folds(held, same, identities, settings)
+        check_folds(held, same, len(np.unique(source[same])), settings)
         pair_weight = limit_identities(identities, source, target, same, weight)
 
         mean, inverse = _measure_inputs(features, settings.standardise)
@@ -186,9 +192,12 @@ class Mediator:
 
     def correct(self, probability: np.ndarray) -> PriorCorrection:
         """Rescale scores of an unlabelled set to its positive rate (`correct_prior`), if the
-        settings ask for it."""
+        settings ask for it and the scores allow it (`keep_prior`)."""
         if self.settings.correct_prior:
-            return correct_prior(probability, self.training_rate)
+            found = correct_prior(probability, self.training_rate)
+            if keep_prior(probability, found, self.report.reliability):
+                return leave_prior(probability)
+            return found
         return PriorCorrection(probability, self.training_rate)
 
     def state(self) -> dict[str, np.ndarray]:
@@ -255,12 +264,12 @@ def _check_labels(
     if not np.array_equal(same, source_identity == target_identity):
         raise DataError("mediator: `same` contradicts the identities of the pairs")
     if not same.any():
-        raise DataError(
+        raise ShortageError(
             f"mediator: no positive pair among the {count} labelled pairs, so there is nothing to "
             "learn from; label identities with at least two images, or raise k"
         )
     if same.all():
-        raise DataError(
+        raise ShortageError(
             f"mediator: all {count} labelled pairs are positive, and negative ones are needed too; "
             "label more identities, or raise k"
         )

@@ -13,8 +13,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from cdp.errors import DataError
 from cdp.mediator.settings import MediatorSettings
+from cdp.mediator.shortage import ShortageError
 
 MAX_IDENTITY_SHARE = 0.1
 """Largest share of the weighted positive pairs that one identity may have. On LFW at 16 px, seed 1,
@@ -64,18 +64,21 @@ def hold_out(source_fold: np.ndarray, target_fold: np.ndarray, ensemble_size: in
 
 
 def check_folds(
-    held: np.ndarray, same: np.ndarray, identities: int, settings: MediatorSettings
+    held: np.ndarray, same: np.ndarray, owners: int, settings: MediatorSettings
 ) -> None:
+    """ShortageError where an MLP would be trained or validated on one kind of pair alone.
+
+    owners : number of identities that have a positive pair, for the message.
+    """
     for member in range(settings.ensemble_size):
         out = held[:, member] > 0
         for kind, rows in (("training", ~out), ("held-out", out)):
             if not rows.any() or same[rows].all() or not same[rows].any():
-                raise DataError(
+                raise ShortageError(
                     f"mediator: fold {member + 1} of {settings.folds} leaves {rows.sum()} {kind} "
                     f"pairs, {int(same[rows].sum())} of them positive; both positive and negative "
-                    f"ones are needed. There are {identities} labelled identities and "
-                    f"{int(same.sum())} positive pairs: label more identities, or lower "
-                    "mediator.folds and mediator.ensemble_size"
+                    f"ones are needed. All {int(same.sum())} positive pairs are of {owners} "
+                    "labelled people: label more people with several images"
                 )
 
 

@@ -40,6 +40,7 @@ from cdp.mediator.ensemble import Mediator
 from cdp.mediator.pair_voter import PairScores
 from cdp.mediator.second_stage import SecondStage
 from cdp.mediator.settings import MediatorSettings
+from cdp.mediator.shortage import ShortageError, describe_shortage
 from cdp.mediator.training_pairs import TrainingPairs
 from cdp.propagation.threshold import NEUTRAL_THRESHOLD
 from cdp.types import Graph, PairTable, View, load_graph
@@ -75,6 +76,11 @@ class PairScorer:
     def precision_curve(self) -> np.ndarray | None:
         return None if self.second_stage is None else self.second_stage.precision_curve
 
+    @property
+    def unlisted(self) -> float:
+        """Share of positive pairs that no list names, from the second stage; 0 without it."""
+        return 0.0 if self.second_stage is None else self.second_stage.unlisted
+
     @classmethod
     def fit(
         cls,
@@ -109,9 +115,14 @@ class PairScorer:
         ------
         ConfigError
             A second stage with fewer MLPs than folds: it needs every labelled pair held out.
+        ShortageError
+            The labelled people are too few (`cdp.mediator.shortage`): let the committee vote.
         DataError
             As `describe_pairs` and `Mediator.fit`.
         """
+        shortage = describe_shortage(identity)
+        if shortage:
+            raise ShortageError(f"{shortage}. Label more people, or let the committee vote")
         extended = settings.variant == "extended"
         candidates = candidates or choose_candidates(settings.variant)
         check_candidates(candidates)

@@ -3,23 +3,26 @@
 The contract:
 - `PairVoter` has the interface of `cdp.mediator.pair_scorer.PairScorer`, so that estimator and
   pipeline run one chain with either. Its scores are cosines, not probabilities.
-- A pair's score depends on the pair alone: any partition into blocks gives the same bits.
+- A pair's score in `score_block` depends on the pair alone: any partition into blocks gives the
+  same bits. The cosine to cut at is chosen in `finish`, which sees all pairs.
 
-Source: paper section 3.3, consensus by votes; the base cosine as the score is ours.
+Source: paper section 3.3, consensus by votes; the base cosine as the score is ours, and so is the
+choice of the cosine (`cdp.mediator.vote_cosine`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 import numpy as np
 
 from cdp.committee.features import measure_affinity
 from cdp.committee.pairs import check_candidates, vote_pairs
 from cdp.errors import ConfigError
-from cdp.types import Graph, PairTable, View
+from cdp.mediator.vote_cosine import choose_cosine
+from cdp.types import Graph, PairTable, View, load_graph
 
 
 @dataclass(frozen=True)
@@ -28,17 +31,23 @@ class PairScores:
 
     probability : (m,) float32 in [0, 1], that the pair shows one identity.
     rate : the estimated share of positive pairs; None where the committee voted.
+    cosine : the cosine that kept pairs exceed; None where a mediator scored.
+    doubts : reasons why the probabilities may not hold on this set; the quality estimated from
+        them is withheld.
     """
 
     probability: np.ndarray
     rate: float | None
+    cosine: float | None = None
+    doubts: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)
 class PairVoter:
     """Score pairs without labels: the base cosine if enough committee members agree, else 0.
 
-    min_similarity : a pair is kept when its base cosine exceeds this.
+    min_similarity : a pair is kept when its base cosine exceeds this; "auto": chosen from the set's
+        own pairs by `choose_cosine`.
     min_votes : and at least so many committee members have it as an edge. Without committee members
         (one view) the cosine alone decides.
     candidates : "base" or "all", as for `cdp.committee.make_pairs`.
@@ -47,12 +56,13 @@ class PairVoter:
     that is kept.
     """
 
-    min_similarity: float = 0.5
+    min_similarity: float | Literal["auto"] = "auto"
     min_votes: int = 1
     candidates: str = "base"
     calibrated: ClassVar[bool] = False
     threshold: ClassVar[float] = 0.0
     precision_curve: ClassVar[None] = None
+    unlisted: ClassVar[float] = 0.0
 
     def __post_init__(self) -> None:
         check_candidates(self.candidates)
@@ -85,8 +95,9 @@ class PairVoter:
                 f"without the base), got {self.min_votes}"
             )
         similarity = affinity[:, 0]
+        least = 0.0 if self.min_similarity == "auto" else self.min_similarity
         votes = vote_pairs(graphs, pairs)
-        kept = (similarity > self.min_similarity) & (votes >= min(self.min_votes, members))
+        kept = (similarity > least) & (votes >= min(self.min_votes, members))
         return np.where(kept, np.clip(similarity, 0, 1), 0).astype(np.float32)
 
     def finish(
@@ -98,8 +109,12 @@ class PairVoter:
         *,
         threads: int | None = None,
     ) -> PairScores:
-        """The scores as they are: votes have no positive rate to correct."""
-        return PairScores(probability, None)
+        """Choose the cosine where it is "auto"; votes have no positive rate to correct."""
+        if self.min_similarity != "auto":
+            return PairScores(probability, None, self.min_similarity)
+        cosine = choose_cosine(pairs, probability, count)
+        kept = np.where(probability > np.float64(cosine), probability, 0)
+        return PairScores(kept.astype(np.float32), None, cosine)
 
     def score(
         self,
@@ -111,4 +126,5 @@ class PairVoter:
     ) -> PairScores:
         """Score all candidate pairs of a set; parameters and errors as for `PairScorer.score`."""
         affinity = measure_affinity(views[0], pairs, threads=threads)[:, None]
-        return PairScores(self.score_block(graphs, pairs, affinity, threads=threads), None)
+        kept = self.score_block(graphs, pairs, affinity, threads=threads)
+        return self.finish(views, pairs, kept, len(load_graph(graphs[0])), threads=threads)

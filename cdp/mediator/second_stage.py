@@ -49,7 +49,7 @@ from cdp.propagation.threshold import (
     choose_threshold,
     measure_precision_curve,
 )
-from cdp.types import PairTable, View, load_view
+from cdp.types import UNLABELLED, PairTable, View, load_view
 
 SINGLETON_SHARES = (0.0, 0.5, 0.8)
 """Shares of labelled identities reduced to one image, one training step each."""
@@ -85,12 +85,15 @@ class SecondStage:
     precision_curve : (t, 2) float64, rising thresholds and the pairwise precision of the held-out
         identities when cut there, the mean over the steps, never falling. No row where not every
         labelled pair was held out.
+    unlisted : share of the positive pairs of held-out people that lie in two clusters without any
+        candidate pair, clustered together with the unlabelled rows at `threshold`; 0 where unknown.
     """
 
     mediator: Mediator
     even_rate: float
     threshold: float
     precision_curve: np.ndarray
+    unlisted: float = 0.0
 
     def score(
         self,
@@ -130,7 +133,12 @@ class SecondStage:
         if not self.mediator.settings.correct_prior or math.isnan(self.even_rate):
             return self.mediator.correct(probability)
         return correct_evenly(
-            probability, self.mediator.training_rate, self.even_rate, pairs, count
+            probability,
+            self.mediator.training_rate,
+            self.even_rate,
+            pairs,
+            count,
+            self.mediator.report.reliability,
         )
 
     def state(self) -> dict[str, np.ndarray]:
@@ -139,6 +147,7 @@ class SecondStage:
             "even_rate": self.even_rate,
             "threshold": self.threshold,
             "precision_curve": self.precision_curve,
+            "unlisted": self.unlisted,
         }
         arrays = {name: np.asarray(value) for name, value in own.items()}
         return {**self.mediator.state(), **arrays}
@@ -146,7 +155,7 @@ class SecondStage:
     @classmethod
     def from_state(cls, state: dict[str, np.ndarray]) -> SecondStage:
         """The inverse of `state`; DataError where something is missing."""
-        names = ("even_rate", "threshold", "precision_curve")
+        names = ("even_rate", "threshold", "precision_curve", "unlisted")
         lacking = [name for name in names if name not in state]
         if lacking:
             raise DataError(
@@ -154,7 +163,8 @@ class SecondStage:
             )
         rest = {name: value for name, value in state.items() if name not in names}
         rate, threshold = float(state["even_rate"]), float(state["threshold"])
-        return cls(Mediator.from_state(rest), rate, threshold, state["precision_curve"])
+        curve, unlisted = state["precision_curve"], float(state["unlisted"])
+        return cls(Mediator.from_state(rest), rate, threshold, curve, unlisted)
 
 
 def fit_second_stage(
@@ -220,10 +230,15 @@ def fit_second_stage(
     rate = float(np.average(held.probability, weights=weight))
     stage = replace(unknown, even_rate=rate)
     clustered = _cluster_steps(stage, scored)
-    f = _score_steps(clustered) if together is None else together.score_thresholds(stage, score)
-    return replace(
-        stage, threshold=choose_threshold(f), precision_curve=measure_precision_curve(clustered)
-    )
+    curve = measure_precision_curve(clustered)
+    if together is None:
+        return replace(
+            stage, threshold=choose_threshold(_score_steps(clustered)), precision_curve=curve
+        )
+    found = together.agglomerate(stage, score)
+    threshold = choose_threshold(together.score_thresholds(found))
+    unlisted = together.measure_unlisted(found.cut(threshold))
+    return replace(stage, threshold=threshold, precision_curve=curve, unlisted=unlisted)
 
 
 def _describe_steps(
@@ -289,13 +304,35 @@ class _JointTraining:
         """The weight of each pair with a labelled end, see `weigh_images`."""
         return weigh_images(self.joint.pairs, probability, len(self.joint.identity))[self.chosen]
 
-    def score_thresholds(self, stage: SecondStage, score: np.ndarray) -> np.ndarray:
-        """(thresholds,) BCubed F of the labelled rows, clustered together with the unlabelled."""
+    def agglomerate(self, stage: SecondStage, score: np.ndarray) -> Agglomeration:
+        """All rows clustered together, to be cut at any of `THRESHOLDS`."""
         identity, pairs = self.joint.identity, self.joint.pairs
         probability = stage.correct(score, pairs, len(identity)).probability
-        found = agglomerate(pairs, probability, len(identity), threshold=min(THRESHOLDS))
+        return agglomerate(pairs, probability, len(identity), threshold=min(THRESHOLDS))
+
+    def score_thresholds(self, found: Agglomeration) -> np.ndarray:
+        """(thresholds,) BCubed F of the labelled rows, clustered together with the unlabelled."""
         cuts = [found.cut(threshold) for threshold in THRESHOLDS]
-        return np.array([score_with_distractors(identity, label)[2] for label in cuts])
+        return np.array([score_with_distractors(self.joint.identity, label)[2] for label in cuts])
+
+    def measure_unlisted(self, label: np.ndarray) -> float:
+        """Share of the positive pairs of labelled rows in two clusters that no pair joins.
+
+        label : (n,) int64, of all rows; -1 none.
+        """
+        group = np.where(label == UNLABELLED, len(label) + np.arange(len(label)), label)
+        pairs, identity = self.joint.pairs, self.joint.identity
+        low = np.minimum(group[pairs.source], group[pairs.target])
+        high = np.maximum(group[pairs.source], group[pairs.target])
+        joined = np.unique(low * 2 * len(label) + high)
+        positive = unlisted = 0
+        for person in np.unique(identity[identity >= 0]):
+            own, size = np.unique(group[identity == person], return_counts=True)
+            positive += int(size.sum() * (size.sum() - 1) // 2)
+            one, other = np.triu_indices(len(own), 1)
+            known = np.isin(own[one] * 2 * len(label) + own[other], joined)
+            unlisted += int((size[one] * size[other])[~known].sum())
+        return unlisted / max(positive, 1)
 
 
 def _cluster_steps(

@@ -9,8 +9,10 @@ The contract:
 - Two clusters are one identity with the mean probability of the pairs between them: these are the
   positives that the clustering may have missed. One identity would have about as many candidate
   pairs between the two as within them: where only a share of those appears, the odds are
-  multiplied by its square root. True pairs that no k-NN graph proposes cannot be counted as missed,
-  so recall is overestimated by them.
+  multiplied by its square root.
+- True pairs that no k-NN graph proposes are counted at the share they had among held-out people
+  (`unlisted`, from the second stage), where that is known.
+- An estimate whose assumptions are seen to fail is withheld: it has reasons instead of figures.
 - Near-equal rows (`representative`) are evidence once, and counted as the images that they are.
 - Estimates are as good as the calibration: give probabilities after the second stage
   (`cdp.mediator.second_stage`) and the prior correction.
@@ -44,20 +46,46 @@ _MARGIN = 1e-6
 """Probabilities count as at least this and at most 1 - this: log-odds of at most 14."""
 
 
+NO_PAIR = "no two images share a cluster, so there is no pair that could be right or wrong"
+FULL_LISTS = (
+    "most neighbour lists hold images of their own cluster alone, so that further images of a "
+    "person cannot be seen: raise k beyond the images of a person, or leave near-equal ones out"
+)
+_FULL = 0.95
+"""Share of a cluster's listings inside it, from which on its lists count as full."""
+_FULL_SHARE = 0.5
+"""Share of the clustered rows in clusters of full lists, from which on recall is withheld."""
+_FULL_SIZE = 3
+"""Multiples of k, at most, that a cluster of full lists has; a larger one grew across lists."""
+
+
 @dataclass(frozen=True)
 class QualityEstimate:
     """Estimated quality of a clustering, all values in [0, 1].
 
-    precision, recall, f : pairwise; rows without label counted as clusters of one.
+    precision, recall, f : pairwise; rows without label counted as clusters of one. None where
+        withheld.
     expected_precision : (clusters,) float32, share of the cluster's pairs that are positive.
     confidence : (n,) float32, probability that the row belongs to its cluster; 0 without label.
+    reasons : why figures are withheld; empty where none is. `expected_precision` and `confidence`
+        then still order clusters and rows, and are no probabilities.
     """
 
-    precision: float
-    recall: float
-    f: float
+    precision: float | None
+    recall: float | None
+    f: float | None
     expected_precision: np.ndarray
     confidence: np.ndarray
+    reasons: tuple[str, ...] = ()
+
+    def withhold(self, *reasons: str, recall_only: bool = False) -> QualityEstimate:
+        """The estimate without its figures, or without recall and F; empty reasons do not count."""
+        given = tuple(reason for reason in reasons if reason and reason not in self.reasons)
+        if not given:
+            return self
+        precision = self.precision if recall_only else None
+        together = self.reasons + given
+        return replace(self, precision=precision, recall=None, f=None, reasons=together)
 
 
 def estimate_quality(
@@ -65,6 +93,8 @@ def estimate_quality(
     pairs: PairTable,
     probability: np.ndarray,
     representative: np.ndarray | None = None,
+    *,
+    unlisted: float = 0.0,
 ) -> QualityEstimate:
     """Estimate pairwise precision, recall and F, and the confidence of each cluster and row.
 
@@ -75,11 +105,12 @@ def estimate_quality(
     probability : (m,) float in [0, 1], calibrated.
     representative : (n,) int64, the row that stands for each row, see `cdp.knn.near_equal`; None:
         every row for itself.
+    unlisted : share of the positive pairs between clusters without any candidate pair, in [0, 1).
 
     Returns
     -------
     QualityEstimate
-        With no pair together precision is 1; with no positive pair expected recall is 1.
+        Withheld where no two rows share a cluster.
 
     Raises
     ------
@@ -91,14 +122,15 @@ def estimate_quality(
     label = np.asarray(label)
     value = check_probability(probability, len(pairs))
     if representative is None:
-        return _estimate(label, pairs, value, np.ones(len(label)))
+        return _estimate(label, pairs, value, np.ones(len(label)), unlisted)
     rows = RowGroups.of(representative, label)
-    found = _estimate(label[rows.rows], *rows.reduce_pairs(pairs, value), rows.size.astype(float))
+    few, value = rows.reduce_pairs(pairs, value)
+    found = _estimate(label[rows.rows], few, value, rows.size.astype(float), unlisted)
     return replace(found, confidence=found.confidence[rows.group])
 
 
 def _estimate(
-    label: np.ndarray, pairs: PairTable, value: np.ndarray, images: np.ndarray
+    label: np.ndarray, pairs: PairTable, value: np.ndarray, images: np.ndarray, unlisted: float
 ) -> QualityEstimate:
     """The estimate, where row i stands for `images[i]` images."""
     clusters = int(label.max(initial=UNLABELLED)) + 1
@@ -117,10 +149,10 @@ def _estimate(
         for apart in _compare_parts(group, pairs, value)
     )
     correct, predicted = float(positive.sum()), float(together.sum())
-    precision = correct / predicted if predicted else 1.0
-    recall = correct / (correct + missed) if correct + missed else 1.0
+    precision = correct / max(predicted, 1)
+    recall = (1 - unlisted) * correct / (correct + missed) if correct + missed else 1.0
     harmonic = 2 * precision * recall / (precision + recall) if precision + recall else 0.0
-    return QualityEstimate(
+    estimate = QualityEstimate(
         precision=precision,
         recall=recall,
         f=harmonic,
@@ -129,6 +161,51 @@ def _estimate(
         ),
         confidence=np.where(alone, 0, belongs).astype(np.float32),
     )
+    if not predicted:
+        return estimate.withhold(NO_PAIR)
+    return estimate
+
+
+def are_lists_full(label: np.ndarray, pairs: PairTable, k: int) -> bool:
+    """Whether most clustered rows list their own cluster alone, so that recall cannot be seen.
+
+    Parameters
+    ----------
+    label : (n,) int64, 0 .. clusters - 1; -1 none.
+    pairs : all candidate pairs, with `listings`.
+    k : neighbours a row in each graph.
+    """
+    label = np.asarray(label)
+    size = np.bincount(label[label != UNLABELLED], minlength=1)
+    weight = pairs.weight
+    total, inside = np.zeros(len(size)), np.zeros(len(size))
+    same = label[pairs.source] == label[pairs.target]
+    for end in (label[pairs.source], label[pairs.target]):
+        known = end != UNLABELLED
+        total += np.bincount(end[known], weight[known], len(size))
+        inside += np.bincount(end[known & same], weight[known & same], len(size))
+    full = (inside >= _FULL * total) & (total > 0) & (size > k) & (size <= _FULL_SIZE * k)
+    return bool(size[full].sum() > _FULL_SHARE * max(size.sum(), 1))
+
+
+def average_inside(
+    label: np.ndarray, pairs: PairTable, scores: np.ndarray, threshold: float
+) -> np.ndarray:
+    """How well each row fits its cluster where scores are no probabilities.
+
+    Returns
+    -------
+    (n,) float32 in [0, 1]
+        Mean score of the row's pairs above the threshold within its cluster; 0 without label.
+    """
+    inside = (label[pairs.source] == label[pairs.target]) & (label[pairs.source] != UNLABELLED)
+    inside &= scores > np.float64(threshold)
+    weight = np.clip(scores[inside], 0, 1).astype(np.float64)
+    total, number = np.zeros(len(label)), np.zeros(len(label))
+    for end in (pairs.source[inside], pairs.target[inside]):
+        total += np.bincount(end, weight, len(label))
+        number += np.bincount(end, minlength=len(label))
+    return (total / np.maximum(number, 1)).astype(np.float32)
 
 
 def _estimate_membership(group: np.ndarray, pairs: PairTable, value: np.ndarray) -> np.ndarray:

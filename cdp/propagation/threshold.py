@@ -103,6 +103,6 @@ def choose_cut(
         loosest = max(loosest, float(enough.min() if len(enough) else precision_curve[-1, 0]))
     for threshold in (loosest, *(level for level in TARGET_THRESHOLDS if level > loosest)):
         found = estimate_quality(cut(threshold), pairs, probability, representative)
-        if found.precision >= target_precision:
+        if found.precision is None or found.precision >= target_precision:  # None: no pair left
             return threshold
     return max(TARGET_THRESHOLDS[-1], loosest)

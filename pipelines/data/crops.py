@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -99,4 +100,4 @@ def _list_photo(
             reason = f"too small: a face of {side} px, at least {min_px} wanted"
         elif row.quality < min_quality:
             reason = f"poor: a face of quality {row.quality:.2f}, at least {min_quality:g} wanted"
-        yield Entry(row.path, entry.split, entry.identity), (side, side, row.sha256, reason)
+        yield replace(entry, path=row.path), (side, side, row.sha256, reason)

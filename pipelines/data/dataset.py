@@ -18,6 +18,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -47,6 +48,8 @@ from pipelines.data.names import fold_name, unify_names
 from pipelines.files import FileDigests, digest_json
 from pipelines.yaml_files import read_yaml, validate_settings
 
+_FRAME = re.compile(r".*?(\d{1,12})")
+"""A file name without its suffix that ends in a number."""
 if TYPE_CHECKING:
     from cdp.synthetic.identities import SyntheticFaces
 
@@ -360,7 +363,7 @@ def _list_content(
     ]
 
 
-def _list_archives(dataset: Dataset, split: str, root: str, layout: str) -> list[Entry]:
+def _list_archives(dataset: Dataset, split: str, root: str, layout: str, every: int) -> list[Entry]:
     """The images of the archives of a folder; without people where it is a pile."""
     entries = []
     for archive in find_archives(root, dataset.locate(root)):
@@ -369,11 +372,15 @@ def _list_archives(dataset: Dataset, split: str, root: str, layout: str) -> list
             entries.append(Entry(archive, split, None, fault))
             continue
         for member in list_archive(archive, dataset.locate(archive)):
-            person = member.identity if layout != "pile" else None
+            if member.frame is not None and member.frame % every:
+                continue
+            person = member.identity if layout == "people" else None
             fault = member.fault
-            if layout != "pile" and person is None and not fault:
+            if layout == "people" and person is None and not fault:
                 fault = "no person: neither a label nor a folder inside the archive"
-            entries.append(Entry(f"{archive}/{member.name}", split, person, fault))
+            clip = None if member.frame is None else archive
+            name = f"{archive}/{member.name}"
+            entries.append(Entry(name, split, person, fault, clip, member.frame))
     return entries
 
 
@@ -391,11 +398,28 @@ def _list_folder(dataset: Dataset, split: str, folder: FolderSettings) -> list[E
     if folder.pattern is not None:
         pile = FolderSettings(root=folder.root, layout="pile")
         return name_people(_list_folder(dataset, split, pile), folder.pattern)
-    inside = _list_archives(dataset, split, folder.root, layout)
+    inside = _list_archives(dataset, split, folder.root, layout, folder.every)
     files = _walk_files(dataset, folder.root)
     if inside and all(fault.startswith(LEFT_OUT) for _, fault in files):
         return inside
-    return [*inside, *_list_files(files, split, folder.root, layout)]
+    listed = _list_files(files, split, folder.root, layout)
+    return [*inside, *(number_frames(listed, folder.every) if layout == "frames" else listed)]
+
+
+def number_frames(entries: list[Entry], every: int) -> list[Entry]:
+    """The entries of folders of frames with their clip and frame, every so many of them.
+
+    A file without a number at the end of its name is an image of its own.
+    """
+    found = []
+    for entry in entries:
+        clip, name = os.path.split(entry.path)
+        number = _FRAME.fullmatch(os.path.splitext(name)[0])
+        if number is None or entry.fault:
+            found.append(entry)
+        elif int(number[1]) % every == 0:
+            found.append(replace(entry, clip=clip, frame=int(number[1])))
+    return found
 
 
 def _walk_files(dataset: Dataset, root: str) -> list[tuple[str, str]]:

@@ -61,8 +61,10 @@ class FolderSettings(Settings):
 
     root : the folder, relative to the data root.
     layout : "people" is `<person>/<image>`, where the first folder is the person and deeper ones
-        are nested at will; "pile" is images without identities, nested at will; null is "pile" for
-        `unlabelled` and "people" for the others.
+        are nested at will; "pile" is images without identities, nested at will; "frames" is a pile
+        where each folder is a clip, and the number at the end of a file's name its frame; null is
+        "pile" for `unlabelled` and "people" for the others. The frames of a video need no layout.
+    every : of videos and clips every so many frames are used.
     list : names the images and their people: a CSV, TSV, JSON lines, Parquet or `.lst` file,
         relative to the data root.
     pattern : where the name of a file says the person: `{person}_*` for Ann_Lee_0003.jpg.
@@ -71,7 +73,8 @@ class FolderSettings(Settings):
     root: str
     list: str | None = None
     pattern: str | None = None
-    layout: Literal["people", "pile"] | None = None
+    layout: Literal["people", "pile", "frames"] | None = None
+    every: Annotated[int, Field(ge=1)] = 5
 
 
 class EvaluationSettings(FolderSettings):
@@ -177,12 +180,15 @@ class Entry:
     identity : the person, or None where the data set does not name one. In layout people the first
         folder is the person, also of a file that is not opened.
     fault : why the file must not be opened, or empty.
+    clip, frame : the video or folder of frames, and the number of the frame; None for others.
     """
 
     path: str
     split: str
     identity: str | None
     fault: str = ""
+    clip: str | None = None
+    frame: int | None = None
 
 
 @dataclass(frozen=True)

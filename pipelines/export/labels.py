@@ -77,6 +77,11 @@ def export_labels(options: argparse.Namespace) -> str:
     if not len(labels):
         raise DataError(f"no cluster of {options.run} has {options.min_size} images or more")
     if options.min_precision:
+        if labels.expected_precision.isna().all():
+            raise DataError(
+                f"--min-precision: the clusters of {options.run} have no expected precision, "
+                "because the committee voted. Leave the option out, or label people and run again"
+            )
         labels = labels[labels.expected_precision >= options.min_precision]
     if options.reviewed_only:
         labels = labels[labels.reviewed == "yes"]

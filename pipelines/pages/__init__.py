@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import base64
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
     from pipelines.data.manifest import DataManifest
     from pipelines.pages.face_sheets import Sheets
+    from pipelines.verdict import Finding
 
 
 class _Packaged(BaseLoader):
@@ -70,6 +71,7 @@ def render_report(
     name: str,
     dataset: DataManifest,
     facts: Mapping[str, Mapping[str, Any]],
+    verdict: Sequence[Finding],
     costs: list[dict[str, Any]],
     funnel: list[tuple[str, int, str]],
     rejected: pd.DataFrame,
@@ -81,7 +83,7 @@ def render_report(
     """The report of a run as one HTML file.
 
     dataset : the manifest of the data set.
-    facts : stage -> facts of its manifest.
+    facts : stage -> facts of its manifest. verdict : what to trust and to distrust.
     costs : stage, seconds, memory_mib of each stage. funnel : (step, images, explanation).
     rejected : table `ingest/rejected`. metrics : table `evaluate/metrics`.
     figures : name -> SVG; where one is missing, the page gives the reason.
@@ -111,6 +113,7 @@ def render_report(
         name=name,
         dataset=dataset,
         facts=facts,
+        verdict=verdict,
         costs=costs,
         funnel=funnel,
         reasons=_count_reasons(rejected),

@@ -106,7 +106,7 @@ class _Maker:
     def make(self, pairs: PairTable, probability: np.ndarray, seed: int) -> Sheets:
         sheets, clusters = self.sheets, self.clusters
         size = clusters["size"].to_numpy()
-        precision = clusters.expected_precision.to_numpy()
+        precision = clusters.expected_precision.fillna(clusters.mean_probability).to_numpy()
         largest = np.argsort(-size, kind="stable")[:SECTION]
         doubtful = np.argsort(precision - 1e-9 * size, kind="stable")[:SECTION]
         random = np.random.default_rng(seed).permutation(len(size))[:SECTION]
@@ -151,7 +151,7 @@ class _Maker:
                     {
                         "label": cluster,
                         "size": len(rows),
-                        "precision": round(float(row.expected_precision), 4),
+                        "precision": _round(row.expected_precision),
                         "weakest": round(float(row.weakest_edge), 4),
                         "faces": shown,
                     }
@@ -205,3 +205,8 @@ class _Maker:
                 )
             )
         return [self.face_of[row] for row in rows.tolist()]
+
+
+def _round(value: float) -> float | None:
+    """Four decimals; None where it is unknown."""
+    return None if np.isnan(value) else round(float(value), 4)

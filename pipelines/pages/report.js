@@ -33,7 +33,7 @@ function drawCluster(cluster) {
     make("header", {},
       make("h3", {}, `Cluster ${cluster.label}`),
       make("span", {}, count(cluster.size, "image")),
-      make("span", {}, `expected precision ${percent(cluster.precision)}`),
+      cluster.precision == null ? null : make("span", {}, `expected precision ${percent(cluster.precision)}`),
       make("span", {}, `weakest link ${cluster.weakest.toFixed(2)}`)),
     drawFaces(cluster.faces, cluster.size));
 }

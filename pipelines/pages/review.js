@@ -300,7 +300,7 @@ function drawSheet(cluster) {
   return make("article", { class: mine ? "card sheet chosen" : "card sheet", "data-cluster": cluster.label },
     make("header", {}, make("h3", {}, `Cluster ${cluster.label}`),
       make("span", {}, count(cluster.size, "image")),
-      make("span", {}, `expected precision ${percent(cluster.precision)}`),
+      cluster.precision == null ? null : make("span", {}, `expected precision ${percent(cluster.precision)}`),
       make("span", { class: "acts" },
         make("button", { type: "button", onclick: () => openCluster(cluster.label) }, "Open"),
         make("button", { type: "button", onclick: () => runAlone(() => choose(cluster)) },

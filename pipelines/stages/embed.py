@@ -4,6 +4,8 @@ The contract:
 - Each part decodes its images once and embeds them with every member, so all views of a part are of
   the same pixels. A part whose files exist is not made again.
 - The labelled split holds the identities that were kept for the mediator; see train.
+- Where the labelled pictures are sharper than the pile's, copies of them, degraded until they look
+  like the pile's, are embedded as the split `copies` (`pipelines.copies`).
 - Rows of a table are in the order of `sample_id`; vectors are unit length, NaN is an error.
 """
 
@@ -19,6 +21,15 @@ import pyarrow as pa
 from cdp.errors import DataError
 from cdp.images.preprocessing import Preprocessing
 from pipelines.config import MemberSettings, RunConfig
+from pipelines.copies import (
+    APPEARANCE_TABLE,
+    COPIES,
+    COPY_STEP,
+    choose_pictures,
+    compare_pictures,
+    degrade_copies,
+    describe_gap,
+)
 from pipelines.data.dataset import Dataset
 from pipelines.members import find_origin, find_preprocessing, open_view, reduce_to
 from pipelines.stage import Stage, Work
@@ -70,9 +81,46 @@ def run(work: Work) -> Mapping[str, Any]:
                  work.runtime.device)
             )  # fmt: skip
     found = list(work.engine.map(embed_part, parts, label="embed"))
+    facts |= _embed_copies(work, samples, members, origins, shown)
     dimensions = {m.name: d for m, d in zip(members, found[-1], strict=True)}
     described = {m.name: way.describe() for m, way in zip(members, shown, strict=True) if way}
     return {**facts, "dimensions": dimensions, **({"shown": described} if described else {})}
+
+
+def _embed_copies(
+    work: Work,
+    samples: Any,
+    members: tuple[MemberSettings, ...],
+    origins: list[Path | None],
+    shown: list[Preprocessing | None],
+) -> dict[str, Any]:
+    """Compare labelled pictures with the pile's; embed degraded copies where these are poorer."""
+    compared = compare_pictures(work, samples)
+    gap = compared[0] if compared else None
+    work.write("appearance", describe_gap(gap))
+    if compared is None or gap is None:
+        return {}
+    facts: dict[str, Any] = {"sharpness_gap": round(gap.sharpness, 3), "gap": gap.describe()}
+    settings = work.config.embed
+    if not (gap.is_wide or settings.degrade_labelled == "always"):
+        return facts
+    chosen, count = choose_pictures(samples, work.seed)
+    jobs: list[tuple[Any, ...]] = []
+    for copy in range(1, count + 1):
+        for row in range(0, len(chosen), PART_SIZE):
+            part = chosen.iloc[row : row + PART_SIZE]
+            name = f"part-{len(jobs):05d}.parquet"
+            targets = [
+                work.path("embeddings", f"{COPIES}/{member.name}") / name for member in members
+            ]
+            jobs.append(
+                (work.dataset, part.sample_id.to_numpy(), part.path.tolist(), copy, work.seed,
+                 compared[1], members, origins, shown, targets, settings.reduce_px, settings.flip,
+                 work.runtime.device)
+            )  # fmt: skip
+    for _ in work.engine.map(embed_copies_part, jobs, label="embed degraded copies"):
+        pass
+    return {**facts, COPIES: len(chosen) * count, "copies_of_each": count}
 
 
 def _list_trained_identities(work: Work) -> list[str]:
@@ -127,6 +175,40 @@ def embed_part(
     return dimensions
 
 
+def embed_copies_part(
+    dataset: Dataset,
+    sample_id: np.ndarray,
+    paths: list[str],
+    copy: int,
+    seed: int,
+    appearance: np.ndarray,
+    members: tuple[MemberSettings, ...],
+    origins: list[Path | None],
+    shown: list[Preprocessing | None],
+    targets: list[Path],
+    reduce_px: int | None,
+    flip: bool,
+    device: str,
+) -> None:
+    """Write one part of every view of the degraded copies that is not there yet."""
+    if all(target.exists() for target in targets):
+        return
+    faces = degrade_copies(dataset, paths, sample_id, copy, seed, appearance, reduce_px)
+    for member, origin, way, target in zip(members, origins, shown, targets, strict=True):
+        assert origin is not None
+        vectors, norm = open_view(dataset, member, origin, device, way).embed(faces, flip=flip)
+        _check_vectors(vectors, member.name, paths)
+        write_table(
+            target,
+            {
+                "sample_id": sample_id + copy * COPY_STEP,
+                "embedding": vector_column(vectors),
+                "norm": norm,
+            },
+            describe_embeddings(vectors.shape[1]),
+        )
+
+
 def _normalise(features: np.ndarray, name: str, paths: list[str]) -> tuple[np.ndarray, np.ndarray]:
     norm = np.linalg.norm(features, axis=1)
     _check_vectors(norm[:, None], name, paths)
@@ -163,7 +245,7 @@ STAGE = Stage(
     name="embed",
     version=3,
     inputs=("ingest.samples", "train.history", "train.people"),
-    outputs={"embeddings": describe_embeddings(0)},
+    outputs={"embeddings": describe_embeddings(0), "appearance": APPEARANCE_TABLE},
     reads=("committee", "embed"),
     files=list_model_files,
     borrows=list_borrowed_runs,

@@ -102,7 +102,8 @@ def _train_supervised(work: Work, samples: Any, truth: Any) -> Path:
         weigh=False,
         alone=settings.leftovers == "alone",
     )
-    labelled = select_labelled(work) if (samples.split == "labelled").any() else None
+    people = samples[samples.split == "labelled"].identity.nunique()
+    labelled = select_labelled(work) if people >= 2 else None
     job = describe_job(work, "supervised", labelled, supervised)
     return copy_model(work, train_once(work, job), "supervised")
 

@@ -10,6 +10,8 @@ The contract:
 - An image one of whose ready features is zero or not finite goes to `rejected` too, in all views.
 - `sample_id` counts accepted images from 0, ordered by split (labelled, unlabelled, evaluation),
   then path.
+- `frame` is the number of a video's frame, `track` that of the faces in successive frames that the
+  tracker took for one; null for other images.
 - `row` is the position in the list of the split, which is the row of ready features.
 - The true identity of an unlabelled image, where the data set has it, is only in `truth`.
 """
@@ -19,7 +21,7 @@ from __future__ import annotations
 import hashlib
 from collections import Counter
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -31,6 +33,9 @@ from pipelines.data.dataset import Dataset
 from pipelines.data.folders import LEFT_OUT
 from pipelines.data.manifest import Entry
 from pipelines.stage import Stage, Work
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 SAMPLES = pa.schema(
     [
@@ -44,6 +49,8 @@ SAMPLES = pa.schema(
         ("sha256", pa.string()),
         ("row", pa.int64()),
         ("copy_of", pa.int64()),
+        ("track", pa.int64()),
+        ("frame", pa.int64()),
     ]
 )
 REJECTED = pa.schema([("dataset", pa.string()), ("path", pa.string()), ("reason", pa.string())])
@@ -57,11 +64,13 @@ PART_SIZE = 1000
 def run(work: Work) -> Mapping[str, Any]:
     entries = work.dataset.list_entries()
     rows = _number_rows(entries)
+    track: dict[str, int] = {}
     if work.dataset.crops is not None:
         faces, without = (work.read(f"detect.{name}").to_pandas() for name in ("faces", "rejected"))
         least = work.config.ingest
         entries, found = list_faces(entries, faces, without, least.min_px, least.min_quality)
         rows = _number_rows(entries)
+        track = track_faces(entries, faces)
     elif work.dataset.kind == "features":
         bad = work.dataset.find_bad_rows(_list_views(work))
         found = [
@@ -98,6 +107,8 @@ def run(work: Work) -> Mapping[str, Any]:
             "height": [found[row][1] for row in accepted],
             "sha256": [found[row][2] for row in accepted],
             "row": [rows[row] for row in accepted],
+            "track": [track.get(entry.path) for entry in kept],
+            "frame": [entry.frame for entry in kept],
             "copy_of": [number[copies[row]] if row in copies else None for row in accepted],
         },
     )
@@ -144,7 +155,31 @@ def run(work: Work) -> Mapping[str, Any]:
         "evaluation_people": people["evaluation"],
         "truth_known": len(known) == counts["unlabelled"],
         **({"aligned": aligned} if aligned else {}),
+        **({"tracks": len({*track.values()})} if track else {}),
     }
+
+
+def track_faces(entries: list[Entry], faces: pd.DataFrame) -> dict[str, int]:
+    """The tracks of the faces of videos and clips, by path; numbered from 0 on over all clips.
+
+    faces : the table of the stage detect.
+    """
+    from cdp.images.tracks import link_boxes
+
+    clips: dict[tuple[str, str], list[Entry]] = {}
+    for entry in entries:
+        if entry.clip is not None and entry.frame is not None and not entry.fault:
+            clips.setdefault((entry.split, entry.clip), []).append(entry)
+    box_of = faces.drop_duplicates("path").set_index("path")[["left", "top", "right", "bottom"]]
+    found: dict[str, int] = {}
+    first = 0
+    for clip in clips.values():
+        known = [entry for entry in clip if entry.path in box_of.index]
+        box = box_of.loc[[entry.path for entry in known]].to_numpy(float)
+        track = link_boxes(np.array([entry.frame for entry in known], np.int64), box)
+        found |= {entry.path: first + int(t) for entry, t in zip(known, track, strict=True)}
+        first += int(track.max(initial=-1)) + 1
+    return found
 
 
 def _number_rows(entries: list[Entry]) -> list[int]:

@@ -5,9 +5,11 @@ The contract:
   depend on the number of workers.
 - The recall of each graph against exact search, on a seeded sample, is in the manifest.
 - Neighbours are `sample_id`s, nearest first, without the sample itself.
+- Where embed made degraded copies of the labelled images, these stand in their place.
 - Of the labelled images only those are searched that the mediator is trained on
   (`cdp.mediator.curriculum.choose_labelled`), without those whose label is doubted
-  (`cdp.label_check`; `knn.label_check: false` trusts all).
+  (`cdp.label_check`; `knn.label_check: false` trusts all), and none where they are too few to train
+  one on (`cdp.mediator.shortage`). A list of fewer than k other images is padded with -1.
 - Copies of other files (`ingest.samples.copy_of`) are not searched. Near-equal images
   (`cdp.knn.near_equal`) are searched as one: graphs hold the image that stands for them;
   `knn.near_equal: false` omits it. `near_equal` lists the images that others stand for.
@@ -32,6 +34,7 @@ import pyarrow.parquet as pq
 from cdp.errors import DataError
 from cdp.types import UNLABELLED, KnnGraph
 from pipelines.config import KnnSettings
+from pipelines.copies import COPIES, find_originals, find_trained_split
 from pipelines.files import save_arrays
 from pipelines.label_check import LABEL_ISSUES, check_splits
 from pipelines.stage import Stage, Work
@@ -61,9 +64,10 @@ def describe_neighbours(k: int) -> pa.Schema:
 
 def run(work: Work) -> Mapping[str, Any]:
     settings = work.config.knn
-    counts = {split: int(work.input_facts("embed")[split]) for split in SPLITS}
-    for split, count in counts.items():
-        _require_enough(split, count, settings.k)
+    embedded = work.input_facts("embed")
+    counts = {split: int(embedded[split]) for split in SPLITS}
+    counts["labelled"] = int(embedded.get(COPIES, counts["labelled"]))
+    _require_enough(SPLITS[1], counts[SPLITS[1]], settings.k)
     members = [member.name for member in work.config.committee.all]
     chosen, near = _choose_labelled(work, members, counts["labelled"])
     counts["labelled"] = len(chosen)
@@ -96,9 +100,10 @@ def run(work: Work) -> Mapping[str, Any]:
             work, chosen, members, [places[view] / "vectors.npy" for view in pile]
         )
         chosen, left_out, facts = checked.trained, checked.left_out, checked.facts
-        counts[SPLITS[0]] = len(chosen)
-        _require_enough(SPLITS[0], len(chosen), settings.k)
-        ids[SPLITS[0]] = chosen
+    if embedded.get(COPIES):
+        chosen = _take_copies(work, members[0], ids[SPLITS[0]], chosen, near.get(SPLITS[0]))
+    counts[SPLITS[0]] = len(chosen)
+    ids[SPLITS[0]] = chosen
     if not facts:
         work.write("label_issues", LABEL_ISSUES.empty_table())
     _search(work, [view for view in views if view[0] == SPLITS[0]], places, tables, ids)
@@ -121,11 +126,10 @@ def run(work: Work) -> Mapping[str, Any]:
 
 
 def _require_enough(split: str, count: int, k: int) -> None:
-    if 0 < count <= k:
+    if count <= k:
         raise DataError(
-            f"the {split} split has {count} images to search (of the labelled ones, those kept for "
-            f"the mediator), and knn.k={k} needs at least {k + 1}. Add images, raise "
-            "train.mediator_share or lower knn.k"
+            f"the {split} split has {count} images to search, and knn.k={k} needs at least "
+            f"{k + 1}. Add images or lower knn.k"
         )
 
 
@@ -141,8 +145,14 @@ def _search(
     views : (split, member). ids : split -> ascending sample ids to search; all where it is missing.
     """
     settings = work.config.knn
+    split_of = {SPLITS[0]: find_trained_split(work.input_facts("embed"))}
     build = [
-        (work.locate("embed.embeddings", "/".join(view)), places[view], settings, work.seed)
+        (
+            work.locate("embed.embeddings", f"{split_of.get(view[0], view[0])}/{view[1]}"),
+            places[view],
+            settings,
+            work.seed,
+        )
         + ((ids[view[0]],) if view[0] in ids else ())
         for view in views
     ]
@@ -155,6 +165,21 @@ def _search(
     ]
     for _ in work.engine.map(query_part, queries, label="knn searches"):
         pass
+
+
+def _take_copies(
+    work: Work, member: str, asked: np.ndarray, trained: np.ndarray, near: Represented | None
+) -> np.ndarray:
+    """The sample ids of the degraded copies to train on, ascending.
+
+    asked, trained : sample ids of labelled images, before and after the check of their labels. Left
+    out are copies of images with a doubted label, and of those that another one stands for.
+    """
+    place = work.locate("embed.embeddings", f"{COPIES}/{member}")
+    ids = np.sort(pq.read_table(place, columns=["sample_id"])["sample_id"].to_numpy())
+    doubted = np.setdiff1d(asked, trained)
+    moved = np.empty(0, np.int64) if near is None else near.moved
+    return ids[~np.isin(find_originals(ids), np.concatenate([doubted, moved]))]
 
 
 def _count_rows(place: Path) -> int:
@@ -206,6 +231,9 @@ def _choose_labelled(
     work: Work, members: list[str], count: int
 ) -> tuple[np.ndarray, dict[str, Represented]]:
     """The sample ids of the labelled images that the mediator is trained on, ascending."""
+    from cdp.mediator.curriculum import choose_labelled
+    from cdp.mediator.shortage import describe_shortage
+
     if not count:
         return np.empty(0, np.int64), {}
     tables = [work.locate("embed.embeddings", f"{SPLITS[0]}/{member}") for member in members]
@@ -213,13 +241,13 @@ def _choose_labelled(
     samples = work.read("ingest.samples", columns=["sample_id", "identity"]).to_pandas()
     identity = samples.set_index("sample_id").identity[ids].factorize(sort=True)[0]
     if not work.config.knn.near_equal:
-        from cdp.mediator.curriculum import choose_labelled
-
-        return ids[choose_labelled(identity, seed=work.seed)], {}
+        rows = choose_labelled(identity, seed=work.seed)
+        return ids[:0] if describe_shortage(identity[rows]) else ids[rows], {}
     target = work.scratch / "labelled-near.npz"
     for _ in work.engine.map(choose_rows, [(tables, identity, work.seed, target)], label="knn"):
         pass
-    return ids[np.load(target)["rows"]], {SPLITS[0]: Represented.load(target, ids)}
+    rows, found = np.load(target)["rows"], {SPLITS[0]: Represented.load(target, ids)}
+    return ids[:0] if describe_shortage(identity[rows]) else ids[rows], found
 
 
 def choose_rows(tables: list[Path], identity: np.ndarray, seed: int, target: Path) -> None:
@@ -388,12 +416,13 @@ def query_part(place: Path, k: int, row: int, target: Path) -> None:
         return
     index, vectors, ids = _open_view(place)
     rows = slice(row, min(row + PART_SIZE, len(vectors)))
-    graph = query_index(index, vectors, rows, k, threads=1)
+    graph = query_index(index, vectors, rows, min(k, index.k), threads=1)
+    graph = _pad_lists(graph, k)
     write_table(
         target,
         {
             "sample_id": ids[rows],
-            "neighbour": vector_column(ids[graph.neighbour]),
+            "neighbour": vector_column(_name_neighbours(graph.neighbour, ids)),
             "similarity": vector_column(graph.similarity),
         },
         describe_neighbours(k),
@@ -455,7 +484,7 @@ def write_joint(
         target,
         {
             "sample_id": sample_id[order],
-            "neighbour": vector_column(np.where(neighbour == UNLABELLED, -1, ids[neighbour])),
+            "neighbour": vector_column(_name_neighbours(neighbour, ids)),
             "similarity": vector_column(graph.similarity[order]),
         },
         describe_neighbours(graph.k),
@@ -473,13 +502,28 @@ def _read_graph(place: Path, neighbours: Path, kept: np.ndarray | None = None) -
     kept : (n,) bool, rows to restrict it to; None: all.
     """
     ids = np.load(place / "ids.npy")
-    neighbour = np.searchsorted(ids, read_vectors(neighbours, "neighbour"))
+    named = read_vectors(neighbours, "neighbour")
+    neighbour = np.where(named == UNLABELLED, UNLABELLED, np.searchsorted(ids, named))
     graph = KnnGraph(neighbour, read_vectors(neighbours, "similarity"))
     if kept is None or kept.all():
         return graph
     from cdp.knn.graph import restrict_graph
 
     return restrict_graph(graph, kept, graph.k)
+
+
+def _pad_lists(graph: KnnGraph, k: int) -> KnnGraph:
+    """The graph with lists of k, padded where there are fewer other images."""
+    lacking = ((0, 0), (0, k - graph.k))
+    return KnnGraph(
+        np.pad(graph.neighbour, lacking, constant_values=UNLABELLED),
+        np.pad(graph.similarity, lacking),
+    )
+
+
+def _name_neighbours(neighbour: np.ndarray, ids: np.ndarray) -> np.ndarray:
+    """Rows as sample ids; padding stays."""
+    return np.where(neighbour == UNLABELLED, UNLABELLED, ids[neighbour])
 
 
 def measure_view(place: Path, neighbours: Path, sample: int, seed: int) -> float:

@@ -3,7 +3,8 @@
 The contract:
 - The pair scorer (`cdp.mediator.pair_scorer`) is fitted on pairs of the labelled split, validated
   on held-out identities, and scores every candidate pair of the unlabelled split. `vote` needs no
-  labels: the probability of a pair is then its base cosine if the committee keeps it, else 0.
+  labels: the probability of a pair is then its base cosine if the committee keeps it, else 0. Where
+  the labelled people are too few for a mediator the committee votes too, and a warning says so.
 - Pairs are made, scored by the first stage and written in blocks; a block does not depend on the
   others. Prior correction and second stage then see all pairs.
 - With a second stage, the threshold chosen on held-out identities and their precision by threshold
@@ -27,8 +28,9 @@ import pyarrow.parquet as pq
 
 from cdp.arrays.scratch import allocate
 from cdp.errors import DataError
-from cdp.types import KnnGraph, PairTable
+from cdp.types import UNLABELLED, KnnGraph, PairTable
 from pipelines.config import MediateSettings
+from pipelines.copies import find_originals, find_trained_split
 from pipelines.files import save_arrays
 from pipelines.stage import Stage, Work
 from pipelines.tables import JOINT, SPLITS, read_vectors, read_view, write_table
@@ -90,12 +92,16 @@ class Split:
 
 
 def run(work: Work) -> Mapping[str, Any]:
-    settings = work.config.mediate
+    settings, scorer, shortage = _make_scorer(work)
     facts: dict[str, Any] = {"method": settings.method, "mediator": {}}
-    scorer = _make_voter(settings) if settings.method == "vote" else _fit_scorer(work, settings)
+    if shortage:
+        facts["warnings"] = [
+            f"{shortage}. The committee voted instead, and no quality is estimated"
+        ]
     if scorer.calibrated:
         facts |= _describe_mediator(scorer.mediator.report)
         _write_calibration(work, scorer.mediator.report.reliability)
+        facts |= _describe_people(_list_kept(work), scorer)
     else:
         work.write("calibration", CALIBRATION.empty_table())
     split = _map_split(work, SPLITS[1:], "unlabelled")
@@ -112,6 +118,9 @@ def run(work: Work) -> Mapping[str, Any]:
     scores = scorer.finish(split.views, pairs, probability, len(split.sample_id))
     if scores.rate is not None:
         facts["estimated_true_share"] = round(float(scores.rate), 4)
+    facts["doubts"] = [*facts.get("doubts", []), *scores.doubts]
+    if scores.cosine is not None:
+        facts["cosine"] = scores.cosine
     if scorer.precision_curve is not None:
         facts["threshold"] = scorer.threshold
         facts["precision_curve"] = scorer.precision_curve.round(5).tolist()
@@ -123,6 +132,20 @@ def run(work: Work) -> Mapping[str, Any]:
 # ------------------------------------------------------------------------------------ the scorer
 
 
+def _make_scorer(work: Work) -> tuple[MediateSettings, Any, str]:
+    """The settings in effect, the scorer, and why it is a voter where a mediator was asked for."""
+    from cdp.mediator.shortage import ShortageError
+
+    settings = work.config.mediate
+    if settings.method == "vote":
+        return settings, _make_voter(settings), ""
+    try:
+        return settings, _fit_scorer(work, settings), ""
+    except ShortageError as error:
+        voting = settings.model_copy(update={"method": "vote"})
+        return voting, _make_voter(voting), str(error)
+
+
 def _fit_scorer(work: Work, settings: MediateSettings) -> Any:
     """Train the pair scorer on the labelled split, and publish it."""
     from dataclasses import replace
@@ -132,12 +155,10 @@ def _fit_scorer(work: Work, settings: MediateSettings) -> Any:
     from cdp.mediator.curriculum import JointSet
     from cdp.mediator.pair_scorer import PairScorer
     from cdp.mediator.settings import MediatorSettings
+    from cdp.mediator.shortage import ShortageError, describe_shortage
 
-    if not work.input_facts("embed")["labelled"]:
-        raise DataError(
-            "the data set has no labelled image to train a mediator on. Without labels the "
-            "committee votes: mediate.method=vote"
-        )
+    if not work.input_facts("knn")["labelled_searched"]:
+        raise ShortageError(describe_shortage(_list_kept(work)))
     split = _map_split(work, SPLITS[:1], "labelled")
     joint = None
     if settings.method == "extended" and work.input_facts("knn")["joint"]:
@@ -194,6 +215,30 @@ def _describe_mediator(report: Any) -> dict[str, Any]:
     }
 
 
+def _describe_people(identity: np.ndarray, scorer: Any) -> dict[str, Any]:
+    """Facts that the estimate of quality rests on: who was held out, and why they are too few."""
+    from cdp.mediator.shortage import describe_few_people
+
+    size = np.unique(identity.astype(str), return_counts=True)[1]
+    few = describe_few_people(identity.astype(str))
+    return {
+        "people": int((size >= 2).sum()),
+        "largest_person": int(size.max()),
+        "unlisted_share": round(scorer.unlisted, 4),
+        "doubts": [few] if few else [],
+    }
+
+
+def _list_kept(work: Work) -> np.ndarray:
+    """The identity of each labelled image that was embedded for the mediator; may be empty."""
+    if not work.input_facts("embed")["labelled"]:
+        return np.empty(0, np.int64)
+    place = work.locate("embed.embeddings", f"{SPLITS[0]}/{work.config.committee.base.name}")
+    ids = pq.read_table(place, columns=["sample_id"])["sample_id"].to_numpy()
+    samples = work.read("ingest.samples", columns=["sample_id", "identity"]).to_pandas()
+    return samples.set_index("sample_id").identity[ids].to_numpy()
+
+
 def _list_identities(work: Work, split: Split) -> np.ndarray:
     """The identity of every row, numbered; -1 for an unlabelled one. Second labels are joined."""
     samples = work.read("ingest.samples", columns=["sample_id", "identity"]).to_pandas()
@@ -201,7 +246,7 @@ def _list_identities(work: Work, split: Split) -> np.ndarray:
     issues = work.read("knn.label_issues").to_pandas()
     second = issues[issues.issue == "second_label"]
     name[second.sample_id] = second.seems.to_numpy()
-    return name[split.sample_id].factorize(sort=True)[0].astype(np.int64)
+    return name[find_originals(split.sample_id)].factorize(sort=True)[0].astype(np.int64)
 
 
 # -------------------------------------------------------------------------------------- scoring
@@ -315,6 +360,8 @@ def _map_split(work: Work, splits: tuple[str, ...], name: str) -> Split:
     members = tuple(member.name for member in work.config.committee.all)
     mapped = Split(work.scratch / name, members)
     mapped.place.mkdir(exist_ok=True)
+    trained_on = find_trained_split(work.input_facts("embed"))
+    splits = tuple(trained_on if split == SPLITS[0] else split for split in splits)
     jobs = [
         (
             [work.locate("embed.embeddings", f"{split}/{member}") for split in splits],
@@ -339,11 +386,12 @@ def map_view(embeddings: list[Path], neighbours: Path, place: Path, name: str) -
     rows = np.searchsorted(everything, sample_id)
     number = len(sample_id) + np.arange(len(everything))
     number[rows] = np.arange(len(sample_id))
-    listed = np.searchsorted(everything, read_vectors(neighbours, "neighbour"))
+    named = read_vectors(neighbours, "neighbour")
+    listed = np.searchsorted(everything, named)
     arrays = {
         "sample_id": sample_id,
         f"{name}.view": vectors if len(rows) == len(vectors) else vectors[rows],
-        f"{name}.neighbour": number[listed],
+        f"{name}.neighbour": np.where(named == UNLABELLED, UNLABELLED, number[listed]),
         f"{name}.similarity": read_vectors(neighbours, "similarity"),
     }
     for part, array in arrays.items():
@@ -370,7 +418,7 @@ def _save_array(path: Path, array: np.ndarray, draft: str | None = None) -> None
 
 STAGE = Stage(
     name="mediate",
-    version=13,
+    version=16,
     inputs=(
         "ingest.samples",
         "embed.embeddings",

@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
+from cdp.errors import DataError
 from cdp.types import UNLABELLED, PairTable
 from pipelines.decisions import find_keys, list_active, resolve_decisions
 from pipelines.label_check import ASSIGNMENTS, PEOPLE
@@ -35,6 +36,8 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from cdp.propagation.clustering import Clustering
+    from cdp.propagation.quality import QualityEstimate
+    from cdp.review.constraints import Constraints
 
 LABELS = pa.schema(
     [
@@ -61,34 +64,49 @@ SOFT_LABELS = pa.schema(
     [("sample_id", pa.int64()), ("pseudo_label", pa.int64()), ("weight", pa.float32())]
 )
 
+VOTED = "the committee voted: its scores are cosines, and no quality can be estimated from them"
+
 
 def run(work: Work) -> Mapping[str, Any]:
-    from cdp.propagation.quality import estimate_quality
+    from cdp.propagation.doubt import describe_doubt
+    from cdp.propagation.quality import average_inside
     from cdp.propagation.representatives import RowGroups
     from cdp.propagation.soft_labels import diffuse_labels, repeat_rows
     from cdp.review.constraints import apply_constraints, bar_labels, settle_pairs
 
-    samples = work.read("ingest.samples", columns=["sample_id", "path", "split", "sha256"])
+    needed = ["sample_id", "path", "split", "sha256", "track", "frame"]
+    samples = work.read("ingest.samples", columns=needed)
     samples = samples.to_pandas()
     samples = samples[samples.split == "unlabelled"]
     sample_id = samples.sample_id.to_numpy()
     pairs, scored = read_pairs(work.locate("mediate.pairs"), sample_id)
     probability = scored["probability"]
     corrections, gone = resolve_decisions(work.decisions, find_keys(samples))
-    if corrections:
-        probability = settle_pairs(pairs, probability, corrections)
+    constraints, linked = _add_tracks(work, samples, corrections)
+    if constraints:
+        probability = settle_pairs(pairs, probability, constraints)
     representative = _read_representatives(work, sample_id)
     found = _cluster(work, pairs, probability, representative)
     label, threshold = found.label, found.threshold
+    _stop_swallowing(work, label)
     facts: dict[str, Any] = {"split": found.split, "threshold": threshold}
+    if constraints:
+        label = apply_constraints(label, pairs, probability, constraints, threshold=threshold)
+    if linked:
+        facts["tracks"] = linked
     if work.decisions:
-        label = apply_constraints(label, pairs, probability, corrections, threshold=threshold)
         facts |= {"corrections": len(list_active(work.decisions)), "corrected_images_gone": gone}
+    doubt = describe_doubt(label)
     groups = RowGroups.of(representative, label)
     few, score = groups.reduce_pairs(pairs, probability)
     clusters = _describe_clusters(few, score, label[groups.rows])
-    quality = estimate_quality(label, pairs, probability, representative)
-    clusters["expected_precision"] = quality.expected_precision
+    quality = _estimate(work, label, pairs, probability, representative)
+    voted = work.input_facts("mediate")["method"] == "vote"
+    precision, confidence = quality.expected_precision, quality.confidence
+    if voted:  # cosines are no probabilities
+        precision = np.full(len(precision), np.nan, np.float32)
+        confidence = average_inside(label[groups.rows], few, score, threshold)[groups.group]
+    clusters["expected_precision"] = precision
     size = np.bincount(label[label != UNLABELLED], minlength=1)
     work.write(
         "labels",
@@ -97,7 +115,7 @@ def run(work: Work) -> Mapping[str, Any]:
             "path": samples.path.to_numpy(),
             "pseudo_label": label,
             "cluster_size": np.where(label == UNLABELLED, 0, size[label]),
-            "confidence": quality.confidence,
+            "confidence": confidence,
             "cut_threshold": found.cut_threshold,
             "representative": sample_id[representative],
         },
@@ -111,8 +129,8 @@ def run(work: Work) -> Mapping[str, Any]:
         label[groups.rows], few, score, threshold=threshold, **spread.model_dump()
     )
     soft = repeat_rows(soft, groups.group)
-    if corrections:
-        soft = bar_labels(soft, label, corrections)
+    if constraints:
+        soft = bar_labels(soft, label, constraints)
     work.write(
         "soft_labels",
         {
@@ -126,12 +144,61 @@ def run(work: Work) -> Mapping[str, Any]:
         "labelled": int((label != UNLABELLED).sum()),
         "unlabelled": int((label == UNLABELLED).sum()),
         "largest": int(size.max()),
-        "estimated_precision": round(quality.precision, 4),
-        "estimated_recall": round(quality.recall, 4),
-        "estimated_f": round(quality.f, 4),
+        **{
+            f"estimated_{name}": None if value is None else round(value, 4)
+            for name, value in (
+                ("precision", quality.precision),
+                ("recall", quality.recall),
+                ("f", quality.f),
+            )
+        },
+        "withheld": list(quality.reasons),
         "assigned": assigned,
         **facts,
+        "warnings": [doubt] if doubt else [],
     }
+
+
+def _estimate(
+    work: Work,
+    label: np.ndarray,
+    pairs: PairTable,
+    probability: np.ndarray,
+    representative: np.ndarray,
+) -> QualityEstimate:
+    """The quality of the labels, withheld where its assumptions are seen to fail."""
+    from cdp.mediator.shortage import describe_reach
+    from cdp.propagation.quality import FULL_LISTS, are_lists_full, estimate_quality
+    from cdp.propagation.representatives import RowGroups
+
+    scored, k = work.input_facts("mediate"), int(work.input_facts("knn")["k"])
+    unlisted = float(scored.get("unlisted_share", 0))
+    found = estimate_quality(label, pairs, probability, representative, unlisted=unlisted)
+    if scored["method"] == "vote":
+        return found.withhold(VOTED)
+    largest = int(np.bincount(label[label != UNLABELLED], minlength=1).max())
+    found = found.withhold(*scored.get("doubts", []))
+    groups = RowGroups.of(representative, label)
+    few = groups.reduce_pairs(pairs, probability)[0]
+    full = FULL_LISTS if are_lists_full(label[groups.rows], few, k) else ""
+    return found.withhold(describe_reach(scored["largest_person"], largest), full, recall_only=True)
+
+
+def _stop_swallowing(work: Work, label: np.ndarray) -> None:
+    """DataError where the committee voted most images into one cluster, and nobody said it may."""
+    from cdp.propagation.doubt import EVERYTHING, is_swallowed
+
+    scored, settings = work.input_facts("mediate"), work.config.propagate
+    if scored["method"] != "vote" or settings.max_size is not None or not is_swallowed(label):
+        return
+    largest = int(np.bincount(label[label != UNLABELLED]).max())
+    raise DataError(
+        f"voting joined {largest:,} of {len(label):,} images into one cluster, at the cosine "
+        f"{scored['cosine']:.2f}. {EVERYTHING}. `cdp check` says whether a model separates "
+        "labelled people, if there are any. If the embeddings are right, raise "
+        "mediate.vote.min_similarity; if one person does dominate, allow it by "
+        f"propagate.max_size={largest}"
+    )
 
 
 def _read_representatives(work: Work, sample_id: np.ndarray) -> np.ndarray:
@@ -144,6 +211,23 @@ def _read_representatives(work: Work, sample_id: np.ndarray) -> np.ndarray:
     moved = np.searchsorted(sample_id, table.sample_id.to_numpy())
     rows[moved] = np.searchsorted(sample_id, table.representative.to_numpy())
     return rows
+
+
+def _add_tracks(work: Work, samples: pd.DataFrame, decided: Constraints) -> tuple[Constraints, int]:
+    """The decisions of reviewers, and what tracks add to them; the number of tracks that do."""
+    from cdp.review.tracks import constrain_tracks, give_way
+
+    if not work.config.propagate.tracks or samples.track.isna().all():
+        return decided, 0
+    track = samples.track.fillna(-1).to_numpy(np.int64)
+    number = samples.frame.fillna(0).astype(np.int64).astype(str).str.zfill(12)
+    name = samples.path.str.rpartition("/")[0] + "/" + number
+    frame = name.where(samples.frame.notna() & (track >= 0)).factorize(sort=True)[0]
+    members = [member.name for member in work.config.committee.all]
+    tables = [work.locate("embed.embeddings", f"{SPLITS[1]}/{member}") for member in members]
+    views = [partial(_read_vectors, table) for table in tables]
+    found = constrain_tracks(track, frame, views, seed=work.seed)
+    return give_way(found, decided), len(found.same)
 
 
 def _assign_people(work: Work, samples: pd.DataFrame, label: np.ndarray) -> int:
@@ -210,7 +294,8 @@ def _cluster(
     settings, scored = work.config.propagate, work.input_facts("mediate")
     calibrated = scored["method"] != "vote"
     threshold = settings.threshold
-    if threshold == "auto":
+    replaced = not calibrated and bool(scored.get("warnings"))  # votes instead of probabilities
+    if threshold == "auto" or replaced:
         threshold = scored.get("threshold", 0.5) if calibrated else 0.0
     return cluster_pairs(
         pairs,
@@ -261,10 +346,11 @@ def _describe_clusters(
 
 STAGE = Stage(
     name="propagate",
-    version=7,
+    version=9,
     inputs=(
         "ingest.samples",
         "embed.embeddings",
+        "knn.neighbours",
         "knn.label_issues",
         "knn.near_equal",
         "mediate.pairs",

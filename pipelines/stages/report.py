@@ -2,7 +2,7 @@
 
 The contract:
 - `summary` holds every figure of the run as (section, name, value); `summary.txt` shows the main
-  ones as text and is printed by the command line at the end.
+  ones as text, the verdict (`pipelines.verdict`) last, and is printed at the end of a run.
 - `report.html` is one file that needs no network and no other file: figures, tables, face sheets.
   A section without data (images, ground truth, labels) says so.
 - Every figure is measured by the stage that owns it, except precision and recall by threshold,
@@ -22,6 +22,7 @@ from pipelines.files import write_text
 from pipelines.results import HEADLINES, describe_loss, recommend_subjects
 from pipelines.stage import Stage, Work
 from pipelines.tables import find_rows, read_pairs, read_vectors
+from pipelines.verdict import Finding, compose_verdict, reach_verdict
 
 SUMMARY = pa.schema([("section", pa.string()), ("name", pa.string()), ("value", pa.float64())])
 SUBJECTS = ("labelled_only", "labelled_pseudo", "distilled", "adapted", "supervised")
@@ -43,10 +44,15 @@ def run(work: Work) -> Mapping[str, Any]:
     ]
     sections, names, values = zip(*rows, strict=True)
     work.write("summary", {"section": sections, "name": names, "value": values})
-    write_text(work.directory / "summary.txt", _compose(work, metrics))
-    page = _draw_page(work, metrics)
+    verdict = reach_verdict(work.upstream)
+    write_text(work.directory / "summary.txt", _compose(work, metrics, verdict))
+    page = _draw_page(work, metrics, verdict)
     write_text(work.directory / PAGE, page)
-    return {"figures": len(rows), "page_mib": round(len(page.encode()) / 2**20, 2)}
+    return {
+        "doubts": sum(finding.level == "doubt" for finding in verdict),
+        "figures": len(rows),
+        "page_mib": round(len(page.encode()) / 2**20, 2),
+    }
 
 
 def _list_figures(facts: Any, prefix: str = "") -> list[tuple[str, float]]:
@@ -62,7 +68,7 @@ def _list_figures(facts: Any, prefix: str = "") -> list[tuple[str, float]]:
 # ------------------------------------------------------------------------------------- the text
 
 
-def _compose(work: Work, metrics: Any) -> str:
+def _compose(work: Work, metrics: Any, verdict: list[Finding]) -> str:
     ingest = work.input_facts("ingest")
     mediate = work.input_facts("mediate")
     propagate = work.input_facts("propagate")
@@ -78,6 +84,7 @@ def _compose(work: Work, metrics: Any) -> str:
         f"Clusters  {propagate['clusters']:,} pseudo-labels on {propagate['labelled']:,} images, "
         f"{propagate['unlabelled']:,} left without; largest {propagate['largest']:,}",
     ]
+    lines += _describe_gap(work)
     clustering = metrics[metrics.protocol == "clustering"].set_index("metric").value
     if len(clustering):
         lines.append(
@@ -93,7 +100,21 @@ def _compose(work: Work, metrics: Any) -> str:
         lines += [
             f"warning: {text}" for text in [describe_loss(metrics, "labelled_pseudo")] if text
         ]
-    return "\n".join(lines) + "\n"
+    return "\n".join([*lines, "", *compose_verdict(verdict)]) + "\n"
+
+
+def _describe_gap(work: Work) -> list[str]:
+    """How far labelled pictures and the pile lie apart, in a line, where they were compared."""
+    embed = work.input_facts("embed")
+    if "gap" not in embed:
+        return []
+    trained = ""
+    if embed.get("copies"):
+        trained = (
+            f"; the mediator was trained on {embed['copies']:,} copies of them, degraded until "
+            "they look like the pile's"
+        )
+    return [f"Pictures  {embed['gap']}{trained}"]
 
 
 def _describe_copies(copies: Mapping[str, int]) -> list[str]:
@@ -146,7 +167,7 @@ def _tabulate(recognition: Any, gap: Any) -> list[str]:
 # ------------------------------------------------------------------------------------- the page
 
 
-def _draw_page(work: Work, metrics: Any) -> str:
+def _draw_page(work: Work, metrics: Any, verdict: list[Finding]) -> str:
     from pipelines.pages import render_report
 
     labels = work.read("propagate.labels").to_pandas()
@@ -158,6 +179,7 @@ def _draw_page(work: Work, metrics: Any) -> str:
         name=work.runtime.config.name,
         dataset=work.dataset.manifest,
         facts={stage: work.input_facts(stage) for stage in work.upstream},
+        verdict=verdict,
         costs=_list_costs(work),
         funnel=_count_funnel(work, labels, pairs, probability),
         rejected=work.read("ingest.rejected").to_pandas(),
@@ -252,6 +274,7 @@ def _sweep_thresholds(work: Work, labels: Any, pairs: PairTable, probability: np
     settings = work.config.propagate
     representative = find_rows(labels)
     voted = work.input_facts("mediate")["method"] == "vote"
+    withheld = work.input_facts("propagate")["withheld"]
     known = bool(work.input_facts("ingest")["truth_known"])
     if known:
         truth = work.read("ingest.truth").to_pandas()
@@ -269,14 +292,14 @@ def _sweep_thresholds(work: Work, labels: Any, pairs: PairTable, probability: np
     )
     rows = []
     for threshold, label in zip(THRESHOLDS, cuts, strict=True):
-        row = {"threshold": threshold}
+        row: dict[str, float | None] = {"threshold": threshold}
         if not voted:  # votes are no probabilities: nothing can be estimated from them
-            found = estimate_quality(label, pairs, probability, representative)
+            found = estimate_quality(label, pairs, probability, representative).withhold(*withheld)
             row |= {"estimated_precision": found.precision, "estimated_recall": found.recall}
         if known:
             row["true_precision"], row["true_recall"], _ = score_pairwise(truth_label, label)
         rows.append(row)
-    return pd.DataFrame(rows)
+    return pd.DataFrame(rows).dropna(axis=1, how="all").astype(float)
 
 
 def _list_recognizers(metrics: Any) -> list[dict[str, Any]]:

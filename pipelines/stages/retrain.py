@@ -57,6 +57,11 @@ MATCHES = pa.schema(
     ]
 )
 
+ONE_PERSON = (
+    "one labelled person is no training set (at least 2 are needed): the recognizer was trained on "
+    "pseudo-labels alone"
+)
+
 
 def run(work: Work) -> Mapping[str, Any]:
     samples = work.read("ingest.samples").to_pandas()
@@ -64,7 +69,8 @@ def run(work: Work) -> Mapping[str, Any]:
     labels = work.read("propagate.labels").to_pandas()
     settings = work.config.retrain
     unlabelled = samples.merge(labels.drop(columns="path"), on="sample_id")
-    labelled = select_labelled(work) if (samples.split == "labelled").any() else None
+    people = samples[samples.split == "labelled"].identity.nunique()
+    labelled = select_labelled(work) if people >= 2 else None
     jobs = {}
     if labelled is not None:
         jobs["labelled_only"] = describe_job(work, "labelled_only", labelled, None)
@@ -108,6 +114,7 @@ def run(work: Work) -> Mapping[str, Any]:
         "pseudo_labelled": int(size.sum()) - leftovers,
         "pseudo_identities": len(size) - leftovers,
         "leftovers": leftovers,
+        **({"warnings": [ONE_PERSON]} if people == 1 else {}),
     }
 
 
@@ -249,7 +256,7 @@ def _adapt(
 
 STAGE = Stage(
     name="retrain",
-    version=7,
+    version=8,
     inputs=(
         "ingest.samples",
         "train.history",

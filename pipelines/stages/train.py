@@ -18,7 +18,7 @@ import numpy as np
 import pyarrow as pa
 
 from pipelines.stage import Stage, Work
-from pipelines.training.sets import TrainingJob, select_labelled
+from pipelines.training.sets import TrainingJob, draw_for_mediator, select_labelled
 from pipelines.training.trained import HISTORY, copy_curves, copy_model, read_history, train_once
 
 PEOPLE = pa.schema([("identity", pa.string()), ("role", pa.string())])
@@ -67,8 +67,7 @@ def _keep_for_mediator(work: Work, trains: bool) -> set[str]:
     samples = work.read("ingest.samples", columns=["split", "identity"]).to_pandas()
     names = np.sort(samples[samples.split == "labelled"].identity.unique())
     share = work.config.train.mediator_share if trains else 1.0
-    order = np.random.default_rng(work.seed).permutation(len(names))
-    kept = set(names[order[: round(share * len(names))]])
+    kept = draw_for_mediator(names, share, work.seed)
     roles = ["mediator" if name in kept else "committee" for name in names]
     work.write("people", {"identity": names, "role": roles})
     return kept

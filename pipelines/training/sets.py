@@ -127,11 +127,17 @@ def select_labelled(work: Work, without: Collection[str] = ()) -> LabelledSet:
     if identities < 2:
         raise DataError(
             "training needs labelled images of at least 2 people, the data set has "
-            f"{identities}. Add labelled images, or give the committee ONNX files or checkpoints "
-            "only and vote: mediate.method=vote"
+            f"{identities}. Add labelled people, or give every member of the committee an `onnx` "
+            "or `checkpoint` file, which need no training: see docs/models.md"
         )
     label = labelled.identity.factorize(sort=True)[0].astype(np.int64)
     return LabelledSet(tuple(labelled.path), tuple(labelled.sha256), label)
+
+
+def draw_for_mediator(names: np.ndarray, share: float, seed: int) -> set[str]:
+    """The labelled people that no member is trained on; `names` sorted, each once."""
+    order = np.random.default_rng(seed).permutation(len(names))
+    return set(names[order[: round(share * len(names))]])
 
 
 def select_clusters(

@@ -4,11 +4,12 @@
 - `flat.py`: the person in the name of the file (`pattern: "{person}_{number}"`)
 - `records.py`: RecordIO, `.rec` with or without `.idx`
 - `shards.py`: `.tar` shards
+- `video.py`: `.mp4`, `.mkv` and other videos, a frame an image
 
 The contract:
 - A layout gives entries; the bytes of an image inside an archive are read in place, nothing is
   unpacked. Its path is that of the archive, a slash, and its name inside.
-- An archive is a module with `SUFFIX`, `list_members(path)` and `read_member(path, name)`: a new
+- An archive is a module with `SUFFIXES`, `list_members(path)` and `read_member(path, name)`: a new
   one is one file here and one line in `ARCHIVES`.
 - What cannot be read is an entry with a fault; nothing else of the archive is lost.
 """
@@ -22,14 +23,14 @@ from pathlib import Path
 from typing import Protocol
 
 from cdp.errors import DataError
-from pipelines.data.layouts import records, shards
+from pipelines.data.layouts import records, shards, video
 from pipelines.data.layouts.member import Member
 
 
 class Archive(Protocol):
     """What a module of an archive offers."""
 
-    SUFFIX: str
+    SUFFIXES: tuple[str, ...]
 
     def list_members(self, path: Path) -> Iterator[Member]:
         """Every image of the archive, in its order."""
@@ -40,7 +41,9 @@ class Archive(Protocol):
         ...
 
 
-ARCHIVES: dict[str, Archive] = {module.SUFFIX: module for module in (records, shards)}
+ARCHIVES: dict[str, Archive] = {
+    suffix: module for module in (records, shards, video) for suffix in module.SUFFIXES
+}
 """Suffix -> the module that reads such files."""
 UNREAD = {
     ".zip",

@@ -15,8 +15,10 @@ class Member:
     name : its name inside, unique.
     identity : the person, where the archive says so.
     fault : why it must not be read, or empty.
+    frame : its number in a video; None for other images.
     """
 
     name: str
     identity: str | None = None
     fault: str = ""
+    frame: int | None = None

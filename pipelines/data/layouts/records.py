@@ -20,7 +20,7 @@ from typing import IO
 from cdp.errors import DataError
 from pipelines.data.layouts.member import LARGEST_MEMBER, Member
 
-SUFFIX = ".rec"
+SUFFIXES = (".rec",)
 MAGIC = 0xCED7230A
 HEAD = struct.Struct("<II")
 """Magic number; upper three bits: place in a record of several pieces, lower 29: its length."""

@@ -21,7 +21,7 @@ from typing import IO
 from cdp.errors import DataError
 from pipelines.data.layouts.member import LARGEST_MEMBER, Member
 
-SUFFIX = ".tar"
+SUFFIXES = (".tar",)
 IMAGE_SUFFIXES = {
     ".jpg",
     ".jpeg",

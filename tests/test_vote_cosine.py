@@ -1,0 +1,77 @@
+"""The cosine that votes are cut at: right on piles of many people, of one, and of images alike."""
+
+import networkx
+import numpy as np
+import pytest
+
+from cdp.committee.features import measure_affinity
+from cdp.committee.pairs import make_pairs
+from cdp.knn.graph import build_knn_graphs
+from cdp.mediator.pair_voter import PairVoter
+from cdp.mediator.vote_cosine import choose_cosine, measure_components
+from cdp.metrics.clustering import score_pairwise
+from cdp.propagation.clustering import cluster_pairs
+from cdp.types import PairTable
+
+pytestmark = pytest.mark.torch
+
+
+def draw(sizes, noise, seed=0, d=64):
+    generator = np.random.default_rng(seed)
+    identity = np.repeat(np.arange(len(sizes)), sizes)
+    rows = generator.normal(size=(len(sizes), d))[identity]
+    return rows + noise * generator.normal(size=(len(identity), d)), identity
+
+
+def vote(rows, k=20):
+    graphs = build_knn_graphs([rows], k, backend="exact")
+    pairs = make_pairs(graphs, candidates="base")
+    scores = PairVoter().score([rows], graphs, pairs)
+    label = cluster_pairs(pairs, scores.probability, len(rows), threshold=0, calibrated=False).label
+    return label, scores
+
+
+@pytest.mark.parametrize("noise", [0.2, 0.4, 0.8])
+def test_people_of_a_dozen_images_are_found(noise):
+    rows, identity = draw([12] * 20, noise)
+    label, scores = vote(rows)
+    assert score_pairwise(identity, label)[2] > 0.99
+    assert 0.2 < scores.cosine < 0.6
+    assert (scores.probability[scores.probability > 0] > scores.cosine).all()
+    assert scores.rate is None
+
+
+def test_many_people_of_one_image_and_one_of_half_the_pile():
+    rows, identity = draw([150, *[6] * 10, *[1] * 90], 0.5)
+    precision, recall, _ = score_pairwise(identity, vote(rows)[0])
+    assert min(precision, recall) > 0.9
+
+
+def test_rows_all_alike_have_no_cosine_to_cut_at():
+    pairs = PairTable(np.repeat(np.arange(39), 1), np.arange(1, 40))
+    assert choose_cosine(pairs, np.ones(39), 40) == 0
+    none = PairTable(np.zeros(0, np.int64), np.zeros(0, np.int64))
+    assert choose_cosine(none, np.zeros(0), 3) == 0
+
+
+def test_a_cosine_that_is_given_is_used():
+    rows, _ = draw([12] * 20, 0.4)
+    graphs = build_knn_graphs([rows], 20, backend="exact")
+    pairs = make_pairs(graphs, candidates="base")
+    scores = PairVoter(min_similarity=0.9).score([rows], graphs, pairs)
+    cosine = measure_affinity(rows, pairs)
+    assert scores.cosine == 0.9
+    np.testing.assert_array_equal(scores.probability > 0, cosine > 0.9)
+
+
+def test_components_are_those_of_a_graph_library():
+    generator = np.random.default_rng(3)
+    ends = np.unique(np.sort(generator.integers(0, 60, (90, 2)), axis=1), axis=0)
+    ends = ends[ends[:, 0] != ends[:, 1]]
+    score = generator.random(len(ends))
+    levels = np.array([0.0, 0.3, 0.55, 0.8, 1.0])
+    largest, joined = measure_components(PairTable(*ends.T), score, 60, levels)
+    for level, most, several in zip(levels, largest, joined, strict=True):
+        graph = networkx.Graph(ends[score > level].tolist())
+        sizes = [len(part) for part in networkx.connected_components(graph)]
+        assert (most, several) == (max(sizes, default=0), sum(sizes))
