@@ -158,6 +158,8 @@ def test_a_rate_that_does_not_explain_the_scores_is_refused():
     assert found.rate < truth.mean() / 2
     assert keep_prior(probability, found, held_out)
     kept = leave_prior(probability)
+    assert kept.refused
+    assert not found.refused
     np.testing.assert_allclose(kept.probability, probability, atol=1e-6)
     assert kept.rate == pytest.approx(probability.mean(), abs=1e-6)
     assert abs(kept.rate - truth.mean()) < abs(found.rate - truth.mean())

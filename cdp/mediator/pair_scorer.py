@@ -38,6 +38,7 @@ from cdp.errors import ConfigError, DataError
 from cdp.mediator.curriculum import JointSet
 from cdp.mediator.ensemble import Mediator
 from cdp.mediator.pair_voter import PairScores
+from cdp.mediator.prior_shift import CONTRADICTED
 from cdp.mediator.second_stage import SecondStage
 from cdp.mediator.settings import MediatorSettings
 from cdp.mediator.shortage import ShortageError, describe_shortage
@@ -218,11 +219,13 @@ class PairScorer:
         count : number of rows.
         """
         scores = self.mediator.correct(probability)
+        refused = scores.refused
         if self.second_stage is not None and len(pairs):
             scores = self.second_stage.score(
                 views, pairs, scores.probability, count, threads=threads
             )
-        return PairScores(scores.probability, scores.rate)
+        doubts = (CONTRADICTED,) if refused or scores.refused else ()
+        return PairScores(scores.probability, scores.rate, doubts=doubts)
 
     def score(
         self,

@@ -34,6 +34,11 @@ _STEPS = 3
 """Alternations of weights and probabilities; they hardly change after the second."""
 _BISECTIONS = 48
 """Halvings of the rate's interval: as fine as float64 resolves it."""
+CONTRADICTED = (
+    "the scores of the unlabelled pairs are no mixture of those of the held-out labelled pairs: the "
+    "labelled images differ from the unlabelled ones, and their probabilities may not hold there"
+)
+"""Why no quality is estimated where a correction was refused."""
 _NO_WEIGHT = np.empty(0)
 _MOST_FACTOR = 2.0
 _MOST_MISFIT = 0.05
@@ -48,10 +53,12 @@ class PriorCorrection:
     """Probabilities of a set, rescaled to its positive rate.
 
     probability : (m,) float32. rate : the estimated share of positive pairs.
+    refused : whether they are left as they were, because the scores contradict the correction.
     """
 
     probability: np.ndarray
     rate: float
+    refused: bool = False
 
 
 def correct_prior(
@@ -192,7 +199,7 @@ def leave_prior(probability: np.ndarray) -> PriorCorrection:
     """The probabilities as they are, with their mean as the rate."""
     limit = 1 / (1 + math.exp(LOGIT_LIMIT))
     kept = np.clip(probability, limit, 1 - limit).astype(np.float32)
-    return PriorCorrection(kept, float(kept.mean(dtype=np.float64)))
+    return PriorCorrection(kept, float(kept.mean(dtype=np.float64)), refused=True)
 
 
 @njit(cache=True, nogil=True, fastmath={"reassoc", "contract", "nsz", "arcp"})

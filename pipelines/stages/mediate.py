@@ -30,7 +30,7 @@ from cdp.arrays.scratch import allocate
 from cdp.errors import DataError
 from cdp.types import UNLABELLED, KnnGraph, PairTable
 from pipelines.config import MediateSettings
-from pipelines.copies import find_originals, find_trained_split
+from pipelines.copies import COPIES, DEGRADED, find_originals, find_trained_split
 from pipelines.files import save_arrays
 from pipelines.stage import Stage, Work
 from pipelines.tables import JOINT, SPLITS, read_vectors, read_view, write_table
@@ -118,7 +118,8 @@ def run(work: Work) -> Mapping[str, Any]:
     scores = scorer.finish(split.views, pairs, probability, len(split.sample_id))
     if scores.rate is not None:
         facts["estimated_true_share"] = round(float(scores.rate), 4)
-    facts["doubts"] = [*facts.get("doubts", []), *scores.doubts]
+    copied = [DEGRADED] if work.input_facts("embed").get(COPIES) and scorer.calibrated else []
+    facts["doubts"] = [*facts.get("doubts", []), *copied, *scores.doubts]
     if scores.cosine is not None:
         facts["cosine"] = scores.cosine
     if scorer.precision_curve is not None:
@@ -418,7 +419,7 @@ def _save_array(path: Path, array: np.ndarray, draft: str | None = None) -> None
 
 STAGE = Stage(
     name="mediate",
-    version=16,
+    version=17,
     inputs=(
         "ingest.samples",
         "embed.embeddings",
