@@ -47,12 +47,18 @@ def test_many_people_of_one_image_and_one_of_half_the_pile():
     assert min(precision, recall) > 0.9
 
 
-def test_short_lists_that_chain_no_pile_are_cut_above_chance():
-    """Lists of 8 join 15 people of 6 images to a few components, at no time to one."""
-    rows, identity = draw([6] * 15, 0.5, d=24)
-    label, scores = vote(rows, k=8)
-    assert scores.cosine > 0.2
-    assert score_pairwise(identity, label)[2] > 0.9
+@pytest.mark.parametrize("seed", range(4))
+def test_a_small_pile_is_not_chained(seed):
+    """15 people of 6 images in few dimensions, where every list of 8 holds other people."""
+    rows, identity = draw([6] * 15, 0.5, seed, 24)
+    views = [rows, draw([6] * 15, 0.5, seed + 10, 16)[0], draw([6] * 15, 0.5, seed + 20, 32)[0]]
+    graphs = build_knn_graphs(views, 8, backend="exact")
+    pairs = make_pairs(graphs, candidates="base")
+    for voting in (graphs[:1], graphs):
+        scores = PairVoter().score(views[: len(voting)], voting, pairs)
+        label = cluster_pairs(pairs, scores.probability, 90, threshold=0, calibrated=False).label
+        assert score_pairwise(identity, label)[2] > 0.5
+        assert np.bincount(label[label >= 0]).max() < 45
 
 
 def test_the_floor_is_what_random_rows_hardly_exceed():

@@ -25,6 +25,8 @@ _STEPS = 100
 """Cosines tried between 0 and 1."""
 _WINDOW = 0.08
 """Rise of the cosine over which the largest component must hardly shrink."""
+_LONGER = 3
+"""Times that rise, for a component of more than half of the pile."""
 _SLACK = 0.01
 """Share of the pile that may break off from it over that rise."""
 _SLACK_ROWS = 2
@@ -62,7 +64,9 @@ def choose_cosine(
     """
     levels = np.arange(_STEPS) / _STEPS
     largest, joined = measure_components(pairs, similarity, count, levels)
-    later = np.minimum(np.arange(_STEPS) + round(_WINDOW * _STEPS), _STEPS - 1)
+    # A component of more than half must be steady for longer before it is taken for a person.
+    window = round(_WINDOW * _STEPS) * np.where(largest > count / 2, _LONGER, 1)
+    later = np.minimum(np.arange(_STEPS) + window, _STEPS - 1)
     # Images that fall off one by one end without a pair; what breaks off keeps pairs.
     broken = (largest - largest[later]) - (joined - joined[later])
     steady = broken <= max(_SLACK * count, _SLACK_ROWS)
