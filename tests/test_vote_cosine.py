@@ -8,7 +8,7 @@ from cdp.committee.features import measure_affinity
 from cdp.committee.pairs import make_pairs
 from cdp.knn.graph import build_knn_graphs
 from cdp.mediator.pair_voter import PairVoter
-from cdp.mediator.vote_cosine import choose_cosine, measure_components
+from cdp.mediator.vote_cosine import choose_cosine, measure_components, measure_floor
 from cdp.metrics.clustering import score_pairwise
 from cdp.propagation.clustering import cluster_pairs
 from cdp.types import PairTable
@@ -45,6 +45,28 @@ def test_many_people_of_one_image_and_one_of_half_the_pile():
     rows, identity = draw([150, *[6] * 10, *[1] * 90], 0.5)
     precision, recall, _ = score_pairwise(identity, vote(rows)[0])
     assert min(precision, recall) > 0.9
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_small_pile_is_not_chained(seed):
+    """15 people of 6 images in few dimensions, where every list of 8 holds other people."""
+    rows, identity = draw([6] * 15, 0.5, seed, 24)
+    views = [rows, draw([6] * 15, 0.5, seed + 10, 16)[0], draw([6] * 15, 0.5, seed + 20, 32)[0]]
+    graphs = build_knn_graphs(views, 8, backend="exact")
+    pairs = make_pairs(graphs, candidates="base")
+    for voting in (graphs[:1], graphs):
+        scores = PairVoter().score(views[: len(voting)], voting, pairs)
+        label = cluster_pairs(pairs, scores.probability, 90, threshold=0, calibrated=False).label
+        assert score_pairwise(identity, label)[2] > 0.5
+        assert np.bincount(label[label >= 0]).max() < 45
+
+
+def test_the_floor_is_what_random_rows_hardly_exceed():
+    generator = np.random.default_rng(0)
+    many = generator.normal(size=(400, 64))
+    assert measure_floor(many) == pytest.approx(2 / 8, abs=0.05)  # deviation 1 / sqrt(64)
+    assert measure_floor(generator.normal(size=64) + 0.2 * many) == 0.4
+    assert measure_floor(many[:1]) == 0
 
 
 def test_rows_all_alike_have_no_cosine_to_cut_at():

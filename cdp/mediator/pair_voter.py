@@ -21,8 +21,8 @@ import numpy as np
 from cdp.committee.features import measure_affinity
 from cdp.committee.pairs import check_candidates, vote_pairs
 from cdp.errors import ConfigError
-from cdp.mediator.vote_cosine import choose_cosine
-from cdp.types import Graph, PairTable, View, load_graph
+from cdp.mediator.vote_cosine import choose_cosine, measure_floor
+from cdp.types import Graph, PairTable, View, load_graph, load_view
 
 
 @dataclass(frozen=True)
@@ -112,7 +112,8 @@ class PairVoter:
         """Choose the cosine where it is "auto"; votes have no positive rate to correct."""
         if self.min_similarity != "auto":
             return PairScores(probability, None, self.min_similarity)
-        cosine = choose_cosine(pairs, probability, count)
+        floor = measure_floor(load_view(views[0]))
+        cosine = choose_cosine(pairs, probability, count, floor=floor)
         kept = np.where(probability > np.float64(cosine), probability, 0)
         return PairScores(kept.astype(np.float32), None, cosine)
 
