@@ -36,7 +36,8 @@ def test_a_fit_holds_only_the_chosen_rows_and_pairs(count, monkeypatch):
         trained.append(len(weight))
         return train(rows, held_out, weight, settings, *rest)
 
-    monkeypatch.setattr(labelled_rows, "choose_labelled", partial(choose_labelled, limit=LIMIT))
+    for module in (clusterer, labelled_rows):
+        monkeypatch.setattr(module, "choose_labelled", partial(choose_labelled, limit=LIMIT))
     monkeypatch.setattr(clusterer.PairScorer, "fit", fit)
     monkeypatch.setattr(ensemble, "train_ensemble", count_rows)
     model = ConsensusClusterer(

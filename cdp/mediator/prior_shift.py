@@ -35,8 +35,8 @@ _STEPS = 3
 _BISECTIONS = 48
 """Halvings of the rate's interval: as fine as float64 resolves it."""
 CONTRADICTED = (
-    "the scores of the unlabelled pairs are no mixture of those of the held-out labelled pairs: the "
-    "labelled images differ from the unlabelled ones, and their probabilities may not hold there"
+    "the scores of the unlabelled pairs are no mixture of those of the held-out labelled pairs: "
+    "the labelled images differ from the unlabelled ones, and probabilities may not hold there"
 )
 """Why no quality is estimated where a correction was refused."""
 _NO_WEIGHT = np.empty(0)

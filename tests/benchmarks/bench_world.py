@@ -8,8 +8,8 @@ A row a situation, the mean over the seeds; no setting is changed between rows.
 - `lfw`: real faces at 24 px, five networks (`lfw_features` under `CDP_DATA_ROOT` or
   `../shared/data`); `--views DIR` reads one `<name>.npy` a network and `identity.npy` instead, as
   `bench_pseudo_labels` writes them. A fifth of the people with two images or more is labelled,
-  another fifth is left out of the unlabelled rows. `synthetic`: 160 labelled people of six images,
-  250 of four and 1,000 of one without a label, three views.
+  another fifth is left out of the unlabelled rows. `synthetic`: 160 labelled people of eight
+  images, 250 of four and 1,000 of one without a label, three views.
 - `overlap`: half of the images of a share of the labelled people are unlabelled. Its reference is
   the same unlabelled rows with the labels of the people left out.
 - `noise`: a share of the labelled images have the label of a person drawn at random.
@@ -38,6 +38,8 @@ from cdp import ConsensusClusterer
 from cdp.metrics.clustering import score_bcubed, score_pairwise
 from tests.benchmarks.bench_pseudo_labels import read_release, split_wild
 
+LARGE = 100
+"""Images of the person that is made half of the unlabelled ones, at least."""
 SITUATIONS = ("clean", "overlap", "noise", "labels", "bursts", "dominating", "few")
 Views = list[np.ndarray]
 
@@ -99,7 +101,7 @@ def read_world(name: str, seed: int, folder: Path | None) -> World:
 def make_synthetic(seed: int) -> World:
     """People as points, three views of each image; images differ in how far they lie from it."""
     random = np.random.default_rng(seed)
-    size = np.concatenate([np.full(160, 6), np.full(250, 4), np.full(1000, 1), np.full(160, 6)])
+    size = np.concatenate([np.full(160, 8), np.full(250, 4), np.full(1000, 1), np.full(160, 8)])
     identity = np.repeat(np.arange(len(size)), size)
     models = [random.normal(size=(48, d)) / 7 for d in (128, 96, 64)]
     spread = random.uniform(0.55, 0.95, size=(len(identity), 1))
@@ -149,7 +151,7 @@ def list_cases(world: World, seed: int, situations: list[str]) -> Iterator[Case]
                 scale = 0.01 * np.linalg.norm(view[rows], axis=1, keepdims=True)
                 burst.append(view[rows] + scale * random.normal(size=(len(rows), view.shape[1])))
             yield Case(f"bursts of {length}", own, person, person, burst, truth[rows])
-    if "dominating" in situations:
+    if "dominating" in situations and np.bincount(truth).max() >= LARGE:
         largest = np.bincount(truth).argmax()
         rows = np.flatnonzero(truth == largest)
         others = random.permutation(np.flatnonzero(truth != largest))[: len(rows)]
