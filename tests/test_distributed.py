@@ -44,7 +44,7 @@ def train_everything(**options):
     backbone, training_sets = make_seeing("subdecisions", list_losses("subdecisions"))
     target = fit_target(np.random.default_rng(0).normal(size=(25, 16)), 16)
     training_sets[1] = replace(training_sets[1], share=0.3, teacher=target)
-    plan = replace(PLAN, epochs=2, batch_size=25, learning_rate=0.02, ema_decay=0.9)
+    plan = replace(PLAN, epochs=2, batch_size=25, learning_rate=0.01, ema_decay=0.9)
     history = train(backbone, training_sets, plan, **options)
     state = {key: value.clone().contiguous() for key, value in backbone.state_dict().items()}
     for number, training_set in enumerate(training_sets):
