@@ -84,6 +84,7 @@ def test_a_command_is_named_as_the_user_started(monkeypatch, started, expected):
     assert format_command("run", "--stage", "all", "a b") == expected
 
 
+@pytest.mark.torch
 def test_a_failure_names_the_command_that_resumes(monkeypatch, tiny, tmp_path, capsys):
     monkeypatch.setattr(sys, "argv", ["/usr/bin/cdp"])
     arguments = ["--config", str(tiny), "--runs-dir", str(tmp_path), "--stage", "knn"]
