@@ -79,6 +79,12 @@ def load_view(view: View) -> np.ndarray:
     return view() if callable(view) else view
 
 
+def take_rows(view: View, rows: np.ndarray) -> np.ndarray:
+    """Some rows of a view; all of them without a copy."""
+    loaded = load_view(view)
+    return loaded if len(rows) == len(loaded) else loaded[rows]
+
+
 def load_graph(graph: Graph) -> KnnGraph:
     """The graph, loaded if it is given as a function."""
     return graph if isinstance(graph, KnnGraph) else graph()

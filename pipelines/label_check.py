@@ -2,7 +2,7 @@
 
 The contract:
 - Enters: the embeddings of both splits. Leaves: the table `label_issues`, the labelled people for
-  `propagate` to find among the unlabelled images, and a file of what the graphs leave out.
+  `propagate` to find among the unlabelled images, and the images that the graphs leave out.
 - The images that the mediator is trained on are checked together, the others in parts of whole
   people: two labels of one person are found where both are in one part.
 """
@@ -68,8 +68,6 @@ def check_splits(
 
     chosen : ascending sample ids. unlabelled : one .npy file a member; none without such images.
     """
-    from safetensors.numpy import save_file
-
     from cdp.label_check.people import APART
 
     samples = work.read(
@@ -78,7 +76,7 @@ def check_splits(
     samples = samples.set_index("sample_id")
     tables = [work.locate("embed.embeddings", f"{SPLITS[0]}/{member}") for member in members]
     found = work.scratch / "label_check.npz"
-    people = work.scratch / "labelled_people.npz"
+    people = work.directory / PEOPLE
     identity = samples.identity[samples.split == SPLITS[0]].sort_index()
     job = (tables, unlabelled, chosen, identity, work.seed, found, people)
     for _ in work.engine.map(check_views, [job], label="knn checks the labels"):
@@ -98,7 +96,6 @@ def check_splits(
             "probability": issues["probability"].astype(np.float32),
         },
     )
-    save_file(dict(np.load(people)), work.directory / PEOPLE)
     left_out = stored["shared"] > APART
     second = issues["issue"] == "second_label"
     return CheckedLabels(
@@ -125,9 +122,10 @@ def check_views(
     """Check the labels of one set of images, and look for their people among others.
 
     tables : embeddings of the labelled split. identity : Series of all labelled images' names by
-    ascending sample id.
+    ascending sample id. target : the result, as arrays. people : a file for the labelled people.
     """
     import pandas as pd
+    from safetensors.numpy import save_file
 
     from cdp.label_check import check_labels, list_issues
 
@@ -155,7 +153,9 @@ def check_views(
         state = everybody.state()
         _find_names(listed, everybody, views, names.to_numpy())
     issues = pd.concat([part for part in listed if len(part)] or listed, ignore_index=True)
-    save_arrays(people, **state)
+    draft = people.with_suffix(".draft")
+    save_file(state, draft)
+    draft.replace(people)
     columns = {
         f"issue.{name}": issues[name].to_numpy(kind)
         for name, kind in (("row", np.int64), ("probability", np.float32))

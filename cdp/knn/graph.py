@@ -122,14 +122,15 @@ def measure_recall(
     return found / (len(chosen) * wanted)
 
 
-def restrict_graph(graph: KnnGraph, kept: np.ndarray, k: int) -> KnnGraph:
+def restrict_graph(graph: KnnGraph, kept: np.ndarray, k: int | None = None) -> KnnGraph:
     """The graph among the kept rows, renumbered; lists keep their order and are cut to k.
 
     kept : (n,) bool. Neighbours that are not kept leave padding at the end of a list.
+    k : None: the graph's.
     """
     neighbour, similarity = np.asarray(graph.neighbour)[kept], np.asarray(graph.similarity)[kept]
     held = (neighbour != UNLABELLED) & kept[np.maximum(neighbour, 0)]
-    order = np.argsort(~held, axis=1, kind="stable")[:, :k]
+    order = np.argsort(~held, axis=1, kind="stable")[:, : k or graph.k]
     held = np.take_along_axis(held, order, 1)
     near = (np.cumsum(kept) - 1)[np.maximum(np.take_along_axis(neighbour, order, 1), 0)]
     return KnnGraph(

@@ -33,7 +33,7 @@ from cdp.errors import DataError
 from cdp.knn.exact import BOUND_SLACK, bound_rows, choose_axis_count, reaches
 from cdp.knn.graph import restrict_graph
 from cdp.knn.pivots import find_axes
-from cdp.types import UNLABELLED, Graph, KnnGraph, View, load_graph, load_view
+from cdp.types import UNLABELLED, Graph, KnnGraph, View, load_graph, load_view, take_rows
 
 
 @dataclass(frozen=True)
@@ -91,10 +91,9 @@ def join_graphs(
     rest = np.arange(len(load_graph(unlabelled_graphs[0])))
     if left_out is not None and left_out.any():
         rest = np.flatnonzero(~left_out)
-        unlabelled = [partial(take_view, view, rest) for view in unlabelled]
+        unlabelled = [partial(take_rows, view, rest) for view in unlabelled]
         unlabelled_graphs = [
-            restrict_graph(load_graph(graph), ~left_out, load_graph(graph).k)
-            for graph in unlabelled_graphs
+            restrict_graph(load_graph(graph), ~left_out) for graph in unlabelled_graphs
         ]
     found = [
         find_joint_lists(*both, threads=threads)
@@ -106,11 +105,6 @@ def join_graphs(
         for each, graph in zip(found, unlabelled_graphs, strict=True)
     ]
     return rest[kept], graphs
-
-
-def take_view(view: View, rows: np.ndarray) -> np.ndarray:
-    """Some rows of a view."""
-    return np.asarray(load_view(view))[rows]
 
 
 def find_joint_lists(

@@ -59,13 +59,11 @@ class LabelledPeople:
         views : (n, d_v) arrays, or functions that load them. identity : (n,) int64, the labels.
         believed : (n,) bool, the images to take the centres of.
         """
-        labels, number = np.unique(identity[believed], return_inverse=True)
-        rows = np.flatnonzero(believed)
-        groups = csr_matrix(
-            (np.ones(len(rows), np.float32), (number, rows)), shape=(len(labels), len(identity))
-        )
+        labels = np.unique(identity[believed])
+        number = np.minimum(np.searchsorted(labels, identity), len(labels) - 1)
+        groups = group_rows(number, len(labels), believed)
         centres = tuple(normalise(groups @ make_unit(load_view(view))[0]) for view in views)
-        size = np.bincount(number).astype(np.float64)
+        size = np.bincount(number, believed, len(labels))
         slope, shift = self.open_set
         shift -= float(np.log(len(labels) / len(self.label)))
         return LabelledPeople(self.likelihood, centres, size, labels, (slope, shift))
@@ -131,12 +129,7 @@ class LabelledPeople:
                     "unlabelled: they are not of one model"
                 )
         place, size = number_sets(len(units[0]), label)
-        groups = None
-        if len(size) < len(place):
-            groups = csr_matrix(
-                (np.ones(len(place), np.float32), (place, np.arange(len(place)))),
-                shape=(len(size), len(place)),
-            )
+        groups = group_rows(place, len(size)) if len(size) < len(place) else None
         best = np.empty(len(size), np.int64)
         share, top = np.empty(len(size)), np.empty(len(size))
         with limit_blas():
@@ -152,6 +145,16 @@ class LabelledPeople:
         slope, shift = self.open_set
         probability = estimate_share(slope * top + shift, size)
         return self.label[best][place], (probability * share).astype(np.float32)[place]
+
+
+def group_rows(group: np.ndarray, groups: int, weight: np.ndarray | None = None) -> csr_matrix:
+    """The (groups, n) matrix whose product with n rows is the weighted sum of each group's rows.
+
+    group : (n,) int64. weight : (n,) of each row; None: one each.
+    """
+    count = len(group)
+    value = np.ones(count, np.float32) if weight is None else weight.astype(np.float32)
+    return csr_matrix((value, (group, np.arange(count))), shape=(groups, count))
 
 
 def normalise(total: np.ndarray) -> np.ndarray:

@@ -21,6 +21,7 @@ from cdp.label_check.people import (
     LabelledPeople,
     add_exponentials,
     estimate_share,
+    group_rows,
     normalise,
 )
 
@@ -70,13 +71,16 @@ class LabelledRows:
         mean = np.mean(self.own, axis=0), np.mean(self.cosines, axis=0)
         mean[1][np.arange(len(identity)), identity] = -1
         nearer = self.has_others & (mean[0] < mean[1].max(1))
-        self.right[nearer] = _FIRST_DOUBT
+        if nearer.any():
+            self.right[nearer] = _FIRST_DOUBT
+            self._measure()
 
     def fit(self) -> None:
         """Alternate between the likelihoods and the probabilities of the labels."""
-        for _ in range(_ROUNDS):
+        for turn in range(_ROUNDS):
             before = self.right
-            self._measure()
+            if turn:
+                self._measure()
             self._fit_likelihood()
             self._judge()
             if np.abs(self.right - before).max() < _SETTLED:
@@ -85,8 +89,7 @@ class LabelledRows:
     def _measure(self) -> None:
         """Cosines of every image with every label's centre, and with its own without the image."""
         weight = self.right.astype(np.float32)
-        rows = np.arange(len(weight))
-        groups = csr_matrix((weight, (self.identity, rows)), shape=(self.labels, len(weight)))
+        groups = group_rows(self.identity, self.labels, weight)
         self.size = np.bincount(self.identity, self.right, self.labels)
         self.own_size = self.size[self.identity] - self.right
         self.has_others = self.own_size > _LEAST_SIZE
@@ -138,8 +141,7 @@ class LabelledRows:
     def _take_half(self, half: np.ndarray) -> tuple[list[np.ndarray], np.ndarray]:
         """The centres and sizes of the labels, of half of the images."""
         weight = (self.right * half).astype(np.float32)
-        rows = np.arange(len(weight))
-        groups = csr_matrix((weight, (self.identity, rows)), shape=(self.labels, len(weight)))
+        groups = group_rows(self.identity, self.labels, weight)
         size = np.bincount(self.identity, weight, self.labels)
         return [normalise(groups @ unit) for unit in self.units], size
 
@@ -165,12 +167,10 @@ class LabelledRows:
         self.best, top, total = ratio.argmax(1), ratio.max(1), add_exponentials(ratio)
         slope, shift = self.open_set = self._fit_open_set(top, self.right)
         other = slope * top + shift
+        evidence = np.stack([own, other, np.zeros(len(own))])
         for _ in range(50):
-            shares = np.log([1 - self.wrong, self.wrong * (1 - self.unknown)])
-            parts = np.stack(
-                [shares[0] + own, shares[1] + other, np.full(len(own), np.log(self.wrong))]
-            )
-            parts[2] += np.log(self.unknown)
+            named, unknown = self.wrong * (1 - self.unknown), self.wrong * self.unknown
+            parts = np.log([1 - self.wrong, named, unknown])[:, None] + evidence
             posterior = np.exp(parts - np.logaddexp.reduce(parts, axis=0))
             seen = posterior[:, self.has_others]
             wrong = seen[1:].sum() / max(seen.shape[1], 1)

@@ -22,7 +22,7 @@ from cdp.mediator.ensemble import HeldOut, Mediator
 from cdp.mediator.pair_sample import sample_pairs
 from cdp.mediator.second_stage import JointScores, SecondStage, fit_second_stage
 from cdp.mediator.settings import MediatorSettings
-from cdp.types import Graph, PairTable, View, load_view
+from cdp.types import Graph, PairTable, View, take_rows
 
 
 class TrainingPairs:
@@ -65,7 +65,7 @@ class TrainingPairs:
             cosines = self._fit_wccn(steps)
         self.features = [
             describe_pairs(
-                [partial(_take_rows, view, step.rows) for view in views],
+                [partial(take_rows, view, step.rows) for view in views],
                 step.graphs,
                 listed,
                 variant=settings.variant,
@@ -184,8 +184,3 @@ def _find_folds(joint: np.ndarray, identity: np.ndarray, fold: np.ndarray) -> np
     known, first = np.unique(identity, return_index=True)
     place = np.minimum(np.searchsorted(known, joint), len(known) - 1)
     return np.where(joint < 0, -1, fold[first][place])
-
-
-def _take_rows(view: View, rows: np.ndarray) -> np.ndarray:
-    loaded = load_view(view)
-    return loaded if len(rows) == len(loaded) else loaded[rows]

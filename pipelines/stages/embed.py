@@ -166,11 +166,7 @@ def embed_part(
             embedder = open_view(dataset, member, origin, device, way)
             vectors, norm = embedder.embed(faces, flip=flip)
             _check_vectors(vectors, member.name, paths)
-        write_table(
-            target,
-            {"sample_id": sample_id, "embedding": vector_column(vectors), "norm": norm},
-            describe_embeddings(vectors.shape[1]),
-        )
+        _write_view(target, sample_id, vectors, norm)
         dimensions.append(vectors.shape[1])
     return dimensions
 
@@ -198,15 +194,12 @@ def embed_copies_part(
         assert origin is not None
         vectors, norm = open_view(dataset, member, origin, device, way).embed(faces, flip=flip)
         _check_vectors(vectors, member.name, paths)
-        write_table(
-            target,
-            {
-                "sample_id": sample_id + copy * COPY_STEP,
-                "embedding": vector_column(vectors),
-                "norm": norm,
-            },
-            describe_embeddings(vectors.shape[1]),
-        )
+        _write_view(target, sample_id + copy * COPY_STEP, vectors, norm)
+
+
+def _write_view(target: Path, sample_id: np.ndarray, vectors: np.ndarray, norm: np.ndarray) -> None:
+    columns = {"sample_id": sample_id, "embedding": vector_column(vectors), "norm": norm}
+    write_table(target, columns, describe_embeddings(vectors.shape[1]))
 
 
 def _normalise(features: np.ndarray, name: str, paths: list[str]) -> tuple[np.ndarray, np.ndarray]:

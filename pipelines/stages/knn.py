@@ -509,7 +509,7 @@ def _read_graph(place: Path, neighbours: Path, kept: np.ndarray | None = None) -
         return graph
     from cdp.knn.graph import restrict_graph
 
-    return restrict_graph(graph, kept, graph.k)
+    return restrict_graph(graph, kept)
 
 
 def _pad_lists(graph: KnnGraph, k: int) -> KnnGraph:
