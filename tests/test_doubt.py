@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from cdp.propagation.doubt import ALIKE, describe_doubt, is_swallowed, measure_likeness
+from cdp.propagation.doubt import ALIKE, describe_doubt, holds_most_rows, measure_likeness
 
 pytestmark = pytest.mark.torch
 
@@ -14,14 +14,14 @@ def test_nothing_found_names_the_causes():
         assert cause in text
 
 
-@pytest.mark.parametrize(("share", "swallowed"), [(0.5, False), (0.51, True), (1.0, True)])
-def test_a_cluster_of_more_than_half_swallows_the_pile(share, swallowed):
+@pytest.mark.parametrize(("share", "holds_most"), [(0.5, False), (0.51, True), (1.0, True)])
+def test_a_cluster_of_more_than_half_holds_most_rows(share, holds_most):
     label = np.full(200, -1)
     label[: round(200 * share)] = 0
-    assert is_swallowed(label) is swallowed
+    assert holds_most_rows(label) is holds_most
     text = describe_doubt(label)
-    assert ("one person does dominate" in text) is swallowed
-    assert text.startswith(f"one cluster holds {round(200 * share)} of 200") or not swallowed
+    assert ("one person does dominate" in text) is holds_most
+    assert text.startswith(f"one cluster holds {round(200 * share)} of 200") or not holds_most
 
 
 def test_a_handful_of_rows_is_not_judged():

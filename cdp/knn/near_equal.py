@@ -33,7 +33,7 @@ from cdp.types import Graph, View, load_graph, load_view
 
 WIDEST = 0.07
 """Largest distance of the pairs below the gap. Of 11,472 photos of LFW at 24 px nine pairs are as
-near in all five views: photos that were saved twice, some under two names (`docs/results.md`)."""
+near in all five views: photos that were saved twice, some under two names."""
 EQUAL = 1e-5
 """Rows nearer than this are the same image, whatever the others look like."""
 _GAP = 3.0

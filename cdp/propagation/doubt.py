@@ -15,7 +15,7 @@ import numpy as np
 
 from cdp.types import UNLABELLED
 
-SWALLOWED = 0.5
+MOST_ROWS = 0.5
 """Share of the rows in one cluster, above which it is said to hold most of them."""
 FEW_ROWS = 30
 """Of fewer rows one cluster, or none, may well be the truth."""
@@ -48,17 +48,17 @@ def describe_doubt(label: np.ndarray) -> str:
     found = label[label != UNLABELLED]
     if not len(found):
         return NOTHING
-    if is_swallowed(label):
+    if holds_most_rows(label):
         largest = int(np.bincount(found).max())
         return f"one cluster holds {largest:,} of {len(label):,} images. {EVERYTHING}"
     return ""
 
 
-def is_swallowed(label: np.ndarray) -> bool:
+def holds_most_rows(label: np.ndarray) -> bool:
     """Whether one cluster holds most of the rows; labels as for `describe_doubt`."""
     label = np.asarray(label)
     largest = int(np.bincount(label[label != UNLABELLED], minlength=1).max())
-    return len(label) >= FEW_ROWS and largest > SWALLOWED * len(label)
+    return len(label) >= FEW_ROWS and largest > MOST_ROWS * len(label)
 
 
 def measure_likeness(view: np.ndarray, *, seed: int = 0) -> float:

@@ -88,7 +88,7 @@ def run(work: Work) -> Mapping[str, Any]:
     representative = _read_representatives(work, sample_id)
     found = _cluster(work, pairs, probability, representative)
     label, threshold = found.label, found.threshold
-    _stop_swallowing(work, label)
+    _stop_at_one_cluster(work, label)
     facts: dict[str, Any] = {"split": found.split, "threshold": threshold}
     if constraints:
         label = apply_constraints(label, pairs, probability, constraints, threshold=threshold)
@@ -184,12 +184,12 @@ def _estimate(
     return found.withhold(describe_reach(scored["largest_person"], largest), full, recall_only=True)
 
 
-def _stop_swallowing(work: Work, label: np.ndarray) -> None:
+def _stop_at_one_cluster(work: Work, label: np.ndarray) -> None:
     """DataError where the committee voted most images into one cluster, and nobody said it may."""
-    from cdp.propagation.doubt import EVERYTHING, is_swallowed
+    from cdp.propagation.doubt import EVERYTHING, holds_most_rows
 
     scored, settings = work.input_facts("mediate"), work.config.propagate
-    if scored["method"] != "vote" or settings.max_size is not None or not is_swallowed(label):
+    if scored["method"] != "vote" or settings.max_size is not None or not holds_most_rows(label):
         return
     largest = int(np.bincount(label[label != UNLABELLED]).max())
     raise DataError(
