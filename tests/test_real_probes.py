@@ -187,6 +187,11 @@ def test_losses_and_recommendations_follow_from_the_figures():
     assert recommend_subjects(metrics) == [
         "probes all: ready, rank-1 0.90 of 50 probes (labelled_only 0.60, labelled_pseudo 0.50)"
     ]
+    gap = pd.DataFrame([("gap_closed", "probes all", "rank-1", 1.2, 50)], columns=metrics.columns)
+    assert recommend_subjects(pd.concat([metrics, gap])) == recommend_subjects(metrics)
+    drawn = pd.concat([metrics[metrics.subject != "ready"], gap])
+    drawn["protocol"] = "identification 24px"
+    assert recommend_subjects(drawn) == []
     assert "worse than labelled_only in 1 of 1 headline" in describe_loss(
         metrics, "labelled_pseudo"
     )
