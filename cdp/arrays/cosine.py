@@ -70,6 +70,14 @@ def _check_rows(vectors: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return array, norm
 
 
+def draw_pairs(count: int, number: int, seed: int | list[int]) -> tuple[np.ndarray, np.ndarray]:
+    """Random pairs of two different rows of `count`, 2 or more, with replacement: (number,) int64
+    each."""
+    random = np.random.default_rng(seed)
+    one = random.integers(0, count, number)
+    return one, (one + random.integers(1, count, number)) % count
+
+
 def measure_pairs(
     rows: np.ndarray, source: np.ndarray, target: np.ndarray, out: np.ndarray, workers: int = 1
 ) -> np.ndarray:

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 from numba import njit
 
-from cdp.arrays.cosine import make_unit
+from cdp.arrays.cosine import draw_pairs, make_unit
 from cdp.arrays.disjoint_set import find_root, join_sets
 from cdp.propagation.rising_threshold import build_forest
 from cdp.types import PairTable
@@ -96,9 +96,7 @@ def measure_floor(view: np.ndarray, *, seed: int = 0) -> float:
     count = len(view)
     if count < 2:
         return 0.0
-    random = np.random.default_rng([seed, 0x666C6F6F])
-    one = random.integers(0, count, _SAMPLE)
-    other = (one + random.integers(1, count, _SAMPLE)) % count
+    one, other = draw_pairs(count, _SAMPLE, [seed, 0x666C6F6F])
     first, second = (make_unit(np.asarray(view[rows]))[0] for rows in (one, other))
     low, middle = np.quantile(np.einsum("nd,nd->n", first, second), [0.16, 0.5])
     return float(np.clip(middle + 2 * (middle - low), 0, _HIGHEST_FLOOR))

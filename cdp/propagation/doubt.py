@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from cdp.arrays.cosine import draw_pairs
 from cdp.types import UNLABELLED
 
 MOST_ROWS = 0.5
@@ -72,8 +73,6 @@ def measure_likeness(view: np.ndarray, *, seed: int = 0) -> float:
     count = len(view)
     if count < 2:
         return 0.0
-    random = np.random.default_rng([seed, 0x616C696B])
-    one = random.integers(0, count, _SAMPLE)
-    other = (one + random.integers(1, count, _SAMPLE)) % count
+    one, other = draw_pairs(count, _SAMPLE, [seed, 0x616C696B])
     cosine = np.einsum("ij,ij->i", view[one], view[other], dtype=np.float64)
     return float(np.median(cosine))
