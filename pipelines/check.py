@@ -207,7 +207,8 @@ def check_counts(config: RunConfig, dataset: Dataset, used: Sequence[Entry]) -> 
             text = f"{shortage}, and propagate.target_precision needs one. Label more, or leave "
             found.append(Finding("error", f"{text}the target out"))
         elif shortage:
-            found.append(Finding("warning", f"{shortage}: the committee will vote instead"))
+            text = f"{shortage}: the committee will vote instead, and its clusters train one"
+            found.append(Finding("warning", text))
     return found
 
 

@@ -1,4 +1,4 @@
-"""The names that a config chooses from: networks, heads, losses and degradations, tried before a run.
+"""The choices of a config, tried before a run: networks, heads, losses and degradations.
 
 The contract:
 - Everything that is trained is built once, small and untrained, and thrown away; a name or a

@@ -178,6 +178,8 @@ def _estimate(
         return found.withhold(VOTED)
     largest = int(np.bincount(label[label != UNLABELLED], minlength=1).max())
     found = found.withhold(*scored.get("doubts", []))
+    if scored.get("self_trained"):
+        return found
     groups = RowGroups.of(representative, label)
     few = groups.reduce_pairs(pairs, probability)[0]
     full = FULL_LISTS if are_lists_full(label[groups.rows], few, k) else ""
