@@ -35,6 +35,7 @@ from cdp.mediator.pair_voter import PairVoter
 from cdp.mediator.settings import MediatorSettings
 from cdp.mediator.shortage import ShortageError, describe_shortage
 from cdp.propagation.clustering import cluster_pairs
+from cdp.propagation.doubt import holds_most_rows
 from cdp.types import UNLABELLED, Graph, View, load_graph, load_view
 
 SELF_TRAINED = (
@@ -70,9 +71,11 @@ def fit_on_votes(
     Raises
     ------
     ShortageError
-        The clusters cannot train a mediator (`describe_shortage`).
+        The clusters cannot train a mediator (`describe_shortage`), or one holds most of the rows.
     """
     label = _vote(views, graphs, voter, threads)
+    if holds_most_rows(label):
+        raise ShortageError("one cluster of the votes holds most of the images")
     rows = _choose_clustered(label, seed)
     shortage = describe_shortage(label[rows])
     if shortage:
