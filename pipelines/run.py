@@ -232,6 +232,7 @@ def _take(step: Step, runtime: Runtime, options: argparse.Namespace, log_path: P
     except Exception as error:
         log.debug("stage %s failed", name, exc_info=True)
         raise _StageFailure(name, error, log_path) from error
+    runtime.engine.rest()
     manifest = published.manifest
     log.info(
         "%-9s done  %s (%.1f s, peak %d MiB)",
