@@ -1,7 +1,7 @@
 """The default chain on data as people have it: true quality, estimate, and what the check found.
 
-    python -m tests.benchmarks.bench_world [--seeds 3] [--sets lfw synthetic | --views DIR]
-        [--situations clean overlap noise labels bursts dominating few]
+    python -m tests.benchmarks.bench_world [--seeds 3] [--sets lfw synthetic mild surveillance]
+        [--views DIR] [--situations clean overlap noise labels bursts dominating few sharp]
 
 A row a situation, the mean over the seeds; no setting is changed between rows.
 
@@ -16,7 +16,10 @@ A row a situation, the mean over the seeds; no setting is changed between rows.
 - `labels`: a quarter of the labelled people have two labels, their images dealt to both.
 - `bursts`: each unlabelled image of 300 people is repeated, with noise of .01 a number.
 - `dominating`: half of the unlabelled images show one person.
-- `few`: so many labelled people.
+- `few`: so many labelled people, or none.
+- `sharp`: sharp labelled photos of 45 people, 14, 3 or 1 of each, and a poor pile, and the same
+  labels of the pile's quality; sets `mild` and `surveillance` only (`worlds_sharp`), whose faces
+  are embedded once into `--kept`.
 
 Images without a label count as clusters of one.
 """
@@ -37,10 +40,11 @@ import pandas as pd
 from cdp import ConsensusClusterer
 from cdp.metrics.clustering import score_bcubed, score_pairwise
 from tests.benchmarks.bench_pseudo_labels import read_release, split_wild
+from tests.benchmarks.worlds_sharp import CAMERAS, draw_sharp_world
 
 LARGE = 100
 """Images of the person that is made half of the unlabelled ones, at least."""
-SITUATIONS = ("clean", "overlap", "noise", "labels", "bursts", "dominating", "few")
+SITUATIONS = ("clean", "overlap", "noise", "labels", "bursts", "dominating", "few", "sharp")
 Views = list[np.ndarray]
 
 
@@ -86,8 +90,7 @@ def read_world(name: str, seed: int, folder: Path | None) -> World:
         files = sorted(file for file in folder.glob("*.npy") if file.stem != "identity")
         views, given = [np.load(file) for file in files], split_wild(identity, 0)
     else:
-        data = Path(os.environ.get("CDP_DATA_ROOT", "../shared/data"))
-        views, identity, given = read_release(data / "lfw_features")
+        views, identity, given = read_release(find_data() / "lfw_features")
     mark = given if seed == 0 else split_wild(identity, seed)
     people = np.unique(identity[mark])
     random = np.random.default_rng([seed, 7])
@@ -96,6 +99,10 @@ def read_world(name: str, seed: int, folder: Path | None) -> World:
     out = np.isin(identity, several[: len(people)])
     rows = [np.flatnonzero(part) for part in (mark, ~mark & ~out, out)]
     return World(views, identity, *rows)
+
+
+def find_data() -> Path:
+    return Path(os.environ.get("CDP_DATA_ROOT", "../shared/data"))
 
 
 def make_synthetic(seed: int) -> World:
@@ -159,10 +166,21 @@ def list_cases(world: World, seed: int, situations: list[str]) -> Iterator[Case]
         yield Case("one person is half", own, person, person, world.take(world.unlabelled[half]),
                    truth[half])  # fmt: skip
     if "few" in situations:
-        for number in (1, 2, 5, 20):
+        for number in (0, 1, 2, 5, 20):
             kept = np.isin(person, random.permutation(people)[:number])
             few = [view[kept] for view in own]
             yield Case(f"{number} labelled people", few, person[kept], person[kept], rest, truth)
+
+
+def list_sharp_cases(camera: str, seed: int, kept: Path | None) -> Iterator[Case]:
+    if kept is None:
+        raise SystemExit(f"the set {camera} embeds faces: name a folder for them by --kept")
+    root = find_data()
+    for photos in (14, 3, 1):
+        world = draw_sharp_world(root, kept, photos, seed, camera)
+        for name, labelled in (("alike", world.alike), ("sharp", world.labelled)):
+            yield Case(f"{photos} photos, {name}", labelled, world.identity, world.identity,
+                       world.pile, world.truth)  # fmt: skip
 
 
 def share_people(world: World, share: float, seed: int) -> Iterator[Case]:
@@ -230,15 +248,21 @@ def judge(case: Case, seed: int) -> dict[str, float | str]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--seeds", type=int, default=1)
-    parser.add_argument("--sets", nargs="+", default=["lfw"], choices=["lfw", "synthetic"])
+    sets = ["lfw", "synthetic", *CAMERAS]
+    parser.add_argument("--sets", nargs="+", default=["lfw"], choices=sets)
+    parser.add_argument("--kept", type=Path, help="folder of embedded faces, sharp and poor")
     parser.add_argument("--views", type=Path, help="folder of <name>.npy and identity.npy")
     parser.add_argument("--situations", nargs="+", default=list(SITUATIONS), choices=SITUATIONS)
     arguments = parser.parse_args()
     for name in arguments.sets:
         rows = []
         for seed in range(arguments.seeds):
-            world = read_world(name, seed, arguments.views)
-            for case in list_cases(world, seed, arguments.situations):
+            if name in CAMERAS:
+                cases = list_sharp_cases(name, seed, arguments.kept)
+            else:
+                world = read_world(name, seed, arguments.views)
+                cases = list_cases(world, seed, arguments.situations)
+            for case in cases:
                 rows.append(judge(case, seed))
                 shown = {
                     key: round(value, 3) if isinstance(value, float) else value

@@ -4,7 +4,7 @@
 
 The faces are those of `lfw112` under `CDP_DATA_ROOT`, embedded by the networks of `onnx`. Labelled
 people have fourteen photos or more, of which `photos` are used, sharp at 112 px. The pile shows
-everybody else at `side_px` through the `surveillance` degradation.
+everybody else through one of `CAMERAS`.
 
 The contract:
 - Each kind of photo is embedded once and kept under `views_root`; a world is a choice of rows.
@@ -20,6 +20,8 @@ from pathlib import Path
 
 import numpy as np
 
+from cdp.images.degradation import DEGRADATIONS, Degradation, degrade_pixels
+
 MOST_PHOTOS = 14
 """Photos of a labelled person, at most."""
 LABELLED_PEOPLE = 45
@@ -27,7 +29,28 @@ PILE_PHOTOS = 30
 """Photos of one person in the pile, at most."""
 PILE_PEOPLE, PILE_SINGLES = 500, 1200
 """People of 2 to 13 photos, and of one, in the pile."""
-PRESET = "surveillance"
+CAMERAS = {
+    "surveillance": ("surveillance", 16),
+    "mild": (
+        Degradation(
+            jitter_rate=0.3,
+            mask_rate=0.03,
+            sunglasses_rate=0.03,
+            blur_rate=0.2,
+            motion_rate=0.1,
+            low_res_rate=1.0,
+            low_res_px=(14, 40),
+            noise_rate=0.4,
+            noise_sigma=(0.01, 0.025),
+            jpeg_rate=0.5,
+            jpeg_quality=(40, 90),
+            photometric_rate=0.3,
+            brightness=(0.6, 1.3),
+        ),
+        64,
+    ),
+}
+"""Of each, a degradation or the name of one, and the side of the faces in pixels."""
 COPIES_AT = 1 << 20
 """The seeds of degraded copies start here, those of the pile at 0."""
 Views = list[np.ndarray]
@@ -71,11 +94,12 @@ def choose_photos(root: Path) -> tuple[list[Path], np.ndarray, np.ndarray]:
     return paths, identity, np.isin(identity, many) & (rank < MOST_PHOTOS)
 
 
-def degrade_to_pile(faces: np.ndarray, seeds: np.ndarray, side_px: int) -> np.ndarray:
-    """Faces as the pile's cameras see them."""
-    from cdp.images.degradation import DEGRADATIONS, degrade_pixels
-
-    return degrade_pixels(faces, seeds, DEGRADATIONS[PRESET], side_px)
+def degrade_to_pile(faces: np.ndarray, seeds: np.ndarray, camera: str) -> np.ndarray:
+    """Faces as one of the `CAMERAS` sees them."""
+    degradation, side_px = CAMERAS[camera]
+    if isinstance(degradation, str):
+        degradation = DEGRADATIONS[degradation]
+    return degrade_pixels(faces, seeds, degradation, side_px)
 
 
 def embed_photos(
@@ -107,19 +131,19 @@ def embed_photos(
 
 
 def draw_sharp_world(
-    root: Path, kept: Path, photos: int, seed: int, side_px: int = 16
+    root: Path, kept: Path, photos: int, seed: int, camera: str = "surveillance"
 ) -> SharpWorld:
     """A world with `photos` sharp photos of each labelled person.
 
-    root : the data root. kept : the folder of the embedded photos. side_px : of the pile's faces.
+    root : the data root. kept : the folder of the embedded photos. camera : a key of `CAMERAS`.
     """
     paths, identity, may_be = choose_photos(root)
     enrolled = np.flatnonzero(may_be)
     listed = [paths[row] for row in enrolled]
-    degrade = partial(degrade_to_pile, side_px=side_px)
-    pile = embed_photos(root, paths, kept / f"pile_{side_px}", degrade, 0)
+    degrade = partial(degrade_to_pile, camera=camera)
+    pile = embed_photos(root, paths, kept / f"pile_{camera}", degrade, 0)
     sharp = embed_photos(root, listed, kept / "sharp", None, 0)
-    copies = embed_photos(root, listed, kept / f"copies_{side_px}", degrade, COPIES_AT)
+    copies = embed_photos(root, listed, kept / f"copies_{camera}", degrade, COPIES_AT)
     random = np.random.default_rng(seed)
     people = random.permutation(np.unique(identity[enrolled]))[:LABELLED_PEOPLE]
     turn = random.random(len(enrolled))
