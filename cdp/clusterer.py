@@ -520,7 +520,7 @@ class ConsensusClusterer(ClusterMixin, BaseEstimator):
     def _assign_people(self, views: list[View], label: np.ndarray) -> pd.DataFrame:
         if self._check is None or self._check.people is None:
             return pd.DataFrame({"row": [], "label": [], "probability": []})
-        person, probability = self._check.people.find(views, label)
+        person, probability = self._check.people.assign(views, label)
         row = np.flatnonzero(probability > BELIEVED)
         return pd.DataFrame(
             {"row": row, "label": self._names[person[row]], "probability": probability[row]}

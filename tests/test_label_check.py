@@ -100,6 +100,10 @@ def test_labelled_people_are_found_among_others(labelled):
     found, together = people.find(seen, label)
     assert (together > 0.5)[known].mean() >= 0.9
     assert (found == truth)[together > 0.5].mean() >= 0.98
+    mixed = np.where(truth < 20, truth // 2, np.arange(len(truth)) % 10)  # others in every cluster
+    found, likely = people.assign(seen, np.where(np.arange(len(truth)) % 3, label, mixed))
+    assert (found == truth)[likely > 0.5].mean() >= 0.97
+    assert (likely > 0.5)[known].mean() >= 0.7
     restored = LabelledPeople.from_state(people.state())
     for one, other in zip(restored.find(seen), (people.find(seen)), strict=True):
         np.testing.assert_array_equal(one, other)

@@ -28,6 +28,10 @@ BELIEVED = 0.5
 APART = 0.05
 """An unlabelled image that shows a labelled person with more probability than this is no negative
 example, and neither is a label that may be another one's person."""
+AGREES, SURE = 0.05, 0.9
+"""Probability above which an image by itself agrees with its cluster, and above which it is
+assigned without it. On LFW with all labelled people unlabelled too, precision / recall of the
+assignments rose from .88 / .89 to .94 / .90 and from .92 / .84 to .97 / .89 (two draws)."""
 
 
 @dataclass(frozen=True)
@@ -145,6 +149,27 @@ class LabelledPeople:
         slope, shift = self.open_set
         probability = estimate_share(slope * top + shift, size)
         return self.label[best][place], (probability * share).astype(np.float32)[place]
+
+    def assign(self, views: Sequence[View], label: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The labelled person of each image, by its cluster and by itself.
+
+        A mixed cluster would give all of its images to one person: an image follows its cluster
+        where it shows that person by itself with a probability above `AGREES`. Otherwise it counts
+        on its own, where that is above `SURE`.
+
+        Parameters
+        ----------
+        views, label : as for `find`.
+
+        Returns
+        -------
+        label, probability : as of `find`; probability 0 where neither holds.
+        """
+        together, likely = self.find(views, label)
+        alone, own = self.find(views)
+        follows = (together == alone) & (own > AGREES)
+        probability = np.where(follows, np.maximum(likely, own), np.where(own > SURE, own, 0))
+        return np.where(follows, together, alone), probability.astype(np.float32)
 
 
 def group_rows(group: np.ndarray, groups: int, weight: np.ndarray | None = None) -> csr_matrix:

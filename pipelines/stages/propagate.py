@@ -246,7 +246,7 @@ def _assign_people(work: Work, samples: pd.DataFrame, label: np.ndarray) -> int:
     members = [member.name for member in work.config.committee.all]
     tables = [work.locate("embed.embeddings", f"{SPLITS[1]}/{member}") for member in members]
     views = [partial(_read_vectors, table) for table in tables]
-    person, probability = LabelledPeople.from_state(state).find(views, label)
+    person, probability = LabelledPeople.from_state(state).assign(views, label)
     identity = work.read("ingest.samples", columns=["identity", "split"]).to_pandas()
     names = np.sort(identity.identity[identity.split == SPLITS[0]].unique())
     row = np.flatnonzero(probability > BELIEVED)
