@@ -268,6 +268,7 @@ def _sweep_thresholds(work: Work, labels: Any, pairs: PairTable, probability: np
     """
     import pandas as pd
 
+    from cdp.mediator.pair_voter import choose_first_level
     from cdp.metrics.clustering import score_pairwise
     from cdp.propagation.clustering import sweep_thresholds
     from cdp.propagation.quality import estimate_quality
@@ -281,11 +282,13 @@ def _sweep_thresholds(work: Work, labels: Any, pairs: PairTable, probability: np
         truth = work.read("ingest.truth").to_pandas()
         identity = labels.merge(truth, on="sample_id", validate="one_to_one").identity
         truth_label = identity.factorize()[0].astype(np.int64)
+    cosine = float(work.input_facts("mediate").get("cosine", 0))
+    levels = [choose_first_level(cosine, level) if voted else level for level in THRESHOLDS]
     cuts = sweep_thresholds(
         pairs,
         probability,
         len(labels),
-        THRESHOLDS,
+        levels,
         split=settings.split,
         max_size=settings.max_size,
         step=settings.step,
