@@ -231,7 +231,8 @@ def _format_results(run: Path, subject: str) -> str:
     return (
         (f"**{loss}.**\n\n" if loss else "")
         + (ON_PROBES if chosen.protocol.str.startswith("probes ").any() else ON_HELD_OUT)
-        + " The metadata of `recognizer.onnx` has them as `cdp.threshold@far=... <protocol>`. 95 % intervals by bootstrap over people.\n\n"
+        + " The metadata of `recognizer.onnx` has them as `cdp.threshold@far=... <protocol>`. "
+        "95 % intervals by bootstrap over people.\n\n"
         "| protocol | metric | value | interval | count |\n|---|---|---|---|---|\n"
         + "\n".join(rows)
     )

@@ -44,7 +44,8 @@ def run(work: Work) -> Mapping[str, Any]:
     ]
     sections, names, values = zip(*rows, strict=True)
     work.write("summary", {"section": sections, "name": names, "value": values})
-    verdict = reach_verdict(work.upstream)
+    run = work.runtime.store.runs_directory / work.config.name
+    verdict = reach_verdict(work.upstream, run)
     write_text(work.directory / "summary.txt", _compose(work, metrics, verdict))
     page = _draw_page(work, metrics, verdict)
     write_text(work.directory / PAGE, page)
@@ -345,7 +346,7 @@ def _make_sheets(
 
 STAGE = Stage(
     name="report",
-    version=5,
+    version=6,
     inputs=(
         "detect.faces",
         "ingest.samples",
@@ -364,6 +365,6 @@ STAGE = Stage(
         "thumbnails.thumbnails",
     ),
     outputs={"summary": SUMMARY},
-    reads=("committee", "propagate"),
+    reads=("name", "committee", "propagate"),
     run=run,
 )
