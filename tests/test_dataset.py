@@ -255,7 +255,9 @@ def test_features_that_do_not_fit_their_list_are_refused(write, features):
         dataset.read_features("unlabelled", "one")
     with pytest.raises(DataError, match=r"expected floats \(7, d\)"):
         dataset.read_features("unlabelled", "two")
-    with pytest.raises(DataError, match=r"expected three.bin, three.npy or three.parquet"):
+    with pytest.raises(
+        DataError, match=r"expected three.bin, three.npy, three.npz or three.parquet"
+    ):
         dataset.read_features("unlabelled", "three")
     (write.root / "l" / "meta.txt").write_text("1\n")
     with pytest.raises(DataError, match=r"meta\.txt has 1 rows, list.txt has 4"):
