@@ -44,7 +44,7 @@ from cdp.label_check.people import APART, BELIEVED
 from cdp.mediator.curriculum import JointSet, choose_labelled
 from cdp.mediator.labelled_rows import choose_distinct_labelled
 from cdp.mediator.pair_scorer import PairScorer
-from cdp.mediator.pair_voter import PairVoter
+from cdp.mediator.pair_voter import PairScores, PairVoter, choose_first_level
 from cdp.mediator.self_training import SELF_TRAINED, fit_on_votes
 from cdp.mediator.set_gap import describe_gap
 from cdp.mediator.settings import MediatorSettings
@@ -105,7 +105,8 @@ class ConsensusClusterer(ClusterMixin, BaseEstimator):
     split : "consensus": groups merge while the mean evidence between them is for it (ours); or
         "raise_threshold" (paper). Without labels always the latter.
     threshold : on the scores: "auto", or a number (paper: .96). "auto" is the threshold chosen on
-        held-out identities, one half without second stage, and 0 where the committee votes.
+        held-out identities, one half without second stage; where the committee votes, the cosine
+        that kept pairs exceed, and a number below that counts as that.
     min_similarity : a pair is kept if its base cosine exceeds this; voting only. "auto": the lowest
         cosine at which no chain of pairs joins most of the rows (`cdp.mediator.vote_cosine`).
     min_votes : and if at least so many committee members have the edge; voting only. With a single
@@ -283,7 +284,7 @@ class ConsensusClusterer(ClusterMixin, BaseEstimator):
             scores,
             count,
             split=self.split,
-            threshold=self._choose_threshold(scorer, labelled_ids),
+            threshold=self._choose_threshold(scorer, scored, labelled_ids),
             max_size=self.max_size,
             step=self.step,
             calibrated=scorer.calibrated,
@@ -454,10 +455,16 @@ class ConsensusClusterer(ClusterMixin, BaseEstimator):
         full = FULL_LISTS if are_lists_full(label[groups.rows], few, self.k) else ""
         return found.withhold(describe_reach(int(size.max()), largest), full, recall_only=True)
 
-    def _choose_threshold(self, scorer: PairScorer | PairVoter, labelled_ids: Any) -> float:
+    def _choose_threshold(
+        self, scorer: PairScorer | PairVoter, scored: PairScores, labelled_ids: Any
+    ) -> float:
         """The threshold; one given for probabilities does not hold for votes in their stead."""
-        replaced = labelled_ids is not None and not scorer.calibrated
-        return float(scorer.threshold if replaced or self.threshold == "auto" else self.threshold)
+        given = None if self.threshold == "auto" else float(self.threshold)
+        if isinstance(scorer, PairVoter):
+            assert scored.cosine is not None
+            replaced = labelled_ids is not None
+            return choose_first_level(scored.cosine, None if replaced else given)
+        return scorer.threshold if given is None else given
 
     def _fit_scorer(
         self,

@@ -1,5 +1,7 @@
 """Where numba keeps compiled code when neither the code nor the home folder can be written.
 
+matplotlib, which keeps a list of fonts below the home folder, is given a folder in the same way.
+
 The contract:
 - numba looks beside each module, then below the user's cache folder; where both are read-only it
   refuses to compile. `choose_folder` then names a folder for temporary files in NUMBA_CACHE_DIR,
@@ -11,8 +13,10 @@ from __future__ import annotations
 
 import os
 import stat
+from contextlib import suppress
 
 VARIABLE = "NUMBA_CACHE_DIR"
+FONTS_VARIABLE = "MPLCONFIGDIR"
 
 
 def choose_folder() -> None:
@@ -22,13 +26,37 @@ def choose_folder() -> None:
     cache = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
     if _can_write(cache):
         return
-    import tempfile
-
     try:
-        own = os.path.join(tempfile.gettempdir(), f"cdp-numba-{os.getuid()}")
-        os.environ[VARIABLE] = own if _is_mine(own) else tempfile.mkdtemp(prefix="cdp-numba-")
+        os.environ[VARIABLE] = _make_own_folder("cdp-numba")
     except OSError:
         return  # nothing can be written anywhere: numba's own message follows
+
+
+def choose_font_folder() -> None:
+    """Set MPLCONFIGDIR where matplotlib could not write below the home folder; else each process
+    would list all fonts anew and say so on the terminal."""
+    home = os.path.expanduser("~")
+    places = [
+        os.environ.get("XDG_CONFIG_HOME") or os.path.join(home, ".config"),
+        os.environ.get("XDG_CACHE_HOME") or os.path.join(home, ".cache"),
+    ]
+    if FONTS_VARIABLE not in os.environ and not all(map(_can_write, places)):
+        with suppress(OSError):  # nothing can be written anywhere: matplotlib says so
+            os.environ[FONTS_VARIABLE] = _make_own_folder("cdp-matplotlib")
+
+
+def _make_own_folder(name: str) -> str:
+    """A folder for temporary files that belongs to this user alone, the same in each process.
+
+    Raises
+    ------
+    OSError
+        No folder for temporary files can be written.
+    """
+    import tempfile
+
+    own = os.path.join(tempfile.gettempdir(), f"{name}-{os.getuid()}")
+    return own if _is_mine(own) else tempfile.mkdtemp(prefix=f"{name}-")
 
 
 def _can_write(folder: str) -> bool:

@@ -11,6 +11,10 @@
 
 import os
 
+from cdp.numba_cache import choose_font_folder
+
+choose_font_folder()
+
 # Arrow's own allocator reserves a GiB at once, which counts against a memory limit, and at the
 # limit its threads deadlock. The variable is read once, when Arrow is loaded.
 os.environ.setdefault("ARROW_DEFAULT_MEMORY_POOL", "system")

@@ -349,7 +349,8 @@ class PropagateSettings(Settings):
     """How scored pairs become pseudo-labels.
 
     threshold : probability at which images are joined; "auto" is the best one on held-out labelled
-        identities, or, for votes, every pair kept.
+        identities, or, for votes, the cosine that kept pairs exceed; a number below that counts as
+        that.
     split : "consensus" (average linkage over the scored pairs) or "raise_threshold" (connected
         components, split by a rising threshold, as in the paper).
     max_size : images in the largest cluster; null is no limit for "consensus" and the default of

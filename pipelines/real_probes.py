@@ -5,8 +5,10 @@ The contract:
   gallery image is unknown. Gallery people may be labelled ones: that is how a system is used.
 - Probes are embedded as they came, in buckets of their shorter side; nothing reduces them further.
 - Rows are `(subject, protocol, metric, value, count, low, high)`, the protocol `probes 8..12px` or
-  `probes all`: rank-k of known people; with unknown people TPIR@FPIR and `threshold@fpir`, the
-  cosine above which at most that share of unknown people is taken for somebody.
+  `probes all`: rank-k of known people; TAR@FAR of a probe against one enrolled person and
+  `threshold@far`, the cosine of that rate (`cdp.metrics.claims`); with unknown people TPIR@FPIR and
+  `threshold@fpir`, the cosine above which at most that share of unknown people is taken for
+  somebody.
 - Subjects are the run's recognizers and the committee's ONNX models, which compete at each size.
 """
 
@@ -137,6 +139,7 @@ def _score(
 ) -> Iterator[Any]:
     """The scores of one subject on some probes."""
     from cdp.metrics import protocols
+    from cdp.metrics.claims import score_claims
     from cdp.metrics.identification import identify
     from cdp.metrics.verification import threshold_at_far
 
@@ -146,6 +149,9 @@ def _score(
     if len(mated):
         closed = identify(seen[mated], wanted[mated], enrolled, names)
         yield from protocols.score_ranks(closed, mated, resamples, settings.ranks)
+    yield from score_claims(
+        seen[chosen], wanted[chosen], chosen, enrolled, names, resamples, settings.far
+    )
     if 0 < len(mated) < len(chosen):
         opened = identify(seen[chosen], wanted[chosen], enrolled, names)
         yield from protocols.score_open_set(

@@ -118,7 +118,8 @@ class RunResults:
         """How good the run is, what to distrust and why, and what to do next."""
         names = [path.name for path in self.directory.iterdir()]
         found = {name: self.find(name) for name in names}
-        return reach_verdict({name: stage for name, stage in found.items() if stage is not None})
+        present = {name: stage for name, stage in found.items() if stage is not None}
+        return reach_verdict(present, self.directory)
 
     @cached_property
     def corrections(self) -> pd.DataFrame:
@@ -158,9 +159,20 @@ class RunResults:
         if published is None:
             raise StageError(
                 f"{self.directory} has published no {stage}. Make it with: "
-                f"{format_command('run', '--stage', 'all', '--until', stage)}"
+                f"{self.compose_command('--until', stage)}"
             )
         return published
+
+    def compose_command(self, *arguments: str) -> str:
+        """The command that brings this run up to date, with its config and settings.
+
+        arguments : further ones, such as `--until`.
+        """
+        try:
+            options = json.loads((self.directory / RECORD).read_text(encoding="utf-8"))["options"]
+            return format_command("run", *map(str, options), *arguments)
+        except (OSError, ValueError, KeyError, TypeError, RecursionError):
+            return f"{format_command('run', *arguments)}, with the options of this run"
 
     def open_dataset(self, data_root: Path | None = None) -> Dataset:
         """The data set of this run, to read its images.

@@ -280,7 +280,7 @@ def main(arguments: list[str] | None = None) -> int:
         return 2
     made = len(session.decisions)
     print(f"\n{made} decisions are kept in {options.run / FILE_NAME}. To apply them:")
-    print(f"    {format_command('run', '--stage', 'all')}    # with the options of this run")
+    print(f"    {session.run.compose_command()}")
     return 0
 
 

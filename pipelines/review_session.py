@@ -30,7 +30,6 @@ from pipelines.decisions import (
     list_active,
     resolve_decisions,
 )
-from pipelines.invocation import format_command
 from pipelines.results import RunResults, open_run
 from pipelines.tables import find_rows, list_pairs
 
@@ -88,7 +87,7 @@ class ReviewSession:
                     raise StageError(
                         f"{run.directory}: {stage} was made from another {name} than the one "
                         "published now. Bring the run up to date first: "
-                        f"{format_command('run', '--stage', 'all')}, with the options of this run"
+                        f"{run.compose_command()}"
                     )
 
     def refresh(self) -> None:

@@ -193,7 +193,8 @@ def _log_outcome(store: Store, run: str, place: Path, reported: bool) -> None:
         log.info("\nreport: %s", place / "report" / PAGE)
         return
     found = {stage.name: store.open_run(run, stage.name) for stage in STAGES}
-    for line in compose_verdict(reach_verdict({n: p for n, p in found.items() if p is not None})):
+    present = {name: published for name, published in found.items() if published is not None}
+    for line in compose_verdict(reach_verdict(present, place)):
         log.info(line)
 
 
@@ -243,14 +244,23 @@ def _take(step: Step, runtime: Runtime, options: argparse.Namespace, log_path: P
 
 
 def _record_request(runtime: Runtime, options: argparse.Namespace) -> None:
-    """Save config and data manifest beside the results; no fingerprint reads the file."""
+    """Save config, data manifest and options beside the results; no fingerprint reads the file."""
     dataset = runtime.dataset
     record = {
         "config": runtime.config.model_dump(mode="json"),
         "data": dataset.manifest.model_dump(mode="json"),
         "data_root": None if dataset.root is None else str(dataset.root),
+        "options": _list_inputs(options),
     }
     write_text(options.runs_dir / runtime.config.name / RECORD, json.dumps(record, indent=1) + "\n")
+
+
+def _list_inputs(options: argparse.Namespace) -> list[str]:
+    """The options and settings that name this run and its inputs, to make it again."""
+    places = ("config", "data_root", "models_dir", "runs_dir")
+    given = [(f"--{name.replace('_', '-')}", getattr(options, name)) for name in places]
+    named = [text for name, value in given if value is not None for text in (name, str(value))]
+    return [*named, *options.overrides]
 
 
 def _read_size(text: str | None) -> int | None:

@@ -17,7 +17,6 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from cdp.arrays.scratch import allocate
-from cdp.errors import DataError
 from cdp.types import PairTable
 from pipelines.files import open_atomically
 
@@ -134,45 +133,6 @@ def read_vectors(path: Path, column: str) -> np.ndarray:
             block = batch.column(0).flatten().to_numpy(zero_copy_only=False)
             result[row : row + len(batch)] = block.reshape(len(batch), -1)
             row += len(batch)
-    return result
-
-
-def open_vectors(path: Path, column: str, count: int, longest: int) -> np.ndarray:
-    """Vectors of a Parquet file from anywhere -> (n, d) array, or a DataError.
-
-    The footer is checked before any row is read: it must declare one column of `count` fixed-size
-    lists of at most `longest` floats. The rows must then match the footer; none may be null.
-    """
-    wanted = f"a column {column!r} of {count} fixed-size lists of 1 to {longest} floats"
-    try:
-        reader = pq.ParquetFile(path)
-        schema, rows = reader.schema_arrow, reader.metadata.num_rows
-        kind = schema.field(column).type if schema.get_field_index(column) >= 0 else None
-        if kind is None or not pa.types.is_fixed_size_list(kind):
-            raise DataError(f"{path}: {wanted} expected, found {describe_schema(schema)}")
-        if (
-            not pa.types.is_floating(kind.value_type)
-            or not 1 <= kind.list_size <= longest
-            or rows != count
-        ):
-            raise DataError(f"{path}: {wanted} expected, found {rows} of {kind}")
-        result = np.empty((count, kind.list_size), kind.value_type.to_pandas_dtype())
-        row = 0
-        at_once = max(1, (1 << 22) // kind.list_size)
-        for batch in reader.iter_batches(batch_size=at_once, columns=[column]):
-            values = batch.column(0)
-            if values.null_count or values.flatten().null_count or row + len(batch) > count:
-                raise DataError(f"{path}: {wanted} expected, found nulls or more rows")
-            block = values.flatten().to_numpy(zero_copy_only=False)
-            result[row : row + len(batch)] = block.reshape(len(batch), -1)
-            row += len(batch)
-    except DataError:
-        raise
-    except Exception as error:  # on a broken file the reader may raise any exception
-        reason = str(error).splitlines()[0][:160] if str(error) else type(error).__name__
-        raise DataError(f"{path}: {wanted} expected; it cannot be read: {reason}") from error
-    if row != count:
-        raise DataError(f"{path}: {wanted} expected, found {row}")
     return result
 
 

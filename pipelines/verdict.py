@@ -12,6 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from cdp.types import UNLABELLED
@@ -59,9 +60,13 @@ Findings = Iterator[Finding]
 
 @dataclass(frozen=True)
 class Evidence:
-    """What a run has published, by stage."""
+    """What a run has published, by stage.
+
+    run : its directory, for the commands that are advised.
+    """
 
     published: Mapping[str, Published]
+    run: Path
 
     def has(self, *stages: str) -> bool:
         return all(stage in self.published for stage in stages)
@@ -74,6 +79,11 @@ class Evidence:
         """The settings of a section, as the stage read them."""
         found: Mapping[str, Any] = self.published[stage].manifest["ingredients"]["config"][section]
         return found
+
+    @property
+    def review(self) -> str:
+        """The command that reviews this run."""
+        return format_command("review", "--run", str(self.run))
 
     @cached_property
     def clusters(self) -> pd.DataFrame:
@@ -96,9 +106,12 @@ def judge(
     return register
 
 
-def reach_verdict(published: Mapping[str, Published]) -> list[Finding]:
-    """All findings about the stages of a run, results before doubts."""
-    evidence = Evidence(published)
+def reach_verdict(published: Mapping[str, Published], run: Path) -> list[Finding]:
+    """All findings about the stages of a run, results before doubts.
+
+    run : the directory of the run; advice names it.
+    """
+    evidence = Evidence(published, run)
     found = [
         finding
         for stages, function in JUDGES
@@ -131,7 +144,7 @@ def judge_quality(evidence: Evidence) -> Findings:
         return
     known = facts["estimated_precision"]
     shown = "" if known is None else f"; estimated precision {known:.2f}, recall unknown"
-    advice = "Judge the clusters by eye: " + format_command("review", "--run", "RUN")
+    advice = f"Judge the clusters by eye: {evidence.review}"
     yield Finding("doubt", f"no quality is stated: {'; '.join(facts['withheld'])}{shown}", advice)
 
 
@@ -145,7 +158,7 @@ def judge_target(evidence: Evidence) -> Findings:
             "doubt",
             f"the target precision {target} is missed: {reached:.3f} is estimated at the strictest "
             "threshold",
-            "Review the doubtful clusters, or label more people",
+            f"Review the doubtful clusters ({evidence.review}), or label more people",
         )
 
 
@@ -234,7 +247,7 @@ def judge_clusters(evidence: Evidence) -> Findings:
             "doubt",
             f"{len(chosen):,} cluster{'' if one else 's'} above {LARGE} images with expected "
             f"precision below {DOUBTFUL}, the largest of {chosen['size'].max():,} images",
-            f"Review {'it' if one else 'these'} first: " + format_command("review", "--run", "RUN"),
+            f"Review {'it' if one else 'these'} first: {evidence.review}",
         )
 
 

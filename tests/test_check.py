@@ -110,14 +110,14 @@ def test_mistakes_of_files_are_named(place, capsys):
     for number in range(9):
         wide = np.hstack([draw_person(7, number), draw_person(8, number)])
         Image.fromarray(wide).save(place.root / "pile" / f"{number}.png")
-    (place.root / "pile" / "a.heic").write_bytes(b"\0\0\0\x18ftypheic" + bytes(99))
+    (place.root / "pile" / "a.psd").write_bytes(b"8BPS" + bytes(99))
     assert check.main(place({"name": "first", "onnx": "signed_bgr.onnx"})) == 0
     printed = capsys.readouterr().out
     assert "1 images lie in deeper folders: the first folder is the person" in printed
     assert "left out: a folder in which a server or desktop keeps files" in printed
     assert "'P1 ', 'p1'" in printed
     assert "warning: unlabelled: 9 of 17 pictures looked at are not square" in printed
-    assert "warning: HEIC is not read" in printed
+    assert "warning: Photoshop is not read" in printed
     assert "folders are no people" in printed
 
 

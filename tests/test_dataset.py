@@ -99,7 +99,8 @@ def test_what_a_server_adds_makes_no_other_data_set(write, tmp_path):
     assert dataset.digest(FileDigests(tmp_path / "b.json")) == before
 
 
-def test_files_are_known_by_their_content(write):
+def test_files_are_known_by_their_content(write, monkeypatch):
+    monkeypatch.setattr("cdp.images.plugins.list_plugin_formats", lambda: ())
     manifest = {"unlabelled": {"root": "camera"}}
     dataset = write(manifest, ["camera/a.jpg"])
     heads = {
@@ -112,7 +113,7 @@ def test_files_are_known_by_their_content(write):
         (write.root / "camera" / name).write_bytes(head + bytes(100))
     faults = {e.path.removeprefix("camera/"): e.fault for e in dataset.list_entries()}
     assert faults["a.jpg"] == faults["b"] == faults["c.photo"] == ""
-    assert faults["d.heic"] == "HEIC is not read; convert it to JPEG or PNG"
+    assert faults["d.heic"].startswith("HEIC is not read without a plugin: pip install 'cdp[")
     assert "cannot be read from frame 0" in faults["e.mp4/end (0)"]
 
 
@@ -254,7 +255,9 @@ def test_features_that_do_not_fit_their_list_are_refused(write, features):
         dataset.read_features("unlabelled", "one")
     with pytest.raises(DataError, match=r"expected floats \(7, d\)"):
         dataset.read_features("unlabelled", "two")
-    with pytest.raises(DataError, match=r"expected three.bin, three.npy or three.parquet"):
+    with pytest.raises(
+        DataError, match=r"expected three.bin, three.npy, three.npz or three.parquet"
+    ):
         dataset.read_features("unlabelled", "three")
     (write.root / "l" / "meta.txt").write_text("1\n")
     with pytest.raises(DataError, match=r"meta\.txt has 1 rows, list.txt has 4"):

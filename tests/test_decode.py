@@ -1,6 +1,7 @@
 """decode: whatever the bytes are, upright RGB or one short reason."""
 
 import io
+import sys
 import warnings
 
 import numpy as np
@@ -11,6 +12,7 @@ from PIL import Image
 
 from cdp.errors import DataError
 from cdp.images.decode import decode_image, fit_square, is_blank, name_format, pad_square
+from cdp.images.plugins import list_plugin_formats, read_jxl_size
 
 
 def encode(image: Image.Image, format: str = "PNG", **options: object) -> bytes:
@@ -48,10 +50,65 @@ def test_other_formats_of_photos(kind: str, options: dict, pixels: np.ndarray) -
     assert np.abs(decode_image(data).astype(int) - smooth).mean() < 6
 
 
-def test_pictures_that_are_not_read_are_named() -> None:
-    heic = b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(200)
-    with pytest.raises(DataError, match="HEIC is not read; convert it"):
-        decode_image(heic)
+HEIC = b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(200)
+
+
+@pytest.fixture
+def plugins():
+    pytest.importorskip("pillow_heif")
+    pytest.importorskip("pillow_jxl")
+    assert list_plugin_formats() == ("HEIF", "JXL")
+
+
+@pytest.mark.parametrize(("kind", "name"), [("HEIF", "HEIC"), ("JXL", "JPEG XL")])
+@pytest.mark.parametrize("orientation", [1, 6])
+def test_formats_of_plugins(plugins, kind: str, name: str, orientation: int) -> None:
+    """Pictures that a phone held upright are turned once, as for JPEG."""
+    ramp = np.tile(np.linspace(0, 250, 64).astype(np.uint8), (40, 1))
+    picture = np.stack([ramp, ramp // 2, 255 - ramp], axis=2)
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    options = {"exif": exif.tobytes(), "quality": 95}
+    data = encode(Image.fromarray(picture), kind, **options)
+    assert name_format(data[:64]) == name
+    expected = decode_image(encode(Image.fromarray(picture), "JPEG", **options))
+    found = decode_image(data)
+    assert found.shape == expected.shape
+    assert np.abs(found.astype(int) - expected).mean() < 4
+    with pytest.raises(DataError, match=r"too large: \d+ x \d+ px, at most 1000 px"):
+        decode_image(data, max_pixels=1000)
+    for cut in (40, len(data) // 2, len(data) - 20):
+        with pytest.raises(DataError):
+            decode_image(data[:cut])
+
+
+@pytest.mark.parametrize(
+    ("width", "height"), [(64, 64), (160, 120), (33, 17), (1, 300), (700, 500), (9000, 2)]
+)
+@pytest.mark.parametrize("boxes", [True, False])
+def test_the_size_of_jpeg_xl_is_read_from_its_header(plugins, width, height, boxes) -> None:
+    data = encode(Image.new("RGB", (width, height)), "JXL", use_container=boxes)
+    assert data.startswith(b"\xff\x0a") != boxes
+    assert read_jxl_size(data) == (width, height)
+
+
+def test_a_large_jpeg_xl_is_refused_before_it_is_decoded(plugins, monkeypatch) -> None:
+    data = encode(Image.new("RGB", (3000, 3000)), "JXL")
+    monkeypatch.setattr(Image, "open", None)
+    with pytest.raises(DataError, match="too large: 3000 x 3000 px"):
+        decode_image(data, max_pixels=1_000_000)
+    with pytest.raises(DataError, match="no JPEG XL stream"):
+        decode_image(b"\0\0\0\x0cJXL \r\n\x87\n" + bytes(50))
+
+
+def test_pictures_that_are_not_read_are_named(monkeypatch) -> None:
+    list_plugin_formats.cache_clear()
+    monkeypatch.setitem(sys.modules, "pillow_heif", None)
+    with pytest.raises(DataError, match=r"HEIC is not read without a plugin: pip install 'cdp\["):
+        decode_image(HEIC)
+    list_plugin_formats.cache_clear()
+    with pytest.raises(DataError, match="Photoshop is not read; convert it to JPEG or PNG"):
+        decode_image(b"8BPS" + bytes(60))
     assert name_format(b"#!/bin/sh and more of the same text") is None
     assert name_format(b"") is None
 

@@ -1,5 +1,6 @@
 """Runs that bring their own features: made ones for the mistakes, real ones for the figures."""
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -7,6 +8,7 @@ import pandas as pd
 import pytest
 import yaml
 
+import cdp
 from pipelines.run import main
 
 pytestmark = [pytest.mark.torch, pytest.mark.slow, pytest.mark.trains]
@@ -74,10 +76,35 @@ def test_without_truth_only_the_figures_that_need_it_are_missing(features, capsy
 
 def test_without_labels_it_votes(features):
     (features.root / "l" / "meta.txt").unlink()
-    assert features("mediate.method=vote", "mediate.vote.min_similarity=0.6") == 0
+    assert (
+        features("mediate.method=vote", "mediate.vote.min_similarity=0.6", "--until", "propagate")
+        == 0
+    )
     pairs = pd.read_parquet(features.run / "mediate" / "pairs.parquet")
     kept = (pairs.base_similarity > np.float32(0.6)) & (pairs.vote >= 1)
     assert ((pairs.probability > 0) == kept).all()
+    check_first_level(features.run, 0.6)
+    assert features("mediate.method=vote", "propagate.max_size=5", "--until", "propagate") == 0
+    check_first_level(features.run, read_facts(features.run, "mediate")["cosine"], max_size=5)
+
+
+def read_facts(run, stage):
+    return json.loads((run / stage / "manifest.json").read_text())["facts"]
+
+
+def check_first_level(run, cosine, **limits):
+    """The levels start at the cosine, and the labels are the estimator's."""
+    assert read_facts(run, "propagate")["threshold"] == cosine > 0
+    pairs = pd.read_parquet(run / "mediate" / "pairs.parquet")
+    labels = pd.read_parquet(run / "propagate" / "labels.parquet")
+    assert labels.cut_threshold.min() >= np.float32(cosine)
+    ids = labels.sample_id.to_numpy()
+    ends = [np.searchsorted(ids, pairs[end]) for end in ("source", "target")]
+    score = pairs.probability.to_numpy()
+    found = cdp.propagate_labels(
+        np.stack(ends, 1), score, len(ids), threshold=cosine, **({"max_size": 300} | limits)
+    )
+    np.testing.assert_array_equal(labels.pseudo_label, found.label)
 
 
 @pytest.mark.parametrize("method", ["paper", "released"])

@@ -56,6 +56,21 @@ def test_a_folder_is_chosen_only_where_it_is_needed(monkeypatch):
     assert os.environ[numba_cache.VARIABLE] == "/named"
 
 
+def test_fonts_are_listed_in_a_folder_of_this_user(monkeypatch, tmp_path):
+    monkeypatch.setattr("tempfile.gettempdir", lambda: str(tmp_path))
+    monkeypatch.delenv(numba_cache.FONTS_VARIABLE, raising=False)
+    monkeypatch.setattr(numba_cache.os, "access", lambda path, mode: True)
+    numba_cache.choose_font_folder()
+    assert numba_cache.FONTS_VARIABLE not in os.environ
+    monkeypatch.setattr(numba_cache.os, "access", lambda path, mode: ".cache" in str(path))
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
+    numba_cache.choose_font_folder()
+    assert Path(os.environ[numba_cache.FONTS_VARIABLE]).parent == tmp_path
+    monkeypatch.setenv(numba_cache.FONTS_VARIABLE, "/named")
+    numba_cache.choose_font_folder()
+    assert os.environ[numba_cache.FONTS_VARIABLE] == "/named"
+
+
 def test_a_disk_without_links_is_named_before_anything_runs(tmp_path, monkeypatch, capsys):
     (tmp_path / "data.yaml").write_text(yaml.safe_dump(TINY_DATA))
     (tmp_path / "tiny.yaml").write_text(yaml.safe_dump(TINY_CONFIG))

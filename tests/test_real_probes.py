@@ -117,6 +117,38 @@ def test_probes_of_staff_are_judged_by_their_photos_at_each_size(place):
     passed = (named == probes.identity) & (cosine.max(axis=1) > threshold)
     assert found.value["probes all", "tpir1@fpir=0.25"] == pytest.approx(passed[mated].mean())
 
+    # Claims: each probe against each enrolled person, by that person's nearest photo.
+    people = np.unique(gallery.identity)
+    nearest = np.stack([cosine[:, gallery.identity == name].max(axis=1) for name in people], axis=1)
+    own = probes.identity.to_numpy()[:, None] == people
+    threshold = found.value["probes all", "threshold@far=0.1"]
+    assert np.isclose(nearest, threshold, atol=1e-6).any()
+    assert (nearest[~own] > threshold + 1e-6).mean() <= 0.1
+    assert (nearest[~own] > threshold - 1e-6).mean() > 0.1
+    accepted = (nearest[own] > threshold + 1e-6).mean()
+    assert found.value["probes all", "tar@far=0.1"] == pytest.approx(accepted)
+    row = found.loc[("probes all", "threshold@far=0.1")]
+    assert row.low <= threshold <= row.high
+
+
+def test_the_export_has_the_thresholds_of_the_probes(place, tmp_path):
+    from pipelines.export.__main__ import main as export
+
+    run, out = place / "runs" / "gate", tmp_path / "out"
+    given = ["recognizer", "--run", str(run), "--subject", "labelled_only", "--out", str(out)]
+    assert export(given) == 0
+    metrics = cdp.open_run(run).metrics
+    chosen = metrics[(metrics.subject == "labelled_only")
+                     & metrics.metric.str.startswith("threshold@")]  # fmt: skip
+    assert {"threshold@far=0.1", "threshold@far=0.01", "threshold@fpir=0.25"} <= set(chosen.metric)
+    notes = {prop.key: prop.value for prop in onnx.load(out / "recognizer.onnx").metadata_props}
+    card = (out / "README.md").read_text()
+    assert "`cdp.Gallery(threshold=...)` takes either" in card
+    for row in chosen.itertuples():
+        assert notes[f"cdp.{row.metric} {row.protocol}"] == f"{row.value:.4f}"
+        assert f"| {row.protocol} | {row.metric} | {row.value:.3f} | " in card
+    assert "nan" not in card
+
 
 def test_ready_embedders_are_judged_on_drawn_probes_too(place):
     manifest = yaml.safe_load((place / "data.yaml").read_text())

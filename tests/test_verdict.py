@@ -1,6 +1,8 @@
 """The verdict: what each judge finds, in a run and on facts made for it."""
 
+import shlex
 import types
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -8,6 +10,7 @@ import pyarrow as pa
 import pytest
 import yaml
 
+from cdp.errors import StageError
 from pipelines.results import open_run
 from pipelines.run import main
 from pipelines.verdict import JUDGES, Finding, compose_verdict, reach_verdict
@@ -46,7 +49,7 @@ def judge(**changed):
         )
         for stage, facts in GOOD.items()
     }
-    return reach_verdict(published)
+    return reach_verdict(published, Path("runs/mine"))
 
 
 def doubts(**changed):
@@ -75,7 +78,7 @@ def test_a_good_run_has_results_and_no_doubt():
         (
             {"clusters": {"size": [90, 40, 9], "expected_precision": [0.4, 0.1, 0.1]}},
             "2 clusters above 30 images with expected precision below 0.5, the largest of 90 "
-            "images. Review these first: .*review --run",
+            "images. Review these first: .*review --run runs/mine$",
         ),
         (
             {"ingest": {"rejected": 200}, "reasons": ["same bytes as a", "same bytes as b", "x"]},
@@ -85,7 +88,7 @@ def test_a_good_run_has_results_and_no_doubt():
             {"propagate": {"estimated_f": None, "estimated_recall": None,
                            "withheld": ["too few people", "lists are full"]}},
             "no quality is stated: too few people; lists are full; estimated precision 0.98, "
-            "recall unknown. Judge the clusters by eye",
+            "recall unknown. Judge the clusters by eye: .*review --run runs/mine$",
         ),
     ],
 )  # fmt: skip
@@ -95,7 +98,7 @@ def test_each_doubt_names_its_reason_and_what_to_do(changed, said):
 
 
 def test_stages_that_are_missing_are_not_judged():
-    assert reach_verdict({}) == []
+    assert reach_verdict({}, Path("runs/mine")) == []
     assert len(JUDGES) >= 10
 
 
@@ -134,6 +137,25 @@ def draw(people, each, noise=0.4, seed=0):
     identity = np.repeat(np.arange(people), each)
     centre = generator.normal(size=(people, 64))
     return centre[identity] + noise * generator.normal(size=(len(identity), 64)), identity
+
+
+def test_commands_name_the_run_and_its_options(tmp_path, capsys):
+    rows, _ = draw(12, 6)
+    write_features(tmp_path, rows)
+    assert go(tmp_path, "mediate.method=vote", "name=mine", "knn.k=8", "--until", "propagate") == 0
+    place = tmp_path / "runs" / "mine"
+    assert f"review --run {place}" in capsys.readouterr().out
+    run = open_run(place)
+    assert any(f"review --run {place}" in str(finding) for finding in run.verdict)
+    with pytest.raises(StageError) as caught:
+        _ = run.metrics
+    command = str(caught.value).partition("Make it with: ")[2]
+    assert command.endswith("name=mine knn.k=8 --until evaluate")
+    given = shlex.split(command)[3:]
+    assert main([*given[:-2], "--until", "knn", "--dry-run"]) == 0
+    assert "run" not in {line.split()[1] for line in capsys.readouterr().out.splitlines()}
+    (place / "run.json").write_text("[")
+    assert run.compose_command() == "python -m pipelines.run, with the options of this run"
 
 
 def test_two_labelled_people_are_not_enough_and_the_run_votes(tmp_path, capsys):

@@ -4,10 +4,11 @@ import networkx
 import numpy as np
 import pytest
 
+from cdp import ConsensusClusterer
 from cdp.committee.features import measure_affinity
 from cdp.committee.pairs import make_pairs
 from cdp.knn.graph import build_knn_graphs
-from cdp.mediator.pair_voter import PairVoter
+from cdp.mediator.pair_voter import PairVoter, choose_first_level
 from cdp.mediator.vote_cosine import choose_cosine, measure_components, measure_floor
 from cdp.metrics.clustering import score_pairwise
 from cdp.propagation.clustering import cluster_pairs
@@ -84,6 +85,44 @@ def test_a_cosine_that_is_given_is_used():
     cosine = measure_affinity(rows, pairs)
     assert scores.cosine == 0.9
     np.testing.assert_array_equal(scores.probability > 0, cosine > 0.9)
+
+
+def split_by_levels(pairs, score, count, first, max_size, step=0.1):
+    """Labels by the published rule, level by level, with a graph library."""
+    label, queue = np.full(count, -1), [(first, list(range(count)))]
+    while queue:
+        level, rows = queue.pop()
+        inside = np.isin(pairs.source, rows) & np.isin(pairs.target, rows)
+        kept = inside & ((score > level) if level == first else (score >= level))
+        graph = networkx.Graph(np.stack([pairs.source, pairs.target], 1)[kept].tolist())
+        for part in networkx.connected_components(graph):
+            if len(part) <= max_size:
+                label[list(part)] = min(part)
+            else:
+                queue.append((level + (1 - level) * step, list(part)))
+    names = {first: number for number, first in enumerate(sorted({*label.tolist()} - {-1}))}
+    return np.array([names.get(value, -1) for value in label.tolist()])
+
+
+@pytest.mark.parametrize("given", ["auto", 0.45, -0.5])
+def test_levels_start_at_the_cosine(given):
+    """Joined people fall apart at a level that depends on the first one."""
+    rows, _ = draw([40] * 6, 1.1)
+    clusterer = ConsensusClusterer(k=12, backend="exact", min_similarity=given, max_size=30)
+    clusterer.fit(rows)
+    first = clusterer.threshold_
+    assert first == max(clusterer.cosine_, 0)
+    pairs, score = clusterer.pairs_, clusterer.pair_scores_.astype(np.float64)
+    expected = split_by_levels(pairs, score, len(rows), first, 30)
+    np.testing.assert_array_equal(clusterer.labels_, expected)
+    from_zero = split_by_levels(pairs, score, len(rows), 0.0, 30)
+    assert first == 0 or (expected != from_zero).any()  # the test would see another first level
+
+
+def test_a_threshold_below_the_cosine_counts_as_the_cosine():
+    assert choose_first_level(0.4, 0.2) == 0.4
+    assert choose_first_level(0.4, 0.7) == 0.7
+    assert choose_first_level(-0.3) == 0
 
 
 def test_components_are_those_of_a_graph_library():

@@ -5,8 +5,9 @@ The contract:
   whose message is short enough to be a cell of the `rejected` table.
 - The size is checked on the header, before a pixel is decoded, so a decompression bomb costs
   nothing.
-- Only the formats below are tried: others of Pillow's would run a program (EPS: Ghostscript) or
-  are no photographs.
+- Only the formats below are tried, and HEIC and JPEG XL where their plugins are installed
+  (`cdp.images.plugins`): others of Pillow's would run a program (EPS: Ghostscript) or are no
+  photographs.
 - No setting of Pillow, OpenCV or the warnings module is left changed.
 """
 
@@ -21,6 +22,7 @@ import numpy as np
 from PIL import Image
 
 from cdp.errors import DataError
+from cdp.images.plugins import describe_format, list_plugin_formats, read_jxl_size
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP", "TIFF", "PPM", "AVIF", "JPEG2000")
 
@@ -107,12 +109,10 @@ def decode_image(data: bytes, *, max_pixels: int = 100_000_000, min_px: int = 16
     with _silence, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         try:
-            with Image.open(io.BytesIO(data), formats=FORMATS) as image:
-                width, height = image.size
-                if width * height > max_pixels:
-                    raise DataError(f"too large: {width} x {height} px, at most {max_pixels} px")
-                if min(width, height) < min_px:
-                    raise DataError(f"too small: {width} x {height} px, at least {min_px} wanted")
+            if name_format(data[:64]) == "JPEG XL":
+                _check_size(*read_jxl_size(data), max_pixels, min_px)
+            with Image.open(io.BytesIO(data), formats=_list_formats()) as image:
+                _check_size(*image.size, max_pixels, min_px)
                 image.load()
                 return _to_rgb(image)
         except DataError:
@@ -121,12 +121,24 @@ def decode_image(data: bytes, *, max_pixels: int = 100_000_000, min_px: int = 16
             raise DataError(f"too large: at most {max_pixels} px are decoded") from error
         except Image.UnidentifiedImageError as error:
             kind = name_format(data[:64])
-            if kind is not None and kind not in FORMATS:
-                raise DataError(f"{kind} is not read; convert it to JPEG or PNG") from error
+            fault = describe_format(kind, FORMATS) if kind is not None else ""
+            if fault:
+                raise DataError(fault) from error
             raise DataError(f"not an image: expected one of {', '.join(FORMATS)}") from error
         except Exception as error:  # a broken file can make a codec raise anything at all
             reason = str(error).splitlines()[0][:80] if str(error) else type(error).__name__
             raise DataError(f"corrupt image: {reason}") from error
+
+
+def _list_formats() -> tuple[str, ...]:
+    return (*FORMATS, *list_plugin_formats())
+
+
+def _check_size(width: int, height: int, max_pixels: int, min_px: int) -> None:
+    if width * height > max_pixels:
+        raise DataError(f"too large: {width} x {height} px, at most {max_pixels} px")
+    if min(width, height) < min_px:
+        raise DataError(f"too small: {width} x {height} px, at least {min_px} wanted")
 
 
 def _to_rgb(image: Image.Image) -> np.ndarray:

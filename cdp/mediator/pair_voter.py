@@ -5,6 +5,7 @@ The contract:
   pipeline run one chain with either. Its scores are cosines, not probabilities.
 - A pair's score in `score_block` depends on the pair alone: any partition into blocks gives the
   same bits. The cosine to cut at is chosen in `finish`, which sees all pairs.
+- The levels of the rising threshold start at that cosine, given or chosen (`choose_first_level`).
 
 Source: paper section 3.3, consensus by votes; the base cosine as the score is ours, and so is the
 choice of the cosine (`cdp.mediator.vote_cosine`).
@@ -52,15 +53,13 @@ class PairVoter:
         (one view) the cosine alone decides.
     candidates : "base" or "all", as for `cdp.committee.make_pairs`.
 
-    `calibrated` is False: scores are no probabilities. `threshold` is the one to cut at: every pair
-    that is kept.
+    `calibrated` is False: scores are no probabilities.
     """
 
     min_similarity: float | Literal["auto"] = "auto"
     min_votes: int = 1
     candidates: str = "base"
     calibrated: ClassVar[bool] = False
-    threshold: ClassVar[float] = 0.0
     precision_curve: ClassVar[None] = None
     unlisted: ClassVar[float] = 0.0
 
@@ -129,3 +128,15 @@ class PairVoter:
         affinity = measure_affinity(views[0], pairs, threads=threads)[:, None]
         kept = self.score_block(graphs, pairs, affinity, threads=threads)
         return self.finish(views, pairs, kept, len(load_graph(graphs[0])), threads=threads)
+
+
+def choose_first_level(cosine: float, threshold: float | None = None) -> float:
+    """The first level of the rising threshold where the committee voted.
+
+    cosine : `PairScores.cosine`, which kept pairs exceed. threshold : a higher level to start at.
+
+    Never below 0: the score of a pair that is not kept is 0, and must exceed no level.
+
+    Source: the released code starts its levels at the cosine that pairs are kept above.
+    """
+    return max(0.0, float(cosine), 0.0 if threshold is None else float(threshold))

@@ -31,7 +31,7 @@ from cdp.label_check import check_labels
 from cdp.label_check.people import APART
 from cdp.mediator.curriculum import JointSet, choose_labelled
 from cdp.mediator.pair_scorer import PairScorer
-from cdp.mediator.pair_voter import PairVoter
+from cdp.mediator.pair_voter import PairVoter, choose_first_level
 from cdp.mediator.settings import MediatorSettings
 from cdp.mediator.shortage import ShortageError, describe_shortage
 from cdp.propagation.clustering import cluster_pairs
@@ -120,9 +120,9 @@ def _vote(
     pairs = make_pairs(graphs, candidates=voter.candidates)
     scored = voter.score(views, graphs, pairs, threads=threads)
     count = len(load_graph(graphs[0]))
-    found = cluster_pairs(
-        pairs, scored.probability, count, threshold=voter.threshold, calibrated=False
-    )
+    assert scored.cosine is not None
+    first = choose_first_level(scored.cosine)
+    found = cluster_pairs(pairs, scored.probability, count, threshold=first, calibrated=False)
     return found.label
 
 

@@ -5,9 +5,11 @@ calibration      reliability curve, expected calibration error
 verification     pairs in folds, accuracy, TAR@FAR
 identification   rank-k with distractors, TPIR@FPIR
 protocols        the last two on held-out identities, with bootstrap intervals
+claims           TAR@FAR of probes against enrolled people
 """
 
 from cdp.metrics.calibration import ReliabilityCurve, measure_reliability
+from cdp.metrics.claims import score_claims
 from cdp.metrics.clustering import score_bcubed, score_nmi, score_pairwise, score_with_distractors
 from cdp.metrics.identification import (
     Identification,
@@ -64,6 +66,7 @@ __all__ = [
     "sample_verification_pairs",
     "score_all_pairs",
     "score_bcubed",
+    "score_claims",
     "score_folds",
     "score_nmi",
     "score_open_set",

@@ -22,7 +22,7 @@ import re
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -30,7 +30,13 @@ import numpy as np
 
 from cdp.errors import ConfigError, DataError
 from pipelines.data.crops import read_crops
-from pipelines.data.features import check_dimensions, find_bad_rows, open_features, read_dims
+from pipelines.data.features import (
+    SUFFIXES,
+    check_dimensions,
+    find_bad_rows,
+    open_features,
+    read_dims,
+)
 from pipelines.data.folders import LEFT_OUT, find_fault, locate, walk_folder
 from pipelines.data.layouts import find_archives, find_place, list_archive, read_place
 from pipelines.data.layouts.flat import name_people
@@ -276,14 +282,16 @@ class Dataset:
     def read_features(self, split: str, model: str) -> np.ndarray:
         """Ready embeddings of one split: (n, d) floats in list order, mapped if possible."""
         folder = getattr(self.manifest, split).root
-        count = _count_lines(self.locate(f"{folder}/list.txt"))
-        for suffix in (".bin", ".npy", ".parquet"):
+        listed = self.locate(f"{folder}/list.txt")
+        count = _count_lines(listed)
+        for suffix in SUFFIXES:
             path = self.locate(f"{folder}/features/{model}{suffix}")
             if path.is_file():
-                return open_features(path, count, self._find_dimension(folder, model))
+                dimension = self._find_dimension(folder, model)
+                return open_features(path, count, dimension, partial(_read_lines, listed))
         raise DataError(
             f"no features of {model!r} below {self.locate(folder) / 'features'}: expected "
-            f"{model}.bin, {model}.npy or {model}.parquet"
+            f"{model}.bin, {model}.npy, {model}.npz or {model}.parquet"
         )
 
     def _find_dimension(self, folder: str, model: str) -> int | None:

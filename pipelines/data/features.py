@@ -4,7 +4,8 @@ The contract:
 - A `.bin` file has no header. Its dimension comes from the manifest's `dims` or from a `dims.txt`
   (`<model> <dimension>` a row) in the split's folder or the one above, and with it the type:
   float32, float16 or float64 by the size. Without a dimension the type is float32, and numbers that
-  make no sense as such are an error.
+  make no sense as such are an error. Parquet and `.npz` files are read as other tools write them
+  (`pipelines.data.feature_tables`).
 - A vector that is zero or not finite makes its image unusable, in all views alike. Where more than
   `MOST_BAD` of a view are so, the file is wrong, and that is an error.
 - One model has one dimension in all splits.
@@ -12,16 +13,14 @@ The contract:
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 
 from cdp.errors import DataError
-from pipelines.tables import open_vectors
+from pipelines.data.feature_tables import LONGEST_VECTOR, read_table
 
-LONGEST_VECTOR = 1 << 16
-"""Most numbers of a ready feature vector."""
 MOST_BAD = 0.2
 """Share of the rows of a view that may be zero or not finite."""
 SAMPLE_ROWS = 256
@@ -53,17 +52,23 @@ def read_dims(paths: Iterable[Path]) -> dict[str, int]:
     return dims
 
 
-def open_features(path: Path, count: int, dimension: int | None) -> np.ndarray:
+SUFFIXES = (".bin", ".npy", ".npz", ".parquet")
+
+
+def open_features(
+    path: Path, count: int, dimension: int | None, read_names: Callable[[], Sequence[str]]
+) -> np.ndarray:
     """The vectors of one file: (count, d) floats, mapped if possible.
 
-    dimension : of the vectors, where it is known.
+    count : rows of list.txt. dimension : of the vectors, where it is known.
+    read_names : the rows of list.txt, for files that name their vectors.
     """
     if path.suffix == ".bin":
         vectors = _map_raw(path, count, dimension)
     elif path.suffix == ".npy":
         vectors = _map_array(path)
     else:
-        vectors = open_vectors(path, "embedding", count, LONGEST_VECTOR)
+        vectors = read_table(path, read_names())
     if not isinstance(vectors, np.ndarray) or (
         vectors.ndim != 2 or len(vectors) != count or vectors.dtype.kind != "f"
     ):
@@ -169,8 +174,7 @@ def find_bad_rows(views: Mapping[str, np.ndarray]) -> dict[int, str]:
             with np.errstate(over="ignore", invalid="ignore"):
                 square = np.einsum("nd,nd->n", block, block, dtype=np.float64)
             for row in np.flatnonzero(~np.isfinite(square) | (square == 0)).tolist():
-                zero = square[row] == 0
-                found[start + row] = "is all zeros" if zero else "holds NaN or infinity"
+                found[start + row] = _describe_bad(block[row])
         if len(found) > MOST_BAD * len(vectors):
             row, what = next(iter(found.items()))
             raise DataError(
@@ -180,6 +184,12 @@ def find_bad_rows(views: Mapping[str, np.ndarray]) -> dict[int, str]:
         for row, what in found.items():
             bad.setdefault(row, f"its vector in view {name} {what}")
     return bad
+
+
+def _describe_bad(vector: np.ndarray) -> str:
+    if np.isnan(vector).all():
+        return "is missing, or all NaN"
+    return "holds NaN or infinity" if vector.any() else "is all zeros"
 
 
 def check_dimensions(dims: Iterable[tuple[str, str, int]]) -> None:

@@ -127,6 +127,7 @@ def _find_other_content(path: str) -> str:
     if os.path.splitext(path)[1].lower() in IMAGE_SUFFIXES:
         return ""
     from cdp.images.decode import FORMATS, name_format
+    from cdp.images.plugins import describe_format
 
     try:
         with open(path, "rb") as stream:
@@ -135,4 +136,4 @@ def _find_other_content(path: str) -> str:
         return f"cannot be read: {error.strerror}"
     if kind is None:
         return f"{LEFT_OUT}not an image, by its first bytes"
-    return "" if kind in FORMATS else f"{kind} is not read; convert it to JPEG or PNG"
+    return describe_format(kind, FORMATS)

@@ -27,6 +27,17 @@ if TYPE_CHECKING:
 DEFAULTS = ("distilled", "labelled_pseudo", "labelled_only")
 """Without --subject, the first of these that the run trained is exported."""
 
+ON_HELD_OUT = (
+    "On people held out of all training. `threshold@far` is the cosine above which a pair is one "
+    "person at that false accept rate."
+)
+ON_PROBES = (
+    "Real probes, as they came and by their size, against enrolled people. `threshold@far` is the "
+    "cosine above which a probe is taken for an enrolled person at that false accept rate, "
+    "`threshold@fpir` that above which it is nobody's in all but that share of unknown people; "
+    "`cdp.Gallery(threshold=...)` takes either."
+)
+
 
 def add_parser(subparsers: Any) -> None:
     """The options of `recognizer`."""
@@ -208,19 +219,24 @@ def _format_results(run: Path, subject: str) -> str:
         return "Not evaluated: the run has not published evaluate."
     metrics = evaluate.read("metrics").to_pandas()
     loss = describe_loss(metrics, subject)
-    chosen = metrics[(metrics.subject == subject) & metrics.low.notna()]
+    is_cosine = metrics.metric.str.startswith("threshold@")
+    chosen = metrics[(metrics.subject == subject) & (metrics.low.notna() | is_cosine)]
     if not len(chosen):
         return "Not evaluated: the data set has no people held out for it."
     rows = [
-        f"| {row.protocol} | {row.metric} | {row.value:.3f} | {row.low:.3f} .. {row.high:.3f} | "
+        f"| {row.protocol} | {row.metric} | {row.value:.3f} | {_format_interval(row)} | "
         f"{row.decisions:,} |"
         for row in chosen.rename(columns={"count": "decisions"}).itertuples()
     ]
     return (
         (f"**{loss}.**\n\n" if loss else "")
-        + "On people held out of all training; 95 % intervals by bootstrap over people. "
-        "`threshold@far` is the cosine above which a pair is one person at that false accept "
-        "rate.\n\n"
+        + (ON_PROBES if chosen.protocol.str.startswith("probes ").any() else ON_HELD_OUT)
+        + " The metadata of `recognizer.onnx` has them as `cdp.threshold@far=... <protocol>`. "
+        "95 % intervals by bootstrap over people.\n\n"
         "| protocol | metric | value | interval | count |\n|---|---|---|---|---|\n"
         + "\n".join(rows)
     )
+
+
+def _format_interval(row: Any) -> str:
+    return "" if row.low != row.low else f"{row.low:.3f} .. {row.high:.3f}"

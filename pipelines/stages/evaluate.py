@@ -381,7 +381,7 @@ def _pick_facts(rows: list[Row]) -> dict[str, Any]:
 
 STAGE = Stage(
     name="evaluate",
-    version=5,
+    version=6,
     inputs=("ingest.samples", "ingest.truth", "propagate.labels", "retrain.history"),
     outputs={"metrics": METRICS},
     reads=("retrain", "evaluate", "committee"),

@@ -291,20 +291,23 @@ def _read_vectors(table: Path) -> np.ndarray:
 def _cluster(
     work: Work, pairs: PairTable, probability: np.ndarray, representative: np.ndarray
 ) -> Clustering:
+    from cdp.mediator.pair_voter import choose_first_level
     from cdp.propagation.clustering import cluster_pairs
 
     settings, scored = work.config.propagate, work.input_facts("mediate")
     calibrated = scored["method"] != "vote"
-    threshold = settings.threshold
-    replaced = not calibrated and bool(scored.get("warnings"))  # votes instead of probabilities
-    if threshold == "auto" or replaced:
-        threshold = scored.get("threshold", 0.5) if calibrated else 0.0
+    threshold = None if settings.threshold == "auto" else settings.threshold
+    if not calibrated:
+        replaced = bool(scored.get("warnings"))  # votes instead of probabilities
+        threshold = choose_first_level(scored["cosine"], None if replaced else threshold)
+    elif threshold is None:
+        threshold = float(scored.get("threshold", 0.5))
     return cluster_pairs(
         pairs,
         probability,
         len(representative),
         split=settings.split,
-        threshold=float(threshold),
+        threshold=threshold,
         max_size=settings.max_size,
         step=settings.step,
         target_precision=settings.target_precision,
@@ -344,7 +347,7 @@ def _describe_clusters(
 
 STAGE = Stage(
     name="propagate",
-    version=9,
+    version=10,
     inputs=(
         "ingest.samples",
         "embed.embeddings",

@@ -46,7 +46,8 @@ def run(work: Work) -> Mapping[str, Any]:
     ]
     sections, names, values = zip(*rows, strict=True)
     work.write("summary", {"section": sections, "name": names, "value": values})
-    verdict = reach_verdict(work.upstream)
+    run = work.runtime.store.runs_directory / work.config.name
+    verdict = reach_verdict(work.upstream, run)
     write_text(work.directory / "summary.txt", _compose(work, metrics, verdict))
     page = _draw_page(work, metrics, verdict)
     write_text(work.directory / PAGE, page)
@@ -272,6 +273,7 @@ def _sweep_thresholds(work: Work, labels: Any, pairs: PairTable, probability: np
     """
     import pandas as pd
 
+    from cdp.mediator.pair_voter import choose_first_level
     from cdp.metrics.clustering import score_pairwise
     from cdp.propagation.clustering import sweep_thresholds
     from cdp.propagation.quality import estimate_quality
@@ -285,11 +287,13 @@ def _sweep_thresholds(work: Work, labels: Any, pairs: PairTable, probability: np
         truth = work.read("ingest.truth").to_pandas()
         identity = labels.merge(truth, on="sample_id", validate="one_to_one").identity
         truth_label = identity.factorize()[0].astype(np.int64)
+    cosine = float(work.input_facts("mediate").get("cosine", 0))
+    levels = [choose_first_level(cosine, level) if voted else level for level in THRESHOLDS]
     cuts = sweep_thresholds(
         pairs,
         probability,
         len(labels),
-        THRESHOLDS,
+        levels,
         split=settings.split,
         max_size=settings.max_size,
         step=settings.step,
@@ -346,7 +350,7 @@ def _make_sheets(
 
 STAGE = Stage(
     name="report",
-    version=5,
+    version=6,
     inputs=(
         "detect.faces",
         "ingest.samples",
@@ -365,6 +369,6 @@ STAGE = Stage(
         "thumbnails.thumbnails",
     ),
     outputs={"summary": SUMMARY},
-    reads=("committee", "propagate"),
+    reads=("name", "committee", "propagate"),
     run=run,
 )

@@ -19,21 +19,13 @@ from pathlib import Path
 from typing import IO
 
 from cdp.errors import DataError
+from pipelines.data.folders import IMAGE_SUFFIXES
 from pipelines.data.layouts.member import LARGEST_MEMBER, Member
 
 SUFFIXES = (".tar",)
-IMAGE_SUFFIXES = {
-    ".jpg",
-    ".jpeg",
-    ".png",
-    ".bmp",
-    ".webp",
-    ".tif",
-    ".tiff",
-    ".ppm",
-    ".gif",
-    ".avif",
-}
+_PLUGIN_SUFFIXES = {".heic", ".heif", ".hif", ".jxl"}
+"""Of pictures that a plugin reads; without it they are rejected with that reason."""
+_SUFFIXES = IMAGE_SUFFIXES | _PLUGIN_SUFFIXES
 LABELS = (".cls", ".json")
 LARGEST_LABEL = 1 << 20
 """Most bytes of a label file."""
@@ -46,7 +38,7 @@ def list_members(path: Path) -> Iterator[Member]:
     members = list(_iterate_members(path, size))
     labels = _read_labels(path, members)
     for name, offset, _, fault in members:
-        if not fault and offset >= 0 and os.path.splitext(name)[1].lower() not in IMAGE_SUFFIXES:
+        if not fault and offset >= 0 and os.path.splitext(name)[1].lower() not in _SUFFIXES:
             continue
         folder = name.partition("/")[0] if "/" in name else None
         yield Member(name, labels.get(_strip_suffix(name), folder), fault)
