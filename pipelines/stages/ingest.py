@@ -13,6 +13,7 @@ The contract:
 - `frame` is the number of a video's frame, `track` that of the faces in successive frames that the
   tracker took for one; null for other images.
 - `row` is the position in the list of the split, which is the row of ready features.
+- `qualities` has a row for every sample with pixels: size, sharpness, and pose where it is known.
 - The true identity of an unlabelled image, where the data set has it, is only in `truth`.
 """
 
@@ -27,11 +28,21 @@ import numpy as np
 import pyarrow as pa
 
 from cdp.errors import DataError
+from pipelines.config import IngestSettings
 from pipelines.data.alignment_check import check_alignment, judge_images
 from pipelines.data.crops import list_faces
 from pipelines.data.dataset import Dataset
 from pipelines.data.folders import LEFT_OUT
 from pipelines.data.manifest import Entry
+from pipelines.data.qualities import (
+    QUALITIES,
+    UNKNOWN,
+    Measures,
+    explain_poor,
+    make_columns,
+    measure_image,
+    read_measures,
+)
 from pipelines.stage import Stage, Work
 
 if TYPE_CHECKING:
@@ -65,12 +76,15 @@ def run(work: Work) -> Mapping[str, Any]:
     entries = work.dataset.list_entries()
     rows = _number_rows(entries)
     track: dict[str, int] = {}
+    measures: list[Measures] = []
     if work.dataset.crops is not None:
         faces, without = (work.read(f"detect.{name}").to_pandas() for name in ("faces", "rejected"))
         least = work.config.ingest
         entries, found = list_faces(entries, faces, without, least.min_px, least.min_quality)
         rows = _number_rows(entries)
         track = track_faces(entries, faces)
+        measures_of = read_measures(faces)
+        measures = [measures_of.get(entry.path, UNKNOWN) for entry in entries]
     elif work.dataset.kind == "features":
         bad = work.dataset.find_bad_rows(_list_views(work))
         found = [
@@ -81,12 +95,14 @@ def run(work: Work) -> Mapping[str, Any]:
         settings = work.config.ingest
         parts = [
             (work.dataset, [(e.path, e.fault) for e in entries[row : row + PART_SIZE]],
-             settings.min_px, settings.max_pixels)
+             settings)
             for row in range(0, len(entries), PART_SIZE)
         ]  # fmt: skip
-        found = [
+        inspected = [
             image for part in work.engine.map(inspect_part, parts, label="ingest") for image in part
         ]
+        found = [image[:4] for image in inspected]
+        measures = [image[4] for image in inspected]
     reasons, twins = find_copies(entries, found)
     accepted = [row for row, reason in enumerate(reasons) if not reason]
     rejected = [row for row, reason in enumerate(reasons) if reason]
@@ -120,6 +136,7 @@ def run(work: Work) -> Mapping[str, Any]:
             "reason": [reasons[row] for row in rejected],
         },
     )
+    work.write("qualities", make_columns([measures[row] for row in accepted if measures]))
     known = [row for row, entry in enumerate(kept) if hidden[row] and entry.identity is not None]
     work.write("truth", {"sample_id": known, "identity": [kept[row].identity for row in known]})
     counts = Counter(entry.split for entry in kept)
@@ -199,9 +216,9 @@ def _list_views(work: Work) -> list[str]:
 
 
 def inspect_part(
-    dataset: Dataset, entries: list[tuple[str, str]], min_px: int, max_pixels: int
-) -> list[tuple[int, int, str, str]]:
-    """(width, height, sha256, reason) of each image; the reason is empty for an accepted one.
+    dataset: Dataset, entries: list[tuple[str, str]], settings: IngestSettings
+) -> list[tuple[int, int, str, str, Measures]]:
+    """(width, height, sha256, reason, measures) of each image; no reason for an accepted one.
 
     entries : (path, fault); an image with a fault is rejected without opening it.
     """
@@ -209,8 +226,11 @@ def inspect_part(
 
     if dataset.kind == "synthetic":
         faces = dataset.read_faces([path for path, _ in entries])
-        size = faces.shape[1]
-        return [(size, size, hashlib.sha256(face.tobytes()).hexdigest(), "") for face in faces]
+        return [
+            (face.shape[1], face.shape[0], hashlib.sha256(face.tobytes()).hexdigest(),
+             *_rate(face, settings))
+            for face in faces
+        ]  # fmt: skip
     found = []
     for path, fault in entries:
         digest = ""
@@ -219,14 +239,20 @@ def inspect_part(
                 raise DataError(fault)
             data = dataset.read_bytes(path)
             digest = hashlib.sha256(data).hexdigest()
-            image = decode_image(data, min_px=min_px, max_pixels=max_pixels)
+            image = decode_image(data, min_px=settings.min_px, max_pixels=settings.max_pixels)
             # A crop of this size or less was cut by somebody; a photo of one colour shows nobody.
             if min(image.shape[:2]) > dataset.manifest.size_px and is_blank(image):
                 raise DataError("blank: the picture is of one colour")
-            found.append((image.shape[1], image.shape[0], digest, ""))
+            found.append((image.shape[1], image.shape[0], digest, *_rate(image, settings)))
         except DataError as error:
-            found.append((0, 0, digest, str(error)))
+            found.append((0, 0, digest, str(error), UNKNOWN))
     return found
+
+
+def _rate(image: np.ndarray, settings: IngestSettings) -> tuple[str, Measures]:
+    """Why the image is too poor, or an empty string, and its measures."""
+    measures = measure_image(image, pose=settings.pose)
+    return explain_poor(measures[-1], settings.min_quality), measures
 
 
 def _make_utf8(path: str) -> str:
@@ -268,9 +294,9 @@ def find_copies(
 
 STAGE = Stage(
     name="ingest",
-    version=3,
+    version=4,
     inputs=("detect.faces", "detect.rejected"),
-    outputs={"samples": SAMPLES, "rejected": REJECTED, "truth": TRUTH},
+    outputs={"samples": SAMPLES, "rejected": REJECTED, "truth": TRUTH, "qualities": QUALITIES},
     reads=("ingest",),
     reads_with_features=("committee",),
     run=run,
