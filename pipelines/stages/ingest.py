@@ -10,8 +10,8 @@ The contract:
 - An image one of whose ready features is zero or not finite goes to `rejected` too, in all views.
 - `sample_id` counts accepted images from 0, ordered by split (labelled, unlabelled, evaluation),
   then path.
-- `frame` is the number of a video's frame, `track` that of the faces in successive frames that the
-  tracker took for one; null for other images.
+- `frame` is the number of a frame of `clip`, `track` that of the faces in successive frames that
+  the tracker took for one, or that the data set has as one; null for other images.
 - `row` is the position in the list of the split, which is the row of ready features.
 - `qualities` has a row for every sample with pixels: size, sharpness, and pose where it is known.
 - The true identity of an unlabelled image, where the data set has it, is only in `truth`.
@@ -62,6 +62,7 @@ SAMPLES = pa.schema(
         ("copy_of", pa.int64()),
         ("track", pa.int64()),
         ("frame", pa.int64()),
+        ("clip", pa.string()),
     ]
 )
 REJECTED = pa.schema([("dataset", pa.string()), ("path", pa.string()), ("reason", pa.string())])
@@ -103,6 +104,7 @@ def run(work: Work) -> Mapping[str, Any]:
         ]
         found = [image[:4] for image in inspected]
         measures = [image[4] for image in inspected]
+    track |= number_tracks(entries, len(set(track.values())))
     reasons, twins = find_copies(entries, found)
     accepted = [row for row, reason in enumerate(reasons) if not reason]
     rejected = [row for row, reason in enumerate(reasons) if reason]
@@ -125,6 +127,7 @@ def run(work: Work) -> Mapping[str, Any]:
             "row": [rows[row] for row in accepted],
             "track": [track.get(entry.path) for entry in kept],
             "frame": [entry.frame for entry in kept],
+            "clip": [entry.clip for entry in kept],
             "copy_of": [number[copies[row]] if row in copies else None for row in accepted],
         },
     )
@@ -185,7 +188,7 @@ def track_faces(entries: list[Entry], faces: pd.DataFrame) -> dict[str, int]:
 
     clips: dict[tuple[str, str], list[Entry]] = {}
     for entry in entries:
-        if entry.clip is not None and entry.frame is not None and not entry.fault:
+        if entry.clip is not None and entry.track is None and not entry.fault:
             clips.setdefault((entry.split, entry.clip), []).append(entry)
     box_of = faces.drop_duplicates("path").set_index("path")[["left", "top", "right", "bottom"]]
     found: dict[str, int] = {}
@@ -197,6 +200,22 @@ def track_faces(entries: list[Entry], faces: pd.DataFrame) -> dict[str, int]:
         found |= {entry.path: first + int(t) for entry, t in zip(known, track, strict=True)}
         first += int(track.max(initial=-1)) + 1
     return found
+
+
+def number_tracks(entries: list[Entry], first: int = 0) -> dict[str, int]:
+    """The tracks that the data set has, by path, numbered from `first` on.
+
+    Where several faces were found in one picture of a track none of them is taken for its face.
+    """
+    once = Counter((entry.split, entry.track, entry.frame) for entry in entries)
+    sure = [
+        entry for entry in entries
+        if entry.track is not None and not entry.fault
+        and once[entry.split, entry.track, entry.frame] == 1
+    ]  # fmt: skip
+    number = {name: first + place for place, name in
+              enumerate(dict.fromkeys((entry.split, entry.track) for entry in sure))}  # fmt: skip
+    return {entry.path: number[entry.split, entry.track] for entry in sure}
 
 
 def _number_rows(entries: list[Entry]) -> list[int]:

@@ -79,7 +79,7 @@ def run(work: Work) -> Mapping[str, Any]:
     from cdp.propagation.soft_labels import diffuse_labels, repeat_rows
     from cdp.review.constraints import apply_constraints, bar_labels, settle_pairs
 
-    needed = ["sample_id", "path", "split", "sha256", "track", "frame"]
+    needed = ["sample_id", "path", "split", "sha256", "track", "frame", "clip"]
     samples = work.read("ingest.samples", columns=needed)
     samples = samples.to_pandas()
     samples = samples[samples.split == "unlabelled"]
@@ -228,7 +228,7 @@ def _add_tracks(work: Work, samples: pd.DataFrame, decided: Constraints) -> tupl
         return decided, 0
     track = samples.track.fillna(-1).to_numpy(np.int64)
     number = samples.frame.fillna(0).astype(np.int64).astype(str).str.zfill(12)
-    name = samples.path.str.rpartition("/")[0] + "/" + number
+    name = samples["clip"].fillna("") + "/" + number
     frame = name.where(samples.frame.notna() & (track >= 0)).factorize(sort=True)[0]
     members = [member.name for member in work.config.committee.all]
     tables = [work.locate("embed.embeddings", f"{SPLITS[1]}/{member}") for member in members]
