@@ -46,7 +46,7 @@ def choose_medoids(
     own = label[members]
     clusters = int(own.max(initial=UNLABELLED)) + 1
     value = summed[members]
-    rank = (-value,)
+    rank: tuple[np.ndarray, ...] = (-value,)
     if quality is not None:
         most = np.zeros(clusters)
         np.maximum.at(most, own, value)
