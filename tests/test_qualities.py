@@ -91,7 +91,7 @@ def test_sets_are_weighed_by_quality(faces: np.ndarray) -> None:
     recognizer = Recognizer(build_backbone("plain", input_px=16, embedding_dim=8), device="cpu")
     images = np.stack([faces[0], blur(faces[1], 10), faces[4], faces[5]])
     vectors, group = recognizer.embed(images), np.array([0, 0, 1, 1])
-    expected = pool_vectors(vectors, group, rate_crops(images))
+    expected = pool_vectors(vectors, group, rate_crops(images) ** 2)
     found = recognizer.embed_set(images, group, weigh="quality")
     np.testing.assert_allclose(found, expected, atol=1e-6)
     alone = recognizer.embed_set(images, group, weigh=np.array([1.0, 0, 0, 2]))

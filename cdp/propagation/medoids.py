@@ -12,7 +12,7 @@ import numpy as np
 
 from cdp.types import UNLABELLED, PairTable
 
-NEARLY = 0.9
+NEARLY = 0.8
 """Share of the largest summed probability of a cluster from which on a row is central."""
 
 

@@ -95,7 +95,7 @@ class Recognizer:
             The person of each image; None: all are of one.
         weigh : str, (n,) float or NeuralAggregator
             "norm" weighs each image by its embedding's norm, which follows quality; "quality" by
-            its size and sharpness; "mean" all alike; "parts" each part by its length, for the head
+            its size and sharpness, squared; "mean" all alike; "parts" each part by its length, for the head
             `subspheres`; numbers of 0 or above are weights; an aggregator as it was trained.
         parts : int
             Of "parts": as the head's.
@@ -119,7 +119,7 @@ class Recognizer:
         elif isinstance(weigh, np.ndarray):
             pooled = pool_vectors(vectors, whose, weigh)
         elif weigh == "quality":
-            pooled = pool_vectors(vectors, whose, rate_crops(images))
+            pooled = pool_vectors(vectors, whose, rate_crops(images) ** 2)
         elif weigh == "parts":
             pooled = fuse_parts(vectors * norm[:, None], whose, parts)
         elif weigh in ("mean", "norm"):
