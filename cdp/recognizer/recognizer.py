@@ -95,8 +95,8 @@ class Recognizer:
             The person of each image; None: all are of one.
         weigh : str, (n,) float or NeuralAggregator
             "norm" weighs each image by its embedding's norm, which follows quality; "quality" by
-            its size and sharpness, squared; "mean" all alike; "parts" each part by its length, for the head
-            `subspheres`; numbers of 0 or above are weights; an aggregator as it was trained.
+            its size and sharpness, squared; "mean" all alike; "parts" each part by its length, for
+            the head `subspheres`; numbers of 0 or above are weights; an aggregator as trained.
         parts : int
             Of "parts": as the head's.
         batch_size, flip
