@@ -235,13 +235,16 @@ class IngestSettings(Settings):
 
     min_px : shortest side an image must have, in pixels.
     max_pixels : most pixels (width x height) an image may have.
-    min_quality : smallest quality, in [0, 1], of a face found by the stage detect; faces that came
-        aligned have none and are kept.
+    min_quality : smallest quality of a face, in [0, 1]: size, sharpness, pose and score in one
+        number; of faces that came aligned size and sharpness, without `pose`.
+    pose : find landmarks in faces that came aligned too, for their pose and the detector's score;
+        needs the detector (`cdp[detect]`).
     """
 
     min_px: Positive = 8
     max_pixels: Annotated[int, Field(ge=1, le=100_000_000)] = 50_000_000
     min_quality: float = Field(0.0, ge=0, le=1)
+    pose: bool = False
 
 
 class TrainSettings(TrainingSettings):

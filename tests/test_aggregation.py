@@ -123,5 +123,5 @@ def test_errors() -> None:
     with pytest.raises(DataError, match="two people with two pictures"):
         train_aggregator(AXES, np.array([0, 1]))
     recognizer = Recognizer(build_backbone("plain", input_px=16, embedding_dim=8), device="cpu")
-    with pytest.raises(DataError, match="weigh of mean, norm, parts or an aggregator expected"):
+    with pytest.raises(DataError, match="weigh of mean, norm, quality, parts"):
         recognizer.embed_set(np.zeros((1, 16, 16, 3), np.uint8), weigh="best")

@@ -216,6 +216,7 @@ def test_a_file_nobody_may_read_is_set_aside(tmp_path):
         import ctypes, sys
         from pathlib import Path
         from pipelines.data.dataset import Dataset
+        from pipelines.config import IngestSettings
         from pipelines.stages.ingest import inspect_part
         from pipelines.files import FileDigests
         place = Path(sys.argv[1])
@@ -223,9 +224,9 @@ def test_a_file_nobody_may_read_is_set_aside(tmp_path):
         assert ctypes.CDLL(None).capset(version_3, (ctypes.c_uint32 * 6)()) == 0
         dataset = Dataset.open(place / "data.yaml", place / "data")
         entries = dataset.list_entries()
-        found = inspect_part(dataset, [(e.path, e.fault) for e in entries], 8, 10**6)
+        found = inspect_part(dataset, [(e.path, e.fault) for e in entries], IngestSettings())
         dataset.digest(FileDigests(place / "nowhere" / "files.json"))
-        for entry, (*_, reason) in zip(entries, found):
+        for entry, (*_, reason, _) in zip(entries, found):
             if reason:
                 print(entry.path, "|", reason)
     """

@@ -1,6 +1,8 @@
 """Photos to crops: which faces are chosen, given places, reasons, and the command `cdp align`."""
 
 import csv
+import struct
+import zlib
 from pathlib import Path
 
 import cv2
@@ -76,6 +78,28 @@ def test_photos_without_a_usable_face_have_a_reason(folder: Path) -> None:
     assert unsure.rejected[0][1].startswith("no face is sure: the best has the score ")
     assert unsure.rows["chosen"] == [False]
     assert len(unsure.crops) == 0
+
+
+def test_a_photo_of_more_than_a_hundred_megapixels_costs_only_itself(
+    folder: Path, tmp_path: Path
+) -> None:
+    """Refused by what its header says: it is never decoded."""
+    size = struct.pack(">IIBBBBB", 10_001, 10_000, 8, 2, 0, 0, 0)
+    header = b"IHDR" + size
+    (tmp_path / "huge.png").write_bytes(
+        b"\x89PNG\r\n\x1a\n" + struct.pack(">I", len(size)) + header
+        + struct.pack(">I", zlib.crc32(header)) + (folder / "one.png").read_bytes()[33:]
+    )  # fmt: skip
+    places = {"huge.png": tmp_path, "one.png": folder}
+    found = find_faces(
+        [(name, False) for name in places],
+        lambda path: (places[path] / path).read_bytes(),
+        PhotoTask(AlignSettings(), 112),
+        {},
+    )
+    assert [name for name, _ in found.rejected] == ["huge.png"]
+    assert found.rejected[0][1].startswith("too large: 10001 x 10000 px")
+    assert found.rows["photo"] == ["one.png"]
 
 
 def test_given_places_are_used_instead_of_detecting(folder: Path, tmp_path: Path) -> None:

@@ -25,6 +25,7 @@ pytestmark = [pytest.mark.torch, pytest.mark.slow, pytest.mark.trains]
 
 ROOT = Path(__file__).parents[1]
 TABLES = {
+    "ingest/qualities": "sample_id side_px sharpness quality",
     "ingest/samples": "sample_id dataset path split identity width height sha256",
     "ingest/rejected": "dataset path reason",
     "train/history": "model epoch step loss learning_rate accuracy seconds",

@@ -47,7 +47,7 @@ TRAINING = {
 }  # fmt: skip
 OTHER = {
     "seed": 1000,
-    "ingest": {"min_px": 9, "max_pixels": 1000, "min_quality": 0.1},
+    "ingest": {"min_px": 9, "max_pixels": 1000, "min_quality": 0.1, "pose": True},
     "train": {**TRAINING, "mediator_share": 0.4},
     "embed": {"reduce_px": None, "flip": True, "degrade_labelled": "never"},
     "knn": {"k": 6, "backend": "exact", "options": {"M": 12}, "recall_sample": 10, "joint": False,

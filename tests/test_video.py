@@ -1,6 +1,7 @@
 """Videos and folders of frames: read, tracked, and their tracks kept together by propagate."""
 
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,7 @@ from known_clusters import build_projection
 from PIL import Image
 
 import cdp
+from cdp.errors import ConfigError
 from cdp.images.decode import decode_image
 from cdp.images.tracks import link_boxes, measure_overlap
 from cdp.review.constraints import Constraints, find_conflict
@@ -17,9 +19,11 @@ from cdp.review.tracks import constrain_tracks, give_way
 from cdp.synthetic.identities import SyntheticFaces
 from pipelines.data.dataset import number_frames
 from pipelines.data.layouts import video
+from pipelines.data.layouts.tracks import FOLDERS, name_tracks
 from pipelines.data.manifest import Entry
 from pipelines.engine import Engine
 from pipelines.run import main
+from pipelines.stages.ingest import number_tracks
 
 av = pytest.importorskip("av")
 FRAMES, EVERY = 48, 4
@@ -91,6 +95,46 @@ def test_overlap():
     box = np.array([[0, 0, 10, 10.0]])
     other = np.array([[0, 0, 10, 10], [5, 0, 15, 10], [20, 20, 30, 30], [3, 3, 3, 3]], float)
     np.testing.assert_allclose(measure_overlap(box, other), [[1, 1 / 3, 0, 0]])
+
+
+TRACKS = ["c/a/01.jpg", "c/a/02.jpg", "c/b/02.jpg", "d/a/02.jpg", "c/a/x.jpg", "7.jpg"]
+
+
+def list_tracks(names, pattern, every=1):
+    entries = [Entry(f"t/{name}", "unlabelled", None) for name in names]
+    return name_tracks(entries, "t", pattern, every)
+
+
+def test_each_folder_of_cut_faces_is_a_track():
+    found = list_tracks(TRACKS, FOLDERS)
+    number = number_tracks(found)
+    assert number == {"t/c/a/01.jpg": 0, "t/c/a/02.jpg": 0, "t/c/b/02.jpg": 1, "t/d/a/02.jpg": 2}
+    assert found[1].clip != found[2].clip  # frames of two tracks need not be one moment
+    assert [each.path for each in list_tracks(TRACKS, FOLDERS, 2)] == [
+        f"t/{name}" for name in TRACKS if name != "c/a/01.jpg"]  # fmt: skip
+
+
+def test_clips_and_tracks_in_a_pattern():
+    found = list_tracks(TRACKS, "{clip}/{track}/{frame}")
+    assert [(each.clip, each.frame) for each in found[:4]] == [
+        ("t:c", 1), ("t:c", 2), ("t:c", 2), ("t:d", 2)]  # fmt: skip
+    assert len(set(number_tracks(found).values())) == 3
+    flat = list_tracks(["cam_1_000120_t3.png", "cam_1_000125_t3.png", "cam_1_000125_t4.png"],
+                       "{clip}_{frame}_t{track}")  # fmt: skip
+    assert list(number_tracks(flat).values()) == [0, 0, 1]
+    assert {each.clip for each in flat} == {"t:cam_1"}
+
+
+def test_two_faces_of_one_picture_of_a_track_have_none():
+    first, second = list_tracks(TRACKS[:2], FOLDERS)
+    faces = [replace(first, path="t/c/a/01.jpg#0"), replace(first, path="t/c/a/01.jpg#1"), second]
+    assert number_tracks(faces, 5) == {second.path: 5}
+
+
+@pytest.mark.parametrize("pattern", ["{track}", "{frame}", "{track}{track}/{frame}", "{person}_*"])
+def test_a_pattern_without_track_and_frame_is_refused(pattern):
+    with pytest.raises(ConfigError, match=r"\{track\} and \{frame\} expected once each"):
+        list_tracks(TRACKS, pattern)
 
 
 def walk(start, step, frames):
@@ -170,6 +214,32 @@ def draw_clip(people, brightness):
     return frames
 
 
+def check_cut_faces(place, run, samples, options):
+    """The same faces as folders of cut faces: their tracks give the same labels as the video."""
+    rows = samples[samples.track.notna()]
+    crops = run.open_dataset(place).read_faces(rows.path.tolist())
+    for row, pixels in zip(rows.itertuples(), crops, strict=True):
+        clip = row.clip.rpartition("/")[2]
+        path = place / "cut" / clip / f"{row.frame:06d}_{row.track:02d}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(pixels).save(path)
+    manifest = {"name": "cut", "kind": "images", "size_px": 48,
+                "unlabelled": {"root": "cut", "layout": "tracks",
+                               "pattern": "{clip}/{frame}_{track}"}}  # fmt: skip
+    (place / "data.yaml").write_text(yaml.safe_dump(manifest))
+    assert main([*options, "name=cut"]) == 0
+    cut = cdp.open_run(place / "runs" / "cut")
+    facts = [each.manifest("propagate")["facts"]["tracks"] for each in (run, cut)]
+    assert facts[0] == facts[1]
+    label = [each.labels.set_index("path").pseudo_label for each in (run, cut)]
+    again = "cut/" + rows["clip"].str.rpartition("/")[2] + [
+        f"/{frame:06d}_{track:02d}.png"
+        for frame, track in zip(rows.frame.astype(int), rows.track.astype(int), strict=True)
+    ]  # fmt: skip
+    pairs = set(zip(label[0][rows.path], label[1][again], strict=True))
+    assert len(pairs) == len({one for one, _ in pairs}) == len({other for _, other in pairs})
+
+
 @pytest.mark.slow
 @pytest.mark.torch
 def test_a_video_through_the_pipeline_with_and_without_tracks(tmp_path, monkeypatch, capsys):
@@ -222,6 +292,7 @@ def test_a_video_through_the_pipeline_with_and_without_tracks(tmp_path, monkeypa
     assert one != other
     assert -1 not in one | other
     assert len({*label["false"].tolist()}) > 2 or -1 in label["false"]
+    check_cut_faces(tmp_path, found["true"], samples, options)
     picture = decode_image(found["true"].open_dataset(tmp_path).read_bytes(
         "cameras/door.mkv/00000004.bmp"))  # fmt: skip
     assert picture.shape == (260, 520, 3)

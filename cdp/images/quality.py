@@ -4,6 +4,8 @@ The contract:
 - Every measure is of one face alone. Pose is in degrees and rough: five points show it to about ten
   degrees.
 - The quality lies in [0, 1]: 1 is a sharp, frontal, sure face of 112 px or more.
+- Crops that came aligned are rated by size and sharpness, and by pose and score where landmarks are
+  found in them.
 """
 
 from __future__ import annotations
@@ -11,7 +13,9 @@ from __future__ import annotations
 import cv2
 import numpy as np
 
+from cdp.errors import DataError
 from cdp.images.align import TEMPLATE_112, estimate_similarity
+from cdp.images.decode import fit_square
 
 NOSE_DEPTH = 0.5
 """How far the tip of the nose is before the plane of the eyes, in distances between the eyes."""
@@ -19,6 +23,8 @@ NOSE_HEIGHT = 0.495
 """Height of the nose between eyes (0) and mouth (1) in the template."""
 FULL_PX, FULL_SHARPNESS = 112, 100.0
 """Size and sharpness from which on a face is as good as can be."""
+SIDE_PX = 112
+"""Side at which sharpness is compared."""
 
 
 def measure_sharpness(faces: np.ndarray) -> np.ndarray:
@@ -128,3 +134,31 @@ def rate_quality(
     yaw, pitch = np.radians(pose_deg[:, 0]), np.radians(pose_deg[:, 1])
     frontal = np.clip(np.cos(yaw) * np.cos(pitch), 0, 1)
     return np.asarray(score * size * sharp * frontal, np.float32)
+
+
+def rate_crops(crops: np.ndarray) -> np.ndarray:
+    """Quality of aligned crops by size and sharpness, pose and score left aside.
+
+    Parameters
+    ----------
+    crops : (n, s, s, 3) uint8, RGB
+        As they came: a crop that was enlarged before counts as large, and as blurred.
+
+    Returns
+    -------
+    quality : (n,) float32, in [0, 1]
+
+    Raises
+    ------
+    DataError
+        Another shape or type.
+    """
+    if crops.ndim != 4 or crops.shape[3] != 3 or crops.dtype != np.uint8:
+        raise DataError(f"crops (n, s, s, 3) uint8 expected, got {crops.shape} {crops.dtype}")
+    count, side = crops.shape[:2]
+    standard = np.empty((count, SIDE_PX, SIDE_PX, 3), np.uint8)
+    for row, crop in enumerate(crops):
+        standard[row] = fit_square(crop, SIDE_PX)
+    return rate_quality(
+        np.full(count, side), measure_sharpness(standard), np.zeros((count, 3)), np.ones(count)
+    )

@@ -17,6 +17,7 @@ from torch import Tensor
 from cdp.aggregation import NeuralAggregator, fuse_parts, pool_vectors
 from cdp.embedding import BackboneEmbedder
 from cdp.errors import DataError
+from cdp.images.quality import rate_crops
 from cdp.models import Backbone, load_model, pack_model, save_model, unpack_model
 
 
@@ -79,7 +80,7 @@ class Recognizer:
         images: np.ndarray,
         group: np.ndarray | None = None,
         *,
-        weigh: str | NeuralAggregator = "norm",
+        weigh: str | np.ndarray | NeuralAggregator = "norm",
         parts: int = 8,
         batch_size: int = 256,
         flip: bool = True,
@@ -92,10 +93,10 @@ class Recognizer:
             As `embed`; of a track of a camera, for instance.
         group : (n,) integer or None
             The person of each image; None: all are of one.
-        weigh : str or NeuralAggregator
-            "norm" weighs each image by its embedding's norm, which follows quality; "mean" all
-            alike; "parts" each part by its length, for the head `subspheres`; an aggregator as it
-            was trained.
+        weigh : str, (n,) float or NeuralAggregator
+            "norm" weighs each image by its embedding's norm, which follows quality; "quality" by
+            its size and sharpness, squared; "mean" all alike; "parts" each part by its length, for
+            the head `subspheres`; numbers of 0 or above are weights; an aggregator as trained.
         parts : int
             Of "parts": as the head's.
         batch_size, flip
@@ -115,12 +116,19 @@ class Recognizer:
         whose = np.zeros(len(vectors), np.int64) if group is None else np.asarray(group)
         if isinstance(weigh, NeuralAggregator):
             pooled = weigh.pool(vectors, whose)
+        elif isinstance(weigh, np.ndarray):
+            pooled = pool_vectors(vectors, whose, weigh)
+        elif weigh == "quality":
+            pooled = pool_vectors(vectors, whose, rate_crops(images) ** 2)
         elif weigh == "parts":
             pooled = fuse_parts(vectors * norm[:, None], whose, parts)
         elif weigh in ("mean", "norm"):
             pooled = pool_vectors(vectors, whose, None if weigh == "mean" else norm)
         else:
-            raise DataError(f"weigh of mean, norm, parts or an aggregator expected, got {weigh!r}")
+            raise DataError(
+                f"weigh of mean, norm, quality, parts, weights or an aggregator expected, got "
+                f"{weigh!r}"
+            )
         return pooled[0] if group is None else pooled
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, str]]:

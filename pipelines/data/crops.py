@@ -19,6 +19,7 @@ import pyarrow.parquet as pq
 
 from cdp.errors import DataError
 from pipelines.data.manifest import Entry
+from pipelines.data.qualities import explain_poor
 from pipelines.files import open_atomically
 
 Found = tuple[int, int, str, str]
@@ -98,6 +99,6 @@ def _list_photo(
         reason = ""
         if side < min_px:
             reason = f"too small: a face of {side} px, at least {min_px} wanted"
-        elif row.quality < min_quality:
-            reason = f"poor: a face of quality {row.quality:.2f}, at least {min_quality:g} wanted"
+        else:
+            reason = explain_poor(row.quality, min_quality)
         yield replace(entry, path=row.path), (side, side, row.sha256, reason)

@@ -41,6 +41,7 @@ from pipelines.data.folders import LEFT_OUT, find_fault, locate, walk_folder
 from pipelines.data.layouts import find_archives, find_place, list_archive, read_place
 from pipelines.data.layouts.flat import name_people
 from pipelines.data.layouts.listed import list_listed
+from pipelines.data.layouts.tracks import FOLDERS, name_tracks
 from pipelines.data.manifest import (
     SPLITS,
     DataManifest,
@@ -403,15 +404,19 @@ def _list_folder(dataset: Dataset, split: str, folder: FolderSettings) -> list[E
             dataset.find_fault,
             people=layout == "people" and split != "unlabelled",
         )
+    if layout == "tracks":
+        pile = FolderSettings(root=folder.root, layout="pile")
+        faces = _list_folder(dataset, split, pile)
+        return name_tracks(faces, folder.root, folder.pattern or FOLDERS, folder.step)
     if folder.pattern is not None:
         pile = FolderSettings(root=folder.root, layout="pile")
         return name_people(_list_folder(dataset, split, pile), folder.pattern)
-    inside = _list_archives(dataset, split, folder.root, layout, folder.every)
+    inside = _list_archives(dataset, split, folder.root, layout, folder.step)
     files = _walk_files(dataset, folder.root)
     if inside and all(fault.startswith(LEFT_OUT) for _, fault in files):
         return inside
     listed = _list_files(files, split, folder.root, layout)
-    return [*inside, *(number_frames(listed, folder.every) if layout == "frames" else listed)]
+    return [*inside, *(number_frames(listed, folder.step) if layout == "frames" else listed)]
 
 
 def number_frames(entries: list[Entry], every: int) -> list[Entry]:

@@ -62,19 +62,26 @@ class FolderSettings(Settings):
     root : the folder, relative to the data root.
     layout : "people" is `<person>/<image>`, where the first folder is the person and deeper ones
         are nested at will; "pile" is images without identities, nested at will; "frames" is a pile
-        where each folder is a clip, and the number at the end of a file's name its frame; null is
-        "pile" for `unlabelled` and "people" for the others. The frames of a video need no layout.
-    every : of videos and clips every so many frames are used.
+        where each folder is a clip, and the number at the end of a file's name its frame; "tracks"
+        is a pile of cut faces, each folder a track of one person; null is "pile" for `unlabelled`
+        and "people" for the others. The frames of a video need no layout.
+    every : of videos, clips and tracks every so many frames are used; null is 5, of tracks 1.
     list : names the images and their people: a CSV, TSV, JSON lines, Parquet or `.lst` file,
         relative to the data root.
-    pattern : where the name of a file says the person: `{person}_*` for Ann_Lee_0003.jpg.
+    pattern : where the name of a file says the person: `{person}_*` for Ann_Lee_0003.jpg. Of
+        tracks, where the path says track and frame, maybe the clip: `{clip}/{frame}_{track}`.
     """
 
     root: str
     list: str | None = None
     pattern: str | None = None
-    layout: Literal["people", "pile", "frames"] | None = None
-    every: Annotated[int, Field(ge=1)] = 5
+    layout: Literal["people", "pile", "frames", "tracks"] | None = None
+    every: Annotated[int, Field(ge=1)] | None = None
+
+    @property
+    def step(self) -> int:
+        """Of videos, clips and tracks every so many frames are used."""
+        return self.every or (1 if self.layout == "tracks" else 5)
 
 
 class EvaluationSettings(FolderSettings):
@@ -181,6 +188,7 @@ class Entry:
         folder is the person, also of a file that is not opened.
     fault : why the file must not be opened, or empty.
     clip, frame : the video or folder of frames, and the number of the frame; None for others.
+    track : the name of its track, where the data set has tracks.
     """
 
     path: str
@@ -189,6 +197,7 @@ class Entry:
     fault: str = ""
     clip: str | None = None
     frame: int | None = None
+    track: str | None = None
 
 
 @dataclass(frozen=True)

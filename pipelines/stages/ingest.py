@@ -10,9 +10,10 @@ The contract:
 - An image one of whose ready features is zero or not finite goes to `rejected` too, in all views.
 - `sample_id` counts accepted images from 0, ordered by split (labelled, unlabelled, evaluation),
   then path.
-- `frame` is the number of a video's frame, `track` that of the faces in successive frames that the
-  tracker took for one; null for other images.
+- `frame` is the number of a frame of `clip`, `track` that of the faces in successive frames that
+  the tracker took for one, or that the data set has as one; null for other images.
 - `row` is the position in the list of the split, which is the row of ready features.
+- `qualities` has a row for every sample with pixels: size, sharpness, and pose where it is known.
 - The true identity of an unlabelled image, where the data set has it, is only in `truth`.
 """
 
@@ -27,11 +28,21 @@ import numpy as np
 import pyarrow as pa
 
 from cdp.errors import DataError
+from pipelines.config import IngestSettings
 from pipelines.data.alignment_check import check_alignment, judge_images
 from pipelines.data.crops import list_faces
 from pipelines.data.dataset import Dataset
 from pipelines.data.folders import LEFT_OUT
 from pipelines.data.manifest import Entry
+from pipelines.data.qualities import (
+    QUALITIES,
+    UNKNOWN,
+    Measures,
+    explain_poor,
+    make_columns,
+    measure_image,
+    read_measures,
+)
 from pipelines.stage import Stage, Work
 
 if TYPE_CHECKING:
@@ -51,6 +62,7 @@ SAMPLES = pa.schema(
         ("copy_of", pa.int64()),
         ("track", pa.int64()),
         ("frame", pa.int64()),
+        ("clip", pa.string()),
     ]
 )
 REJECTED = pa.schema([("dataset", pa.string()), ("path", pa.string()), ("reason", pa.string())])
@@ -65,12 +77,15 @@ def run(work: Work) -> Mapping[str, Any]:
     entries = work.dataset.list_entries()
     rows = _number_rows(entries)
     track: dict[str, int] = {}
+    measures: list[Measures] = []
     if work.dataset.crops is not None:
         faces, without = (work.read(f"detect.{name}").to_pandas() for name in ("faces", "rejected"))
         least = work.config.ingest
         entries, found = list_faces(entries, faces, without, least.min_px, least.min_quality)
         rows = _number_rows(entries)
         track = track_faces(entries, faces)
+        measures_of = read_measures(faces)
+        measures = [measures_of.get(entry.path, UNKNOWN) for entry in entries]
     elif work.dataset.kind == "features":
         bad = work.dataset.find_bad_rows(_list_views(work))
         found = [
@@ -81,12 +96,15 @@ def run(work: Work) -> Mapping[str, Any]:
         settings = work.config.ingest
         parts = [
             (work.dataset, [(e.path, e.fault) for e in entries[row : row + PART_SIZE]],
-             settings.min_px, settings.max_pixels)
+             settings)
             for row in range(0, len(entries), PART_SIZE)
         ]  # fmt: skip
-        found = [
+        inspected = [
             image for part in work.engine.map(inspect_part, parts, label="ingest") for image in part
         ]
+        found = [image[:4] for image in inspected]
+        measures = [image[4] for image in inspected]
+    track |= number_tracks(entries, len(set(track.values())))
     reasons, twins = find_copies(entries, found)
     accepted = [row for row, reason in enumerate(reasons) if not reason]
     rejected = [row for row, reason in enumerate(reasons) if reason]
@@ -109,6 +127,7 @@ def run(work: Work) -> Mapping[str, Any]:
             "row": [rows[row] for row in accepted],
             "track": [track.get(entry.path) for entry in kept],
             "frame": [entry.frame for entry in kept],
+            "clip": [entry.clip for entry in kept],
             "copy_of": [number[copies[row]] if row in copies else None for row in accepted],
         },
     )
@@ -120,6 +139,7 @@ def run(work: Work) -> Mapping[str, Any]:
             "reason": [reasons[row] for row in rejected],
         },
     )
+    work.write("qualities", make_columns([measures[row] for row in accepted if measures]))
     known = [row for row, entry in enumerate(kept) if hidden[row] and entry.identity is not None]
     work.write("truth", {"sample_id": known, "identity": [kept[row].identity for row in known]})
     counts = Counter(entry.split for entry in kept)
@@ -168,7 +188,7 @@ def track_faces(entries: list[Entry], faces: pd.DataFrame) -> dict[str, int]:
 
     clips: dict[tuple[str, str], list[Entry]] = {}
     for entry in entries:
-        if entry.clip is not None and entry.frame is not None and not entry.fault:
+        if entry.clip is not None and entry.track is None and not entry.fault:
             clips.setdefault((entry.split, entry.clip), []).append(entry)
     box_of = faces.drop_duplicates("path").set_index("path")[["left", "top", "right", "bottom"]]
     found: dict[str, int] = {}
@@ -180,6 +200,22 @@ def track_faces(entries: list[Entry], faces: pd.DataFrame) -> dict[str, int]:
         found |= {entry.path: first + int(t) for entry, t in zip(known, track, strict=True)}
         first += int(track.max(initial=-1)) + 1
     return found
+
+
+def number_tracks(entries: list[Entry], first: int = 0) -> dict[str, int]:
+    """The tracks that the data set has, by path, numbered from `first` on.
+
+    Where several faces were found in one picture of a track none of them is taken for its face.
+    """
+    once = Counter((entry.split, entry.track, entry.frame) for entry in entries)
+    sure = [
+        entry for entry in entries
+        if entry.track is not None and not entry.fault
+        and once[entry.split, entry.track, entry.frame] == 1
+    ]  # fmt: skip
+    number = {name: first + place for place, name in
+              enumerate(dict.fromkeys((entry.split, entry.track) for entry in sure))}  # fmt: skip
+    return {entry.path: number[entry.split, entry.track] for entry in sure}
 
 
 def _number_rows(entries: list[Entry]) -> list[int]:
@@ -199,9 +235,9 @@ def _list_views(work: Work) -> list[str]:
 
 
 def inspect_part(
-    dataset: Dataset, entries: list[tuple[str, str]], min_px: int, max_pixels: int
-) -> list[tuple[int, int, str, str]]:
-    """(width, height, sha256, reason) of each image; the reason is empty for an accepted one.
+    dataset: Dataset, entries: list[tuple[str, str]], settings: IngestSettings
+) -> list[tuple[int, int, str, str, Measures]]:
+    """(width, height, sha256, reason, measures) of each image; no reason for an accepted one.
 
     entries : (path, fault); an image with a fault is rejected without opening it.
     """
@@ -209,8 +245,11 @@ def inspect_part(
 
     if dataset.kind == "synthetic":
         faces = dataset.read_faces([path for path, _ in entries])
-        size = faces.shape[1]
-        return [(size, size, hashlib.sha256(face.tobytes()).hexdigest(), "") for face in faces]
+        return [
+            (face.shape[1], face.shape[0], hashlib.sha256(face.tobytes()).hexdigest(),
+             *_rate(face, settings))
+            for face in faces
+        ]  # fmt: skip
     found = []
     for path, fault in entries:
         digest = ""
@@ -219,14 +258,20 @@ def inspect_part(
                 raise DataError(fault)
             data = dataset.read_bytes(path)
             digest = hashlib.sha256(data).hexdigest()
-            image = decode_image(data, min_px=min_px, max_pixels=max_pixels)
+            image = decode_image(data, min_px=settings.min_px, max_pixels=settings.max_pixels)
             # A crop of this size or less was cut by somebody; a photo of one colour shows nobody.
             if min(image.shape[:2]) > dataset.manifest.size_px and is_blank(image):
                 raise DataError("blank: the picture is of one colour")
-            found.append((image.shape[1], image.shape[0], digest, ""))
+            found.append((image.shape[1], image.shape[0], digest, *_rate(image, settings)))
         except DataError as error:
-            found.append((0, 0, digest, str(error)))
+            found.append((0, 0, digest, str(error), UNKNOWN))
     return found
+
+
+def _rate(image: np.ndarray, settings: IngestSettings) -> tuple[str, Measures]:
+    """Why the image is too poor, or an empty string, and its measures."""
+    measures = measure_image(image, pose=settings.pose)
+    return explain_poor(measures[-1], settings.min_quality), measures
 
 
 def _make_utf8(path: str) -> str:
@@ -268,9 +313,9 @@ def find_copies(
 
 STAGE = Stage(
     name="ingest",
-    version=3,
+    version=4,
     inputs=("detect.faces", "detect.rejected"),
-    outputs={"samples": SAMPLES, "rejected": REJECTED, "truth": TRUTH},
+    outputs={"samples": SAMPLES, "rejected": REJECTED, "truth": TRUTH, "qualities": QUALITIES},
     reads=("ingest",),
     reads_with_features=("committee",),
     run=run,

@@ -4,7 +4,7 @@ The contract:
 - `labels` has a row for every unlabelled image, in the order of `sample_id`; -1 is "none".
 - `clusters` has a row for every pseudo-label. `weakest_edge` is the lowest probability on the
   cluster's maximum spanning tree; above it the cluster would fall apart. The medoid is the image
-  with the largest summed probability to the rest.
+  of the best quality among those nearly as probable with the rest as the most probable one.
 - `soft_labels` gives each image weights over nearby pseudo-labels, by diffusion along the pairs
   above the threshold; images without a label may have some.
 - Near-equal images (`representative`) have one label, unless a reviewer says otherwise: evidence,
@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from cdp.errors import DataError
 from cdp.types import UNLABELLED, PairTable
@@ -48,6 +49,8 @@ LABELS = pa.schema(
         ("confidence", pa.float32()),
         ("cut_threshold", pa.float32()),
         ("representative", pa.int64()),
+        ("quality", pa.float32()),
+        ("norm", pa.float32()),
     ]
 )
 CLUSTERS = pa.schema(
@@ -64,6 +67,8 @@ SOFT_LABELS = pa.schema(
     [("sample_id", pa.int64()), ("pseudo_label", pa.int64()), ("weight", pa.float32())]
 )
 
+ALIKE = 1e-3
+"""Norms that differ by less, as a share of the largest, are those of unit vectors."""
 VOTED = "the committee voted: its scores are cosines, and no quality can be estimated from them"
 
 
@@ -74,7 +79,7 @@ def run(work: Work) -> Mapping[str, Any]:
     from cdp.propagation.soft_labels import diffuse_labels, repeat_rows
     from cdp.review.constraints import apply_constraints, bar_labels, settle_pairs
 
-    needed = ["sample_id", "path", "split", "sha256", "track", "frame"]
+    needed = ["sample_id", "path", "split", "sha256", "track", "frame", "clip"]
     samples = work.read("ingest.samples", columns=needed)
     samples = samples.to_pandas()
     samples = samples[samples.split == "unlabelled"]
@@ -99,7 +104,8 @@ def run(work: Work) -> Mapping[str, Any]:
     doubt = describe_doubt(label)
     groups = RowGroups.of(representative, label)
     few, score = groups.reduce_pairs(pairs, probability)
-    clusters = _describe_clusters(few, score, label[groups.rows])
+    seen = _read_quality(work, sample_id)
+    clusters = _describe_clusters(few, score, label[groups.rows], seen["quality"][groups.rows])
     quality = _estimate(work, label, pairs, probability, representative)
     voted = work.input_facts("mediate")["method"] == "vote"
     precision, confidence = quality.expected_precision, quality.confidence
@@ -118,6 +124,7 @@ def run(work: Work) -> Mapping[str, Any]:
             "confidence": confidence,
             "cut_threshold": found.cut_threshold,
             "representative": sample_id[representative],
+            **{name: pa.array(value, mask=np.isnan(value)) for name, value in seen.items()},
         },
     )
     assigned = _assign_people(work, samples, label)
@@ -223,7 +230,7 @@ def _add_tracks(work: Work, samples: pd.DataFrame, decided: Constraints) -> tupl
         return decided, 0
     track = samples.track.fillna(-1).to_numpy(np.int64)
     number = samples.frame.fillna(0).astype(np.int64).astype(str).str.zfill(12)
-    name = samples.path.str.rpartition("/")[0] + "/" + number
+    name = samples["clip"].fillna("") + "/" + number
     frame = name.where(samples.frame.notna() & (track >= 0)).factorize(sort=True)[0]
     members = [member.name for member in work.config.committee.all]
     tables = [work.locate("embed.embeddings", f"{SPLITS[1]}/{member}") for member in members]
@@ -317,20 +324,37 @@ def _cluster(
     )
 
 
+def _read_quality(work: Work, sample_id: np.ndarray) -> dict[str, np.ndarray]:
+    """(n,) float32 `quality` of each image and `norm` of its embedding, NaN where not known.
+
+    The norm is that of the base; a model that gives unit vectors has none.
+    """
+    unknown = np.full(len(sample_id), np.nan, np.float32)
+    quality = unknown.copy()
+    table = work.read("ingest.qualities", columns=["sample_id", "quality"]).to_pandas()
+    table = table[table.sample_id.isin(sample_id)]
+    quality[np.searchsorted(sample_id, table.sample_id)] = table.quality.to_numpy(np.float32)
+    base = f"{SPLITS[1]}/{work.config.committee.base.name}"
+    stored = pq.read_table(work.locate("embed.embeddings", base), columns=["norm"])
+    norm = stored["norm"].to_numpy().astype(np.float32)
+    says = np.ptp(norm) > ALIKE * norm.max() if len(norm) else False
+    return {"quality": quality, "norm": norm if says else unknown}
+
+
 def _describe_clusters(
-    pairs: PairTable, probability: np.ndarray, label: np.ndarray
+    pairs: PairTable, probability: np.ndarray, label: np.ndarray, quality: np.ndarray
 ) -> dict[str, np.ndarray]:
     """Columns of `clusters`, with the medoid as a row."""
+    from cdp.propagation.medoids import choose_medoids
     from cdp.propagation.quality import sum_inside
     from cdp.propagation.rising_threshold import build_forest
     from cdp.propagation.scored_pairs import take_inside
 
     few, value = take_inside(label, pairs, probability)
     count, clusters = len(label), int(label.max(initial=UNLABELLED)) + 1
-    summed, mean = sum_inside(label, few, value)
+    mean = sum_inside(label, few, value)[1]
     members = np.flatnonzero(label != UNLABELLED)
-    order = members[np.lexsort((members, -summed[members], label[members]))]
-    medoid = order[np.searchsorted(label[order], np.arange(clusters))]
+    medoid = choose_medoids(few, value, label, quality)
     weakest = np.ones(clusters, np.float32)
     forest = build_forest(few, value, count)
     np.minimum.at(weakest, label[forest.source], forest.score.astype(np.float32))
@@ -350,6 +374,7 @@ STAGE = Stage(
     version=10,
     inputs=(
         "ingest.samples",
+        "ingest.qualities",
         "embed.embeddings",
         "knn.neighbours",
         "knn.label_issues",

@@ -251,6 +251,7 @@ def _draw_figures(
         )
     if len(clusters):
         drawn["sizes"] = figures.draw_sizes(clusters["size"].to_numpy())
+    drawn |= _draw_quality(work, labels)
     calibration = work.read("mediate.calibration").to_pandas()
     if len(calibration):
         drawn["reliability"] = figures.draw_reliability(calibration)
@@ -264,6 +265,26 @@ def _draw_figures(
             if len(history):
                 drawn[stage] = figures.draw_training(history, name)
     return drawn
+
+
+def _draw_quality(work: Work, labels: Any) -> dict[str, Any]:
+    """Histograms of the quality of the unlabelled faces, by the name of the measure."""
+    from pipelines.pages.figures import draw_measure
+
+    measured = work.read("ingest.qualities").to_pandas().set_index("sample_id")
+    measured = measured.reindex(labels.sample_id)
+    columns = (
+        ("quality", labels.quality, "quality", 1.0),
+        ("side_px", measured.side_px, "side, px", None),
+        ("sharpness", measured.sharpness, "sharpness: variance of the Laplacian at 112 px", None),
+        ("yaw", measured.yaw, "yaw, degrees", None),
+        ("norm", labels.norm, "norm of the embedding in the base view", None),
+    )
+    return {
+        f"faces_{name}": draw_measure(values.to_numpy(float), title, most)
+        for name, values, title, most in columns
+        if values.notna().any()
+    }
 
 
 def _sweep_thresholds(work: Work, labels: Any, pairs: PairTable, probability: np.ndarray) -> Any:
@@ -356,6 +377,7 @@ STAGE = Stage(
         "ingest.samples",
         "ingest.rejected",
         "ingest.truth",
+        "ingest.qualities",
         "train.history",
         "embed.embeddings",
         "knn.neighbours",

@@ -2,6 +2,7 @@
 
 - `listed.py`: a list of paths and people beside a folder (`list: labels.csv`)
 - `flat.py`: the person in the name of the file (`pattern: "{person}_{number}"`)
+- `tracks.py`: cut faces of videos, a folder or a part of the name a track
 - `records.py`: RecordIO, `.rec` with or without `.idx`
 - `shards.py`: `.tar` shards
 - `video.py`: `.mp4`, `.mkv` and other videos, a frame an image
