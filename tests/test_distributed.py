@@ -40,11 +40,15 @@ with join_team() as team:
 
 def train_everything(**options):
     """Every moving part of a training: heads, moments, a teacher, a neck, losses that see maps,
-    twins and parts; two sets of unequal share."""
+    twins and parts; two sets of unequal share that moves.
+
+    Two steps: after more, a difference of 1e-8 in the start of one process is magnified to 1e-4
+    where a maximum or the sign of a difference of 0 turns over, as that of a second process is.
+    """
     backbone, training_sets = make_seeing("subdecisions", list_losses("subdecisions"))
     target = fit_target(np.random.default_rng(0).normal(size=(25, 16)), 16)
-    training_sets[1] = replace(training_sets[1], share=0.3, teacher=target)
-    plan = replace(PLAN, epochs=2, batch_size=25, learning_rate=0.01, ema_decay=0.9)
+    training_sets[1] = replace(training_sets[1], share=(0.2, 0.6), teacher=target)
+    plan = replace(PLAN, epochs=2, batch_size=51, learning_rate=0.05, ema_decay=0.9)
     history = train(backbone, training_sets, plan, **options)
     state = {key: value.clone().contiguous() for key, value in backbone.state_dict().items()}
     for number, training_set in enumerate(training_sets):
@@ -68,7 +72,7 @@ def test_two_processes_end_where_one_does(tmp_path) -> None:
         np.testing.assert_allclose(together.pop("losses"), losses, rtol=1e-5)
         for key, value in alone.items():
             np.testing.assert_allclose(
-                together[key].float(), value.float(), atol=1e-4, rtol=1e-3, err_msg=key
+                together[key].float(), value.float(), atol=5e-6, rtol=1e-5, err_msg=key
             )
 
 
@@ -88,7 +92,9 @@ def test_a_run_by_two_processes_is_the_run_of_one(tiny, tmp_path) -> None:
 
     from pipelines.run import main
 
-    options = ["--config", str(tiny), "--workers", "1", "--until", "train"]
+    # In bfloat16, which "auto" may choose, parts of a batch round otherwise than the whole.
+    settings = ["train.precision=float32"]
+    options = ["--config", str(tiny), "--workers", "1", "--until", "train", *settings]
     assert main([*options, "--runs-dir", str(tmp_path / "one")]) == 0
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     done = subprocess.run(

@@ -108,6 +108,11 @@ class TrainingPlan:
         """BBN's alpha: the share of the usual order, 1 - (epochs done / epochs)^2."""
         return 1 - (step // steps_per_epoch / self.epochs) ** 2
 
+    @property
+    def mean_usual_share(self) -> float:
+        """The mean of `usual_share_at` over the training."""
+        return sum(self.usual_share_at(epoch, 1) for epoch in range(self.epochs)) / self.epochs
+
     def margin_share_at(self, step: int, steps_per_epoch: int) -> float:
         """The share of the heads' margins in a step, in 0..1."""
         length = self.margin_warmup_epochs * steps_per_epoch

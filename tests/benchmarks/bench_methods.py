@@ -120,12 +120,16 @@ METHODS |= {
     "alone": Method(min_size=1),
     "longer": Method(plan={"epochs": 20}),
     "longest": Method(plan={"epochs": 40}),
+    "gentle": Method("longer", {"head_params": {"margin": 0.2}}, {"epochs": 20}),
     "decay": Method(plan={"weight_decay": 2e-3}),
     "strong": Method(degradation=STRONG),
     "wide": Method(spec={"width": 1.5}),
     "residual": Method(spec={"backbone": "residual"}),
     "both twins": Method(spec={"auxiliaries": TWINS}),
     "distilled": Method(plan={"distil_weight": 3.0}, teacher=True),
+    "vectors alone": Method(
+        plan={"epochs": 20, "class_weight": 0.0, "distil_weight": 100.0}, teacher=True
+    ),
 }
 """Each against the training without it; `distilled` follows the teacher's vectors too."""
 
@@ -223,14 +227,16 @@ def score_probes(
     recognizer: Any, faces: Mapping[str, np.ndarray], probe_px: tuple[int, ...]
 ) -> dict[str, float]:
     """TAR@FAR and rank-1 of held-out identities, for each size and kind of probe."""
-    from cdp.metrics import sample_probe_gallery
+    from cdp.metrics import sample_probe_gallery, sample_verification_pairs
     from cdp.metrics.identification import identify
     from cdp.metrics.protocols import Resamples, pick_images, score_all_pairs
+    from cdp.metrics.verification import compare_pairs, verification_accuracy
 
     images, identity = faces["evaluation_images"], faces["evaluation_identity"]
     identity = np.unique(identity, return_inverse=True)[1]
     resamples = Resamples(identity, 1, 0)
     compared = pick_images(identity, 10, 0)
+    pairs = sample_verification_pairs(identity, 300, 10, 0)
     probes, gallery = sample_probe_gallery(identity, 0)
     sharp = recognizer.embed(images)
     found = {}
@@ -239,6 +245,9 @@ def score_probes(
             small = recognizer.embed(show_probe(images, size_px, kind))
             for score in score_all_pairs(small, compared, resamples, (0.01,)):
                 found[f"{size_px}px {kind} {score.metric}"] = score.value
+            similarity = compare_pairs(small, pairs.source, pairs.target)
+            accuracy, _ = verification_accuracy(similarity, pairs.same, pairs.fold)
+            found[f"{size_px}px {kind} accuracy"] = accuracy
             ranked = identify(small[probes], identity[probes], sharp[gallery], identity[gallery])
             found[f"{size_px}px {kind} rank-1"] = float(np.mean(ranked.rank <= 1))
     return found
