@@ -35,5 +35,5 @@ def draw_looking(models: Mapping[str, Path], faces: np.ndarray) -> Markup:
     data = base64.b64encode(stream.getvalue()).decode()
     return Markup(
         '<img alt="Rows of faces coloured by where each model looks: {}" width="{}" '
-        'style="max-width: 100%" src="data:image/png;base64,{}">'
+        'style="display: block; max-width: 100%" src="data:image/png;base64,{}">'
     ).format(", ".join(name.replace("_", " ") for name in models), page.shape[1], data)

@@ -56,7 +56,8 @@ def draw_rejection(metrics: pd.DataFrame, subjects: list[str]) -> Markup | None:
         (probe for probe in mean.index if str(probe).partition(" ")[2] == kind),
         key=lambda probe: -int(re.findall(r"\d+", probe)[0]),
     )[:MOST_PANELS]
-    canvas = Canvas("Error versus reject", 2.6 * len(probes) + 0.6, 2.8, panels=len(probes))
+    width = max(8.0, 2.4 * len(probes) + 0.6)  # which the legend needs
+    canvas = Canvas("Error versus reject", width, 2.8, panels=len(probes))
     with canvas as panels:
         for axes, probe in zip([panels] if len(probes) == 1 else panels, probes, strict=True):
             axes.set(title=probe, xlabel="probes rejected, %", ylim=(0, None))
