@@ -105,7 +105,10 @@ class TrainingPlan:
         return self.learning_rate * rising * 0.5 * (1 + math.cos(math.pi * done))
 
     def usual_share_at(self, step: int, steps_per_epoch: int) -> float:
-        """BBN's alpha: the share of the usual order, 1 - (epochs done / epochs)^2."""
+        """BBN's alpha: the share of the usual order, 1 - (epochs done / epochs)^2.
+
+        The authors' code has the same, but for 90 and 180 epochs, where it divides by 100 and 200.
+        """
         return 1 - (step // steps_per_epoch / self.epochs) ** 2
 
     @property
