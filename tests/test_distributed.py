@@ -113,7 +113,7 @@ def test_a_run_by_two_processes_is_the_run_of_one(tiny, tmp_path, monkeypatch) -
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     done = subprocess.run(
         [*command, str(path), *options, "--runs-dir", str(tmp_path / "two")],
-        cwd=ROOT, capture_output=True, text=True, timeout=300,
+        cwd=ROOT, capture_output=True, text=True, timeout=900,
         env={**os.environ, "PYTHONPATH": str(ROOT)},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr

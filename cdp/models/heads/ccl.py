@@ -2,7 +2,7 @@
 
 Source: features are centred and scaled coordinate by coordinate with running moments, their length
 stays in the logits, class vectors have unit length. Ours: the form of the adaptive angular margin
-(the abstract names one, its formula was not found, nor any code of the authors), the scale, and that
+(the abstract names one; neither its formula nor code of the authors was found), the scale, and that
 the first batch sets the moments.
 """
 
