@@ -90,7 +90,8 @@ import sys
 import torch
 torch.cpu._is_avx512_bf16_supported = torch.cpu._is_amx_tile_supported = lambda: False
 from pipelines.run import main
-sys.exit(main(sys.argv[1:]))
+if __name__ == "__main__":  # workers import this file
+    sys.exit(main(sys.argv[1:]))
 """
 
 
