@@ -403,7 +403,8 @@ class RetrainSettings(TrainingSettings):
     targets : "hard" trains on one pseudo-label an image, "soft" on the weighted ones of
         `propagate.soft_labels`.
     pseudo_share : part of each batch and of the loss that the pseudo-labelled set has; null is its
-        part of the images.
+        part of the images. With two numbers the loss's part moves from the first to the second with
+        the square of the epochs done, and the batch has the mean of them.
     same_person : a cluster that matches a labelled identity stays a class ("apart"), or its images
         join that identity ("merge").
     merge_far : share of the labelled identities that may match another one: sets the threshold of
@@ -427,7 +428,7 @@ class RetrainSettings(TrainingSettings):
     mask_negatives_above: float = Field(0.02, ge=0, le=1)
     weigh_by_confidence: bool = False
     targets: Literal["hard", "soft"] = "hard"
-    pseudo_share: float | None = Field(None, gt=0, lt=1)
+    pseudo_share: Rate | tuple[Rate, Rate] | None = None
     same_person: Literal["apart", "merge"] = "apart"
     merge_far: float = Field(0.01, ge=0, lt=1)
     teacher: Name | None = None

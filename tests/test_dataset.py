@@ -6,6 +6,7 @@ import yaml
 
 from cdp.errors import ConfigError, DataError
 from pipelines.data.dataset import Dataset
+from pipelines.data.pairs import parse_pairs
 from pipelines.files import FileDigests
 
 
@@ -358,6 +359,63 @@ def test_listed_pairs_are_read_fold_by_fold(write):
     assert write(BY_PERSON, people(5, 2)).read_pairs() == []
 
 
+ENDPOINTS = """Ann_0001.jpg\t1
+Ann_0002.jpg\t1
+Bo_B_0003.jpg\t1
+Bo_B_0001.jpg\t1
+Cy_0001.jpg\t2
+Cy_0002.jpg\t2
+Ann_0001.jpg\t0
+Bo_B_0003.jpg\t0
+Ann_0002.jpg\t0
+Bo_B_0001.jpg\t0
+Cy_0002.jpg\t0
+Dee_0001.jpg\t0
+"""
+
+
+def write_endpoints(write, listed=ENDPOINTS):
+    """Five people in one folder, listed as CALFW does it."""
+    (write.root / "pairs.txt").write_text(listed)
+    named = [
+        f"flat/{p}_{i:04d}.jpg" for p in ("Ann", "Bo_B", "Cy", "Dee", "Eve") for i in (1, 2, 3)
+    ]
+    pairs = {"file": "pairs.txt", "held_out_folds": [2]}
+    people = {"root": "flat", "pattern": "{person}_*", "labelled": 0.34, "evaluation": 0.0}
+    return write({"people": {**people, "pairs": pairs}}, named)
+
+
+def test_pairs_of_two_lines_are_read_and_impostors_dealt_to_the_folds(write):
+    dataset = write_endpoints(write)
+    pairs = dataset.read_pairs()
+    assert [(pair.fold, pair.same) for pair in pairs] == [
+        (0, True), (0, True), (0, False), (0, False), (1, True), (1, False),
+    ]  # fmt: skip
+    assert (pairs[1].source, pairs[1].target) == ("flat/Bo_B_0003", "flat/Bo_B_0001")
+    assert pairs[5].people == ("Cy", "Dee")
+    entries = dataset.list_entries()
+    assert {e.identity for e in entries if e.split == "evaluation"} == {"Cy", "Dee"}
+    stems = {e.path.rpartition(".")[0] for e in entries}
+    assert all({pair.source, pair.target} <= stems for pair in pairs)
+
+
+@pytest.mark.parametrize(
+    ("listed", "expected"),
+    [
+        (ENDPOINTS.replace("Cy_0002.jpg\t2", "Cy 2"), "line 6: an image <person>_<number>"),
+        (ENDPOINTS.replace("Cy_0002.jpg\t2", "Cy_0002.jpg 1"), "line 6: both images of a pair"),
+        (ENDPOINTS.replace("Dee_0001", "Cy_0001"), "line 12: both images of a pair"),
+        (ENDPOINTS[: ENDPOINTS.rindex("Dee")], "line 11: two lines a pair expected"),
+        (ENDPOINTS[: ENDPOINTS.rindex("Cy")], "as many impostor as genuine pairs expected"),
+    ],
+)
+def test_a_list_of_two_lines_a_pair_is_checked(write, listed, expected):
+    dataset = write_endpoints(write)
+    (write.root / "pairs.txt").write_text(listed)
+    with pytest.raises(DataError, match=expected):
+        dataset.read_pairs()
+
+
 def test_people_of_held_out_folds_are_for_evaluation_alone(write):
     entries = write_pairs(write, held_out_folds=[2]).list_entries()
     held_out = {entry.identity for entry in entries if entry.split == "evaluation"}
@@ -398,12 +456,11 @@ def test_folds_and_files_that_are_not_there_are_named(write):
 
 def test_the_official_list_parts_its_people(data_root):
     """Real data: ten folds of 600 pairs, and nobody in two of them."""
-    from pipelines.data.dataset import _read_pairs
-
-    pairs = _read_pairs(data_root / "lfw_pairs.txt", "lfw112")
+    path = data_root / "lfw_pairs.txt"
+    pairs = parse_pairs(path.read_text().splitlines(), "lfw112", path)
     assert len(pairs) == 6000
     people = [set() for _ in range(10)]
     for pair in pairs:
         assert (data_root / f"{pair.source}.jpg").is_file()
-        people[pair.fold] |= {path.split("/")[1] for path in (pair.source, pair.target)}
+        people[pair.fold] |= set(pair.people)
     assert sum(len(each) for each in people) == len(set().union(*people))

@@ -40,11 +40,15 @@ with join_team() as team:
 
 def train_everything(**options):
     """Every moving part of a training: heads, moments, a teacher, a neck, losses that see maps,
-    twins and parts; two sets of unequal share."""
+    twins and parts; two sets of unequal share that moves.
+
+    Two steps: after more, a difference of 1e-8 in the start of one process is magnified to 1e-4
+    where a maximum or the sign of a difference of 0 turns over, as that of a second process is.
+    """
     backbone, training_sets = make_seeing("subdecisions", list_losses("subdecisions"))
     target = fit_target(np.random.default_rng(0).normal(size=(25, 16)), 16)
-    training_sets[1] = replace(training_sets[1], share=0.3, teacher=target)
-    plan = replace(PLAN, epochs=2, batch_size=25, learning_rate=0.01, ema_decay=0.9)
+    training_sets[1] = replace(training_sets[1], share=(0.2, 0.6), teacher=target)
+    plan = replace(PLAN, epochs=2, batch_size=51, learning_rate=0.05, ema_decay=0.9)
     history = train(backbone, training_sets, plan, **options)
     state = {key: value.clone().contiguous() for key, value in backbone.state_dict().items()}
     for number, training_set in enumerate(training_sets):
@@ -68,7 +72,7 @@ def test_two_processes_end_where_one_does(tmp_path) -> None:
         np.testing.assert_allclose(together.pop("losses"), losses, rtol=1e-5)
         for key, value in alone.items():
             np.testing.assert_allclose(
-                together[key].float(), value.float(), atol=1e-4, rtol=1e-3, err_msg=key
+                together[key].float(), value.float(), atol=5e-6, rtol=1e-5, err_msg=key
             )
 
 
@@ -81,19 +85,37 @@ def test_every_thing_is_in_one_part(count: int, size: int) -> None:
     assert max(lengths) - min(lengths) <= 1
 
 
+RUN = """
+import sys
+import torch
+torch.cpu._is_avx512_bf16_supported = torch.cpu._is_amx_tile_supported = lambda: False
+from pipelines.run import main
+if __name__ == "__main__":  # workers import this file
+    sys.exit(main(sys.argv[1:]))
+"""
+
+
 @pytest.mark.long
-def test_a_run_by_two_processes_is_the_run_of_one(tiny, tmp_path) -> None:
-    """The whole command line under torchrun: the second process helps to train, and leaves."""
+def test_a_run_by_two_processes_is_the_run_of_one(tiny, tmp_path, monkeypatch) -> None:
+    """The whole command line under torchrun: the second process helps to train, and leaves.
+
+    In float32: in bfloat16 parts of a batch are rounded otherwise than the whole, by percents.
+    """
     import pandas as pd
 
     from pipelines.run import main
 
+    for name in ("_is_avx512_bf16_supported", "_is_amx_tile_supported"):
+        monkeypatch.setattr(torch.cpu, name, lambda: False)
+    path = tmp_path / "run.py"
+    path.write_text(RUN)
     options = ["--config", str(tiny), "--workers", "1", "--until", "train"]
     assert main([*options, "--runs-dir", str(tmp_path / "one")]) == 0
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     done = subprocess.run(
-        [*command, "-m", "pipelines.run", *options, "--runs-dir", str(tmp_path / "two")],
-        cwd=ROOT, capture_output=True, text=True, timeout=300,
+        [*command, str(path), *options, "--runs-dir", str(tmp_path / "two")],
+        cwd=ROOT, capture_output=True, text=True, timeout=900,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
     )  # fmt: skip
     assert done.returncode == 0, done.stderr
     one, two = (

@@ -109,6 +109,8 @@ def test_a_share_moves_the_result_and_resume_does_not() -> None:
     plain, _ = train(*sets)
     shared, _ = train(*sets, pseudo_share=0.2)
     assert not np.array_equal(plain.embed(images), shared.embed(images))
+    constant, _ = train(*sets, pseudo_share=(0.2, 0.2))
+    np.testing.assert_array_equal(constant.embed(images), shared.embed(images))
     states = []
     train(*sets, on_epoch=states.append)
     resumed, history = train(*sets, resume=states[1])
@@ -316,5 +318,7 @@ def test_errors() -> None:
         FaceSet(images, label, np.ones(19))
     with pytest.raises(ConfigError, match="share"):
         train(faces, faces, pseudo_share=1.0)
+    with pytest.raises(ConfigError, match="pseudo_share"):
+        train(faces, faces, pseudo_share=(0.5, 0.0))
     with pytest.raises(ConfigError, match="unknown head"):
         train(faces, spec=dataclasses.replace(SMALL, head="none"))

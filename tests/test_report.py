@@ -229,3 +229,33 @@ def test_figures_are_the_same_every_time_and_follow_the_page():
 def test_a_cut_beyond_the_axis_of_log_odds_is_drawn_at_its_edge(cut):
     curve = pd.DataFrame({"threshold": [0.02, 0.5, 0.999], "estimated_precision": [0.5, 0.8, 1.0]})
     assert f"cut {cut:.3g}" in draw_thresholds(curve, cut, odds=True)
+
+
+def test_curves_of_error_versus_reject_start_where_nothing_is_rejected() -> None:
+    from pipelines.pages.rejection import collect_curves, draw_rejection
+
+    rows = [
+        ("ours", "identification 16px surveillance", "rank-1", 0.6),
+        ("ours", "identification 16px surveillance", "rank-5", 0.9),
+        ("ours", "rejecting 16px surveillance", "rank-1, 50% rejected", 0.9),
+        ("ours", "rejecting 16px surveillance", "rank-1, 10% rejected", 0.7),
+        ("ours", "rejecting by consistency 16px surveillance", "rank-1, 10% rejected", 0.65),
+        ("ours", "rejecting 16px", "rank-1, 10% rejected", 0.95),
+    ]
+    metrics = pd.DataFrame(rows, columns=["subject", "protocol", "metric", "value"])
+    found = collect_curves(metrics)
+    hard = found[found.probe == "16px surveillance"]
+    norm = hard[hard.quality == ""]
+    assert norm.rejected.tolist() == [0, 10, 50]
+    np.testing.assert_allclose(norm.error, [40, 30, 10])
+    assert hard[hard.quality == " by consistency"].rejected.tolist() == [0, 10]
+    figure = str(draw_rejection(metrics, ["ours"]))
+    assert "16px surveillance" in figure  # the harder kind alone
+    assert "ours by consistency" in figure
+    assert draw_rejection(metrics, ["nobody"]) is None
+
+
+def test_the_report_shows_what_recognizers_reject_and_where_they_look(page) -> None:
+    text = page.read_text()
+    assert 'aria-label="Error versus reject"' in text
+    assert 'alt="Rows of faces coloured by where each model looks: ' in text

@@ -175,6 +175,26 @@ def test_shares_default_to_the_numbers_of_images() -> None:
     assert trainer.steps_per_epoch == math.ceil(4 * 48 / 16)
 
 
+def test_a_share_of_two_numbers_moves_with_the_square_of_the_epochs() -> None:
+    """By hand: four epochs weigh 1, 15/16, 3/4 and 7/16 of the way back, .78125 in the mean."""
+    backbone, (first, second) = make(count=2)
+    moving = [dataclasses.replace(first, share=(0.25, 0.75)),
+              dataclasses.replace(second, share=(0.75, 0.25))]  # fmt: skip
+    trainer = _Trainer(backbone, moving, PLAN, torch.device("cpu"))
+    steps = [epoch * trainer.steps_per_epoch for epoch in range(4)]
+    expected = [0.25, 0.28125, 0.375, 0.53125]
+    assert [trainer._weigh_sets(step)[0] for step in steps] == pytest.approx(expected)
+    np.testing.assert_allclose(trainer.batches.shares, [0.359375, 0.640625])
+    assert trainer.counts == [6, 10]
+    states = []
+    whole = train(backbone, moving, PLAN, on_epoch=states.append)
+    again, fresh = make(count=2)
+    fresh = [
+        dataclasses.replace(new, share=old.share) for new, old in zip(fresh, moving, strict=True)
+    ]
+    assert train(again, fresh, PLAN, resume=states[1])[-1]["loss"] == whole[-1]["loss"]
+
+
 def test_an_image_without_weight_changes_nothing() -> None:
     backbone, (training_set,) = make(each=2)
     before = training_set.head.weight.detach().clone()

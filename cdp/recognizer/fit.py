@@ -27,7 +27,7 @@ from cdp.recognizer.recognizer import Recognizer
 from cdp.training.distillation import fit_target
 from cdp.training.loop import train_model
 from cdp.training.plan import OPTIMIZERS, State, TrainingPlan
-from cdp.training.sets import FaceRows, MaskedNegatives, SoftTargets, TrainingSet
+from cdp.training.sets import FaceRows, MaskedNegatives, Share, SoftTargets, TrainingSet
 from cdp.types import UNLABELLED
 
 
@@ -184,7 +184,7 @@ def train_recognizer(
     *,
     spec: RecognizerSpec,
     plan: TrainingPlan,
-    pseudo_share: float | None = None,
+    pseudo_share: Share | None = None,
     meta: Mapping[str, Any] | None = None,
     device: str = "auto",
     resume: Mapping[str, Tensor] | None = None,
@@ -205,8 +205,9 @@ def train_recognizer(
         Unlabelled images used for distillation only: teacher vectors, no labels.
     spec : RecognizerSpec
     plan : TrainingPlan
-    pseudo_share : float or None
+    pseudo_share : float, (first, last) or None
         Part of the pseudo-labelled set in batch and loss, in (0, 1); None: its part of the images.
+        Of a pair the loss's part moves from `first` to `last`, see `TrainingSet`.
     meta : mapping or None
         Kept with the recognizer.
     device, resume, on_epoch, progress, description
@@ -240,7 +241,7 @@ def train_recognizer(
     >>> recognizer.embed(images).shape
     (12, 32)
     """
-    if pseudo_share is not None and not 0 < pseudo_share < 1:
+    if pseudo_share is not None and not all(0 < part < 1 for part in _pair(pseudo_share)):
         raise ConfigError(f"pseudo_share between 0 and 1 expected, got {pseudo_share}")
     if extra is not None and (extra.teacher is None or extra.label is not None):
         raise DataError("extra images are used for distillation only: give teacher, no label")
@@ -264,7 +265,7 @@ def _make_training_sets(
     face_sets: Sequence[FaceSet],
     spec: RecognizerSpec,
     plan: TrainingPlan,
-    pseudo_share: float | None,
+    pseudo_share: Share | None,
     backbone: Backbone,
 ) -> list[TrainingSet]:
     """One set with a head a face set that has classes, then one without for its other images."""
@@ -316,12 +317,21 @@ def _fit_targets(
 
 
 def _divide(
-    classified: Sequence[TrainingSet], distilled: Sequence[TrainingSet], share: float | None
+    classified: Sequence[TrainingSet], distilled: Sequence[TrainingSet], share: Share | None
 ) -> list[TrainingSet]:
     """Give the pseudo-labelled set its share of what the two sets have together."""
     if share is None or len(classified) < 2:
         return list(classified)
     together = sum(len(each.images) for each in classified)
     everything = together + sum(len(each.images) for each in distilled)
-    first, second = ((part * together / everything) for part in (1 - share, share))
-    return [replace(classified[0], share=first), replace(classified[1], share=second)]
+    begin, end = (part * together / everything for part in _pair(share))
+    others = [(1 - part) * together / everything for part in _pair(share)]
+    return [
+        replace(classified[0], share=(others[0], others[1])),
+        replace(classified[1], share=(begin, end)),
+    ]
+
+
+def _pair(share: Share) -> tuple[float, float]:
+    """A share at the start and at the end of a training."""
+    return (share, share) if isinstance(share, int | float) else (share[0], share[1])

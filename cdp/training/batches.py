@@ -180,7 +180,8 @@ class Batches:
 
     Attributes
     ----------
-    shares : (sets,) float64, each set's part of the images, in sum 1
+    shares : (sets,) float64, each set's part of the images, in sum 1; of shares that move the mean
+        over the training
     counts : list of int, each set's images in a batch
     steps_per_epoch : int
     """
@@ -201,7 +202,8 @@ class Batches:
             )
         self.training_sets, self.plan, self.input_px = training_sets, plan, input_px
         self.device, self.team = device, team
-        self.shares = _scale_shares(training_sets)
+        self._first_shares, self._last_shares = _scale_shares(training_sets)
+        self.shares = self._mix_shares(plan.mean_usual_share)
         self.counts = apportion(plan.batch_size, self.shares)
         if plan.sampling == "bilateral":
             self.counts = [
@@ -226,6 +228,13 @@ class Batches:
             sampling="image" if plan.sampling == "bilateral" else plan.sampling,
             images_per_identity=plan.images_per_identity,
         )
+
+    def shares_at(self, step: int) -> np.ndarray:
+        """Each set's share of the loss in a step: (sets,) float64, in sum 1."""
+        return self._mix_shares(self.plan.usual_share_at(step, self.steps_per_epoch))
+
+    def _mix_shares(self, usual: float) -> np.ndarray:
+        return self._last_shares + usual * (self._first_shares - self._last_shares)
 
     def load(self, step: int) -> tuple[Tensor, list[Targets]]:
         """This process's degraded images (b, 3, s, s), and the targets of the whole batch."""
@@ -323,12 +332,16 @@ def _join(faces: list[Tensor]) -> Tensor:
     return batch.contiguous(memory_format=torch.channels_last)
 
 
-def _scale_shares(training_sets: Sequence[TrainingSet]) -> np.ndarray:
+def _scale_shares(training_sets: Sequence[TrainingSet]) -> tuple[np.ndarray, np.ndarray]:
+    """Each set's share at the start and at the end, (sets,) each, in sum 1."""
     sizes = np.array([len(each.images) for each in training_sets], dtype=float)
-    wanted = [
-        size / sizes.sum() if each.share is None else each.share
-        for size, each in zip(sizes, training_sets, strict=True)
-    ]
-    if min(wanted) <= 0:
-        raise ConfigError(f"training set shares above 0 expected, got {wanted}")
-    return np.array(wanted) / sum(wanted)
+    wanted = np.array(
+        [
+            (size / sizes.sum(),) * 2 if each.share is None else np.broadcast_to(each.share, 2)
+            for size, each in zip(sizes, training_sets, strict=True)
+        ]
+    )
+    if wanted.min() <= 0:
+        raise ConfigError(f"training set shares above 0 expected, got {wanted.tolist()}")
+    first, last = (wanted / wanted.sum(0)).T
+    return first, last

@@ -150,10 +150,8 @@ class _Trainer:
             for _, loss in each.auxiliaries:
                 if each.label is not None:
                     loss.prepare(torch.from_numpy(np.ascontiguousarray(each.label)).to(device))
-        classed = np.array([each.head is not None for each in training_sets])
-        shares = self.batches.shares
-        self.loss_shares = shares * classed / max(float(shares @ classed), 1e-12)
-        self.classed_count = int(np.array(self.counts) @ classed)
+        self.classed = np.array([each.head is not None for each in training_sets])
+        self.classed_count = int(np.array(self.counts) @ self.classed)
         self.epoch = 0
         self.history: list[dict[str, float]] = []
         self.optimizer = self._make_optimizer()
@@ -182,6 +180,12 @@ class _Trainer:
             return torch.optim.AdamW(groups, lr=rate, betas=(momentum, 0.999))
         return torch.optim.SGD(groups, lr=rate, momentum=momentum, nesterov=momentum > 0)
 
+    def _weigh_sets(self, step: int) -> np.ndarray:
+        """Each set's weight in the loss, (sets,) float64: its share among the sets with classes."""
+        shares = self.batches.shares_at(step)
+        weight: np.ndarray = shares * self.classed / max(float(shares @ self.classed), 1e-12)
+        return weight
+
     def _loss(self, images: Tensor, targets: list[Targets], step: int = 0) -> tuple[Tensor, Tensor]:
         """The weighted loss of a batch, and the number of correctly classified images."""
         features, twins = self.observer.run(images, targets, step)
@@ -190,7 +194,7 @@ class _Trainer:
         correct = torch.zeros((), dtype=torch.int64, device=self.device)
         distance, followers = images.new_zeros(()), 0
         for each, rows, target, share in zip(
-            self.training_sets, self.rows, targets, self.loss_shares, strict=True
+            self.training_sets, self.rows, targets, self._weigh_sets(step), strict=True
         ):
             part = features.embedding[rows]
             if each.head is not None and target.label is not None and self.trains_heads:

@@ -105,8 +105,16 @@ class TrainingPlan:
         return self.learning_rate * rising * 0.5 * (1 + math.cos(math.pi * done))
 
     def usual_share_at(self, step: int, steps_per_epoch: int) -> float:
-        """BBN's alpha: the share of the usual order, 1 - (epochs done / epochs)^2."""
+        """BBN's alpha: the share of the usual order, 1 - (epochs done / epochs)^2.
+
+        The authors' code has the same, but for 90 and 180 epochs, where it divides by 100 and 200.
+        """
         return 1 - (step // steps_per_epoch / self.epochs) ** 2
+
+    @property
+    def mean_usual_share(self) -> float:
+        """The mean of `usual_share_at` over the training."""
+        return sum(self.usual_share_at(epoch, 1) for epoch in range(self.epochs)) / self.epochs
 
     def margin_share_at(self, step: int, steps_per_epoch: int) -> float:
         """The share of the heads' margins in a step, in 0..1."""

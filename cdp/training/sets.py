@@ -19,6 +19,9 @@ from cdp.errors import DataError
 from cdp.models.auxiliary import Auxiliary
 from cdp.models.heads import Head
 
+Share = float | tuple[float, float]
+"""A part of the images and the loss, or its value at the start and at the end of a training."""
+
 
 class FaceRows:
     """Some rows of an image array, read when they are indexed; a lazy `images[rows]`.
@@ -153,9 +156,10 @@ class TrainingSet:
     label : (n,) int64 in 0..identities-1; None without a head
     weight : (n,) float or None
         Factor on each image's loss, 0 or above; None is 1 for all.
-    share : float or None
-        Part of each batch, and weight of this set's loss. None is the set's part of all images.
-        Shares are scaled to sum to 1.
+    share : float, (first, last) or None
+        Part of each batch, and weight of this set's loss. None is the set's part of all images. Of
+        a pair the weight goes from `first` to `last` with the square of the epochs done, as BBN's
+        does, and the part of a batch is the mean weight. Shares are scaled to sum to 1.
     soft : SoftTargets or None
         Several classes of an image in place of its label: the loss is the weighted mean of the
         head's losses for each of them.
@@ -171,7 +175,7 @@ class TrainingSet:
     images: np.ndarray | FaceRows
     label: np.ndarray | None
     weight: np.ndarray | None = None
-    share: float | None = None
+    share: Share | None = None
     soft: SoftTargets | None = None
     masked_negatives: MaskedNegatives | None = None
     teacher: np.ndarray | None = None

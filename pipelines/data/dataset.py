@@ -47,11 +47,11 @@ from pipelines.data.manifest import (
     DataManifest,
     Entry,
     FolderSettings,
-    ListedPair,
     PairsSettings,
     PeopleSettings,
 )
 from pipelines.data.names import fold_name, unify_names
+from pipelines.data.pairs import ListedPair, parse_pairs
 from pipelines.files import FileDigests, digest_json
 from pipelines.yaml_files import read_yaml, validate_settings
 
@@ -232,7 +232,8 @@ class Dataset:
         """The listed verification pairs, in order; empty when the manifest names no list."""
         if self._pairs is None or self.manifest.people is None:
             return []
-        return _read_pairs(self.locate(self._pairs.file), self.manifest.people.root)
+        place = self.locate(self._pairs.file)
+        return parse_pairs(_read_lines(place), self.manifest.people.root, place)
 
     def lies_in_archive(self, path: str) -> bool:
         """Whether the image is part of a `.rec` or `.tar` file."""
@@ -500,37 +501,11 @@ def _list_held_out(dataset: Dataset, people: PeopleSettings) -> set[str]:
     if beyond:
         raise ConfigError(f"people.pairs.held_out_folds: 1..{folds} expected, got {beyond[0]}")
     return {
-        fold_name(Path(path).parent.name)
+        fold_name(person)
         for pair in listed
         if pair.fold + 1 in people.pairs.held_out_folds
-        for path in (pair.source, pair.target)
+        for person in pair.people
     }
-
-
-def _read_pairs(path: Path, root: str) -> list[ListedPair]:
-    """Parse LFW's list of pairs; the list omits the suffix of the images, and so do the paths."""
-    lines = _read_lines(path)
-    pairs = []
-    try:
-        folds, each = (int(word) for word in lines[0].split())
-        if folds < 1 or each < 1:
-            raise ValueError(f"{folds} folds of {each} pairs")
-        for number, line in enumerate(lines[1 : 1 + 2 * folds * each]):
-            words = line.split("\t")
-            first, i, second, j = words if len(words) == 4 else (words[0], words[1], *words[::2])
-            source, target = (
-                f"{root}/{name}/{name}_{int(image):04d}"
-                for name, image in ((first, i), (second, j))
-            )
-            pairs.append(ListedPair(source, target, len(words) == 3, number // (2 * each)))
-    except (ValueError, IndexError) as error:
-        raise DataError(
-            f"{path}, line {len(pairs) + 2}: a pair as LFW lists them expected ({error}): person, "
-            "number, number, or person, number, person, number, between tabs"
-        ) from error
-    if len(pairs) != 2 * folds * each:
-        raise DataError(f"{path}: {2 * folds * each} pairs announced, {len(pairs)} listed")
-    return pairs
 
 
 def _check_splits(entries: list[Entry], name: str, *, enrolled: bool) -> None:

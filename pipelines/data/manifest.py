@@ -21,10 +21,12 @@ LARGEST_PX = 512
 
 
 class PairsSettings(Settings):
-    """A list of verification pairs in folds, in the format of LFW's official file.
+    """A list of verification pairs in folds, in the format of LFW's official file or of CALFW's.
 
-    The first line is `folds<tab>pairs`; each fold lists that many genuine pairs (`person i j`) and
-    as many impostor pairs (`person i person j`) of `<person>/<person>_<number, 4 digits>`.
+    LFW: the first line is `folds<tab>pairs`; each fold lists that many genuine pairs (`person i j`)
+    and as many impostor pairs (`person i person j`) of `<person>/<person>_<number, 4 digits>`.
+    CALFW, CPLFW: two lines a pair, `<person>_<number>.jpg <fold>`, the fold 0 for impostors; the
+    images lie in one folder, so `people` needs the `pattern` "{person}_*".
 
     file : the list, relative to the data root.
     held_out_folds : folds, counted from 1, all of whose people go to the evaluation split.
@@ -198,13 +200,3 @@ class Entry:
     clip: str | None = None
     frame: int | None = None
     track: str | None = None
-
-
-@dataclass(frozen=True)
-class ListedPair:
-    """One verification pair: two paths, whether they show one person, the fold counted from 0."""
-
-    source: str
-    target: str
-    same: bool
-    fold: int

@@ -21,6 +21,7 @@ from cdp.arrays.scratch import BLOCK
 from cdp.arrays.threads import list_blocks
 from cdp.types import UNLABELLED, PairTable
 from pipelines.files import write_text
+from pipelines.members import reduce_to
 from pipelines.results import HEADLINES, describe_loss, recommend_subjects
 from pipelines.stage import Stage, Work
 from pipelines.tables import find_rows, read_pairs, read_vectors
@@ -29,6 +30,7 @@ from pipelines.verdict import Finding, compose_verdict, reach_verdict
 SUMMARY = pa.schema([("section", pa.string()), ("name", pa.string()), ("value", pa.float64())])
 SUBJECTS = ("labelled_only", "labelled_pseudo", "distilled", "adapted", "supervised")
 PAGE = "report.html"
+LOOKED_AT = 64  # held-out faces whose responses the maps of the filters average
 THRESHOLDS = (  # of the curve of precision and recall
     0.02, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.98, 0.99, 0.995, 0.999,
 )  # fmt: skip
@@ -187,7 +189,8 @@ def _draw_page(work: Work, metrics: Any, verdict: list[Finding]) -> str:
         funnel=_count_funnel(work, labels, pairs, probability),
         rejected=work.read("ingest.rejected").to_pandas(),
         issues=work.read("knn.label_issues").to_pandas(),
-        figures=_draw_figures(work, labels, clusters, pairs, table),
+        figures=_draw_figures(work, labels, clusters, pairs, table)
+        | _draw_recognition(work, metrics),
         metrics=metrics,
         recognizers=_list_recognizers(metrics),
         sheets=_make_sheets(work, labels, clusters, pairs, probability),
@@ -285,6 +288,27 @@ def _draw_quality(work: Work, labels: Any) -> dict[str, Any]:
         for name, values, title, most in columns
         if values.notna().any()
     }
+
+
+def _draw_recognition(work: Work, metrics: Any) -> dict[str, Any]:
+    """Error versus reject, and where the recognizers look; empty without held-out images."""
+    from pipelines.pages.looking import draw_looking
+    from pipelines.pages.rejection import draw_rejection
+
+    curves = draw_rejection(metrics, [s for s in SUBJECTS if s in set(metrics.subject)])
+    drawn: dict[str, Any] = {} if curves is None else {"rejection": curves}
+    if work.dataset.kind == "features" or "retrain" not in work.upstream:
+        return drawn
+    samples = work.read("ingest.samples").to_pandas()
+    held_out = samples[samples.split == "evaluation"].path.to_numpy(str)
+    folder = work.locate("retrain.history").parent
+    subjects = work.input_facts("retrain")["subjects"]
+    models = {subject: folder / f"{subject}.safetensors" for subject in subjects[-2:]}
+    if len(held_out):
+        chosen = np.random.default_rng(work.seed).permutation(len(held_out))[:LOOKED_AT]
+        faces = work.dataset.read_faces(held_out[chosen].tolist())
+        drawn["looking"] = draw_looking(models, reduce_to(faces, work.config.retrain.input_px))
+    return drawn
 
 
 def _sweep_thresholds(work: Work, labels: Any, pairs: PairTable, probability: np.ndarray) -> Any:
@@ -391,6 +415,6 @@ STAGE = Stage(
         "thumbnails.thumbnails",
     ),
     outputs={"summary": SUMMARY},
-    reads=("name", "committee", "propagate"),
+    reads=("name", "committee", "propagate", "retrain"),
     run=run,
 )

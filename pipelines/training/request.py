@@ -38,7 +38,7 @@ class TrainingRequest:
     width: float
     settings: dict[str, Any]
     seed: int
-    pseudo_share: float | None
+    pseudo_share: float | tuple[float, float] | None
     distil_weight: float
     class_weight: float
     checkpoint: str | None

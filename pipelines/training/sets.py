@@ -74,7 +74,7 @@ class TrainingJob:
     labelled: LabelledSet | None
     pseudo: LabelledSet | None
     seed: int
-    pseudo_share: float | None = None
+    pseudo_share: float | tuple[float, float] | None = None
     teacher: TeacherVectors | None = None
 
 

@@ -2,14 +2,17 @@
 
     python -m tests.benchmarks.bench_methods [--seeds 3] [--px 24,16] [--methods ccl,bbn]
         [--budget SECONDS] [--jobs N] [--device auto] [--out rows.jsonl] [--epochs 8]
+        [--batch-size 128] [--learning-rate 0.2] [--faces DIR] [--table rows.jsonl ...]
 
 The data are the synthetic faces of the default run: the labelled identities with their names, the
-unlabelled ones as pseudo-labels without an error, so that nothing but the method differs. Probes
-are held-out identities, sharp, as `surveillance` degrades them, and all with a mask. A line of
-`--out` is one training, written when it ends; none starts after `--budget` seconds. The table at
-the end has a row a method: the mean difference to the training without it with the same seed, and
-the standard deviation of that difference over seeds. A difference within two standard errors is
-marked `~`: the seeds cannot separate it from chance.
+unlabelled ones as pseudo-labels without an error, so that nothing but the method differs; or, with
+`--faces`, those that `lfw_faces` wrote, with its pseudo-labels. Probes are held-out identities,
+sharp, as `surveillance` degrades them, and all with a mask. Methods that differ after the training
+alone share one. A line of `--out` is one method and seed, written when it ends; no training starts
+after `--budget` seconds. The table at the end has a row a method: the mean difference to the
+training without it with the same seed, and the standard deviation of that difference over seeds. A
+difference within two standard errors is marked `~`: the seeds cannot separate it from chance.
+`--table` prints the table of such files and trains nothing.
 
 It needs `cdp` alone. Trainings run in `--jobs` processes on one device; on a GPU in bfloat16.
 """
@@ -17,6 +20,7 @@ It needs `cdp` alone. Trainings run in `--jobs` processes on one device; on a GP
 from __future__ import annotations
 
 import argparse
+import copy
 import json
 import multiprocessing
 import os
@@ -43,10 +47,25 @@ class Method:
     against: str = "plain"
     spec: Mapping[str, Any] = field(default_factory=dict)
     plan: Mapping[str, Any] = field(default_factory=dict)
+    degradation: Mapping[str, Any] = field(default_factory=dict)
+    """What differs from the degradation `surveillance` in the training."""
     adapt: str | None = None
     """Fit the trained recognizer to unlabelled faces, degraded as the probes `surveillance`."""
     pool: str = "norm"
     """How several pictures of a person become one vector: mean, norm, parts, nan."""
+    min_size: int = 2
+    """Smallest pseudo-class; 1 makes a class of every image that is alone."""
+    teacher: bool = False
+    """Follow the vectors of the teacher; `--faces` alone has one."""
+
+    @property
+    def training(self) -> str:
+        """What determines its training; equal for methods that share one."""
+        return json.dumps(
+            [self.spec, self.plan, self.degradation, self.min_size, self.teacher],
+            sort_keys=True,
+            default=str,
+        )
 
 
 def add_loss(name: str, against: str = "plain", **params: float) -> Method:
@@ -94,6 +113,25 @@ METHODS |= {
     "map_distillation": add_loss("map_distillation", weight=1.0),
     "relation_distillation": add_loss("relation_distillation", weight=5.0),
 }
+STRONG = {"low_res_rate": 0.9, "blur_rate": 0.4, "noise_rate": 0.5, "jpeg_rate": 0.5}
+TWINS = {"map_distillation": {"weight": 1.0}, "relation_distillation": {"weight": 5.0}}
+METHODS |= {
+    # recipes
+    "alone": Method(min_size=1),
+    "longer": Method(plan={"epochs": 20}),
+    "longest": Method(plan={"epochs": 40}),
+    "gentle": Method("longer", {"head_params": {"margin": 0.2}}, {"epochs": 20}),
+    "decay": Method(plan={"weight_decay": 2e-3}),
+    "strong": Method(degradation=STRONG),
+    "wide": Method(spec={"width": 1.5}),
+    "residual": Method(spec={"backbone": "residual"}),
+    "both twins": Method(spec={"auxiliaries": TWINS}),
+    "distilled": Method(plan={"distil_weight": 3.0}, teacher=True),
+    "vectors alone": Method(
+        plan={"epochs": 20, "class_weight": 0.0, "distil_weight": 100.0}, teacher=True
+    ),
+}
+"""Each against the training without it; `distilled` follows the teacher's vectors too."""
 
 
 @cache
@@ -123,62 +161,82 @@ def write_faces(folder: Path, pool: ProcessPoolExecutor) -> None:
         np.save(folder / f"{split}_identity.npy", data.identity[chosen])
 
 
-def train_method(
-    name: str, seed: int, folder: str, probe_px: tuple[int, ...], epochs: int, device: str
-) -> dict[str, Any]:
-    """One training and its figures, as one row."""
+def train_methods(
+    names: list[str], seed: int, folder: str, probe_px: tuple[int, ...], base: Mapping[str, Any],
+    device: str,
+) -> list[dict[str, Any]]:  # fmt: skip
+    """One training, and a row of figures a method that it serves."""
     import torch
 
     from cdp.images.degradation import get_degradation
-    from cdp.recognizer import FaceSet, RecognizerSpec, train_recognizer
+    from cdp.recognizer import RecognizerSpec, train_recognizer
     from cdp.training import TrainingPlan
     from cdp.training.plan import resolve_device, resolve_precision
 
     torch.set_num_threads(1)
     started = time.perf_counter()
-    method, faces = METHODS[name], load_faces(folder)
-    plan = TrainingPlan(
-        epochs=epochs, batch_size=128, learning_rate=0.2, seed=seed,
-        degradation=get_degradation("surveillance"),
-    )  # fmt: skip
-    plan = replace(plan, **method.plan)
+    first, faces = METHODS[names[0]], load_faces(folder)
+    degradation = replace(get_degradation("surveillance"), **first.degradation)
+    plan = TrainingPlan(**{**base, **first.plan}, seed=seed, degradation=degradation)
     recognizer, history = train_recognizer(
-        FaceSet(faces["labelled_images"], faces["labelled_identity"]),
-        FaceSet(faces["unlabelled_images"], faces["unlabelled_identity"], min_size=2),
-        spec=RecognizerSpec("plain", **method.spec),
+        make_set(faces, "labelled", first.teacher),
+        make_set(faces, "unlabelled", first.teacher, min_size=first.min_size),
+        spec=RecognizerSpec(**{"backbone": "plain", **first.spec}),
         plan=plan,
         device=device,
         progress=False,
     )
-    if method.adapt is not None:
-        recognizer = adapt(recognizer, method.adapt, faces, seed, device)
-    values = score_probes(recognizer, faces, probe_px)
-    values |= score_sets(recognizer, faces, probe_px[-1], method.pool, seed)
+    trained = time.perf_counter() - started
     where = resolve_device(device)
-    return {
-        "method": name,
-        "against": method.against,
+    shared = {
         "seed": seed,
-        "seconds": round(time.perf_counter() - started, 2),
+        "seconds": round(trained, 2),
         "device": torch.cuda.get_device_name(where) if where.type == "cuda" else "cpu",
         "precision": str(resolve_precision(plan.precision, where)).removeprefix("torch."),
         "loss": history[-1]["loss"],
-        "values": values,
     }
+    return [
+        {"method": name, "against": METHODS[name].against, **shared,
+         "values": score(METHODS[name], recognizer, faces, probe_px, seed, device)}
+        for name in names
+    ]  # fmt: skip
+
+
+def make_set(faces: Mapping[str, np.ndarray], split: str, follows: bool, min_size: int = 1) -> Any:
+    """The faces of a split, with a teacher's vectors where asked for."""
+    from cdp.recognizer import FaceSet
+
+    teacher = faces[f"{split}_teacher"] if follows else None
+    label = faces[f"{split}_identity"]
+    return FaceSet(faces[f"{split}_images"], label, teacher=teacher, min_size=min_size)
+
+
+def score(
+    method: Method, trained: Any, faces: Mapping[str, np.ndarray], probe_px: tuple[int, ...],
+    seed: int, device: str,
+) -> dict[str, float]:  # fmt: skip
+    """All figures of a method."""
+    recognizer = trained
+    if method.adapt is not None:
+        recognizer = adapt(trained, method.adapt, faces, seed, device)
+    values = score_probes(recognizer, faces, probe_px)
+    return values | score_sets(recognizer, faces, probe_px[-1], method.pool, seed)
 
 
 def score_probes(
     recognizer: Any, faces: Mapping[str, np.ndarray], probe_px: tuple[int, ...]
 ) -> dict[str, float]:
     """TAR@FAR and rank-1 of held-out identities, for each size and kind of probe."""
-    from cdp.metrics import sample_probe_gallery
+    from cdp.metrics import sample_probe_gallery, sample_verification_pairs
     from cdp.metrics.identification import identify
     from cdp.metrics.protocols import Resamples, pick_images, score_all_pairs
+    from cdp.metrics.verification import compare_pairs, verification_accuracy
 
     images, identity = faces["evaluation_images"], faces["evaluation_identity"]
     identity = np.unique(identity, return_inverse=True)[1]
     resamples = Resamples(identity, 1, 0)
     compared = pick_images(identity, 10, 0)
+    pairs = sample_verification_pairs(identity, 300, 10, 0)
     probes, gallery = sample_probe_gallery(identity, 0)
     sharp = recognizer.embed(images)
     found = {}
@@ -187,6 +245,9 @@ def score_probes(
             small = recognizer.embed(show_probe(images, size_px, kind))
             for score in score_all_pairs(small, compared, resamples, (0.01,)):
                 found[f"{size_px}px {kind} {score.metric}"] = score.value
+            similarity = compare_pairs(small, pairs.source, pairs.target)
+            accuracy, _ = verification_accuracy(similarity, pairs.same, pairs.fold)
+            found[f"{size_px}px {kind} accuracy"] = accuracy
             ranked = identify(small[probes], identity[probes], sharp[gallery], identity[gallery])
             found[f"{size_px}px {kind} rank-1"] = float(np.mean(ranked.rank <= 1))
     return found
@@ -200,7 +261,7 @@ def adapt(
     from cdp.recognizer import Recognizer
 
     camera = show_probe(faces["unlabelled_images"], recognizer.input_px, "surveillance")
-    backbone = recognizer.backbone
+    backbone = copy.deepcopy(recognizer.backbone)
     if kind == "moments":
         adapt_moments(backbone, camera, device=device)
     else:
@@ -212,7 +273,7 @@ def adapt(
 def score_sets(
     recognizer: Any, faces: Mapping[str, np.ndarray], size_px: int, pool: str, seed: int
 ) -> dict[str, float]:
-    """Rank-1 of identities by one and by up to seven degraded pictures at once."""
+    """Rank-1 of identities by one and by up to eight degraded pictures at once."""
     from cdp.metrics.identification import identify
     from cdp.metrics.protocols import sample_sets
 
@@ -222,7 +283,7 @@ def score_sets(
     small = show_probe(images, size_px, "surveillance")
     sharp = recognizer.embed(images[sets.gallery])
     found = {}
-    for count in (1, 2, 7):
+    for count in (1, 2, 4, 8):
         rows = sets.take(count)
         pooled = recognizer.embed_set(small[rows], identity[rows], weigh=weigh)
         ranked = identify(pooled, np.unique(identity[rows]), sharp, identity[sets.gallery])
@@ -258,10 +319,13 @@ def show_probe(images: np.ndarray, size_px: int, kind: str) -> np.ndarray:
     return degrade_pixels(np.array(images), np.arange(len(images)), recipe, size_px)
 
 
-def plan_trainings(names: list[str], seeds: int) -> list[tuple[str, int]]:
-    """All trainings, a seed after the other, each with what it is compared with."""
-    wanted = [name for name in METHODS if name in {*names, *list_baselines(names)}]
-    return [(name, seed) for seed in range(seeds) for name in wanted]
+def plan_trainings(names: list[str], seeds: int) -> list[tuple[list[str], int]]:
+    """All trainings, a seed after the other, each with the methods that it serves."""
+    served: dict[str, list[str]] = {}
+    for name in METHODS:
+        if name in {*names, *list_baselines(names)}:
+            served.setdefault(METHODS[name].training, []).append(name)
+    return [(group, seed) for seed in range(seeds) for group in served.values()]
 
 
 def list_baselines(names: list[str]) -> set[str]:
@@ -270,19 +334,19 @@ def list_baselines(names: list[str]) -> set[str]:
 
 
 def run_trainings(
-    pool: ProcessPoolExecutor, trainings: list[tuple[str, int]], common: tuple[Any, ...],
+    pool: ProcessPoolExecutor, trainings: list[tuple[list[str], int]], common: tuple[Any, ...],
     jobs: int, ends: float,
 ) -> Iterator[dict[str, Any]]:  # fmt: skip
     """The rows of all trainings as they end; none begins after the time `ends`."""
-    waiting, running = list(trainings), set[Future[dict[str, Any]]]()
+    waiting, running = list(trainings), set[Future[list[dict[str, Any]]]]()
     while waiting or running:
         while waiting and len(running) < jobs and time.monotonic() < ends:
-            running.add(pool.submit(train_method, *waiting.pop(0), *common))
+            running.add(pool.submit(train_methods, *waiting.pop(0), *common))
         if not running:
             break
         done, running = wait(running, return_when=FIRST_COMPLETED)
         for each in done:
-            yield each.result()
+            yield from each.result()
     if waiting:
         print(f"no time for {len(waiting)} of {len(trainings)} trainings", file=sys.stderr)
 
@@ -331,6 +395,10 @@ def read_options() -> argparse.Namespace:
     parser.add_argument("--jobs", type=int, help="trainings at a time; by default cores - 2, 2..12")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--epochs", type=int, default=8)
+    parser.add_argument("--batch-size", type=int, default=128)
+    parser.add_argument("--learning-rate", type=float, default=0.2)
+    parser.add_argument("--faces", type=Path, help="a folder of `lfw_faces`; else drawn")
+    parser.add_argument("--table", type=Path, nargs="+", help="print these files' table only")
     parser.add_argument("--out", type=Path, default=Path("bench_methods.jsonl"))
     options = parser.parse_args()
     options.methods = options.methods.split(",") if options.methods else list(METHODS)
@@ -345,20 +413,31 @@ def read_options() -> argparse.Namespace:
 def main() -> None:
     """Draw the faces, train everything, print the table."""
     options = read_options()
+    if options.table:
+        lines = [line for path in options.table for line in path.read_text().splitlines()]
+        rows = [json.loads(line) for line in lines]
+        print_table(rows, [name for name in METHODS if name in {row["method"] for row in rows}])
+        return
     ends = time.monotonic() + options.budget
     for name in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "NUMBA_NUM_THREADS"):
         os.environ.setdefault(name, "1")
-    rows: list[dict[str, Any]] = []
+    rows = []
     context = multiprocessing.get_context("spawn")
     with (
         tempfile.TemporaryDirectory() as folder,
         ProcessPoolExecutor(options.jobs, mp_context=context) as pool,
         options.out.open("w", encoding="utf-8") as out,
     ):
-        write_faces(Path(folder), pool)
+        if options.faces is None:
+            write_faces(Path(folder), pool)
         trainings = plan_trainings(options.methods, options.seeds)
         print(f"{len(trainings)} trainings, {options.jobs} at a time", file=sys.stderr, flush=True)
-        common = (folder, options.px, options.epochs, options.device)
+        base = {
+            "epochs": options.epochs,
+            "batch_size": options.batch_size,
+            "learning_rate": options.learning_rate,
+        }
+        common = (str(options.faces or folder), options.px, base, options.device)
         for row in run_trainings(pool, trainings, common, options.jobs, ends):
             rows.append(row)
             out.write(json.dumps(row) + "\n")

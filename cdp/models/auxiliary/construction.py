@@ -1,7 +1,9 @@
 """Destruction and construction learning (Chen et al. 2019): shuffled faces are classified too.
 
 Source: section 3, with the locations of the cells by the permutation itself (the authors' code
-guesses them by brightness) and as two coordinates. Ours: the shares, and a grid of the map's side.
+guesses them by brightness) and as two coordinates. Ours: the shares (the authors' code weighs all
+terms 1, the locations of cars and aircraft .01), and a grid of the map's side, 3 at 24 px, in place
+of 7 cells a side at 448 px.
 """
 
 from __future__ import annotations

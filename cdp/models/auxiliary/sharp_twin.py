@@ -1,8 +1,10 @@
 """Distillation from the sharp twin: a degraded face follows the same face sharp.
 
 Source: the map term is that of feature-similarity distillation for low-resolution faces (Shin et
-al. 2022), the relation term that of relational distillation (Park et al. 2019) on cosines. Ours:
-the teacher is the network itself on the sharp image, without a gradient.
+al. 2022; in the authors' code it is taken at several layers and averaged). The relation term
+follows relational distillation (Park et al. 2019), which compares distances, divided by their mean,
+and angles by a Huber loss. Ours: it compares cosines by a squared difference; and the teacher is
+the network itself on the sharp image, without a gradient, in place of one trained on sharp faces.
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
 """Centralized coordinate learning (Qi and Zhang 2018): centred features, class vectors on a sphere.
 
 Source: features are centred and scaled coordinate by coordinate with running moments, their length
-stays in the logits, class vectors have unit length. Ours: the form of the adaptive angular margin,
-one learned scale, and that the first batch sets the moments.
+stays in the logits, class vectors have unit length. Ours: the form of the adaptive angular margin
+(the abstract names one; neither its formula nor code of the authors was found), the scale, and that
+the first batch sets the moments.
 """
 
 from __future__ import annotations

@@ -3,6 +3,7 @@
 Source: the compactness of a class's surroundings is the log-sum-exp over its nearest class vectors,
 and the margin is in inverse proportion to it. Ours: the factors are scaled to a mean of 1 over the
 classes and kept within .5 and 2, in place of a constant that fits one number of neighbours only.
+The authors published no code; 100 neighbours and the gate's weight of .01 are not checked.
 """
 
 from __future__ import annotations
