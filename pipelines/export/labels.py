@@ -37,9 +37,10 @@ FORMULA = re.compile(r"(^|[;|\t\r\n])(?=[\t\r\n]|\s*[=+\-@＝＋－＠])")
 """The start of a cell, for any separator, whose text a spreadsheet would evaluate."""
 COLUMNS = (
     "sample_id", "path", "pseudo_label", "cluster_size", "confidence", "expected_precision",
-    "medoid", "reviewed", "decision",
+    "medoid", "identity", "reviewed", "decision",
 )  # fmt: skip
-"""Columns of the CSV; `medoid` is the sample_id of the cluster's most central image."""
+"""Columns of the CSV; `medoid` is the sample_id of the cluster's most central image.
+`identity` is the labelled person that it shows, empty where none is known."""
 BLOCK = 500
 """Synthetic faces drawn at once."""
 LOCAL_FILES = "/data/local-files/?d="
@@ -119,6 +120,9 @@ def _describe_clusters(run: RunResults, labels: pd.DataFrame) -> pd.DataFrame:
     return labels.assign(
         expected_precision=labels.pseudo_label.map(clusters.expected_precision).astype(float),
         medoid=medoid.where(medoid.notna(), ""),
+        identity=labels.sample_id.map(
+            run.assignments.set_index("sample_id").identity.astype(object)
+        ).fillna(""),
     )
 
 

@@ -8,6 +8,7 @@ The contract:
   `copy_of`. A labelled image given twice counts once; one under two names counts for neither. An
   evaluation image with the bytes of any other is rejected.
 - An image one of whose ready features is zero or not finite goes to `rejected` too, in all views.
+- A labelled image has the name that a reviewer gave it; one that a reviewer set aside is rejected.
 - `sample_id` counts accepted images from 0, ordered by split (labelled, unlabelled, evaluation),
   then path.
 - `frame` is the number of a video's frame, `track` that of the faces in successive frames that the
@@ -20,7 +21,8 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -32,6 +34,7 @@ from pipelines.data.crops import list_faces
 from pipelines.data.dataset import Dataset
 from pipelines.data.folders import LEFT_OUT
 from pipelines.data.manifest import Entry
+from pipelines.decisions import ON_NAMES, Decision
 from pipelines.stage import Stage, Work
 
 if TYPE_CHECKING:
@@ -87,6 +90,7 @@ def run(work: Work) -> Mapping[str, Any]:
         found = [
             image for part in work.engine.map(inspect_part, parts, label="ingest") for image in part
         ]
+    entries, found = correct_names(entries, found, work.decisions)
     reasons, twins = find_copies(entries, found)
     accepted = [row for row, reason in enumerate(reasons) if not reason]
     rejected = [row for row, reason in enumerate(reasons) if reason]
@@ -229,6 +233,30 @@ def inspect_part(
     return found
 
 
+def correct_names(
+    entries: list[Entry], found: list[tuple[int, int, str, str]], decisions: Sequence[Decision]
+) -> tuple[list[Entry], list[tuple[int, int, str, str]]]:
+    """Labelled images as reviewers corrected them: renamed, or rejected where they set it aside.
+
+    found : width, height, digest and reason of each entry.
+    """
+    said = {key: each for each in decisions for key in each.groups[0]}
+    if not said:
+        return entries, found
+    entries, found = list(entries), list(found)
+    for row, (entry, (width, height, digest, reason)) in enumerate(
+        zip(entries, found, strict=True)
+    ):
+        decision = said.get(digest or f"path:{entry.path}")
+        if decision is None or entry.split != "labelled" or reason:
+            continue
+        if decision.action == "rename":
+            entries[row] = replace(entry, identity=decision.identity)
+        else:
+            found[row] = width, height, digest, f"set aside in review, decision {decision.number}"
+    return entries, found
+
+
 def _make_utf8(path: str) -> str:
     return path.encode("utf-8", "backslashreplace").decode()
 
@@ -274,4 +302,5 @@ STAGE = Stage(
     reads=("ingest",),
     reads_with_features=("committee",),
     run=run,
+    corrected=ON_NAMES,
 )
