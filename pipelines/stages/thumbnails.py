@@ -1,7 +1,8 @@
-"""thumbnails: labelled and unlabelled images -> small WebP pictures for the report and the review page.
+"""thumbnails: labelled and unlabelled images -> small WebP pictures for report and review.
 
 The contract:
-- One WebP picture an image; those of unlabelled images in `thumbnails`, of labelled in `labelled`, at most `SIDE_PX` a side; smaller faces are not enlarged.
+- One WebP picture an image, at most `SIDE_PX` a side; smaller faces are not enlarged. Those of
+  unlabelled images are in `thumbnails`, those of labelled ones in `labelled`.
 - Report and review read only these, no image file of the data set.
 - A part whose file exists is not computed again.
 """
