@@ -92,6 +92,8 @@ class LabelledPeople:
         self.assigned = found.assign(row=np.searchsorted(sample_id, found.sample_id.to_numpy()))
         self.identity = np.full(len(sample_id), None, object)
         self.identity[self.assigned.row] = self.assigned.identity
+        self.is_sure = np.zeros(len(sample_id), bool)
+        self.is_sure[self.assigned.row] = self.assigned.probability >= 1
 
     def find_keys(self, images: Sequence[int]) -> list[str]:
         """The keys of labelled images, for a decision; DataError for any other."""
@@ -149,6 +151,11 @@ class LabelledPeople:
         named = names.identity != None  # noqa: E711
         identity[named] = names.identity[named]
         return identity
+
+    def find_changed(self, names: Names) -> np.ndarray:
+        """(n,) bool: the unlabelled images whose person a rerun would change, or make certain."""
+        named = names.identity != None  # noqa: E711
+        return (self.name_rows(names) != self.identity) | (named & ~self.is_sure)
 
     def ask_people(self, label: np.ndarray, names: Names) -> list[PersonQuestion]:
         """For each cluster, or image without label, the labelled people it is taken for.

@@ -266,7 +266,7 @@ class ReviewSession:
         """Number of images whose cluster, or whose labelled person, a rerun would change."""
         people = self.people
         moved = find_moved(self.published, self.label)
-        moved |= people.name_rows(self.named) != people.identity
+        moved |= people.find_changed(self.named)
         return int(moved.sum()) + people.count_corrected(self.decisions)
 
     def describe_question(self, question: Question) -> dict[str, Any]:

@@ -83,10 +83,10 @@ def test_a_cluster_is_asked_about_beside_the_person_it_looks_like(people, table)
     names = find_names(table.read(), KEYS)
     assert people.ask_people(LABEL, names) == []
     assert people.name_rows(names).tolist() == ["Ann"] * 4 + [None] * 2
-    # What changes for a rerun: the fourth image is Ann's too, the fifth is not Bob.
-    assert (people.name_rows(names) != people.identity).tolist() == [False] * 3 + [True] * 2 + [
-        False
-    ]
+    # Four images are Ann's for certain now, the fifth is not Bob.
+    assert people.find_changed(names).tolist() == [True] * 5 + [False]
+    people.is_sure[:3] = True
+    assert np.flatnonzero(people.find_changed(names)).tolist() == [3, 4]
 
 
 def test_a_name_links_its_images_and_keeps_other_people_apart(table):
