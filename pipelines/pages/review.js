@@ -221,6 +221,13 @@ function nameSide(side, number) {
   return side.label < 0 ? "An image without label" : `Cluster ${side.label}`;
 }
 
+// A focus inside the old question goes to the title of the new one, where it would be lost.
+function showQuestion(...parts) {
+  const inside = at("ask").contains(document.activeElement);
+  at("ask").replaceChildren(...parts);
+  if (inside) at("ask").querySelector("h2").focus();
+}
+
 function drawQuestion() {
   let [title, yes, no] = titles[question.kind];
   const { seems, identity } = question;
@@ -244,8 +251,8 @@ function drawQuestion() {
   const act = (name, text, key, options) => make("button",
     { type: "button", "data-act": name, onclick: () => runAlone(answers[name]), ...options },
     `${text} `, make("kbd", {}, key));
-  at("ask").replaceChildren(...[
-    make("header", {}, make("h2", {}, title), make("p", { class: "muted" }, explanation)),
+  showQuestion(...[
+    make("header", {}, make("h2", { tabindex: -1 }, title), make("p", { class: "muted" }, explanation)),
     make("div", { class: sides.length > 1 ? "sides" : "" }, ...sides),
     doubt ? null : makeTray(),
     make("div", { class: "answers" },
@@ -256,12 +263,15 @@ function drawQuestion() {
       doubt ? act("reject", "Set aside", "R", { class: "danger" })
         : act("reject", "Reject marked", "R", { "data-marks": "", class: "danger" }),
       act("skip", asked ? "Skip" : "Back to the questions", "K", { class: "spread" }))].filter((each) => each != null));
+  const named = question.sides.map((side, number) => `${nameSide(side, number)}, ${count(side.size, "image")}`);
+  at("announced").textContent = `${title} ${named.join("; ")}. ${explanation}`;
   drawTray();
 }
 
 function drawDone() {
-  at("ask").replaceChildren(make("div", { class: "done card" },
-    make("h2", {}, "No open question is left"),
+  at("announced").textContent = "No open question is left";
+  showQuestion(make("div", { class: "done card" },
+    make("h2", { tabindex: -1 }, "No open question is left"),
     make("p", { class: "muted" }, "Browse the clusters, or end the review and run the pipeline again: it applies every decision.")));
 }
 
