@@ -117,12 +117,11 @@ def _describe_clusters(run: RunResults, labels: pd.DataFrame) -> pd.DataFrame:
     """The labels with `expected_precision` and `medoid` of their clusters; empty without one."""
     clusters = run.clusters.set_index("pseudo_label")
     medoid = labels.pseudo_label.map(clusters.medoid_sample_id).astype("Int64").astype(object)
+    people = dict(zip(run.assignments.sample_id, run.assignments.identity, strict=True))
     return labels.assign(
         expected_precision=labels.pseudo_label.map(clusters.expected_precision).astype(float),
         medoid=medoid.where(medoid.notna(), ""),
-        identity=labels.sample_id.map(
-            run.assignments.set_index("sample_id").identity.astype(object)
-        ).fillna(""),
+        identity=[people.get(sample, "") for sample in labels.sample_id.tolist()],
     )
 
 
