@@ -45,6 +45,8 @@ from cdp.mediator.curriculum import JointSet, choose_labelled
 from cdp.mediator.labelled_rows import choose_distinct_labelled
 from cdp.mediator.pair_scorer import PairScorer
 from cdp.mediator.pair_voter import PairVoter
+from cdp.mediator.self_training import SELF_TRAINED, fit_on_votes
+from cdp.mediator.set_gap import describe_gap
 from cdp.mediator.settings import MediatorSettings
 from cdp.mediator.shortage import (
     ShortageError,
@@ -92,6 +94,11 @@ class ConsensusClusterer(ClusterMixin, BaseEstimator):
     near_equal : whether near-equal rows, such as the frames of one track, are represented by one of
         them, whose label goes to all (`cdp.knn.near_equal`). Rows without near-equal ones get the
         same labels either way.
+    self_training : whether a mediator is trained on the clusters that the committee votes for
+        (`cdp.mediator.self_training`) where there is no label to train it on: none is given, they
+        are too few, or the labelled rows differ from the unlabelled ones (`joint`). False: votes
+        are final there; so they are where `min_similarity` is a number, or `threshold` is one and
+        no label is given. With the variant "extended" only.
     second_stage : whether each pair is rescored from the scores of its neighbouring pairs, which
         recovers blurred images (`cdp.mediator.second_stage`); with labels and the variant
         "extended" only. False is faster and holds less memory.
@@ -131,7 +138,7 @@ class ConsensusClusterer(ClusterMixin, BaseEstimator):
     mediator_ : its mediator, None where the committee voted.
     second_stage_ : its second stage, None where there is none.
     quality_ : `cdp.propagation.QualityEstimate` of the labels, withheld with its reasons where its
-        assumptions are seen to fail; None where the committee voted.
+        assumptions are seen to fail, as after self-training; None where the committee voted.
     label_issues_ : DataFrame, a row for each labelled row whose label is doubted: `row`, `issue`
         ("wrong_name" or "second_label"), `label`, `seems` (the label it seems to be, None where
         nobody's) and `probability`. Of many labelled rows, those the scorer is trained on.
@@ -171,6 +178,7 @@ class ConsensusClusterer(ClusterMixin, BaseEstimator):
         joint: bool = True,
         near_equal: bool = True,
         label_check: bool = True,
+        self_training: bool = True,
         second_stage: bool = True,
         split: str = "consensus",
         threshold: float | Literal["auto"] = "auto",
@@ -190,6 +198,7 @@ class ConsensusClusterer(ClusterMixin, BaseEstimator):
         self.joint = joint
         self.near_equal = near_equal
         self.label_check = label_check
+        self.self_training = self_training
         self.second_stage = second_stage
         self.split = split
         self.threshold = threshold
@@ -237,8 +246,8 @@ class ConsensusClusterer(ClusterMixin, BaseEstimator):
         Warns
         -----
         CdpWarning
-            The committee votes although labels were given, because they are too few; nothing was
-            found; or one cluster holds most of the rows.
+            Labels were given that cannot train a mediator; nothing was found; or one cluster holds
+            most of the rows.
         """
         self._check_parameters()
         if (labelled_views is None) != (labelled_ids is None):
@@ -262,7 +271,7 @@ class ConsensusClusterer(ClusterMixin, BaseEstimator):
                 graphs = self._build_graphs(given, seed)
         self._check: LabelCheck | None = None
         self.label_issues_ = list_issues(None)
-        scorer = self._make_scorer(given, graphs, labelled_views, labelled_ids, seed)
+        scorer, doubts = self._make_scorer(given, graphs, labelled_views, labelled_ids, seed)
         pairs = make_pairs(graphs, candidates=scorer.candidates)
         scored = scorer.score(given, graphs, pairs, threads=self.threads)
         scores = scored.probability
@@ -291,7 +300,7 @@ class ConsensusClusterer(ClusterMixin, BaseEstimator):
         if isinstance(scorer, PairScorer):
             self.mediator_, self.second_stage_ = scorer.mediator, scorer.second_stage
             estimate = partial(self._estimate, found.label, pairs, scores, representative)
-            self.quality_ = estimate(scored.doubts, scorer, labelled_ids)
+            self.quality_ = estimate((*doubts, *scored.doubts), scorer, labelled_ids)
             self.probabilities_ = self.quality_.confidence
         else:
             groups = RowGroups.of(representative, found.label)
@@ -377,18 +386,51 @@ class ConsensusClusterer(ClusterMixin, BaseEstimator):
         labelled_views: Views | None,
         labelled_ids: Any,
         seed: int,
-    ) -> PairScorer | PairVoter:
-        """A pair scorer, or a voter where there are no labels or too few."""
+    ) -> tuple[PairScorer | PairVoter, tuple[str, ...]]:
+        """A pair scorer, or a voter where nothing can train one; why its quality is withheld."""
+        shortage = ""
         if labelled_views is not None:
             try:
                 if not len(labelled_ids):
                     raise ShortageError(describe_shortage(np.empty(0)))
-                return self._fit_scorer(views, graphs, labelled_views, labelled_ids, seed)
+                return self._fit_scorer(views, graphs, labelled_views, labelled_ids, seed), ()
             except ShortageError as error:
-                text = f"{error}. The committee voted instead, and no quality is estimated"
-                warnings.warn(text, CdpWarning, stacklevel=3)
+                shortage = str(error)
         candidates = self.candidates or choose_candidates("vote")
-        return PairVoter(self.min_similarity, self.min_votes, candidates)
+        voter = PairVoter(self.min_similarity, self.min_votes, candidates)
+        scorer = self._train_on_votes(views, graphs, voter, bool(shortage), seed)
+        if shortage:
+            done = "The committee voted instead"
+            if scorer is not None:
+                done += ", and a mediator was trained on its clusters"
+            warnings.warn(f"{shortage}. {done}; no quality is estimated", CdpWarning, stacklevel=3)
+        return (voter, ()) if scorer is None else (scorer, (SELF_TRAINED,))
+
+    def _train_on_votes(
+        self,
+        views: list[View],
+        graphs: list[KnnGraph],
+        voter: PairVoter,
+        labels_given: bool,
+        seed: int,
+    ) -> PairScorer | None:
+        """A pair scorer trained on the voted clusters, None where votes are final."""
+        final = self.min_similarity != "auto" or not (labels_given or self.threshold == "auto")
+        if not self.self_training or self.variant != "extended" or final:
+            return None
+        try:
+            return fit_on_votes(
+                views,
+                graphs,
+                voter,
+                settings=self._choose_settings(),
+                candidates=self.candidates,
+                second_stage=self.second_stage,
+                seed=seed,
+                threads=self.threads,
+            )
+        except ShortageError:
+            return None
 
     def _estimate(
         self,
@@ -402,6 +444,8 @@ class ConsensusClusterer(ClusterMixin, BaseEstimator):
     ) -> QualityEstimate:
         """The quality of the labels, withheld where its assumptions are seen to fail."""
         found = estimate_quality(label, pairs, scores, representative, unlisted=scorer.unlisted)
+        if SELF_TRAINED in doubts:
+            return found.withhold(*doubts)
         largest = int(np.bincount(label[label != UNLABELLED], minlength=1).max())
         size = np.unique(np.asarray(labelled_ids), return_counts=True)[1]
         found = found.withhold(*doubts, describe_few_people(labelled_ids))
@@ -458,6 +502,9 @@ class ConsensusClusterer(ClusterMixin, BaseEstimator):
             ]
             unlabelled = np.full(len(near), UNLABELLED, np.int64)
             joint = JointSet(both, joint_graphs, np.concatenate([identity, unlabelled]))
+            gap = describe_gap(joint, len(graphs[0]))
+            if gap:
+                raise ShortageError(gap)
         return PairScorer.fit(
             labelled,
             labelled_graphs,

@@ -24,6 +24,7 @@ import numpy as np
 
 from cdp.errors import CdpError, DataError
 from cdp.separation import LEAST_NEARER, choose_people, measure_separation
+from pipelines.choices import check_choices
 from pipelines.config import MemberSettings, RunConfig, read_config
 from pipelines.data.dataset import Dataset
 from pipelines.data.folders import LEFT_OUT
@@ -206,7 +207,8 @@ def check_counts(config: RunConfig, dataset: Dataset, used: Sequence[Entry]) -> 
             text = f"{shortage}, and propagate.target_precision needs one. Label more, or leave "
             found.append(Finding("error", f"{text}the target out"))
         elif shortage:
-            found.append(Finding("warning", f"{shortage}: the committee will vote instead"))
+            text = f"{shortage}: the committee will vote instead, and its clusters train one"
+            found.append(Finding("warning", text))
     return found
 
 
@@ -374,6 +376,8 @@ def main(arguments: list[str] | None = None) -> int:
         config = read_config(options.config, options.overrides)
         manifest = find_manifest(config.data, options.config)
         dataset = Dataset.open(manifest, options.data_root, options.models_dir)
+        trained = () if dataset.kind == "features" else ("train", "retrain", "evaluate")
+        check_choices(config, trained)
         found = check_inputs(config, dataset)
     except CdpError as error:
         print(f"error: {error}", file=sys.stderr)

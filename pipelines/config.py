@@ -317,6 +317,10 @@ class MediateSettings(Settings):
     candidates : edges of the "base" graph, or of "all" graphs (more than twice as many pairs); null
         is "all" for "extended" and "base" for the other methods.
     second_stage : with "extended", rescore each pair from the scores of neighbouring pairs.
+    self_training : with "extended", where no mediator can be trained on the labelled images (they
+        are too few, or differ from the unlabelled ones), train it on the clusters that the
+        committee votes for, unless `vote.min_similarity` is a number; see
+        `cdp.mediator.self_training`. Otherwise the votes are final.
     dropout : share of hidden units dropped while the mediator is trained.
     vote : thresholds of method "vote".
     """
@@ -324,6 +328,7 @@ class MediateSettings(Settings):
     method: Literal["extended", "paper", "released", "vote"] = "extended"
     candidates: Literal["base", "all"] | None = None
     second_stage: bool = True
+    self_training: bool = True
     dropout: float = Field(0.0, ge=0, lt=1)
     vote: VoteSettings = VoteSettings()
 

@@ -5,7 +5,9 @@ The contract:
   each computes with one thread, so results do not depend on the number of workers.
 - Results are yielded in the order of the parts. The first failure cancels the rest and is raised
   unchanged.
-- The cluster starts with the first part and ends with the engine.
+- The cluster starts with the first part and ends with the engine. After a part a worker gives the
+  memory it freed back to the system; a stage that left a local worker with more than `KEPT_BYTES`
+  ends the cluster (`rest`), and the next part starts another.
 - A worker that dies is replaced and its part is computed again. No map waits forever: a local
   cluster without a worker for `PATIENCE_S` is replaced, as long as that finishes further parts; a
   lost scheduler, or one without workers for `PATIENCE_ELSEWHERE_S`, is a BackendError.
@@ -23,6 +25,7 @@ import queue
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any, TypeVar
 
 from cdp.errors import BackendError, ConfigError
@@ -41,6 +44,9 @@ ATTEMPTS = 3
 """Local clusters in a row that may fail to compute a single part."""
 LEAST_BYTES = 640 << 20
 """Smallest limit of one process; the imported libraries alone take 450 MiB."""
+
+KEPT_BYTES = 512 << 20
+"""Private memory with which an idle local worker may outlive a stage."""
 
 LOCAL = {
     # Dask never restarts a worker that is lost twice within this time.
@@ -99,6 +105,15 @@ class Engine:
                 with contextlib.suppress(Exception):
                     part.close(timeout=CLOSE_S)
         self._client = self._cluster = None
+
+    def rest(self) -> None:
+        """After a stage: give freed memory back, and end local workers that keep too much."""
+        trim_memory()
+        if self._cluster is None or self._client is None:
+            return
+        with contextlib.suppress(Exception):
+            if max(self._client.run(count_private_bytes).values(), default=0) > KEPT_BYTES:
+                self.close()
 
     def map(
         self, function: Callable[..., Result], parts: Sequence[tuple[Any, ...]], *, label: str
@@ -290,8 +305,31 @@ def _run_part(function: Callable[..., Result], part: tuple[Any, ...], limit: int
     """Run one part with one thread in every native library, within its memory limit."""
     from threadpoolctl import threadpool_limits
 
-    with threadpool_limits(1), bound_memory(limit):
-        return function(*part)
+    try:
+        with threadpool_limits(1), bound_memory(limit):
+            return function(*part)
+    finally:
+        trim_memory()
+
+
+def trim_memory() -> None:
+    """Give memory that this process freed back to the system, where its libraries can."""
+    import ctypes
+
+    import pyarrow as pa
+
+    pa.default_memory_pool().release_unused()
+    with contextlib.suppress(OSError, AttributeError):  # another C library than glibc
+        ctypes.CDLL(None).malloc_trim(0)
+
+
+def count_private_bytes() -> int:
+    """Memory of this process that no file backs; 0 where the system does not say."""
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/self/status").read_text("ascii").splitlines():
+            if line.startswith("RssAnon:"):
+                return int(line.split()[1]) * 1024
+    return 0
 
 
 @contextlib.contextmanager

@@ -26,6 +26,7 @@ from typing import Any
 from cdp.errors import CdpError, ConfigError, DataError
 from cdp.progress import report_elapsed
 from pipelines.check import add_inputs, check_inputs
+from pipelines.choices import check_choices
 from pipelines.config import RunConfig, read_config
 from pipelines.data.dataset import Dataset
 from pipelines.decisions import CorrectionTable
@@ -171,6 +172,7 @@ def _carry_out(config: RunConfig, options: argparse.Namespace, *, until: str | N
         log_path = _open_logs(options.runs_dir / config.name)
         _record_request(runtime, options)
         log.debug("config %s", config.model_dump_json())
+        check_choices(config, {step.stage.name for step in steps if step.action == "run"})
         if only is None:
             _check(runtime, steps)
         for step in steps:
@@ -230,6 +232,7 @@ def _take(step: Step, runtime: Runtime, options: argparse.Namespace, log_path: P
     except Exception as error:
         log.debug("stage %s failed", name, exc_info=True)
         raise _StageFailure(name, error, log_path) from error
+    runtime.engine.rest()
     manifest = published.manifest
     log.info(
         "%-9s done  %s (%.1f s, peak %d MiB)",

@@ -39,7 +39,14 @@ def read_view(embeddings: list[Path]) -> tuple[np.ndarray, np.ndarray]:
     if len(vectors) == 1:
         return ids, vectors[0]
     order = np.argsort(ids)
-    return ids[order], np.concatenate(vectors)[order]
+    place = np.empty(len(ids), np.int64)
+    place[order] = np.arange(len(ids))
+    joined = allocate((len(ids), vectors[0].shape[1]), vectors[0].dtype.type)
+    row = 0
+    for part in vectors:
+        joined[place[row : row + len(part)]] = part
+        row += len(part)
+    return ids[order], joined
 
 
 def describe_schema(schema: pa.Schema) -> dict[str, str]:
@@ -113,13 +120,14 @@ def find_rows(labels: pd.DataFrame) -> np.ndarray | None:
 def read_vectors(path: Path, column: str) -> np.ndarray:
     """One fixed-size-list column of a Parquet table or directory -> (n, d) array.
 
-    Row groups are copied one by one into the result, so the peak is the result plus one group.
+    Row groups are copied one by one into the result, so the peak is the result, which lies on
+    disk where it is large, plus one group.
     """
     files = sorted(path.glob("*.parquet")) if path.is_dir() else [path]
     readers = [pq.ParquetFile(file) for file in files]
     count = sum(reader.metadata.num_rows for reader in readers)
     field = readers[0].schema_arrow.field(column).type
-    result = np.empty((count, field.list_size), field.value_type.to_pandas_dtype())
+    result = allocate((count, field.list_size), field.value_type.to_pandas_dtype())
     row = 0
     for reader in readers:
         for batch in reader.iter_batches(columns=[column]):

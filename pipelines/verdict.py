@@ -202,6 +202,12 @@ def judge_votes(evidence: Evidence) -> Findings:
             "people of many images may lie in pieces",
             "Label 20 people or more, 4 images or more of each, to train a mediator",
         )
+    elif facts.get("self_trained"):
+        yield Finding(
+            "doubt",
+            "the mediator was trained on clusters that the committee voted for, not on labels",
+            "Label 20 people or more of the unlabelled images, 4 images or more of each",
+        )
 
 
 @judge("ingest", "mediate")

@@ -24,6 +24,7 @@ SAME = {
     "near_equal": (KnnSettings, "near_equal"),
     "variant": (MediateSettings, "method"),
     "candidates": (MediateSettings, "candidates"),
+    "self_training": (MediateSettings, "self_training"),
     "second_stage": (MediateSettings, "second_stage"),
     "min_similarity": (VoteSettings, "min_similarity"),
     "min_votes": (VoteSettings, "min_votes"),

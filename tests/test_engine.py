@@ -193,6 +193,15 @@ def test_reading_a_small_table_takes_no_gibibyte_of_the_limit(tmp_path):
         assert run(engine, measure_reserved, [(tmp_path / "table.parquet",)])[0] < 1 << 28
 
 
+def test_a_worker_that_keeps_much_is_not_kept_after_a_stage(engine, monkeypatch):
+    (first,) = run(engine, os.getpid, [()])
+    engine.rest()
+    assert run(engine, os.getpid, [()]) == [first]
+    monkeypatch.setattr(engine_module, "KEPT_BYTES", 1 << 20)
+    engine.rest()
+    assert run(engine, os.getpid, [()]) != [first]
+
+
 def test_a_limit_below_what_the_libraries_take_is_refused():
     with pytest.raises(ConfigError, match=r"2 worker\(s\) need at least 2560 MiB"):
         Engine(workers=2, memory_limit=2 << 30)

@@ -34,7 +34,8 @@ pipelines.copies
 pipelines.export pipelines.review_people
 pipelines.review_session
 pipelines.training pipelines.pages pipelines.real_probes
-pipelines.stages pipelines.check
+pipelines.stages pipelines.choices
+pipelines.check
 pipelines.run pipelines.review pipelines.identify pipelines.align
 pipelines.command pipelines.demo
 """

@@ -215,6 +215,14 @@ def test_a_reviewer_may_part_near_equal_rows(linked):
     np.testing.assert_allclose(value, [1, 0.8, 0.1])
 
 
+def test_pairs_of_rows_that_stand_for_themselves_are_not_copied(linked):
+    _, pairs, score = linked
+    groups = RowGroups.of(np.arange(6), np.array([0, 0, 1, 0, 0, -1]))
+    few, value = groups.reduce_pairs(pairs, score)
+    assert few is pairs
+    assert value is score
+
+
 def test_soft_labels_of_near_equal_rows_are_alike(linked):
     representative, pairs, score = linked
     label = np.array([0, 0, 0, 1, 1, -1])

@@ -11,6 +11,7 @@ from conftest import TINY_CONFIG
 from known_clusters import KNOWN_K, SIZES
 
 from cdp import ConsensusClusterer
+from cdp.errors import CdpWarning
 from pipelines.run import main
 from pipelines.tables import read_vectors
 
@@ -93,9 +94,30 @@ def voted_run(known, known_run, tmp_path_factory):
     return runs / "runs" / "known"
 
 
+def test_a_self_trained_run(known, known_run, tmp_path, monkeypatch, capsys):
+    """Labelled images that differ from the unlabelled ones are not trained on, by either way."""
+    monkeypatch.setattr("cdp.mediator.set_gap.MOST_FREQUENT", 0.0)
+    monkeypatch.setattr("cdp.mediator.set_gap.DEVIATIONS", 0.0)
+    passing = shutil.ignore_patterns("logs", ".*draft*")
+    shutil.copytree(known_run.parent, tmp_path / "runs", symlinks=True, ignore=passing)
+    options = [*known, "--runs-dir", str(tmp_path / "runs")]
+    for stage in ("mediate", "propagate"):
+        assert main([*options, "--stage", stage, "--force"]) == 0
+    printed = capsys.readouterr().out
+    assert "Label 20 people or more of the unlabelled images" in printed
+    run = tmp_path / "runs" / "known"
+    views, ids = read_views(run, "unlabelled")
+    clusterer = ConsensusClusterer(k=KNOWN_K, random_state=SEED)
+    with pytest.warns(CdpWarning, match="differ from the unlabelled ones"):
+        clusterer.fit(views, **read_labelled(run))
+    np.testing.assert_array_equal(clusterer.labels_, read_labels(run, ids))
+    np.testing.assert_array_equal(clusterer.pair_scores_, read_scores(run))
+    assert clusterer.quality_.precision is None
+
+
 def test_a_voting_run(voted_run):
     views, ids = read_views(voted_run, "unlabelled")
-    clusterer = ConsensusClusterer(k=KNOWN_K, random_state=SEED)
+    clusterer = ConsensusClusterer(k=KNOWN_K, random_state=SEED, self_training=False)
     found = clusterer.fit_predict(views)
     expected = read_labels(voted_run, ids)
     np.testing.assert_array_equal(found, expected)

@@ -322,6 +322,9 @@ def test_a_page_of_degradations_is_drawn(tiny, tmp_path, capsys):
         (["train.head=focal"], "unknown head 'focal'"),
         (["train.auxiliary={focal: {}}"], "unknown auxiliary loss 'focal'"),
         (["train.auxiliary={center: {pull: 1.0}}"], "no parameter pull; it has: rate"),
+        (["retrain.head=focal"], "retrain: unknown head 'focal'"),
+        (["retrain.teacher=other", "retrain.student={backbone: vast}"], "retrain.student: unknown"),
+        (["evaluate.degradations=[fog]"], "unknown degradation 'fog'"),
         (["committee.base={name: base, onnx: a.onnx}"], "synthetic data set has no files"),
     ],
 )
@@ -330,7 +333,7 @@ def test_a_mistake_is_one_message_and_exit_2(tiny, tmp_path, capsys, arguments, 
     printed = capsys.readouterr().err
     assert expected in printed
     assert "Traceback" not in printed
-    assert not list(tmp_path.glob("tiny/train"))
+    assert not list(tmp_path.glob("tiny/ingest"))
 
 
 def test_fewer_images_than_neighbours_is_said_before_searching(whole, tiny, tmp_path, capsys):

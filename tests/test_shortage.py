@@ -42,26 +42,26 @@ def draw(people, each, seed):
 def test_the_estimator_votes_and_says_so(people, each, said):
     rows, identity = draw(30, 10, 0)
     labelled, names = draw(people, each, 1)
+    voting = ConsensusClusterer(k=15, backend="exact", self_training=False)
     with pytest.warns(CdpWarning, match=said) as caught:
-        clusterer = ConsensusClusterer(k=15, backend="exact").fit(
+        clusterer = voting.fit(
             [rows, rows[:, :32]], labelled_views=[labelled, labelled[:, :32]], labelled_ids=names
         )
     assert len(caught) == 1
-    assert "The committee voted instead" in str(caught[0].message)
+    assert "The committee voted instead; no quality" in str(caught[0].message)
     assert clusterer.mediator_ is clusterer.quality_ is None
     assert clusterer.cosine_ > 0
     assert score_pairwise(identity, clusterer.labels_)[2] > 0.99
-    voted = ConsensusClusterer(k=15, backend="exact").fit_predict([rows, rows[:, :32]])
+    voted = voting.fit_predict([rows, rows[:, :32]])
     np.testing.assert_array_equal(clusterer.labels_, voted)
 
 
 def test_a_threshold_for_probabilities_is_not_used_on_votes():
     rows, identity = draw(30, 10, 0)
     labelled, names = draw(2, 3, 1)
+    voting = ConsensusClusterer(k=15, backend="exact", threshold=0.96, self_training=False)
     with pytest.warns(CdpWarning, match="voted instead"):
-        clusterer = ConsensusClusterer(k=15, backend="exact", threshold=0.96).fit(
-            rows, labelled_views=labelled, labelled_ids=names
-        )
+        clusterer = voting.fit(rows, labelled_views=labelled, labelled_ids=names)
     assert score_pairwise(identity, clusterer.labels_)[2] > 0.99
 
 

@@ -53,7 +53,8 @@ OTHER = {
     "knn": {"k": 6, "backend": "exact", "options": {"M": 12}, "recall_sample": 10, "joint": False,
             "near_equal": False, "label_check": False},
     "mediate": {
-        "method": "paper", "candidates": "all", "second_stage": False, "dropout": 0.1,
+        "method": "paper", "candidates": "all", "second_stage": False, "self_training": False,
+        "dropout": 0.1,
         "vote": {"min_similarity": 0.6, "min_votes": 0},
     },
     "propagate": {

@@ -14,9 +14,8 @@ import tempfile
 
 import numpy as np
 
-HELD_BYTES = 1 << 28
-"""256 MiB."""
-
+HELD_BYTES = 1 << 26
+"""64 MiB: eight million numbers of float64."""
 
 BLOCK = 1 << 20
 """Numbers converted at once by `copy_as`."""

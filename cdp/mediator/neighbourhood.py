@@ -137,7 +137,7 @@ class Neighbourhood:
             unit, _ = make_unit(load_view(view))
             if len(unit) != count:
                 raise DataError(f"view {at} has {len(unit)} rows, expected {count}")
-            expanded = np.empty_like(unit)
+            expanded = allocate(unit.shape)
             _expand(unit, expansion, weight, expanded)
             measure_pairs(expanded, pairs.source, pairs.target, self.affinity[at], workers)
 
@@ -175,7 +175,7 @@ class Neighbourhood:
 
     def score(self, mediator: Mediator) -> np.ndarray:
         """The mediator's probability of every pair, (m,) float32."""
-        score = np.empty(len(self.pairs), np.float32)
+        score = allocate((len(self.pairs),))
         for part, described in self.describe_parts():
             score[part] = mediator.score(described, threads=self.workers)
         return score

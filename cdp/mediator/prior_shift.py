@@ -22,6 +22,7 @@ import numpy as np
 from numba import njit
 
 from cdp.arrays.scratch import BLOCK, allocate
+from cdp.arrays.threads import list_blocks
 from cdp.errors import DataError
 from cdp.metrics.calibration import ReliabilityCurve
 from cdp.types import PairTable
@@ -118,7 +119,7 @@ def correct_prior(
 def _rescale(value: np.ndarray, training_rate: float, rate: float) -> np.ndarray:
     """The probabilities at another positive rate, (m,) float32."""
     limit = 1 / (1 + math.exp(LOGIT_LIMIT))
-    out = np.empty(value.shape, np.float32)
+    out = allocate(value.shape)
     for start in range(0, len(value), BLOCK):
         part = value[start : start + BLOCK].astype(np.float64)
         true_part = rate / training_rate * part
@@ -141,17 +142,19 @@ def keep_prior(
     corrected : from `correct_prior`.
     held_out : the reliability of the same scores on held-out labelled pairs.
     """
-    value = np.asarray(probability, np.float64)
-    mean = float(value.mean()) if len(value) else 0.0
+    mean = float(np.mean(probability, dtype=np.float64)) if len(probability) else 0.0
     if not mean or 1 / _MOST_FACTOR <= corrected.rate / mean <= _MOST_FACTOR:
         return False
     weight, rate = np.nan_to_num(held_out.weight), np.nan_to_num(held_out.observed_rate)
     bins = len(weight)
-    found = np.bincount(np.minimum((value * bins).astype(np.int64), bins - 1), minlength=bins)
+    found = np.zeros(bins, np.int64)
+    for part in list_blocks(0, len(probability), BLOCK):
+        place = (np.asarray(probability[part], np.float64) * bins).astype(np.int64)
+        found += np.bincount(np.minimum(place, bins - 1), minlength=bins)
     positive, negative = weight * rate, weight * (1 - rate)
     mixture = corrected.rate * positive / positive.sum()
     mixture += (1 - corrected.rate) * negative / negative.sum()
-    misfit = np.abs(np.cumsum(found / len(value) - mixture)).sum() / bins
+    misfit = np.abs(np.cumsum(found / len(probability) - mixture)).sum() / bins
     return bool(misfit > _MOST_MISFIT * mean)
 
 

@@ -31,7 +31,7 @@ person) recall was .2 where .9 was estimated."""
 
 
 class ShortageError(DataError):
-    """The labelled images are too few to train a mediator on; the committee can vote."""
+    """No mediator can be trained on these labelled images; the committee can vote instead."""
 
 
 def describe_shortage(identity: np.ndarray) -> str:

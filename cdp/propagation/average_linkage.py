@@ -42,7 +42,7 @@ from cdp.types import UNLABELLED, PairTable
 SCALE = 2.0**30
 LOG_ODDS_LIMIT = 15.0
 """Log-odds beyond this count as this: float32 probabilities carry no more."""
-BATCH_PAIRS = 1 << 23
+BATCH_PAIRS = 1 << 22
 """Pairs of whole components that are merged at once, unless one component has more."""
 
 

@@ -31,7 +31,7 @@ from cdp.arrays.log_odds import to_log_odds, to_probability
 from cdp.arrays.scratch import BLOCK
 from cdp.arrays.threads import list_blocks
 from cdp.propagation.representatives import RowGroups
-from cdp.propagation.scored_pairs import check_probability
+from cdp.propagation.scored_pairs import check_probability, mark_inside
 from cdp.types import UNLABELLED, PairTable
 
 PAIR_CORRELATION = 0.5
@@ -177,13 +177,10 @@ def are_lists_full(label: np.ndarray, pairs: PairTable, k: int) -> bool:
     """
     label = np.asarray(label)
     size = np.bincount(label[label != UNLABELLED], minlength=1)
-    weight = pairs.weight
     total, inside = np.zeros(len(size)), np.zeros(len(size))
-    same = label[pairs.source] == label[pairs.target]
-    for end in (label[pairs.source], label[pairs.target]):
-        known = end != UNLABELLED
-        total += np.bincount(end[known], weight[known], len(size))
-        inside += np.bincount(end[known & same], weight[known & same], len(size))
+    for part in list_blocks(0, len(pairs), BLOCK):
+        few = pairs.take(part)
+        _add_listings(label, few.source, few.target, few.weight, total, inside)
     full = (inside >= _FULL * total) & (total > 0) & (size > k) & (size <= _FULL_SIZE * k)
     return bool(size[full].sum() > _FULL_SHARE * max(size.sum(), 1))
 
@@ -198,7 +195,7 @@ def average_inside(
     (n,) float32 in [0, 1]
         Mean score of the row's pairs above the threshold within its cluster; 0 without label.
     """
-    inside = (label[pairs.source] == label[pairs.target]) & (label[pairs.source] != UNLABELLED)
+    inside = mark_inside(label, pairs.source, pairs.target)
     inside &= scores > np.float64(threshold)
     weight = np.clip(scores[inside], 0, 1).astype(np.float64)
     total, number = np.zeros(len(label)), np.zeros(len(label))
@@ -206,6 +203,20 @@ def average_inside(
         total += np.bincount(end, weight, len(label))
         number += np.bincount(end, minlength=len(label))
     return (total / np.maximum(number, 1)).astype(np.float32)
+
+
+def sum_inside(
+    label: np.ndarray, pairs: PairTable, scores: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
+    """The summed score of each row, (n,) float64, and the mean score of each cluster's pairs.
+
+    pairs : those whose two rows share a label. A cluster without pairs has the mean 0.
+    """
+    count, clusters = len(label), int(label.max(initial=UNLABELLED)) + 1
+    by_source, by_target, total = np.zeros(count), np.zeros(count), np.zeros(clusters)
+    number = np.zeros(clusters, np.int64)
+    _add_scores(label, pairs.source, pairs.target, scores, by_source, by_target, total, number)
+    return by_source + by_target, total / np.maximum(number, 1)
 
 
 def _estimate_membership(group: np.ndarray, pairs: PairTable, value: np.ndarray) -> np.ndarray:
@@ -241,6 +252,40 @@ def _count_positives(
         _add_surprise(group, few.source, few.target, value[part], belongs, images, known)
     among = np.bincount(group, images * (images - 1) / 2, groups)
     return np.asarray((summed**2 - squares) / 2 + known + among)
+
+
+@njit(cache=True, nogil=True)
+def _add_scores(
+    label: Any,
+    source: Any,
+    target: Any,
+    score: Any,
+    by_source: Any,
+    by_target: Any,
+    total: Any,
+    number: Any,
+) -> None:
+    """Add the scores of pairs to both their rows and to their cluster."""
+    for e in range(len(source)):
+        value = np.float64(score[e])
+        by_source[source[e]] += value
+        by_target[target[e]] += value
+        total[label[source[e]]] += value
+        number[label[source[e]]] += 1
+
+
+@njit(cache=True, nogil=True)
+def _add_listings(
+    label: Any, source: Any, target: Any, weight: Any, total: Any, inside: Any
+) -> None:
+    """Add the listings of the pairs to the clusters of both their rows, and of those inside."""
+    for e in range(len(source)):
+        one, other = label[source[e]], label[target[e]]
+        for own in (one, other):
+            if own != UNLABELLED:
+                total[own] += weight[e]
+                if one == other:
+                    inside[own] += weight[e]
 
 
 @njit(cache=True, nogil=True)

@@ -12,9 +12,12 @@ The contract:
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+from numba import njit
 
+from cdp.propagation.scored_pairs import is_sorted, take_pairs
 from cdp.types import PairTable
 
 
@@ -68,12 +71,31 @@ class RowGroups:
     def reduce_pairs(self, pairs: PairTable, score: np.ndarray) -> tuple[PairTable, np.ndarray]:
         """The pairs between groups, numbered by group, and their scores; pairs inside are left out.
 
-        Of several pairs between two groups all are kept.
+        Of several pairs between two groups all are kept. They lie on disk where they are large;
+        where no row stands for another they are the pairs given.
         """
-        one, other = self.group[pairs.source], self.group[pairs.target]
-        across = one != other
-        low, high = np.minimum(one, other)[across], np.maximum(one, other)[across]
-        listings = None if pairs.listings is None else pairs.listings[across]
-        order = np.lexsort((high, low))
-        table = PairTable(low[order], high[order], None if listings is None else listings[order])
-        return table, score[across][order]
+        if len(self.rows) == len(self.group):
+            return pairs, score
+        few, value = take_pairs(pairs, score, _mark_across(self.group, pairs.source, pairs.target))
+        _number_groups(self.group, few.source, few.target)
+        if is_sorted(few.source, few.target):
+            return few, value
+        order = np.lexsort((few.target, few.source))
+        return few.take(order), value[order]
+
+
+@njit(cache=True, nogil=True)
+def _mark_across(group: Any, source: Any, target: Any) -> Any:
+    """(m,) bool, whether the rows of each pair are in two groups."""
+    across = np.empty(len(source), np.bool_)
+    for e in range(len(source)):
+        across[e] = group[source[e]] != group[target[e]]
+    return across
+
+
+@njit(cache=True, nogil=True)
+def _number_groups(group: Any, source: Any, target: Any) -> None:
+    """Replace the rows of pairs by their groups, the lower one first."""
+    for e in range(len(source)):
+        one, other = group[source[e]], group[target[e]]
+        source[e], target[e] = min(one, other), max(one, other)

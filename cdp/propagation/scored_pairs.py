@@ -13,9 +13,9 @@ from typing import Any
 import numpy as np
 from numba import njit
 
-from cdp.arrays.scratch import copy_as
+from cdp.arrays.scratch import allocate, copy_as
 from cdp.errors import DataError
-from cdp.types import PairTable
+from cdp.types import UNLABELLED, PairTable
 
 _SCORE_SLACK = 1e-5
 """A cosine may exceed 1 by rounding: up to this much it counts as 1."""
@@ -72,8 +72,8 @@ def check_pairs(
     table = PairTable(source, target, listings)
     is_self = source == target
     if is_self.any():
-        table, score = table.take(~is_self), score[~is_self]
-    if not _is_sorted(table.source, table.target):
+        table, score = take_pairs(table, score, ~is_self)
+    if not is_sorted(table.source, table.target):
         order = np.lexsort((table.target, table.source))
         table, score = table.take(order), score[order]
     return _keep_highest(table, score)
@@ -97,7 +97,7 @@ def sort_by_rows(
     source: np.ndarray, target: np.ndarray, score: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     """Bring checked pairs into (source, target) order; repeated ones stay."""
-    if _is_sorted(source, target):
+    if is_sorted(source, target):
         return source, target, score
     order = np.lexsort((target, source))
     return source[order], target[order], score[order]
@@ -132,8 +132,52 @@ def _keep_highest(table: PairTable, score: np.ndarray) -> tuple[PairTable, np.nd
     return table.take(order[first]), score[order][first]
 
 
+def take_inside(
+    label: np.ndarray, pairs: PairTable, score: np.ndarray
+) -> tuple[PairTable, np.ndarray]:
+    """The pairs whose two rows share a label, and their scores; they lie on disk where large."""
+    inside = mark_inside(label, pairs.source, pairs.target)
+    return take_pairs(pairs, score, inside)
+
+
+def take_pairs(
+    pairs: PairTable, score: np.ndarray, kept: np.ndarray
+) -> tuple[PairTable, np.ndarray]:
+    """The pairs of a bool mask and their scores, as `PairTable.take`; on disk where large."""
+    count = int(np.count_nonzero(kept))
+
+    def take(column: np.ndarray) -> np.ndarray:
+        out = allocate((count,), column.dtype.type)
+        _compress(column, kept, out)
+        return out
+
+    listings = None if pairs.listings is None else take(pairs.listings)
+    table = PairTable(take(pairs.source), take(pairs.target), listings)
+    return table, take(np.asarray(score))
+
+
+@njit(cache=True, nogil=True)
+def mark_inside(label: Any, source: Any, target: Any) -> Any:
+    """(m,) bool, whether the two rows of each pair share a label."""
+    inside = np.empty(len(source), np.bool_)
+    for e in range(len(source)):
+        own = label[source[e]]
+        inside[e] = own != UNLABELLED and own == label[target[e]]
+    return inside
+
+
+@njit(cache=True, nogil=True)
+def _compress(column: Any, kept: Any, out: Any) -> None:
+    at = 0
+    for e in range(len(column)):
+        if kept[e]:
+            out[at] = column[e]
+            at += 1
+
+
 @njit(cache=True)
-def _is_sorted(source: Any, target: Any) -> bool:
+def is_sorted(source: Any, target: Any) -> bool:
+    """Whether pairs are in (source, target) order."""
     for i in range(1, len(source)):
         if source[i] < source[i - 1] or (source[i] == source[i - 1] and target[i] < target[i - 1]):
             return False

@@ -23,8 +23,9 @@ from dataclasses import dataclass
 import numpy as np
 from scipy import sparse
 
+from cdp.arrays.threads import list_blocks
 from cdp.errors import ConfigError
-from cdp.propagation.scored_pairs import check_probability
+from cdp.propagation.scored_pairs import check_probability, take_pairs
 from cdp.types import UNLABELLED, PairTable
 
 DEPTH = 5
@@ -124,11 +125,15 @@ def _normalise_graph(
 ) -> sparse.csr_array:
     """(n, n) probabilities of the pairs above `threshold`, each row divided by its sum."""
     edge = value > threshold
-    source, target, weight = pairs.source[edge], pairs.target[edge], value[edge]
-    graph = sparse.csr_array((weight, (source, target)), shape=(count, count))
-    graph = graph + graph.T
+    few, weight = take_pairs(PairTable(pairs.source, pairs.target), value, edge)
+    graph = sparse.csr_array((weight, (few.source, few.target)), shape=(count, count))
+    graph = sparse.csr_array(graph + graph.T)
     degree = np.asarray(graph.sum(axis=1)).ravel()
-    return sparse.diags_array(1 / np.maximum(degree, 1e-12)) @ graph
+    scale, start = 1 / np.maximum(degree, 1e-12), graph.indptr
+    for rows in list_blocks(0, count):
+        entries = slice(start[rows.start], start[rows.stop])
+        graph.data[entries] *= np.repeat(scale[rows], np.diff(start[rows.start : rows.stop + 1]))
+    return graph
 
 
 def _list_shares(total: sparse.csr_array, min_weight: float) -> SoftLabels:

@@ -21,9 +21,11 @@ from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 
 from cdp.arrays.log_odds import to_probability
+from cdp.arrays.scratch import copy_as
 from cdp.propagation.average_linkage import agglomerate
 from cdp.propagation.quality import compare_groups, estimate_quality
 from cdp.propagation.representatives import RowGroups
+from cdp.propagation.scored_pairs import take_inside
 from cdp.review.constraints import Constraints
 from cdp.types import UNLABELLED, PairTable
 
@@ -70,7 +72,7 @@ def rank_questions(
     representative : as for `estimate_quality`.
     """
     label = np.asarray(label, np.int64)
-    value = np.asarray(probability, np.float64)
+    value = copy_as(np.asarray(probability), np.float64)
     questions: list[Question] = []
     bridges = _list_bridges(label, pairs, value) if {"bridge", "cluster"} & set(kinds) else []
     if "bridge" in kinds:
@@ -121,9 +123,7 @@ def _order(question: Question) -> tuple[float, int, int, int]:
 
 def _list_bridges(label: np.ndarray, pairs: PairTable, value: np.ndarray) -> list[Question]:
     """For each cluster the two sides that average linkage merges last."""
-    inside = (label[pairs.source] == label[pairs.target]) & (label[pairs.source] != UNLABELLED)
-    within = pairs.take(inside)
-    tree = agglomerate(within, value[inside], len(label), threshold=1e-12)
+    tree = agglomerate(*take_inside(label, pairs, value), len(label), threshold=1e-12)
     if not len(tree.merge):
         return []
     cluster = label[tree.merge[:, 0]]

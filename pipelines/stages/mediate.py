@@ -4,7 +4,9 @@ The contract:
 - The pair scorer (`cdp.mediator.pair_scorer`) is fitted on pairs of the labelled split, validated
   on held-out identities, and scores every candidate pair of the unlabelled split. `vote` needs no
   labels: the probability of a pair is then its base cosine if the committee keeps it, else 0. Where
-  the labelled people are too few for a mediator the committee votes too, and a warning says so.
+  no mediator can be trained on the labelled images, one is trained on the clusters that the
+  committee votes for (`cdp.mediator.self_training`), and where that cannot be done either the votes
+  are final; a warning says so.
 - Pairs are made, scored by the first stage and written in blocks; a block does not depend on the
   others. Prior correction and second stage then see all pairs.
 - With a second stage, the threshold chosen on held-out identities and their precision by threshold
@@ -53,6 +55,8 @@ CALIBRATION = pa.schema(
         ("weight", pa.float64()),
     ]
 )
+SELF_TRAINING = "self_trained"
+"""The fact whether the mediator was trained on voted clusters."""
 SCORER = "pair_scorer.safetensors"
 """The fitted pair scorer: `PairScorer.from_state(load_file(...))`."""
 PART_SIZE = 32768
@@ -92,19 +96,16 @@ class Split:
 
 
 def run(work: Work) -> Mapping[str, Any]:
-    settings, scorer, shortage = _make_scorer(work)
-    facts: dict[str, Any] = {"method": settings.method, "mediator": {}}
-    if shortage:
-        facts["warnings"] = [
-            f"{shortage}. The committee voted instead, and no quality is estimated"
-        ]
+    split = _map_split(work, SPLITS[1:], "unlabelled")
+    settings, scorer, facts = _make_scorer(work, split)
+    facts |= {"method": settings.method, "mediator": {}}
     if scorer.calibrated:
         facts |= _describe_mediator(scorer.mediator.report)
         _write_calibration(work, scorer.mediator.report.reliability)
-        facts |= _describe_people(_list_kept(work), scorer)
+        if not facts[SELF_TRAINING]:
+            facts |= _describe_people(_list_kept(work), scorer)
     else:
         work.write("calibration", CALIBRATION.empty_table())
-    split = _map_split(work, SPLITS[1:], "unlabelled")
     whitened = scorer.whiten(split.views)
     if whitened is not None:
         _save_array(split.whitened, whitened)
@@ -133,29 +134,61 @@ def run(work: Work) -> Mapping[str, Any]:
 # ------------------------------------------------------------------------------------ the scorer
 
 
-def _make_scorer(work: Work) -> tuple[MediateSettings, Any, str]:
-    """The settings in effect, the scorer, and why it is a voter where a mediator was asked for."""
+def _make_scorer(work: Work, split: Split) -> tuple[MediateSettings, Any, dict[str, Any]]:
+    """The settings in effect, the scorer, and facts: how it came to be."""
     from cdp.mediator.shortage import ShortageError
 
     settings = work.config.mediate
     if settings.method == "vote":
-        return settings, _make_voter(settings), ""
+        return settings, _make_voter(settings), {SELF_TRAINING: False}
     try:
-        return settings, _fit_scorer(work, settings), ""
+        return settings, _fit_scorer(work, settings, len(split.sample_id)), {SELF_TRAINING: False}
     except ShortageError as error:
-        voting = settings.model_copy(update={"method": "vote"})
-        return voting, _make_voter(voting), str(error)
+        shortage = str(error)
+    voting = settings.model_copy(update={"method": "vote"})
+    scorer = _train_on_votes(work, split, settings, voting)
+    done = "The committee voted instead"
+    if scorer is None:
+        warning = f"{shortage}. {done}; no quality is estimated"
+        return voting, _make_voter(voting), {SELF_TRAINING: False, "warnings": [warning]}
+    done += ", and a mediator was trained on its clusters"
+    warning = f"{shortage}. {done}; no quality is estimated"
+    from cdp.mediator.self_training import SELF_TRAINED
+
+    return settings, scorer, {SELF_TRAINING: True, "warnings": [warning], "doubts": [SELF_TRAINED]}
 
 
-def _fit_scorer(work: Work, settings: MediateSettings) -> Any:
+def _train_on_votes(
+    work: Work, split: Split, settings: MediateSettings, voting: MediateSettings
+) -> Any:
+    """A pair scorer trained on the voted clusters, published; None where votes are final."""
+    from cdp.mediator.self_training import fit_on_votes
+    from cdp.mediator.shortage import ShortageError
+
+    final = settings.vote.min_similarity != "auto" or settings.method != "extended"
+    if final or not settings.self_training:
+        return None
+    try:
+        scorer = fit_on_votes(
+            split.views,
+            split.graphs,
+            _make_voter(voting),
+            settings=_choose_mediator(settings),
+            candidates=settings.candidates,
+            second_stage=settings.second_stage,
+            seed=work.seed,
+        )
+    except ShortageError:
+        return None
+    _save_scorer(work, scorer)
+    return scorer
+
+
+def _fit_scorer(work: Work, settings: MediateSettings, unlabelled_count: int) -> Any:
     """Train the pair scorer on the labelled split, and publish it."""
-    from dataclasses import replace
-
-    from safetensors.numpy import save_file
-
     from cdp.mediator.curriculum import JointSet
     from cdp.mediator.pair_scorer import PairScorer
-    from cdp.mediator.settings import MediatorSettings
+    from cdp.mediator.set_gap import describe_gap
     from cdp.mediator.shortage import ShortageError, describe_shortage
 
     if not work.input_facts("knn")["labelled_searched"]:
@@ -165,21 +198,36 @@ def _fit_scorer(work: Work, settings: MediateSettings) -> Any:
     if settings.method == "extended" and work.input_facts("knn")["joint"]:
         both = _map_split(work, SPLITS, JOINT)
         joint = JointSet(both.views, both.graphs, _list_identities(work, both))
-    chosen = MediatorSettings.named(settings.method)
-    if settings.dropout:
-        chosen = replace(chosen, dropout=settings.dropout)
+        gap = describe_gap(joint, unlabelled_count)
+        if gap:
+            raise ShortageError(gap)
     scorer = PairScorer.fit(
         split.views,
         split.graphs,
         _list_identities(work, split),
-        settings=chosen,
+        settings=_choose_mediator(settings),
         candidates=settings.candidates,
         joint=joint,
         second_stage=settings.second_stage,
         seed=work.seed,
     )
-    save_file(scorer.state(), work.directory / SCORER)
+    _save_scorer(work, scorer)
     return scorer
+
+
+def _choose_mediator(settings: MediateSettings) -> Any:
+    from dataclasses import replace
+
+    from cdp.mediator.settings import MediatorSettings
+
+    chosen = MediatorSettings.named(settings.method)
+    return replace(chosen, dropout=settings.dropout) if settings.dropout else chosen
+
+
+def _save_scorer(work: Work, scorer: Any) -> None:
+    from safetensors.numpy import save_file
+
+    save_file(scorer.state(), work.directory / SCORER)
 
 
 def _make_voter(settings: MediateSettings) -> Any:

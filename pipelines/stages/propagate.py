@@ -178,6 +178,8 @@ def _estimate(
         return found.withhold(VOTED)
     largest = int(np.bincount(label[label != UNLABELLED], minlength=1).max())
     found = found.withhold(*scored.get("doubts", []))
+    if scored.get("self_trained"):
+        return found
     groups = RowGroups.of(representative, label)
     few = groups.reduce_pairs(pairs, probability)[0]
     full = FULL_LISTS if are_lists_full(label[groups.rows], few, k) else ""
@@ -339,22 +341,18 @@ def _describe_clusters(
     pairs: PairTable, probability: np.ndarray, label: np.ndarray
 ) -> dict[str, np.ndarray]:
     """Columns of `clusters`, with the medoid as a row."""
+    from cdp.propagation.quality import sum_inside
     from cdp.propagation.rising_threshold import build_forest
+    from cdp.propagation.scored_pairs import take_inside
 
-    inside = (label[pairs.source] == label[pairs.target]) & (label[pairs.source] != UNLABELLED)
-    source, target, value = pairs.source[inside], pairs.target[inside], probability[inside]
+    few, value = take_inside(label, pairs, probability)
     count, clusters = len(label), int(label.max(initial=UNLABELLED)) + 1
-    weight = value.astype(np.float64)
-    summed = np.bincount(source, weight, count) + np.bincount(target, weight, count)
+    summed, mean = sum_inside(label, few, value)
     members = np.flatnonzero(label != UNLABELLED)
     order = members[np.lexsort((members, -summed[members], label[members]))]
     medoid = order[np.searchsorted(label[order], np.arange(clusters))]
-    within = label[source]
-    mean = np.bincount(within, weight, clusters) / np.maximum(
-        np.bincount(within, minlength=clusters), 1
-    )
     weakest = np.ones(clusters, np.float32)
-    forest = build_forest(PairTable(source, target), value, count)
+    forest = build_forest(few, value, count)
     np.minimum.at(weakest, label[forest.source], forest.score.astype(np.float32))
     size = np.bincount(label[members], minlength=clusters)
     mean[size == 1] = 1  # near-equal images alone

@@ -17,6 +17,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from cdp.arrays.scratch import BLOCK
+from cdp.arrays.threads import list_blocks
 from cdp.types import UNLABELLED, PairTable
 from pipelines.files import write_text
 from pipelines.results import HEADLINES, describe_loss, recommend_subjects
@@ -210,8 +212,9 @@ def _count_funnel(
     """(step, images, explanation), from all files to pseudo-labels."""
     ingest, cut = work.input_facts("ingest"), _find_cut(work)
     paired = np.zeros(len(labels), bool)
-    above = probability > (0 if cut is None else cut)
-    paired[pairs.source[above]] = paired[pairs.target[above]] = True
+    for part in list_blocks(0, len(pairs), BLOCK):
+        above = probability[part] > (0 if cut is None else cut)
+        paired[pairs.source[part][above]] = paired[pairs.target[part][above]] = True
     labelled = int((labels.pseudo_label != UNLABELLED).sum())
     return [
         ("images", int(ingest["images"]), "files the data manifest names"),
@@ -234,10 +237,11 @@ def _draw_figures(
     work: Work, labels: Any, clusters: Any, pairs: PairTable, table: Any
 ) -> dict[str, Any]:
     """The figures of the page by name; those without data are missing."""
+    from cdp.propagation.scored_pairs import mark_inside
     from pipelines.pages import figures
 
     label, cut = labels.pseudo_label.to_numpy(), _find_cut(work)
-    inside = (label[pairs.source] == label[pairs.target]) & (label[pairs.source] != UNLABELLED)
+    inside = mark_inside(label, pairs.source, pairs.target)
     drawn: dict[str, Any] = {}
     for column, name in (("probability", "probability"), ("base_similarity", "base similarity")):
         score = table[column]

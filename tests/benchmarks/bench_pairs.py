@@ -75,7 +75,9 @@ def draw_graphs(work: Any) -> Mapping[str, Any]:
     from pipelines.stages import knn
 
     settings, members = work.config.knn, [member.name for member in work.config.committee.all]
-    chosen = knn._choose_labelled(work)
+    chosen, near = knn._choose_labelled(work, members, work.input_facts("embed")["labelled"])
+    knn._write_near_equal(work, near, knn._list_copies(work))
+    work.write("label_issues", knn.LABEL_ISSUES.empty_table())
     for member in members:
         view = f"labelled/{member}"
         place, table = work.scratch / f"labelled-{member}", work.path("neighbours", view)
@@ -97,7 +99,13 @@ def draw_graphs(work: Any) -> Mapping[str, Any]:
     ]
     for job in jobs:
         write_drawn(*job)
-    return {"k": settings.k, "backend": "drawn", "joint": False, "lowest_recall": 0.0}
+    return {
+        "k": settings.k,
+        "backend": "drawn",
+        "joint": False,
+        "labelled_searched": len(chosen),
+        "lowest_recall": 0.0,
+    }
 
 
 def run_drawn(arguments: list[str]) -> int:

@@ -1,0 +1,134 @@
+"""Self-training: a pair scorer trained on the clusters that the committee votes for.
+
+Where no labelled image can train a mediator (there is none, they are too few, or they differ from
+the unlabelled ones), the unlabelled images are clustered by votes first. Their clusters are then
+taken for labelled people, checked as labels are (`cdp.label_check`): images that do not fit are
+left out, and clusters of one person are joined.
+
+The contract:
+- Enters: views and graphs of the unlabelled rows, and a voter. Leaves: a pair scorer for the same
+  rows; `ShortageError` where the clusters are too few or too small.
+- It is trained on at most `cdp.mediator.curriculum.LABELLED_ROWS` rows of whole clusters. The other
+  rows are distractors, but those of the same clusters and those that may show their people.
+- Nobody was held out whose name is known: its probabilities and the precision on held-out clusters
+  are optimistic, so no quality may be estimated from them (`SELF_TRAINED`).
+
+Source: ours. On LFW at 24 px without any label pairwise / BCubed F rose from .61 / .93 to .97 / .95
+(with labels .99 / .96), at 16 px from .74 / .82 to .87 / .84; a second round gained no more.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from cdp.arrays.cosine import make_unit
+from cdp.committee.pairs import make_pairs
+from cdp.knn.graph import build_knn_graphs
+from cdp.knn.joint import join_graphs
+from cdp.label_check import check_labels
+from cdp.label_check.people import APART
+from cdp.mediator.curriculum import JointSet, choose_labelled
+from cdp.mediator.pair_scorer import PairScorer
+from cdp.mediator.pair_voter import PairVoter
+from cdp.mediator.settings import MediatorSettings
+from cdp.mediator.shortage import ShortageError, describe_shortage
+from cdp.propagation.clustering import cluster_pairs
+from cdp.propagation.doubt import holds_most_rows
+from cdp.types import UNLABELLED, Graph, View, load_graph, load_view
+
+SELF_TRAINED = (
+    "the mediator was trained on clusters that the committee voted for, and on no label that could "
+    "be held out"
+)
+"""Why no quality is estimated."""
+LEAST_CLUSTER = 3
+"""Images of a cluster that is trained on."""
+
+
+def fit_on_votes(
+    views: Sequence[View],
+    graphs: Sequence[Graph],
+    voter: PairVoter,
+    *,
+    settings: MediatorSettings,
+    candidates: str | None = None,
+    second_stage: bool = True,
+    seed: int = 0,
+    threads: int | None = None,
+) -> PairScorer:
+    """Vote, cluster, and train a pair scorer on the clusters.
+
+    Parameters
+    ----------
+    views, graphs : one each a model over the same n rows, the base first, or functions that load
+        them.
+    voter : what votes on the pairs.
+    settings, candidates, second_stage, seed, threads : as for `PairScorer.fit`; the variant is
+        "extended".
+
+    Raises
+    ------
+    ShortageError
+        The clusters cannot train a mediator (`describe_shortage`), or one holds most of the rows.
+    """
+    label = _vote(views, graphs, voter, threads)
+    if holds_most_rows(label):
+        raise ShortageError("one cluster of the votes holds most of the images")
+    rows = _choose_clustered(label, seed)
+    shortage = describe_shortage(label[rows])
+    if shortage:
+        raise ShortageError(shortage)
+    chosen = [make_unit(load_view(view)[rows])[0] for view in views]
+    check = check_labels(chosen, label[rows], seed=seed)
+    kept = check.trained
+    identity = check.person[kept]
+    if describe_shortage(identity):
+        raise ShortageError(describe_shortage(identity))
+    left_out = np.isin(label, label[rows])
+    if check.people is not None:
+        left_out |= check.people.find(views)[1] > APART
+    labelled = [view[kept] for view in chosen]
+    k = load_graph(graphs[0]).neighbour.shape[1]
+    own = build_knn_graphs(labelled, k, backend="exact", seed=seed, threads=threads)
+    near, joint_graphs = join_graphs(
+        labelled, own, views, graphs, left_out=left_out, threads=threads
+    )
+    both = [
+        np.concatenate([one, make_unit(load_view(view)[near])[0]])
+        for one, view in zip(labelled, views, strict=True)
+    ]
+    unlabelled = np.full(len(near), UNLABELLED, np.int64)
+    return PairScorer.fit(
+        labelled,
+        own,
+        identity,
+        settings=settings,
+        candidates=candidates,
+        joint=JointSet(both, joint_graphs, np.concatenate([identity, unlabelled])),
+        second_stage=second_stage,
+        seed=seed,
+        threads=threads,
+    )
+
+
+def _vote(
+    views: Sequence[View], graphs: Sequence[Graph], voter: PairVoter, threads: int | None
+) -> np.ndarray:
+    """The clusters that the committee votes for, (n,) int64; -1 none."""
+    pairs = make_pairs(graphs, candidates=voter.candidates)
+    scored = voter.score(views, graphs, pairs, threads=threads)
+    count = len(load_graph(graphs[0]))
+    found = cluster_pairs(
+        pairs, scored.probability, count, threshold=voter.threshold, calibrated=False
+    )
+    return found.label
+
+
+def _choose_clustered(label: np.ndarray, seed: int) -> np.ndarray:
+    """Rows of clusters that are large enough, whole clusters, at most `LABELLED_ROWS`."""
+    inside = np.flatnonzero(label != UNLABELLED)
+    size = np.bincount(label[inside], minlength=1)
+    several = inside[size[label[inside]] >= LEAST_CLUSTER]
+    return several[choose_labelled(label[several], seed=seed)]

@@ -1,0 +1,65 @@
+"""The choices of a config, tried before a run: networks, heads, losses and degradations.
+
+The contract:
+- Everything that is trained is built once, small and untrained, and thrown away; a name or a
+  parameter that does not exist is a `ConfigError` at the head of a run.
+- Only stages that will run are looked at.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator
+
+from cdp.errors import ConfigError
+from pipelines.config import RunConfig, TrainingSettings
+
+
+def check_choices(config: RunConfig, stages: Collection[str]) -> None:
+    """Build what these stages train, and look up their degradations.
+
+    Parameters
+    ----------
+    config : RunConfig
+    stages : collection of str
+        Names of stages that will run.
+
+    Raises
+    ------
+    ConfigError
+        The first name, parameter or size that cannot be built, after the settings it stands in.
+    """
+    for place, settings, backbone, width in _list_trainings(config, stages):
+        try:
+            _build(settings, backbone, width)
+        except ConfigError as error:
+            raise ConfigError(f"{place}: {error}") from error
+    if "evaluate" in stages:
+        from cdp.images.degradation import get_degradation
+
+        for name in config.evaluate.degradations:
+            get_degradation(name)
+
+
+def _list_trainings(
+    config: RunConfig, stages: Collection[str]
+) -> Iterator[tuple[str, TrainingSettings, str, float]]:
+    """What is trained: its place in the config, its settings, and a backbone with its width."""
+    if "train" in stages:
+        for member in config.committee.all:
+            if member.backbone is not None:
+                yield f"train, member {member.name}", config.train, member.backbone, member.width
+    if "retrain" in stages:
+        retrain = config.retrain
+        yield "retrain", retrain, retrain.backbone, retrain.width
+        if retrain.teacher is not None:
+            student = retrain.describe_student()
+            yield "retrain.student", student, student.backbone, student.width
+
+
+def _build(settings: TrainingSettings, backbone: str, width: float) -> None:
+    settings.make_plan(seed=0)
+    spec = settings.make_spec(backbone, width)
+    class_count = 1 + (settings.sampled_classes or 1)
+    built = spec.make_backbone(seed=0)
+    spec.make_head(class_count, seed=0, optimizer=settings.optimizer)
+    spec.make_auxiliaries(class_count, seed=0, backbone=built)
