@@ -8,6 +8,7 @@ The contract:
 - Images are identified by the SHA-256 of their bytes (ready features by their path), so decisions
   stay valid after a rename, a new order or a new run. Images that no longer exist are counted.
 - A decision that contradicts earlier ones is rejected with the number of the decision to undo.
+- Decisions on unlabelled images constrain the clusters, those on labelled images correct names.
 - An undo is a decision too. Only decisions that are not undone enter the fingerprint: after undoing
   all of them, it is that of a run without decisions.
 """
@@ -18,7 +19,7 @@ import fcntl
 import json
 import os
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
@@ -35,9 +36,31 @@ if TYPE_CHECKING:
     import pandas as pd
 
 FILE_NAME = "corrections.jsonl"
-Action = Literal["accept", "merge", "split", "apart", "reject", "undo"]
-GROUPS = {"accept": 1, "merge": 2, "split": 2, "apart": 2, "reject": 1, "undo": 0}
+Action = Literal[
+    "accept",
+    "merge",
+    "split",
+    "apart",
+    "reject",
+    "name",
+    "deny",
+    "rename",
+    "keep",
+    "exclude",
+    "undo",
+]
+GROUPS = {"accept": 1, "merge": 2, "split": 2, "apart": 2, "reject": 1, "name": 1, "deny": 1,
+          "rename": 1, "keep": 1, "exclude": 1, "undo": 0}  # fmt: skip
 """Action -> number of groups of images it takes."""
+ON_CLUSTERS: tuple[Action, ...] = ("accept", "merge", "split", "apart", "reject", "name", "deny")
+"""Decisions on unlabelled images; the stage propagate applies them."""
+ON_NAMES: tuple[Action, ...] = ("rename", "exclude")
+"""Decisions that change the names of labelled images; the stage ingest applies them."""
+ON_DOUBTS: tuple[Action, ...] = ("keep",)
+"""Decisions that the name of a labelled image is right; the stage knn applies them."""
+ON_LABELLED = (*ON_NAMES, *ON_DOUBTS)
+NAMING = ("name", "deny", "rename")
+"""Decisions that name a person."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +71,9 @@ class Decision:
     at : time in UTC, ISO 8601 with milliseconds. who : the reviewer.
     groups : keys of images, see `find_keys`. accept: all images show one person. merge: both groups
         show one person. split, apart: no person is in both groups. reject: images without a usable
-        face.
+        face. name, deny: all images show, or none shows, the labelled person `identity`. rename:
+        labelled images whose right name is `identity`. keep: their name is right. exclude: labelled
+        images to set aside.
     undoes : for `undo`, the number of the decision it cancels.
     """
 
@@ -58,6 +83,7 @@ class Decision:
     action: Action
     groups: tuple[tuple[str, ...], ...] = ()
     undoes: int | None = None
+    identity: str | None = None
 
 
 class ContradictionError(DataError):
@@ -94,6 +120,7 @@ class CorrectionTable:
         groups: Sequence[Sequence[str]] = (),
         *,
         undoes: int | None = None,
+        identity: str | None = None,
     ) -> Decision:
         """Append one decision and sync it; ContradictionError when earlier ones contradict it."""
         decision = Decision(
@@ -103,6 +130,7 @@ class CorrectionTable:
             action=action,
             groups=tuple(tuple(sorted(set(group))) for group in groups),
             undoes=undoes,
+            identity=identity,
         )
         if not self.path.exists():
             check_decision(decision, ())  # a rejected decision leaves no empty file
@@ -113,7 +141,10 @@ class CorrectionTable:
             check_decision(decision, earlier)
             if earlier:
                 decision = replace(decision, number=earlier[-1].number + 1)
-            line = json.dumps(asdict(decision), ensure_ascii=False, separators=(",", ":"))
+            content = asdict(decision)
+            if decision.identity is None:
+                del content["identity"]
+            line = json.dumps(content, ensure_ascii=False, separators=(",", ":"))
             try:
                 stream.truncate(len(whole))
                 stream.seek(len(whole))
@@ -180,29 +211,41 @@ def _read_decision(value: Any) -> Decision:
         raise ValueError("expected an object with a known action")
     groups = tuple(tuple(str(key) for key in group) for group in value["groups"])
     undoes = None if value.get("undoes") is None else int(value["undoes"])
+    identity = None if value.get("identity") is None else str(value["identity"])
     return Decision(
-        int(value["number"]), str(value["at"]), str(value["who"]), value["action"], groups, undoes
-    )
+        int(value["number"]), str(value["at"]), str(value["who"]), value["action"], groups, undoes,
+        identity,
+    )  # fmt: skip
 
 
 # -------------------------------------------------------------------------------------- meaning
 
 
-def list_active(decisions: Sequence[Decision]) -> tuple[Decision, ...]:
-    """The decisions in force: neither undone nor an undo."""
+def list_active(
+    decisions: Sequence[Decision], actions: Collection[str] = get_args(Action)
+) -> tuple[Decision, ...]:
+    """The decisions in force, of some actions: neither undone nor an undo."""
     undone = {decision.undoes for decision in decisions if decision.action == "undo"}
     return tuple(
         decision
         for decision in decisions
-        if decision.action != "undo" and decision.number not in undone
+        if decision.action != "undo"
+        and decision.action in actions
+        and decision.number not in undone
     )
 
 
-def digest_decisions(decisions: Sequence[Decision]) -> str:
+def digest_decisions(
+    decisions: Sequence[Decision], actions: Collection[str] = get_args(Action)
+) -> str:
     """Digest of the active decisions without reviewer and time; empty when there is none."""
     content = sorted(
-        [decision.action, *sorted(sorted(group) for group in decision.groups)]
-        for decision in list_active(decisions)
+        [
+            decision.action,
+            *([[decision.identity]] if decision.identity is not None else []),
+            *sorted(sorted(group) for group in decision.groups),
+        ]
+        for decision in list_active(decisions, actions)
     )
     return digest_json(content) if content else ""
 
@@ -223,7 +266,10 @@ def find_keys(samples: pd.DataFrame) -> list[str]:
 def resolve_decisions(
     decisions: Sequence[Decision], keys: Sequence[str]
 ) -> tuple[Constraints, int]:
-    """Active decisions as constraints on rows; row i is the image `keys[i]`.
+    """Active decisions on unlabelled images as constraints on rows; row i is the image `keys[i]`.
+
+    Images of one labelled person are linked, those of two are apart, and so are images that show a
+    person from those that do not.
 
     Returns
     -------
@@ -240,16 +286,56 @@ def resolve_decisions(
     same: list[np.ndarray] = []
     apart: list[tuple[np.ndarray, np.ndarray]] = []
     rejected: list[np.ndarray] = [np.empty(0, np.int64)]
-    for decision in list_active(decisions):
+    named: dict[str, list[np.ndarray]] = {}
+    denied: list[tuple[str, np.ndarray]] = []
+    for decision in list_active(decisions, ON_CLUSTERS):
         groups = [find(group) for group in decision.groups]
-        if decision.action in ("accept", "merge"):
+        if decision.action == "name":
+            named.setdefault(str(decision.identity), []).append(groups[0])
+        elif decision.action == "deny":
+            denied.append((str(decision.identity), groups[0]))
+        elif decision.action in ("accept", "merge"):
             same.append(np.unique(np.concatenate(groups)))
         elif decision.action == "reject":
             rejected.append(groups[0])
         else:
             apart.append((groups[0], groups[1]))
+    people = {name: np.unique(np.concatenate(groups)) for name, groups in sorted(named.items())}
+    same += people.values()
+    rest = list(people.values())
+    apart += [(one, np.concatenate(rest[at:])) for at, one in enumerate(rest[:-1], 1)]
+    apart += [(rows, people[name]) for name, rows in denied if name in people]
     out = np.unique(np.concatenate(rejected))
     return Constraints(len(keys), tuple(same), tuple(apart), out), len(missing)
+
+
+@dataclass(frozen=True)
+class Names:
+    """The labelled people that reviewers named.
+
+    identity : (n,) object, the person that an image shows; None where nobody said so.
+    denied : person -> (n,) bool, the images that do not show the person.
+    """
+
+    identity: np.ndarray
+    denied: Mapping[str, np.ndarray]
+
+
+def find_names(decisions: Sequence[Decision], keys: Sequence[str]) -> Names:
+    """Who is on the images `keys`, or not, by the active decisions and what they link."""
+    row_of = {key: row for row, key in enumerate(keys)}
+    atom = resolve_decisions(decisions, keys)[0].link_rows()
+    identity = np.full(len(keys), None, object)
+    denied: dict[str, np.ndarray] = {}
+    for decision in list_active(decisions, ("name", "deny")):
+        rows = np.array([row_of[key] for key in decision.groups[0] if key in row_of], np.int64)
+        linked = np.isin(atom, atom[rows])
+        if decision.action == "name":
+            identity[linked] = decision.identity
+        else:
+            name = str(decision.identity)
+            denied[name] = linked | denied.get(name, np.zeros(len(keys), bool))
+    return Names(identity, denied)
 
 
 def check_decision(decision: Decision, earlier: Sequence[Decision]) -> None:
@@ -266,6 +352,16 @@ def check_decision(decision: Decision, earlier: Sequence[Decision]) -> None:
             f"{decision.action} expects {GROUPS[decision.action]} group(s) of images, none empty; "
             f"got {[len(group) for group in decision.groups]}"
         )
+    if (decision.action in NAMING) != bool(decision.identity):
+        raise DataError(f"{decision.action} with the identity {decision.identity!r}: "
+                        f"{', '.join(NAMING)} name a person, other decisions none")  # fmt: skip
+    if decision.action in ON_LABELLED:
+        taken = set(decision.groups[0])
+        for other in list_active(earlier, ON_LABELLED):
+            if not taken.isdisjoint(other.groups[0]):
+                raise _contradict(other)
+        return
+    active = list_active(earlier, ON_CLUSTERS)
     keys = sorted({key for each in (*active, decision) for group in each.groups for key in group})
     conflict = find_conflict(resolve_decisions((*active, decision), keys)[0])
     if conflict is None:
@@ -273,10 +369,13 @@ def check_decision(decision: Decision, earlier: Sequence[Decision]) -> None:
     for number in reversed(range(len(active))):
         rest = (*active[:number], *active[number + 1 :], decision)
         if find_conflict(resolve_decisions(rest, keys)[0]) is None:
-            other = active[number]
-            raise ContradictionError(
-                f"this contradicts decision {other.number} ({other.action} by {other.who}, "
-                f"{other.at[:16].replace('T', ' ')}). Undo that one first",
-                other.number,
-            )
+            raise _contradict(active[number])
     raise ContradictionError("this contradicts several earlier decisions; undo them first", None)
+
+
+def _contradict(other: Decision) -> ContradictionError:
+    return ContradictionError(
+        f"this contradicts decision {other.number} ({other.action} by {other.who}, "
+        f"{other.at[:16].replace('T', ' ')}). Undo that one first",
+        other.number,
+    )

@@ -5,6 +5,7 @@ The contract:
   `propagate` to find among the unlabelled images, and the images that the graphs leave out.
 - The images that the mediator is trained on are checked together, the others in parts of whole
   people: two labels of one person are found where both are in one part.
+- An image whose name a reviewer confirmed is trained on and is no issue.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from pipelines.decisions import find_keys
 from pipelines.files import save_arrays
 from pipelines.stage import Work
 from pipelines.tables import SPLITS, read_view
@@ -71,8 +73,9 @@ def check_splits(
     from cdp.label_check.people import APART
 
     samples = work.read(
-        "ingest.samples", columns=["sample_id", "path", "split", "identity"]
+        "ingest.samples", columns=["sample_id", "path", "split", "identity", "sha256"]
     ).to_pandas()
+    kept = _list_kept(work, samples[samples.split == SPLITS[0]])
     samples = samples.set_index("sample_id")
     tables = [work.locate("embed.embeddings", f"{SPLITS[0]}/{member}") for member in members]
     found = work.scratch / "label_check.npz"
@@ -84,6 +87,8 @@ def check_splits(
     stored = np.load(found, allow_pickle=False)
     issues = {name.removeprefix("issue."): stored[name] for name in stored if "issue." in name}
     ids = stored["ids"][issues["row"]]
+    doubted = ~np.isin(ids, kept)
+    ids, issues = ids[doubted], {name: column[doubted] for name, column in issues.items()}
     seems = [name or None for name in issues["seems"].tolist()]
     work.write(
         "label_issues",
@@ -99,7 +104,7 @@ def check_splits(
     left_out = stored["shared"] > APART
     second = issues["issue"] == "second_label"
     return CheckedLabels(
-        chosen[stored["trained"]],
+        np.union1d(chosen[stored["trained"]], np.intersect1d(chosen, kept)),
         left_out,
         {
             "wrong_names": int((~second).sum()),
@@ -108,6 +113,15 @@ def check_splits(
             "shared_images": round(float(stored["shared"].sum()), 1),
         },
     )
+
+
+def _list_kept(work: Work, labelled: pd.DataFrame) -> np.ndarray:
+    """Sample ids of the labelled images whose name a reviewer confirmed."""
+    confirmed = {key for each in work.decisions for key in each.groups[0]}
+    if not confirmed:
+        return np.empty(0, np.int64)
+    keys = np.array(find_keys(labelled), object)
+    return labelled.sample_id.to_numpy()[[key in confirmed for key in keys]]
 
 
 def check_views(

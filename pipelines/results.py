@@ -114,6 +114,16 @@ class RunResults:
         return self.read("evaluate", "metrics")
 
     @cached_property
+    def assignments(self) -> pd.DataFrame:
+        """The unlabelled images that show a labelled person, with the person's name."""
+        return self.read("propagate", "assignments")
+
+    @cached_property
+    def label_issues(self) -> pd.DataFrame:
+        """The labelled images whose name is in doubt, and the name they seem to have."""
+        return self.read("knn", "label_issues")
+
+    @cached_property
     def verdict(self) -> list[Finding]:
         """How good the run is, what to distrust and why, and what to do next."""
         names = [path.name for path in self.directory.iterdir()]
@@ -133,10 +143,18 @@ class RunResults:
     @cached_property
     def thumbnails(self) -> Mapping[int, bytes]:
         """sample_id -> WebP file of the unlabelled image; empty for a run on features."""
+        return self._read_thumbnails("thumbnails")
+
+    @cached_property
+    def labelled_thumbnails(self) -> Mapping[int, bytes]:
+        """sample_id -> WebP file of the labelled image; empty for a run on features."""
+        return self._read_thumbnails("labelled")
+
+    def _read_thumbnails(self, name: str) -> Mapping[int, bytes]:
         published = self.find("thumbnails")
-        if published is None:
+        if published is None or not published.path(name).exists():
             return {}
-        table = published.read("thumbnails")
+        table = published.read(name)
         ids, images = table["sample_id"].to_pylist(), table["image"].to_pylist()
         return dict(zip(ids, images, strict=True))
 

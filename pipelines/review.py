@@ -28,7 +28,7 @@ from tornado.httpserver import HTTPServer
 from tornado.web import Application, HTTPError, RequestHandler
 
 from cdp.errors import CdpError, ConfigError
-from pipelines.decisions import FILE_NAME, ContradictionError
+from pipelines.decisions import FILE_NAME, GROUPS, ContradictionError
 from pipelines.invocation import format_command
 from pipelines.pages import read_page, render
 from pipelines.results import open_run
@@ -130,7 +130,7 @@ class _Asset(_Handler):
 
 class _Face(_Handler):
     def get(self, _token: str, sample: str) -> None:
-        picture = self.session.thumbnails.get(int(sample))
+        picture = self.session.find_picture(int(sample))
         if picture is None:
             raise HTTPError(404)
         self.set_header("Content-Type", "image/webp")
@@ -217,8 +217,12 @@ class _Decisions(_Handler):
                 if type(value.get("number")) is not int:
                     raise HTTPError(400, reason="expected the number of a decision")
                 decision = session.undo(value["number"])
-            elif value.get("action") in ("accept", "merge", "split", "apart", "reject"):
-                decision = session.decide(value["action"], parse_groups(value.get("groups")))
+            elif value.get("action") in GROUPS:
+                identity = value.get("identity")
+                if identity is not None and not isinstance(identity, str):
+                    raise HTTPError(400, reason="expected the name of a person")
+                groups = parse_groups(value.get("groups"))
+                decision = session.decide(value["action"], groups, identity)
             else:
                 raise HTTPError(400, reason="no such action")
         except CdpError as error:

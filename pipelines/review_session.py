@@ -20,18 +20,24 @@ from cdp.errors import DataError, StageError
 from cdp.propagation.average_linkage import agglomerate
 from cdp.propagation.quality import QualityEstimate, estimate_quality
 from cdp.review.constraints import apply_constraints, settle_pairs
-from cdp.review.questions import Question, filter_answered, rank_questions
+from cdp.review.questions import Question as ClusterQuestion
+from cdp.review.questions import filter_answered, rank_questions
 from cdp.types import UNLABELLED
 from pipelines.decisions import (
+    ON_LABELLED,
     Action,
     CorrectionTable,
     Decision,
     find_keys,
+    find_names,
     list_active,
     resolve_decisions,
 )
 from pipelines.results import RunResults, open_run
+from pipelines.review_people import DoubtQuestion, LabelledPeople, PersonQuestion
 from pipelines.tables import find_rows, list_pairs
+
+Question = ClusterQuestion | PersonQuestion | DoubtQuestion
 
 ASKED = 200
 """Most open questions in the list, highest worth first."""
@@ -74,6 +80,7 @@ class ReviewSession:
         self.size_px = samples[["width", "height"]].to_numpy()
         self.vectors = run.view_of(self.sample_id)
         self.thumbnails = run.thumbnails
+        self.people = LabelledPeople(run, self.sample_id)
         self._seen: tuple[int, int] | None = None
         self.refresh()
 
@@ -110,6 +117,7 @@ class ReviewSession:
         self.label = apply_constraints(
             self.published, self.pairs, self.settled, self.corrections, threshold=self.threshold
         )
+        self.named = find_names(self.decisions, self.keys)
         self._questions: list[Question] | None = None
 
     # -- questions
@@ -126,7 +134,10 @@ class ReviewSession:
                 representative=self.representative,
             )
             still_open = filter_answered(ranked, self.corrections, checked=self._list_checked())
-            self._questions = [q for q in still_open if q.worth >= LEAST_WORTH][:ASKED]
+            every: list[Question] = [*still_open, *self.people.ask_people(self.label, self.named)]
+            every += self.people.ask_doubts(self.decisions)
+            every.sort(key=lambda question: -question.worth)
+            self._questions = [q for q in every if q.worth >= LEAST_WORTH][:ASKED]
         first = [q for q in self._questions if name_question(q) not in self.skipped]
         last = [q for q in self._questions if name_question(q) in self.skipped]
         return [*first, *last]
@@ -155,9 +166,17 @@ class ReviewSession:
             raise DataError("a name of 1 to 100 characters expected")
         self.reviewer = name.strip()
 
-    def decide(self, action: Action, groups: Sequence[Sequence[int]]) -> Decision:
-        """Append a decision on groups of sample ids; DataError when it is invalid."""
-        return self._append(action, [self._find_keys(group) for group in groups])
+    def decide(
+        self, action: Action, groups: Sequence[Sequence[int]], identity: str | None = None
+    ) -> Decision:
+        """Append a decision on groups of sample ids; DataError when it is invalid.
+
+        identity : the labelled person, for decisions that name one.
+        """
+        if identity is not None and identity not in self.people.images:
+            raise DataError(f"there is no labelled person {identity!r} in this run")
+        find = self.people.find_keys if action in ON_LABELLED else self._find_keys
+        return self._append(action, [find(group) for group in groups], identity)
 
     def undo(self, number: int) -> Decision:
         """Undo one decision."""
@@ -165,8 +184,10 @@ class ReviewSession:
         self.refresh()
         return decision
 
-    def _append(self, action: Action, groups: Sequence[Sequence[str]]) -> Decision:
-        decision = self.table.append(self.reviewer, action, groups)
+    def _append(
+        self, action: Action, groups: Sequence[Sequence[str]], identity: str | None
+    ) -> Decision:
+        decision = self.table.append(self.reviewer, action, groups, identity=identity)
         self.refresh()
         return decision
 
@@ -241,26 +262,16 @@ class ReviewSession:
         return estimate_quality(self.label, self.pairs, self.settled, self.representative)
 
     def count_pending(self) -> int:
-        """Number of images whose cluster a rerun would change.
-
-        Each cluster of now continues one published cluster at most, the one it shares most images
-        with: of two clusters that merge, the images of the smaller one move.
-        """
-        before, now = self.published, self.label
-        cells, shared = np.unique(np.stack([before, now]), axis=1, return_counts=True)
-        labelled = (cells != UNLABELLED).all(axis=0)
-        kept = int(((before == UNLABELLED) & (now == UNLABELLED)).sum())
-        taken: tuple[set[int], set[int]] = (set(), set())
-        for cell in np.argsort(-shared, kind="stable").tolist():
-            old, new = cells[:, cell].tolist()
-            if labelled[cell] and old not in taken[0] and new not in taken[1]:
-                taken[0].add(old)
-                taken[1].add(new)
-                kept += int(shared[cell])
-        return len(now) - kept
+        """Number of images whose cluster, or whose labelled person, a rerun would change."""
+        people = self.people
+        moved = find_moved(self.published, self.label)
+        moved |= people.find_changed(self.named)
+        return int(moved.sum()) + people.count_corrected(self.decisions)
 
     def describe_question(self, question: Question) -> dict[str, Any]:
         """One question with its faces."""
+        if not isinstance(question, ClusterQuestion):
+            return self._describe_person(question)
         sides = [question.one, question.other] if len(question.other) else [question.one]
         return {
             "name": list(name_question(question)),
@@ -269,6 +280,33 @@ class ReviewSession:
             "worth": round(question.worth, 1),
             "sides": [self._describe_side(rows) for rows in sides],
         }
+
+    def _describe_person(self, question: PersonQuestion | DoubtQuestion) -> dict[str, Any]:
+        people = self.people
+        if isinstance(question, PersonQuestion):
+            sides = [self._describe_side(question.rows), people.describe(question.identity)]
+            seems = None
+        else:
+            doubted, seems = question.images, question.seems
+            shown = [question.identity, *([] if seems is None else [seems])]
+            sides = [
+                people.describe_images(doubted),
+                *(people.describe(name, without=doubted) for name in shown),
+            ]
+        return {
+            "name": list(question.name),
+            "kind": question.kind,
+            "identity": question.identity,
+            "seems": seems,
+            "issue": getattr(question, "issue", None),
+            "chance": round(question.chance, 4),
+            "worth": round(question.worth, 1),
+            "sides": sides,
+        }
+
+    def find_picture(self, sample: int) -> bytes | None:
+        """The WebP file of one image, labelled or not; None where there is none."""
+        return self.thumbnails.get(sample) or self.people.thumbnails.get(sample)
 
     def describe_cluster(self, label: int) -> dict[str, Any]:
         """One current cluster with all its faces."""
@@ -309,8 +347,11 @@ class ReviewSession:
         row_of = {key: row for row, key in enumerate(self.keys)}
         described = []
         for decision in reversed(self.decisions):
+            labelled = decision.action in ON_LABELLED
             shown = [
-                [self._describe_face(row_of[key]) for key in group[:6] if key in row_of]
+                self.people.describe_keys(group[:6])
+                if labelled
+                else [self._describe_face(row_of[key]) for key in group[:6] if key in row_of]
                 for group in decision.groups
             ]
             described.append(
@@ -320,6 +361,7 @@ class ReviewSession:
                     "who": decision.who,
                     "action": decision.action,
                     "undoes": decision.undoes,
+                    "identity": decision.identity,
                     "sizes": [len(group) for group in decision.groups],
                     "faces": shown,
                     "active": decision.number in active,
@@ -361,8 +403,31 @@ class ReviewSession:
         }
 
 
+def find_moved(before: np.ndarray, now: np.ndarray) -> np.ndarray:
+    """(n,) bool: the images whose cluster is another one now.
+
+    Each cluster of now continues one cluster of before at most, the one it shares most images
+    with: of two clusters that merge, the images of the smaller one move.
+    """
+    cells, cell_of, shared = np.unique(
+        np.stack([before, now]), axis=1, return_inverse=True, return_counts=True
+    )
+    labelled = (cells != UNLABELLED).all(axis=0)
+    stays = (cells == UNLABELLED).all(axis=0)
+    taken: tuple[set[int], set[int]] = (set(), set())
+    for cell in np.argsort(-shared, kind="stable").tolist():
+        old, new = cells[:, cell].tolist()
+        if labelled[cell] and old not in taken[0] and new not in taken[1]:
+            taken[0].add(old)
+            taken[1].add(new)
+            stays[cell] = True
+    return ~stays[cell_of.reshape(-1)]
+
+
 def name_question(question: Question) -> tuple[int, int]:
     """A key of the question that stays the same while its groups keep their first rows."""
+    if not isinstance(question, ClusterQuestion):
+        return question.name
     other = int(question.other[0]) if len(question.other) else -1
     return int(question.one[0]), other
 

@@ -27,7 +27,7 @@ import pyarrow as pa
 from cdp.errors import ConfigError, StageError
 from pipelines.config import RunConfig
 from pipelines.data.dataset import Dataset
-from pipelines.decisions import Decision, digest_decisions
+from pipelines.decisions import Decision, digest_decisions, list_active
 from pipelines.engine import Engine
 from pipelines.files import FileDigests, digest_json
 from pipelines.store import SCRATCH, Published, Store
@@ -55,7 +55,8 @@ class Stage:
     reads_with_features : further fields of `RunConfig` it may read where features are ready.
     needs_images : left out for a data set of ready features.
     needs_align : left out where the data manifest does not say `align`.
-    corrected : reads the reviewers' decisions; their digest enters the fingerprint.
+    corrected : the actions of the reviewers' decisions that it reads; the digest of these decisions
+        enters the fingerprint.
     """
 
     name: str
@@ -69,7 +70,7 @@ class Stage:
     reads_with_features: tuple[str, ...] = ()
     needs_images: bool = False
     needs_align: bool = False
-    corrected: bool = False
+    corrected: tuple[str, ...] = ()
 
     @property
     def upstream(self) -> tuple[str, ...]:
@@ -165,10 +166,10 @@ class Work:
 
     @property
     def decisions(self) -> tuple[Decision, ...]:
-        """The reviewers' decisions, as read when the run was planned."""
+        """The reviewers' decisions in force that it reads, as read when the run was planned."""
         if not self.stage.corrected:
             raise StageError(f"stage {self.stage.name} does not declare that it reads corrections")
-        return self.runtime.decisions
+        return list_active(self.runtime.decisions, self.stage.corrected)
 
     def locate_recognizer(self, run: str) -> Path:
         """The path of the weights of the recognizer that another run has published."""
@@ -214,7 +215,7 @@ def collect_ingredients(
 ) -> dict[str, Any]:
     """Everything the output of a stage depends on; the digest of it is the fingerprint."""
     dataset, config = runtime.dataset, runtime.config
-    decided = digest_decisions(runtime.decisions) if stage.corrected else ""
+    decided = digest_decisions(runtime.decisions, stage.corrected)
     reads = (*stage.reads, *(stage.reads_with_features if dataset.kind == "features" else ()))
     inputs = {name: fingerprints[name] for name in stage.upstream if name in fingerprints}
     first = not inputs and set(stage.upstream) <= {ALIGN}

@@ -233,6 +233,15 @@ def test_review_from_question_to_rerun(browser, own_known_run, known):
             time.sleep(0.03)
         assert question(browser) != first
 
+        # The focus of an answered question goes to the title of the next, which is announced.
+        browser.execute_script("document.querySelector('#ask [data-act=skip]').focus()")
+        press(browser, "k")
+        wait_for(browser, "return document.activeElement.matches('#ask h2')")
+        title, sides = question(browser)
+        said = browser.execute_script("return document.getElementById('announced').textContent")
+        assert said.startswith(title)
+        assert all(f"{len(side)} image" in said for side in sides)
+
         label = open_cluster(browser, client, 3)
         (members,) = question(browser)[1]
         faces = find(browser, "#ask button.face")

@@ -40,6 +40,7 @@ TABLES = {
     "medoid_sample_id",
     "evaluate/metrics": "subject protocol metric value count low high",
     "thumbnails/thumbnails": "sample_id image",
+    "thumbnails/labelled": "sample_id image",
     "report/summary": "section name value",
 }
 

@@ -20,7 +20,7 @@ from known_clusters import SIZES
 import cdp
 from cdp.errors import DataError, StageError
 from pipelines.decisions import CorrectionTable
-from pipelines.review_session import ReviewSession, name_question
+from pipelines.review_session import ReviewSession, find_moved, name_question
 from pipelines.run import main
 
 pytestmark = [pytest.mark.torch, pytest.mark.slow, pytest.mark.trains]
@@ -265,9 +265,7 @@ def test_the_page_asks_for_parts_and_names_its_reviewer(own_known_run):
     ],
 )
 def test_pending_counts_the_images_of_a_merge(before, now, moved):
-    session = ReviewSession.__new__(ReviewSession)
-    session.published, session.label = np.array(before), np.array(now)
-    assert session.count_pending() == moved
+    assert find_moved(np.array(before), np.array(now)).sum() == moved
 
 
 def ids(side):
@@ -283,8 +281,8 @@ def find_clusters(client, count):
 
 def test_decisions_are_kept_shown_undone_and_applied(own_known_run, known):
     with serve(own_known_run) as client:
-        one, two, three, four = find_clusters(client, 4)
-        assert [len(each) for each in (one, two, three, four)] == [*SIZES[:4]]
+        one, two, three, four, five = find_clusters(client, 5)
+        assert [len(each) for each in (one, two, three, four, five)] == [*SIZES[:5]]
         assert client.post("decisions", {"action": "merge", "groups": [one, two]})[0] == 200
         split = {"action": "split", "groups": [three[:1], three[1:]]}
         assert client.post("decisions", split)[0] == 200
@@ -300,6 +298,12 @@ def test_decisions_are_kept_shown_undone_and_applied(own_known_run, known):
         assert {each["who"] for each in answer} == {"ada"}
         live = find_clusters(client, 1)[0]
         assert set(one + two) <= set(live)
+        pending = client.get("question")[1]["progress"]["pending"]
+        name = {"action": "name", "groups": [five], "identity": "l01"}
+        assert client.post("decisions", {**name, "identity": "nobody"})[0] == 400
+        assert client.post("decisions", name)[0] == 200
+        assert client.get("question")[1]["progress"]["pending"] == pending + len(five)
+        assert client.post("decisions", {**name, "action": "deny"})[0] == 409
 
     runs = own_known_run.parent
     arguments = [*known, "--runs-dir", str(runs), "--until", "propagate"]
@@ -314,9 +318,11 @@ def test_decisions_are_kept_shown_undone_and_applied(own_known_run, known):
     changed = before.compare(own_known_run)
     assert len(changed.merged) == 1
     facts = cdp.open_run(own_known_run).manifest("propagate")["facts"]
-    assert facts["corrections"] == 4
+    assert facts["corrections"] == 5
+    assigned = cdp.open_run(own_known_run).assignments.set_index("sample_id")
+    assert set(assigned.identity[five]) == {"l01"}
 
-    for number in (1, 3, 4, 6):
+    for number in (1, 3, 4, 6, 7):
         CorrectionTable(own_known_run).append("bo", "undo", undoes=number)
     assert main(arguments) == 0
     pd.testing.assert_frame_equal(cdp.open_run(own_known_run).labels, before.labels)

@@ -37,9 +37,10 @@ FORMULA = re.compile(r"(^|[;|\t\r\n])(?=[\t\r\n]|\s*[=+\-@＝＋－＠])")
 """The start of a cell, for any separator, whose text a spreadsheet would evaluate."""
 COLUMNS = (
     "sample_id", "path", "pseudo_label", "cluster_size", "confidence", "expected_precision",
-    "medoid", "reviewed", "decision",
+    "medoid", "identity", "reviewed", "decision",
 )  # fmt: skip
-"""Columns of the CSV; `medoid` is the sample_id of the cluster's most central image."""
+"""Columns of the CSV; `medoid` is the sample_id of the cluster's most central image.
+`identity` is the labelled person that it shows, empty where none is known."""
 BLOCK = 500
 """Synthetic faces drawn at once."""
 LOCAL_FILES = "/data/local-files/?d="
@@ -116,9 +117,11 @@ def _describe_clusters(run: RunResults, labels: pd.DataFrame) -> pd.DataFrame:
     """The labels with `expected_precision` and `medoid` of their clusters; empty without one."""
     clusters = run.clusters.set_index("pseudo_label")
     medoid = labels.pseudo_label.map(clusters.medoid_sample_id).astype("Int64").astype(object)
+    people = dict(zip(run.assignments.sample_id, run.assignments.identity, strict=True))
     return labels.assign(
         expected_precision=labels.pseudo_label.map(clusters.expected_precision).astype(float),
         medoid=medoid.where(medoid.notna(), ""),
+        identity=[people.get(sample, "") for sample in labels.sample_id.tolist()],
     )
 
 

@@ -40,15 +40,15 @@ async function runAlone(work) {
 }
 
 const made = [];              // numbers of the decisions of this page, for U
-async function decide(action, groups, done) {
+async function decide(action, groups, done, identity) {
   let answer;
   try {
-    answer = await call("decisions", { action, groups, ...who() });
+    answer = await call("decisions", { action, groups, ...(identity == null ? {} : { identity }), ...who() });
   } catch (error) {
     const number = error.number;
     showMessage(error.message, false, number == null ? "" : make("button", {
       type: "button",
-      onclick: () => runAlone(async () => { if (await undo(number)) await decide(action, groups, done); }),
+      onclick: () => runAlone(async () => { if (await undo(number)) await decide(action, groups, done, identity); }),
     }, `Undo ${number} and do this`));
     return;
   }
@@ -79,8 +79,13 @@ const answers = {
       await decide("parts", question.sides.map(ids), count(question.sides.length, "part"));
       return;
     }
+    const { identity, seems } = question;
     const groups = question.sides.map(ids);
-    if (question.kind === "merge") await decide("merge", groups, "One person");
+    if (question.kind === "person") await decide("name", [groups[0]], `This is ${identity}`, identity);
+    else if (question.kind === "doubt") {
+      if (seems == null) showMessage("It seems to be nobody labelled: keep the name, or set the image aside.", false);
+      else await decide("rename", [groups[0]], `Renamed to ${seems}`, seems);
+    } else if (question.kind === "merge") await decide("merge", groups, "One person");
     else await decide("accept", [groups.flat()], "One person");
   },
   async several() {
@@ -101,12 +106,15 @@ const answers = {
       return;
     }
     const [one, other] = question.sides.map(ids);
-    await decide(question.kind === "merge" ? "apart" : "split", [one, other], "Different people");
+    if (question.kind === "person") await decide("deny", [one], `Not ${question.identity}`, question.identity);
+    else if (question.kind === "doubt") await decide("keep", [one], `The name ${question.identity} is kept`);
+    else await decide(question.kind === "merge" ? "apart" : "split", [one, other], "Different people");
   },
   async split() {
     if (!marked.size) return;
     // Marked faces do not belong to the rest of their cluster.
-    const whole = question.kind === "merge" ? question.sides.map(ids) : [question.sides.flatMap(ids)];
+    const whole = question.kind === "merge" ? question.sides.map(ids)
+      : question.kind === "person" ? [ids(question.sides[0])] : [question.sides.flatMap(ids)];
     const touched = whole.filter((side) => side.some((id) => marked.has(id)));
     if (touched.length > 1) { showMessage("Marks lie in both clusters; split one after the other.", false); return; }
     const out = touched[0].filter((id) => marked.has(id));
@@ -115,7 +123,10 @@ const answers = {
     await decide("split", [out, rest], `${count(out.length, "face")} split off`);
   },
   async reject() {
-    if (marked.size) await decide("reject", [[...marked]], `${count(marked.size, "face")} rejected`);
+    if (question.kind === "doubt") {
+      const images = ids(question.sides[0]);
+      await decide("exclude", [images], `${count(images.length, "labelled image")} set aside`);
+    } else if (marked.size) await decide("reject", [[...marked]], `${count(marked.size, "face")} rejected`);
   },
   async skip() {
     if (asked) await call("skip", { name: question.name });
@@ -130,12 +141,14 @@ const answers = {
 
 // ---------------------------------------------------------------------------------------- faces
 
+// Faces of labelled images cannot be marked: a click shows them larger.
 function drawFace(face, first) {
-  const caption = `${face.name}, confidence ${face.confidence.toFixed(2)}`;
+  const labelled = face.confidence == null;
+  const caption = labelled ? `${face.name}, labelled` : `${face.name}, confidence ${face.confidence.toFixed(2)}`;
   const button = make("button", {
     type: "button", class: face.picture ? "face" : "face text", title: caption, "aria-label": caption,
-    "aria-pressed": String(marked.has(face.id)), "data-id": face.id, draggable: "true", tabindex: first ? 0 : -1,
-    onclick: () => mark(face.id),
+    "aria-pressed": labelled ? null : String(marked.has(face.id)), "data-id": face.id, draggable: String(!labelled),
+    tabindex: first ? 0 : -1, onclick: () => (labelled ? enlarge(face.id) : mark(face.id)),
     ondragstart: (event) => event.dataTransfer.setData("text/plain", String(face.id)),
   }, face.picture
     ? make("img", { src: `face/${face.id}`, alt: "", loading: "lazy", draggable: "false" })
@@ -184,7 +197,7 @@ function makeTray() {
       event.preventDefault();
       event.currentTarget.classList.remove("over");
       const id = Number(event.dataTransfer.getData("text/plain"));
-      if (question.sides.some((side) => side.faces.some((face) => face.id === id))) mark(id, true);
+      if (question.sides.some((side) => side.faces.some((face) => face.id === id && face.confidence != null))) mark(id, true);
     },
   });
 }
@@ -195,18 +208,41 @@ const titles = {
   merge: ["Are these two one person?", "Same person", "Different people"],
   bridge: ["One cluster, two sides: is it one person?", "One person", "Two people"],
   cluster: ["Is all of this one person?", "All one person", null],
+  person: ["Is this the labelled person?", "Same person", "Different people"],
+  doubt: ["Is this name right?", "Rename", "Keep the name"],
   parts: ["Does each part show one person, and no two the same?", "Yes, keep these parts", null],
 };
 
+function nameSide(side, number) {
+  if (question.kind === "parts") return `Part ${number + 1}`;
+  if (question.kind === "bridge") return ["One side", "The other side"][number];
+  if (side.identity != null) return `Labelled: ${side.identity}`;
+  if (question.kind === "doubt") return `Named ${question.identity}`;
+  return side.label < 0 ? "An image without label" : `Cluster ${side.label}`;
+}
+
+// A focus inside the old question goes to the title of the new one, where it would be lost.
+function showQuestion(...parts) {
+  const inside = at("ask").contains(document.activeElement);
+  at("ask").replaceChildren(...parts);
+  if (inside) at("ask").querySelector("h2").focus();
+}
+
 function drawQuestion() {
-  const [title, yes, no] = titles[question.kind];
+  let [title, yes, no] = titles[question.kind];
+  const { seems, identity } = question;
+  if (question.kind === "person") [title, yes] = [`Is this ${identity}?`, `Yes, ${identity}`];
+  if (question.kind === "doubt") {
+    title = question.issue === "second_label" ? `Are ${identity} and ${seems} one person?` : `Is this ${identity}?`;
+    yes = seems == null ? null : `No, ${seems}`;
+    if (question.issue === "second_label") [yes, no] = [`Yes, call them ${seems}`, "No, keep both names"];
+  }
+  const doubt = question.kind === "doubt";
   const sides = question.sides.map((side, number) => {
-    const name = question.kind === "parts" ? `Part ${number + 1}` : question.kind === "bridge" ? ["One side", "The other side"][number]
-      : side.label < 0 ? "An image without label" : `Cluster ${side.label}`;
     return make("div", { class: "side" },
-      make("h3", {}, `${name} `, make("small", {}, count(side.size, "image"))), drawFaces(side.faces));
+      make("h3", {}, `${nameSide(side, number)} `, make("small", {}, count(side.size, "image"))), drawFaces(side.faces));
   });
-  const evidence = question.kind === "cluster" ? "of its pairs are expected to be one person" : "likely one person";
+  const evidence = doubt ? "likely misnamed" : question.kind === "person" ? "likely this labelled person" : question.kind === "cluster" ? "of its pairs are expected to be one person" : "likely one person";
   const explanation = question.kind === "parts"
     ? `Cut where pairs are less than ${(100 * question.threshold).toFixed(question.threshold > 0.99 ? 2 : 0)} % likely one person.`
       + (question.more ? ` ${count(question.more, "further image")} stay as they are.` : "")
@@ -215,23 +251,27 @@ function drawQuestion() {
   const act = (name, text, key, options) => make("button",
     { type: "button", "data-act": name, onclick: () => runAlone(answers[name]), ...options },
     `${text} `, make("kbd", {}, key));
-  at("ask").replaceChildren(
-    make("header", {}, make("h2", {}, title), make("p", { class: "muted" }, explanation)),
+  showQuestion(...[
+    make("header", {}, make("h2", { tabindex: -1 }, title), make("p", { class: "muted" }, explanation)),
     make("div", { class: sides.length > 1 ? "sides" : "" }, ...sides),
-    makeTray(),
+    doubt ? null : makeTray(),
     make("div", { class: "answers" },
-      act("same", yes, "S", { class: "primary" }),
+      yes ? act("same", yes, "S", { class: "primary" }) : null,
       no ? act("different", no, "D", {}) : null,
       ["cluster", "bridge"].includes(question.kind) ? act("several", "Several people", "M", {}) : null,
-      act("split", "Split off marked", "X", { "data-marks": "" }),
-      act("reject", "Reject marked", "R", { "data-marks": "", class: "danger" }),
-      act("skip", asked ? "Skip" : "Back to the questions", "K", { class: "spread" })));
+      doubt ? null : act("split", "Split off marked", "X", { "data-marks": "" }),
+      doubt ? act("reject", "Set aside", "R", { class: "danger" })
+        : act("reject", "Reject marked", "R", { "data-marks": "", class: "danger" }),
+      act("skip", asked ? "Skip" : "Back to the questions", "K", { class: "spread" }))].filter((each) => each != null));
+  const named = question.sides.map((side, number) => `${nameSide(side, number)}, ${count(side.size, "image")}`);
+  at("announced").textContent = `${title} ${named.join("; ")}. ${explanation}`;
   drawTray();
 }
 
 function drawDone() {
-  at("ask").replaceChildren(make("div", { class: "done card" },
-    make("h2", {}, "No open question is left"),
+  at("announced").textContent = "No open question is left";
+  showQuestion(make("div", { class: "done card" },
+    make("h2", { tabindex: -1 }, "No open question is left"),
     make("p", { class: "muted" }, "Browse the clusters, or end the review and run the pipeline again: it applies every decision.")));
 }
 
@@ -325,7 +365,8 @@ async function choose(cluster) {
 
 const verbs = {
   accept: "is one person", merge: "are one person", split: "share no person", apart: "share no person",
-  reject: "rejected", undo: "undo",
+  reject: "rejected", undo: "undo", name: "named", deny: "not", rename: "labelled, renamed to", keep: "labelled, name kept",
+  exclude: "labelled, set aside",
 };
 
 async function showHistory() {
@@ -342,7 +383,7 @@ async function showHistory() {
       ...made.faces.map((faces) => make("span", { class: "faces" }, ...faces.map((face) => make("span", { class: "face", title: face.name },
         face.picture ? make("img", { src: `face/${face.id}`, alt: face.name }) : "")))),
       made.action === "undo" ? `undo of ${made.undoes}`
-        : `${made.sizes.join(" + ")} ${verbs[made.action]}`),
+        : `${made.sizes.join(" + ")} ${verbs[made.action]}${made.identity == null ? "" : ` ${made.identity}`}`),
     make("td", {}, made.active ? make("button", { type: "button", "data-undo": made.number, onclick: () => runAlone(() => undo(made.number)) }, "Undo") : "")));
   at("history").replaceChildren(make("div", { class: "card scroll" }, make("table", {},
     make("thead", {}, make("tr", {}, ...["", "when (UTC)", "who", "what", ""].map((head) => make("th", {}, head)))),
@@ -355,7 +396,7 @@ function enlarge(id) {
   const face = question && question.sides.flatMap((side) => side.faces).find((each) => each.id === id);
   if (!face) return;
   const rows = { file: face.name, "original size": `${face.size_px[0]} x ${face.size_px[1]} px`,
-    confidence: face.confidence.toFixed(3),
+    confidence: face.confidence == null ? "labelled" : face.confidence.toFixed(3),
     "distance to the middle": face.distance == null ? "unknown" : face.distance.toFixed(3) };
   at("larger").replaceChildren(
     face.picture ? make("img", { src: `face/${id}`, alt: face.name }) : face.name,

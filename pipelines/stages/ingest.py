@@ -8,6 +8,7 @@ The contract:
   `copy_of`. A labelled image given twice counts once; one under two names counts for neither. An
   evaluation image with the bytes of any other is rejected.
 - An image one of whose ready features is zero or not finite goes to `rejected` too, in all views.
+- A labelled image has the name that a reviewer gave it; one that a reviewer set aside is rejected.
 - `sample_id` counts accepted images from 0, ordered by split (labelled, unlabelled, evaluation),
   then path.
 - `frame` is the number of a frame of `clip`, `track` that of the faces in successive frames that
@@ -21,7 +22,8 @@ from __future__ import annotations
 
 import hashlib
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -43,6 +45,7 @@ from pipelines.data.qualities import (
     measure_image,
     read_measures,
 )
+from pipelines.decisions import ON_NAMES, Decision
 from pipelines.stage import Stage, Work
 
 if TYPE_CHECKING:
@@ -105,6 +108,7 @@ def run(work: Work) -> Mapping[str, Any]:
         found = [image[:4] for image in inspected]
         measures = [image[4] for image in inspected]
     track |= number_tracks(entries, len(set(track.values())))
+    entries, found = correct_names(entries, found, work.decisions)
     reasons, twins = find_copies(entries, found)
     accepted = [row for row, reason in enumerate(reasons) if not reason]
     rejected = [row for row, reason in enumerate(reasons) if reason]
@@ -274,6 +278,30 @@ def _rate(image: np.ndarray, settings: IngestSettings) -> tuple[str, Measures]:
     return explain_poor(measures[-1], settings.min_quality), measures
 
 
+def correct_names(
+    entries: list[Entry], found: list[tuple[int, int, str, str]], decisions: Sequence[Decision]
+) -> tuple[list[Entry], list[tuple[int, int, str, str]]]:
+    """Labelled images as reviewers corrected them: renamed, or rejected where they set it aside.
+
+    found : width, height, digest and reason of each entry.
+    """
+    said = {key: each for each in decisions for key in each.groups[0]}
+    if not said:
+        return entries, found
+    entries, found = list(entries), list(found)
+    for row, (entry, (width, height, digest, reason)) in enumerate(
+        zip(entries, found, strict=True)
+    ):
+        decision = said.get(digest or f"path:{entry.path}")
+        if decision is None or entry.split != "labelled" or reason:
+            continue
+        if decision.action == "rename":
+            entries[row] = replace(entry, identity=decision.identity)
+        else:
+            found[row] = width, height, digest, f"set aside in review, decision {decision.number}"
+    return entries, found
+
+
 def _make_utf8(path: str) -> str:
     return path.encode("utf-8", "backslashreplace").decode()
 
@@ -313,10 +341,11 @@ def find_copies(
 
 STAGE = Stage(
     name="ingest",
-    version=4,
+    version=5,
     inputs=("detect.faces", "detect.rejected"),
     outputs={"samples": SAMPLES, "rejected": REJECTED, "truth": TRUTH, "qualities": QUALITIES},
     reads=("ingest",),
     reads_with_features=("committee",),
     run=run,
+    corrected=ON_NAMES,
 )

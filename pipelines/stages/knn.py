@@ -35,6 +35,7 @@ from cdp.errors import DataError
 from cdp.types import UNLABELLED, KnnGraph
 from pipelines.config import KnnSettings
 from pipelines.copies import COPIES, find_originals, find_trained_split
+from pipelines.decisions import ON_DOUBTS
 from pipelines.files import save_arrays
 from pipelines.label_check import LABEL_ISSUES, check_splits
 from pipelines.stage import Stage, Work
@@ -546,4 +547,5 @@ STAGE = Stage(
     },
     reads=("committee", "knn"),
     run=run,
+    corrected=ON_DOUBTS,
 )

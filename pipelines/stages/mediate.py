@@ -467,7 +467,7 @@ def _save_array(path: Path, array: np.ndarray, draft: str | None = None) -> None
 
 STAGE = Stage(
     name="mediate",
-    version=17,
+    version=18,
     inputs=(
         "ingest.samples",
         "embed.embeddings",

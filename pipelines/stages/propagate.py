@@ -28,7 +28,7 @@ import pyarrow.parquet as pq
 
 from cdp.errors import DataError
 from cdp.types import UNLABELLED, PairTable
-from pipelines.decisions import find_keys, list_active, resolve_decisions
+from pipelines.decisions import ON_CLUSTERS, find_keys, find_names, resolve_decisions
 from pipelines.label_check import ASSIGNMENTS, PEOPLE
 from pipelines.stage import Stage, Work
 from pipelines.tables import SPLITS, read_pairs, read_view
@@ -100,7 +100,7 @@ def run(work: Work) -> Mapping[str, Any]:
     if linked:
         facts["tracks"] = linked
     if work.decisions:
-        facts |= {"corrections": len(list_active(work.decisions)), "corrected_images_gone": gone}
+        facts |= {"corrections": len(work.decisions), "corrected_images_gone": gone}
     doubt = describe_doubt(label)
     groups = RowGroups.of(representative, label)
     few, score = groups.reduce_pairs(pairs, probability)
@@ -278,6 +278,7 @@ def _write_assignments(
     found = pd.DataFrame({"identity": identity, "probability": probability}, index=sample_id)
     exact = pd.DataFrame({"identity": copies, "probability": np.float32(1)}, index=copies.index)
     whole = pd.concat([found[~found.index.isin(exact.index)], exact]).sort_index()
+    whole = _follow_reviewers(work, samples, whole)
     paths = samples.set_index("sample_id").path[whole.index]
     work.write(
         "assignments",
@@ -289,6 +290,28 @@ def _write_assignments(
         },
     )
     return len(whole)
+
+
+def _follow_reviewers(work: Work, samples: pd.DataFrame, found: pd.DataFrame) -> pd.DataFrame:
+    """The assignments as reviewers corrected them: named at probability 1, denied ones left out.
+
+    found : identity and probability by sample_id.
+    """
+    import pandas as pd
+
+    if not work.decisions:
+        return found
+    sample_id = samples.sample_id.to_numpy()
+    names = find_names(work.decisions, find_keys(samples))
+    row = np.searchsorted(sample_id, found.index)
+    out = np.array([names.identity[at] is not None for at in row], bool)
+    for identity, rows in names.denied.items():
+        out |= rows[row] & (found.identity == identity).to_numpy()
+    named = np.flatnonzero(names.identity != None)  # noqa: E711
+    added = pd.DataFrame(
+        {"identity": names.identity[named], "probability": np.float32(1)}, index=sample_id[named]
+    )
+    return pd.concat([found[~out], added]).sort_index()
 
 
 def _read_vectors(table: Path) -> np.ndarray:
@@ -371,7 +394,7 @@ def _describe_clusters(
 
 STAGE = Stage(
     name="propagate",
-    version=10,
+    version=11,
     inputs=(
         "ingest.samples",
         "ingest.qualities",
@@ -389,5 +412,5 @@ STAGE = Stage(
     },
     reads=("committee", "propagate"),
     run=run,
-    corrected=True,
+    corrected=ON_CLUSTERS,
 )

@@ -395,7 +395,7 @@ def _make_sheets(
 
 STAGE = Stage(
     name="report",
-    version=6,
+    version=7,
     inputs=(
         "detect.faces",
         "ingest.samples",

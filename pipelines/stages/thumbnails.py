@@ -1,7 +1,8 @@
-"""thumbnails: unlabelled images -> small WebP pictures for the report and the review page.
+"""thumbnails: labelled and unlabelled images -> small WebP pictures for report and review.
 
 The contract:
-- One WebP picture an unlabelled image, at most `SIDE_PX` a side; smaller faces are not enlarged.
+- One WebP picture an image, at most `SIDE_PX` a side; smaller faces are not enlarged. Those of
+  unlabelled images are in `thumbnails`, those of labelled ones in `labelled`.
 - Report and review read only these, no image file of the data set.
 - A part whose file exists is not computed again.
 """
@@ -20,6 +21,8 @@ from pipelines.stage import Stage, Work
 from pipelines.tables import write_table
 
 THUMBNAILS = pa.schema([("sample_id", pa.int64()), ("image", pa.binary())])
+TABLES = {"unlabelled": "thumbnails", "labelled": "labelled"}
+"""Split -> table of its pictures."""
 SIDE_PX = 64
 QUALITY = 55
 """Of the WebP encoder, 0 to 100."""
@@ -29,15 +32,18 @@ PART_SIZE = 1000
 
 def run(work: Work) -> Mapping[str, Any]:
     samples = work.read("ingest.samples", columns=["sample_id", "path", "split"]).to_pandas()
-    samples = samples[samples.split == "unlabelled"]
     parts = []
-    for number, row in enumerate(range(0, len(samples), PART_SIZE)):
-        part = samples.iloc[row : row + PART_SIZE]
-        target = work.path("thumbnails") / f"part-{number:05d}.parquet"
-        parts.append((work.dataset, part.sample_id.to_numpy(), part.path.tolist(), target))
+    for split, table in TABLES.items():
+        chosen = samples[samples.split == split]
+        for number, row in enumerate(range(0, len(chosen), PART_SIZE)):
+            part = chosen.iloc[row : row + PART_SIZE]
+            target = work.path(table) / f"part-{number:05d}.parquet"
+            parts.append((work.dataset, part.sample_id.to_numpy(), part.path.tolist(), target))
+        if not len(chosen):
+            work.write(table, THUMBNAILS.empty_table())
     for _ in work.engine.map(make_part, parts, label="thumbnails"):
         pass
-    return {"images": len(samples)}
+    return {"images": int(samples.split.isin([*TABLES]).sum())}
 
 
 def make_part(dataset: Dataset, sample_id: np.ndarray, paths: list[str], target: Path) -> None:
@@ -64,9 +70,9 @@ def encode_thumbnail(face: np.ndarray) -> bytes:
 
 STAGE = Stage(
     name="thumbnails",
-    version=1,
+    version=2,
     inputs=("ingest.samples",),
-    outputs={"thumbnails": THUMBNAILS},
+    outputs={"thumbnails": THUMBNAILS, "labelled": THUMBNAILS},
     reads=(),
     run=run,
     needs_images=True,
