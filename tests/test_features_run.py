@@ -109,7 +109,7 @@ def check_first_level(run, cosine, **limits):
 
 @pytest.mark.parametrize("method", ["paper", "released"])
 def test_the_published_variants_are_a_config_line(features, method):
-    assert features(f"mediate.method={method}", "mediate.candidates=base",
+    assert features("--until", "propagate", f"mediate.method={method}", "mediate.candidates=base",
                     "propagate.split=raise_threshold", "propagate.threshold=0.5") == 0  # fmt: skip
     manifest = (features.run / "mediate" / "manifest.json").read_text()
     assert f'"method": "{method}"' in manifest
@@ -125,7 +125,7 @@ def spoil(features, split, view, row, value):
 
 @pytest.mark.parametrize(
     ("value", "expected"),
-    [(np.nan, "holds NaN or infinity"), (np.inf, "holds NaN or infinity"), (0, "is all zeros")],
+    [(np.nan, "is missing, or all NaN"), (np.inf, "holds NaN or infinity"), (0, "is all zeros")],
 )
 def test_a_bad_vector_costs_its_image_only(features, value, expected):
     spoil(features, "u", "two", 7, value)

@@ -105,6 +105,9 @@ def test_a_self_trained_run(known, known_run, tmp_path, monkeypatch, capsys):
         assert main([*options, "--stage", stage, "--force"]) == 0
     printed = capsys.readouterr().out
     assert "Label 20 people or more of the unlabelled images" in printed
+    target = ["--stage", "propagate", "propagate.target_precision=0.9"]
+    assert main([*options, *target]) in (1, 2)
+    assert "target_precision needs labelled images" in capsys.readouterr().err
     run = tmp_path / "runs" / "known"
     views, ids = read_views(run, "unlabelled")
     clusterer = ConsensusClusterer(k=KNOWN_K, random_state=SEED)

@@ -150,6 +150,7 @@ def test_the_export_has_the_thresholds_of_the_probes(place, tmp_path):
     assert "nan" not in card
 
 
+@pytest.mark.long
 def test_ready_embedders_are_judged_on_drawn_probes_too(place):
     manifest = yaml.safe_load((place / "data.yaml").read_text())
     manifest["evaluation"] = {"root": "others"}

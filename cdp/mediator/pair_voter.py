@@ -135,8 +135,9 @@ def choose_first_level(cosine: float, threshold: float | None = None) -> float:
 
     cosine : `PairScores.cosine`, which kept pairs exceed. threshold : a higher level to start at.
 
-    Never below 0: the score of a pair that is not kept is 0, and must exceed no level.
+    Never below 0: the score of a pair that is not kept is 0, and must exceed no level. A cosine above
+    1, which no pair exceeds, counts as 1.
 
     Source: the released code starts its levels at the cosine that pairs are kept above.
     """
-    return max(0.0, float(cosine), 0.0 if threshold is None else float(threshold))
+    return max(0.0, min(1.0, float(cosine)), 0.0 if threshold is None else float(threshold))

@@ -325,6 +325,12 @@ def _cluster(
     from cdp.propagation.clustering import cluster_pairs
 
     settings, scored = work.config.propagate, work.input_facts("mediate")
+    if settings.target_precision is not None and scored.get("self_trained"):
+        raise DataError(
+            "propagate.target_precision needs labelled images to measure precision on, and "
+            f"{scored['doubts'][0]}. Label 20 people or more of the unlabelled images, 4 images or "
+            "more of each, or leave the target out"
+        )
     calibrated = scored["method"] != "vote"
     threshold = None if settings.threshold == "auto" else settings.threshold
     if not calibrated:
