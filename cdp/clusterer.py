@@ -51,6 +51,7 @@ from cdp.mediator.settings import MediatorSettings
 from cdp.mediator.shortage import (
     ShortageError,
     describe_few_people,
+    describe_imbalance,
     describe_reach,
     describe_shortage,
 )
@@ -483,8 +484,11 @@ class ConsensusClusterer(ClusterMixin, BaseEstimator):
             ]
         else:
             rows = choose_labelled(identity, seed=seed)
-        if describe_shortage(identity[rows]):
-            raise ShortageError(describe_shortage(identity[rows]))
+        shortage = describe_shortage(identity[rows]) or describe_imbalance(
+            identity[rows], len(graphs[0])
+        )
+        if shortage:
+            raise ShortageError(shortage)
         labelled, identity = [_take_rows(view, rows) for view in everything], identity[rows]
         settings, joint = self._choose_settings(), None
         left_out = None

@@ -95,7 +95,9 @@ def list_complaints(browser):
 def report(browser, known_run):
     page = known_run / "report" / "report.html"
     open_page(browser, f"file://{quote(str(page.resolve()))}")
-    assert not find(browser, "main section:not(#looking) img")  # faces wait until somebody comes near
+    assert not find(
+        browser, "main section:not(#looking) img"
+    )  # faces wait until somebody comes near
     browser.execute_script("document.getElementById('clusters').scrollIntoView()")
     wait_for(browser, "return document.querySelector('#clusters .sheet')")
     return browser

@@ -12,6 +12,7 @@ from cdp.mediator.shortage import (
     LEAST_PEOPLE,
     ShortageError,
     describe_few_people,
+    describe_imbalance,
     describe_reach,
     describe_shortage,
 )
@@ -70,6 +71,13 @@ def test_enough_is_enough():
     alone = np.arange(100, 300)  # people of one image neither help nor harm
     assert describe_shortage(np.append(np.repeat(np.arange(LEAST_PEOPLE), 4), alone)) == ""
     assert describe_shortage(np.array(["a"] * 4 + ["b"] * 4)).startswith("2 labelled people")
+
+
+def test_few_labelled_images_are_too_few_for_many_unlabelled_ones():
+    identity = np.append(np.repeat(np.arange(20), 6), np.arange(100, 900))  # 120 of 20 people
+    assert describe_imbalance(identity, 2400) == ""
+    assert "120 labelled images of people with several" in describe_imbalance(identity, 2401)
+    assert describe_imbalance(np.repeat(np.arange(50), 6), 1_000_000) == ""
 
 
 def test_the_scorer_refuses_with_its_own_error():

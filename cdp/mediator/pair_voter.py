@@ -135,8 +135,8 @@ def choose_first_level(cosine: float, threshold: float | None = None) -> float:
 
     cosine : `PairScores.cosine`, which kept pairs exceed. threshold : a higher level to start at.
 
-    Never below 0: the score of a pair that is not kept is 0, and must exceed no level. A cosine above
-    1, which no pair exceeds, counts as 1.
+    Never below 0: the score of a pair that is not kept is 0, and must exceed no level. A cosine
+    above 1, which no pair exceeds, counts as 1.
 
     Source: the released code starts its levels at the cosine that pairs are kept above.
     """

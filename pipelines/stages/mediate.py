@@ -189,11 +189,14 @@ def _fit_scorer(work: Work, settings: MediateSettings, unlabelled_count: int) ->
     from cdp.mediator.curriculum import JointSet
     from cdp.mediator.pair_scorer import PairScorer
     from cdp.mediator.set_gap import describe_gap
-    from cdp.mediator.shortage import ShortageError, describe_shortage
+    from cdp.mediator.shortage import ShortageError, describe_imbalance, describe_shortage
 
     if not work.input_facts("knn")["labelled_searched"]:
         raise ShortageError(describe_shortage(_list_kept(work)))
     split = _map_split(work, SPLITS[:1], "labelled")
+    imbalance = describe_imbalance(_list_identities(work, split), unlabelled_count)
+    if imbalance:
+        raise ShortageError(imbalance)
     joint = None
     if settings.method == "extended" and work.input_facts("knn")["joint"]:
         both = _map_split(work, SPLITS, JOINT)
