@@ -47,8 +47,8 @@ LEAST_CLUSTER = 3
 """Images of a cluster that is trained on."""
 LEAST_DENSITY = 0.4
 """Kept pairs of a cluster's image as a share of those that k would allow. A chain of people has
-few: on a synthetic set clusters of 50 to 200 images and 2 to 8 % of one person had .13 to .15, on LFW
-nearly all of 100 images or more .9 to 1.3."""
+few: on a synthetic set clusters of 50 to 200 images and 2 to 8 % of one person had .13 to .15, on
+LFW nearly all of 100 images or more .9 to 1.3."""
 
 
 def fit_on_votes(
