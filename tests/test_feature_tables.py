@@ -28,7 +28,7 @@ def draw(kind, width=12):
 def test_columns_of_lists(tmp_path, monkeypatch, kind, list_of, named):
     vectors = draw(kind)
     order = [2, 0, 3, 1] if named else [0, 1, 2, 3]
-    column = pa.array(vectors[order].tolist(), list_of(pa.from_numpy_dtype(kind)))
+    column = pa.array([list(row) for row in vectors[order]], list_of(pa.from_numpy_dtype(kind)))
     columns = {"score": pa.array([0.5] * 4), "embeddings": column}
     if named:
         columns["Image_Path"] = pa.array([NAMES[row] for row in order])
