@@ -45,7 +45,7 @@ from cdp.mediator.curriculum import JointSet, choose_labelled
 from cdp.mediator.labelled_rows import choose_distinct_labelled
 from cdp.mediator.pair_scorer import PairScorer
 from cdp.mediator.pair_voter import PairScores, PairVoter, choose_first_level
-from cdp.mediator.self_training import SELF_TRAINED, fit_on_votes
+from cdp.mediator.self_training import SELF_TRAINED, describe_fallback, fit_on_votes
 from cdp.mediator.set_gap import describe_gap
 from cdp.mediator.settings import MediatorSettings
 from cdp.mediator.shortage import (
@@ -402,10 +402,8 @@ class ConsensusClusterer(ClusterMixin, BaseEstimator):
         voter = PairVoter(self.min_similarity, self.min_votes, candidates)
         scorer = self._train_on_votes(views, graphs, voter, bool(shortage), seed)
         if shortage:
-            done = "The committee voted instead"
-            if scorer is not None:
-                done += ", and a mediator was trained on its clusters"
-            warnings.warn(f"{shortage}. {done}; no quality is estimated", CdpWarning, stacklevel=3)
+            text = describe_fallback(shortage, trained=scorer is not None)
+            warnings.warn(text, CdpWarning, stacklevel=3)
         return (voter, ()) if scorer is None else (scorer, (SELF_TRAINED,))
 
     def _train_on_votes(

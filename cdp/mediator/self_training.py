@@ -51,6 +51,15 @@ few: on a synthetic set clusters of 50 to 200 images and 2 to 8 % of one person 
 LFW nearly all of 100 images or more .9 to 1.3."""
 
 
+def describe_fallback(shortage: str, *, trained: bool) -> str:
+    """The warning where no label can train a mediator.
+
+    shortage : why, from `cdp.mediator.shortage` or `set_gap`. trained : whether votes trained one.
+    """
+    own = ", and a mediator was trained on its clusters" if trained else ""
+    return f"{shortage}. The committee voted instead{own}; no quality is estimated"
+
+
 def fit_on_votes(
     views: Sequence[View],
     graphs: Sequence[Graph],

@@ -136,6 +136,7 @@ def run(work: Work) -> Mapping[str, Any]:
 
 def _make_scorer(work: Work, split: Split) -> tuple[MediateSettings, Any, dict[str, Any]]:
     """The settings in effect, the scorer, and facts: how it came to be."""
+    from cdp.mediator.self_training import SELF_TRAINED, describe_fallback
     from cdp.mediator.shortage import ShortageError
 
     settings = work.config.mediate
@@ -147,15 +148,13 @@ def _make_scorer(work: Work, split: Split) -> tuple[MediateSettings, Any, dict[s
         shortage = str(error)
     voting = settings.model_copy(update={"method": "vote"})
     scorer = _train_on_votes(work, split, settings, voting)
-    done = "The committee voted instead"
-    if scorer is None:
-        warning = f"{shortage}. {done}; no quality is estimated"
-        return voting, _make_voter(voting), {SELF_TRAINING: False, "warnings": [warning]}
-    done += ", and a mediator was trained on its clusters"
-    warning = f"{shortage}. {done}; no quality is estimated"
-    from cdp.mediator.self_training import SELF_TRAINED
-
-    return settings, scorer, {SELF_TRAINING: True, "warnings": [warning], "doubts": [SELF_TRAINED]}
+    trained = scorer is not None
+    facts = {
+        SELF_TRAINING: trained,
+        "warnings": [describe_fallback(shortage, trained=trained)],
+        "doubts": [SELF_TRAINED] if trained else [],
+    }
+    return (settings, scorer, facts) if trained else (voting, _make_voter(voting), facts)
 
 
 def _train_on_votes(
