@@ -63,15 +63,19 @@ def choose_images(samples: pd.DataFrame, seed: int) -> dict[str, list[str]]:
 
 
 def show_inputs(
-    faces: dict[str, np.ndarray], members: Sequence[tuple[str, str, Callable[[], Embedder]]]
+    images: dict[str, np.ndarray],
+    reduce: Callable[[np.ndarray], np.ndarray],
+    members: Sequence[tuple[str, str, Callable[[], Embedder]]],
 ) -> list[Seen]:
     """The rows of the section: the images themselves, then those of each member.
 
-    faces : name of a set -> (n, s, s, 3) uint8 RGB, as the embedders are given them.
+    images : name of a set -> (n, s, s, 3) uint8 RGB, as the data set gives them.
+    reduce : what happens to them before any member sees them.
     members : name, where it is from, and a function that opens its embedder.
     """
-    side = next(iter(faces.values())).shape[1]
-    given = Seen("images", f"as the data set gives them, {side} x {side} px", _cut(faces))
+    side = next(iter(images.values())).shape[1]
+    given = Seen("images", f"as the data set gives them, {side} x {side} px", _cut(images))
+    faces = {title: reduce(pictures) for title, pictures in images.items()}
     return [given, *(_show(name, origin, open_it, faces) for name, origin, open_it in members)]
 
 

@@ -239,13 +239,12 @@ def _show_inputs(work: Work, samples: Any) -> list[Any]:
         }
     except (DataError, OSError):
         return []
-    given = {title: reduce_to(each, work.config.embed.reduce_px) for title, each in faces.items()}
     members = [
         (member.name, describe_origin(member), partial(_open_member, work, member))
         for member in work.config.committee.all
         if member.features is None
     ]
-    return show_inputs(given, members)
+    return show_inputs(faces, partial(reduce_to, size_px=work.config.embed.reduce_px), members)
 
 
 def _open_member(work: Work, member: MemberSettings) -> Any:
