@@ -321,24 +321,7 @@ async function browse() {
   const number = ++sought;
   const found = await call(`clusters?${new URLSearchParams({ order, offset, text, sizes: at("browse").querySelector("select").value })}`);
   if (number !== sought) return;
-  at("browse").querySelector("select").addEventListener("change", () => { offset = 0; browse(); });
-for (const button of document.querySelectorAll("[data-left]")) {
-  button.addEventListener("click", () => {
-    Object.assign(left, { which: button.dataset.left, kind: "", offset: 0 });
-    for (const each of document.querySelectorAll("[data-left]")) each.setAttribute("aria-pressed", String(each === button));
-    showLeft();
-  });
-}
-at("left").querySelector("select").addEventListener("change", (event) => {
-  Object.assign(left, { kind: event.target.value, offset: 0 });
-  showLeft();
-});
-at("left").querySelector("input").addEventListener("input", () => { left.offset = 0; showLeft(); });
-at("left").querySelectorAll(".pager button").forEach((button, number) => button.addEventListener("click", () => {
-  left.offset += number ? PER_PAGE : -PER_PAGE;
-  showLeft();
-}));
-const [back, on] = at("browse").querySelectorAll(".pager button");
+  const [back, on] = at("browse").querySelectorAll(".pager button");
   back.disabled = offset === 0;
   on.disabled = offset + 24 >= found.total;
   const pages = Math.max(1, Math.ceil(found.total / 24));
@@ -525,6 +508,23 @@ for (const button of document.querySelectorAll("[data-order]")) {
   });
 }
 at("browse").querySelector("input").addEventListener("input", () => { offset = 0; browse(); });
+at("browse").querySelector("select").addEventListener("change", () => { offset = 0; browse(); });
+for (const button of document.querySelectorAll("[data-left]")) {
+  button.addEventListener("click", () => {
+    Object.assign(left, { which: button.dataset.left, kind: "", offset: 0 });
+    for (const each of document.querySelectorAll("[data-left]")) each.setAttribute("aria-pressed", String(each === button));
+    showLeft();
+  });
+}
+at("left").querySelector("select").addEventListener("change", (event) => {
+  Object.assign(left, { kind: event.target.value, offset: 0 });
+  showLeft();
+});
+at("left").querySelector("input").addEventListener("input", () => { left.offset = 0; showLeft(); });
+at("left").querySelectorAll(".pager button").forEach((button, number) => button.addEventListener("click", () => {
+  left.offset += number ? PER_PAGE : -PER_PAGE;
+  showLeft();
+}));
 const [back, on] = at("browse").querySelectorAll(".pager button");
 back.addEventListener("click", () => { offset -= 24; browse(); });
 on.addEventListener("click", () => { offset += 24; browse(); });
