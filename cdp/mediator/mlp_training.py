@@ -90,7 +90,7 @@ def train_ensemble(
             return network.layers, history
 
         # as many as there are threads, a thread each; the rest two threads each
-        trained = []
+        trained: list[tuple[list[np.ndarray], list[dict[str, float]]]] = []
         for members, at_once in ((range(alone), workers), (range(alone, count), workers // 2)):
             pool = stack.enter_context(ThreadPoolExecutor(max(at_once, 1)))
             trained += pool.map(train, members)
