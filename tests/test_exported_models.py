@@ -9,6 +9,7 @@ from cdp.embedding import OnnxEmbedder
 from cdp.errors import DataError
 from cdp.images.preprocessing import PRESETS, Preprocessing
 from cdp.separation import rank_preprocessing
+from pipelines.members import open_embedder
 
 pytestmark = [pytest.mark.torch, pytest.mark.usefixtures("one_thread")]
 
@@ -95,6 +96,15 @@ def test_weights_in_another_file_are_named(tmp_path):
     onnx.save(onnx.load(path), tmp_path / "one.onnx")  # what the message says
     vectors, _ = OnnxEmbedder((tmp_path / "one.onnx").read_bytes()).embed(FACES)
     np.testing.assert_allclose(vectors, EXPECTED, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["model.onnx", "MODEL.ONNX", "model.onnx.bin", "model"])
+def test_an_onnx_member_is_one_whatever_its_file_is_called(tmp_path, name):
+    path = tmp_path / name
+    path.write_bytes(export().SerializeToString())
+    embedder = open_embedder(path, "cpu", Preprocessing(channels="bgr"))
+    expected = OnnxEmbedder(export().SerializeToString()).embed(FACES[..., ::-1])[0]
+    np.testing.assert_allclose(embedder.embed(FACES)[0], expected, atol=1e-6)
 
 
 @pytest.mark.parametrize(

@@ -6,9 +6,10 @@ import yaml
 from PIL import Image
 
 from cdp.errors import ConfigError, DataError
-from pipelines.config import read_config
+from pipelines.config import IngestSettings, read_config
 from pipelines.data.dataset import Dataset
 from pipelines.data.names import fold_name
+from pipelines.stages.ingest import inspect_part
 
 ANN = "Jos\u00e9 Mu\u00f1oz"
 SPELT = [ANN, "Jose\u0301  Mun\u0303oz", " JOS\u00c9 MU\u00d1OZ", "jos\u00e9\u00a0mu\u00f1oz ",
@@ -117,6 +118,16 @@ def test_files_are_decoded_by_content_and_raw_files_are_named(place):
     assert fault["x.NEF"] == "a camera's raw file is not read; export it as JPEG or PNG"
     faces = dataset.read_faces([f"cameras/{name}" for name in kinds])
     assert faces.shape == (len(kinds), 112, 112, 3)
+
+
+@pytest.mark.parametrize("size", [(24, 24), (112, 112), (1920, 1080)])
+def test_pictures_of_one_colour_are_rejected_at_any_size(place, size):
+    place("cameras/1.jpg")
+    Image.new("RGB", size, (3, 90, 40)).save(place.root / "cameras" / "2.jpg")
+    dataset = place.write(unlabelled={"root": "cameras"})
+    entries = [(entry.path, entry.fault) for entry in dataset.list_entries()]
+    reasons = [image[3] for image in inspect_part(dataset, entries, IngestSettings())]
+    assert reasons == ["", "blank: the picture is of one colour"]
 
 
 # -------------------------------------------------------------------------------- ready features
