@@ -102,7 +102,8 @@ def read_preprocessing(
     packed = work.input_facts("embed").get("preprocessing", {}).get(member.name)
     if packed is None:  # a run of an earlier version
         return find_preprocessing(work, member, origin)
-    return Preprocessing(*(tuple(each) if isinstance(each, list) else each for each in packed))
+    parts: list[Any] = [tuple(each) if isinstance(each, list) else each for each in packed]
+    return Preprocessing(*parts)
 
 
 def rank_member(

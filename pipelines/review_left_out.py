@@ -97,7 +97,7 @@ class UnlabelledImages:
         chosen = self.rows[self.kind == kind] if kind else self.rows
         if text:
             wanted = text.lower()
-            chosen = chosen[np.array([wanted in names[row].lower() for row in chosen], bool)]
+            chosen = chosen[[wanted in names[row].lower() for row in chosen.tolist()]]
         return chosen[np.argsort(-self.best.score[chosen], kind="stable")]
 
     def explain(self, row: int, names: Sequence[str]) -> str:
