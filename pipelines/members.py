@@ -102,8 +102,8 @@ def read_preprocessing(
     packed = work.input_facts("embed").get("preprocessing", {}).get(member.name)
     if packed is None:  # a run of an earlier version
         return find_preprocessing(work, member, origin)
-    parts: list[Any] = [tuple(each) if isinstance(each, list) else each for each in packed]
-    return Preprocessing(*parts)
+    values: list[Any] = [tuple(each) if isinstance(each, list) else each for each in packed]
+    return Preprocessing(*values)
 
 
 def rank_member(
@@ -184,17 +184,14 @@ def reduce_to(faces: np.ndarray, size_px: int | None) -> np.ndarray:
 def open_embedder(path: Path, device: str, shown: Preprocessing | None = None) -> Any:
     """The embedder in a file, ONNX or ours; kept open by the worker until the file changes.
 
-    shown : what an ONNX model is shown. None where the file's name says what it is: one that ends
-        in `.onnx` is shown RGB in 0..255, any other is ours.
+    shown : what an ONNX model is shown; None is RGB in 0..255.
 
     Raises
     ------
     DataError
         The file is larger than `MODEL_BYTES`, or holds no model.
     """
-    if shown is None and path.suffix.lower() == ".onnx":
-        shown = Preprocessing()
-    return _open_embedder(path, path.stat().st_mtime_ns, device, shown)
+    return _open_embedder(path, path.stat().st_mtime_ns, device, shown or Preprocessing())
 
 
 def open_view(
@@ -222,7 +219,7 @@ def _open_restorer(path: Path, _changed_ns: int) -> Any:
 
 
 @lru_cache(maxsize=16)
-def _open_embedder(path: Path, _changed_ns: int, device: str, shown: Preprocessing | None) -> Any:
+def _open_embedder(path: Path, _changed_ns: int, device: str, shown: Preprocessing) -> Any:
     from cdp.embedding import BackboneEmbedder, OnnxEmbedder
     from cdp.models import load_model
     from cdp.onnx_session import MODEL_BYTES
@@ -230,6 +227,6 @@ def _open_embedder(path: Path, _changed_ns: int, device: str, shown: Preprocessi
     size = path.stat().st_size
     if size > MODEL_BYTES:
         raise DataError(f"{path}: {size} bytes, a model of at most {MODEL_BYTES} expected")
-    if shown is not None:
+    if path.suffix == ".onnx":
         return OnnxEmbedder(path.read_bytes(), preprocessing=shown, name=path.name)
     return BackboneEmbedder(load_model(path)[0], device=device)

@@ -97,7 +97,8 @@ class UnlabelledImages:
         chosen = self.rows[self.kind == kind] if kind else self.rows
         if text:
             wanted = text.lower()
-            chosen = chosen[[wanted in names[row].lower() for row in chosen.tolist()]]
+            holds = [wanted in names[row].lower() for row in chosen.tolist()]
+            chosen = chosen[np.array(holds, bool)]
         return chosen[np.argsort(-self.best.score[chosen], kind="stable")]
 
     def explain(self, row: int, names: Sequence[str]) -> str:
@@ -106,18 +107,17 @@ class UnlabelledImages:
         if kind in ("rejected", "alone", "none"):
             return KINDS[kind]
         score, other = float(self.best.score[row]), names[int(self.best.other[row])]
-        likely = f"the cosine {score:.3f}" if self.voted else f"{_name_chance(score)} of one person"
+        chance = f"{_name_chance(score)} likely one person"
+        is_alike = f"has the cosine {score:.3f}" if self.voted else f"is {chance}"
         cut = f"{self.threshold:.3f}" if self.voted else _name_chance(self.threshold)
-        if kind == "below":
-            return f"its best pair, with {other}, has {likely}, below the cut of {cut}"
-        return (
-            f"its best pair, with {other}, has {likely}, above the cut of {cut}, but all pairs "
-            "between the two clusters together lie below it"
-        )
+        text = f"its best pair, with {other}, {is_alike}; the cut is at {cut}"
+        if kind == "outweighed":
+            text += ", but pairs with the rest of that cluster outweigh it, or it was too large"
+        return text
 
 
 def _name_chance(share: float) -> str:
-    return f"a chance of {100 * share:.{1 if share > 0.99 or share < 0.01 else 0}f} %"
+    return f"{100 * share:.{1 if share > 0.99 or share < 0.01 else 0}f} %"
 
 
 class RejectedFiles:

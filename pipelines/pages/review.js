@@ -457,12 +457,13 @@ async function enlarge(face, back = false) {
   const rows = { file: face.name, "original size": known ? `${face.size_px[0]} x ${face.size_px[1]} px` : "unknown, the run has features",
     confidence: face.confidence == null ? "labelled" : face.confidence.toFixed(3),
     "distance to the middle": face.distance == null ? null : face.distance.toFixed(3),
-    cosine: face.cosine == null ? null : face.cosine.toFixed(3), belongs: face.cosine == null ? null : nameOwner(face) };
+    "cosine to the one before": face.cosine == null ? null : face.cosine.toFixed(3), in: face.cosine == null ? null : nameOwner(face) };
   const near = make("div", { class: "near", "aria-live": "polite" });
   at("larger").replaceChildren(...[
-    face.picture ? make("img", { src: `face/${face.id}`, alt: face.name }) : null,
-    make("dl", {}, ...Object.entries(rows).filter(([, value]) => value != null)
-      .flatMap(([name, value]) => [make("dt", {}, name), make("dd", {}, value)])),
+    make("div", { class: "head" },
+      face.picture ? make("img", { src: `face/${face.id}`, alt: face.name }) : null,
+      make("dl", {}, ...Object.entries(rows).filter(([, value]) => value != null)
+        .flatMap(([name, value]) => [make("dt", {}, name), make("dd", {}, value)]))),
     make("h3", {}, "Nearest neighbours"), near,
     make("form", { method: "dialog" },
       larger.length > 1 ? make("button", { type: "button", onclick: () => { larger.pop(); enlarge(larger.at(-1), true); } }, "Back") : "",
