@@ -12,6 +12,7 @@ from PIL import Image
 from test_photos import draw_photo
 
 import cdp
+from cdp.errors import StageError
 from pipelines.data.crops import list_faces
 from pipelines.data.manifest import Entry
 from pipelines.engine import Engine
@@ -211,3 +212,52 @@ def test_a_photo_named_like_a_face_is_refused() -> None:
     entries = [Entry(path, "unlabelled", None) for path in ("a.jpg", "a.jpg#0")]
     with pytest.raises(cdp.DataError, match="names a photo and a face of another"):
         list_faces(entries, faces, pd.DataFrame({"photo": [], "reason": []}), 8)
+
+
+def test_a_full_disk_and_a_photo_that_goes_away_cost_only_what_they_must(
+    place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from pipelines.stages import detect
+
+    def fill_disk(directory, part, crops):
+        if part == 1:
+            raise StageError(f"cannot write {directory}/crops/part-00001.npy: No space left")
+        write_crops(directory, part, crops)
+
+    def count(photos, *rest):
+        looked.append([path for path, _ in photos])
+        return find_faces(photos, *rest)
+
+    looked: list[list[str]] = []
+    write_crops, find_faces = detect.write_crops, detect.find_faces
+    write(place, {**MANIFEST, "size_px": 66})  # as no other test has it
+    monkeypatch.setattr(detect, "PART_SIZE", 4)
+    monkeypatch.setattr(detect, "find_faces", count)
+    monkeypatch.setattr(detect, "write_crops", fill_disk)
+    assert run(place, "--until", "detect", "name=full", "--force") == 1
+    assert "part-00001.npy: No space left" in capsys.readouterr().err
+    assert not (place / "runs" / "full" / "detect").exists()
+    monkeypatch.setattr(detect, "write_crops", write_crops)
+    first, second = looked
+    gone = place / second[0]
+    kept = gone.read_bytes()
+
+    def compute(engine, function, parts, *, label):
+        if label == "detect":
+            gone.unlink()
+        return iter([function(*part) for part in parts])
+
+    monkeypatch.setattr(Engine, "map", compute)
+    looked.clear()
+    try:
+        assert run(place, "--until", "ingest", "name=full") == 0
+    finally:
+        gone.write_bytes(kept)
+    assert looked == [second]  # the finished part was kept
+    results = cdp.open_run(place / "runs" / "full")
+    reason = results.read("detect", "rejected").set_index("photo").reason
+    assert reason[second[0]] == "cannot be read: No such file or directory"
+    faces = results.read("detect", "faces")
+    assert set(first) & set(faces.photo)
+    assert set(second[1:]) & set(faces.photo)
+    assert len(results.samples) == faces.chosen.sum()
