@@ -223,6 +223,11 @@ def check_counts(config: RunConfig, dataset: Dataset, used: Sequence[Entry]) -> 
         share = config.train.mediator_share if trained else 1.0
         kept = draw_for_mediator(np.unique(people), share, config.seed)
         shortage = describe_shortage(np.array([name for name in people if name in kept]))
+        if shortage and len(kept) < len(set(people)):
+            shortage += (
+                f" (train.mediator_share keeps {len(kept)} of the {len(set(people))} labelled "
+                "people for it)"
+            )
         if shortage and config.propagate.target_precision is not None:
             text = f"{shortage}, and propagate.target_precision needs one. Label more, or leave "
             found.append(Finding("error", f"{text}the target out"))

@@ -561,7 +561,8 @@ def read_config(path: Path, overrides: list[str]) -> RunConfig:
     value.setdefault("name", path.stem)
     for override in overrides:
         _apply_override(value, override)
-    return validate_settings(RunConfig, value, source=str(path))
+    given = f" with {' '.join(overrides)}"[:200] if overrides else ""
+    return validate_settings(RunConfig, value, source=f"{path}{given}")
 
 
 def _apply_override(value: dict[str, Any], override: str) -> None:

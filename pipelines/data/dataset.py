@@ -161,7 +161,7 @@ class Dataset:
         Ready features keep the order of their list, which is the order of their vectors.
         """
         if self.manifest.kind == "features":
-            return _list_features(self)
+            return unify_names(_list_features(self))
         if self.manifest.kind == "synthetic":
             entries = _list_synthetic(self)
         elif self.manifest.people is not None:
@@ -397,6 +397,14 @@ def _list_archives(dataset: Dataset, split: str, root: str, layout: str, every: 
 
 
 def _list_folder(dataset: Dataset, split: str, folder: FolderSettings) -> list[Entry]:
+    entries = _list_layout(dataset, split, folder)
+    if folder.root != ".":
+        return entries
+    # One file has one path, whichever folder it was listed from.
+    return [replace(entry, path=entry.path.removeprefix("./")) for entry in entries]
+
+
+def _list_layout(dataset: Dataset, split: str, folder: FolderSettings) -> list[Entry]:
     layout = folder.layout or ("pile" if split == "unlabelled" else "people")
     if folder.list is not None:
         return list_listed(
@@ -515,17 +523,17 @@ def _check_splits(entries: list[Entry], name: str, *, enrolled: bool) -> None:
 
     enrolled : labelled people may have probes, which are judged by their own photos.
     """
-    split_of: dict[str, str] = {}
+    first: dict[str, Entry] = {}
     for entry in entries:
         if entry.identity is None:
             continue
-        other = split_of.setdefault(entry.identity, entry.split)
-        if other != entry.split and not (enrolled and {other, entry.split} <= ENROLLED):
+        other = first.setdefault(entry.identity, entry)
+        both = {other.split, entry.split}
+        if len(both) > 1 and not (enrolled and both <= ENROLLED):
             raise DataError(
-                f"data set {name}: {entry.identity!r} is in the {other} and in the {entry.split} "
-                "split; a person may be in one only. Move or rename one of the two"
-                + PROBES_HINT
-                * ({other, entry.split} <= ENROLLED)
+                f"data set {name}: {entry.identity!r} is in the {other.split} and in the "
+                f"{entry.split} split ({other.path}; {entry.path}); a person, however spelt, may "
+                "be in one only. Move or rename one of the two" + PROBES_HINT * (both <= ENROLLED)
             )
     paths = Counter(entry.path for entry in entries)
     twice = [path for path, count in paths.items() if count > 1]
@@ -533,7 +541,8 @@ def _check_splits(entries: list[Entry], name: str, *, enrolled: bool) -> None:
         splits = sorted({entry.split for entry in entries if entry.path == twice[0]})
         raise DataError(
             f"data set {name}: {twice[0]!r} is listed {paths[twice[0]]} times, in "
-            f"{' and '.join(splits)}; the splits overlap"
+            f"{' and '.join(splits)}; the splits overlap. Give each split a folder that lies in no "
+            "other split's folder"
         )
 
 
