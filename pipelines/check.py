@@ -323,7 +323,8 @@ def _check_member(dataset: Dataset, member: MemberSettings, used: Sequence[Entry
     embedder = open_embedder(origin, "cpu", given)
     size = f"faces of {embedder.input_px} px to {embedder.embedding_dim} numbers"
     labelled = [entry for entry in used if entry.split == "labelled"]
-    if given is None or not labelled:
+    # Of photos the faces are not known yet; embed tries the ways when they are.
+    if given is None or not labelled or dataset.manifest.align is not None:
         shown = "" if given is None else f", shown {given.describe()}"
         yield Finding("note", f"member {member.name}: {size}{shown}")
         return

@@ -8,12 +8,16 @@ import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 import yaml
+from known_clusters import build_projection
 from PIL import Image
 from test_photos import draw_photo
 
 import cdp
-from cdp.errors import StageError
+from cdp.errors import BackendError, StageError
+from pipelines.check import check_inputs
+from pipelines.config import read_config
 from pipelines.data.crops import list_faces
+from pipelines.data.dataset import Dataset
 from pipelines.data.manifest import Entry
 from pipelines.engine import Engine
 from pipelines.run import main
@@ -190,6 +194,50 @@ def test_images_that_are_not_aligned_are_warned_of(
     assert "warning" not in capsys.readouterr().out
     facts = cdp.open_run(place / "runs" / "ready").manifest("ingest")["facts"]
     assert facts["aligned"] == {"unlabelled": 1.0}
+
+
+def test_without_the_detector_the_log_says_that_nothing_was_checked(
+    place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from cdp.images import alignment_check
+
+    def fail(images):
+        raise BackendError("the detector is not installed")
+
+    for number in range(10):
+        (place / "many").mkdir(exist_ok=True)
+        Image.fromarray(draw_photo()[:, : 120 + number]).save(place / "many" / f"{number}.png")
+    monkeypatch.setattr(alignment_check, "measure_offsets", fail)
+    manifest = {"name": "many", "kind": "images", "unlabelled": {"root": "many"}}
+    write(place, manifest)
+    assert run(place, "--until", "ingest", "name=many") == 0
+    assert "was not checked, which needs the detector: pip install" in capsys.readouterr().out
+
+
+def test_ready_models_and_photos_of_known_people_pass_the_check(
+    place: Path, data_root: Path
+) -> None:
+    """The faces by which models are tried are not known before the stage detect."""
+    people = [path.name for path in sorted((data_root / "photos/people").iterdir())]
+    several = [
+        name for name in people if len([*(data_root / "photos/people" / name).iterdir()]) > 1
+    ]
+    for name in several[:5]:
+        for photo in sorted((data_root / "photos/people" / name).iterdir())[:2]:
+            target = place / "known" / name / photo.name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_bytes(photo.read_bytes())
+    manifest = {**MANIFEST, "labelled": {"root": "known"}, "align": {}}
+    write(place, manifest)
+    member = {"name": "m", "onnx": "m.onnx"}
+    (place / "m.onnx").write_bytes(build_projection(64, 0))
+    (place / "ready.yaml").write_text(
+        yaml.safe_dump({"data": "data.yaml", "committee": {"base": member}})
+    )
+    config = read_config(place / "ready.yaml", [])
+    found = check_inputs(config, Dataset.open(place / "data.yaml", place), counts=False)
+    assert [each.text for each in found if each.level == "error"] == []
+    assert any(each.text.startswith("member m: faces of ") for each in found)
 
 
 def test_wrong_settings_are_named(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
