@@ -271,12 +271,13 @@ def _check_split(dataset: Dataset, split: str, entries: Sequence[Entry]) -> Find
     high, wide = np.median(size, axis=0).astype(int).tolist()
     yield Finding("note", f"{split}: the median picture is {wide} x {high} px")
     oblong = int((size.max(axis=1) > OBLONG * size.min(axis=1)).sum())
-    if oblong > MANY * len(rows):
+    if oblong > MANY * len(rows) and dataset.manifest.align is None:
         does = "grey is added" if dataset.manifest.square == "pad" else "their margins are cut off"
         yield Finding(
             "warning",
             f"{split}: {oblong} of {len(rows)} pictures looked at are not square, and {does}. "
-            "Models expect faces cut out and aligned; `square: pad` in the manifest keeps it all",
+            "Models expect faces cut out and aligned: `align: {}` in the manifest finds them in "
+            "photos; `square: pad` keeps all of a picture",
         )
 
 
@@ -322,7 +323,8 @@ def _check_member(dataset: Dataset, member: MemberSettings, used: Sequence[Entry
     embedder = open_embedder(origin, "cpu", given)
     size = f"faces of {embedder.input_px} px to {embedder.embedding_dim} numbers"
     labelled = [entry for entry in used if entry.split == "labelled"]
-    if given is None or not labelled:
+    # Of photos the faces are not known yet; embed tries the ways when they are.
+    if given is None or not labelled or dataset.manifest.align is not None:
         shown = "" if given is None else f", shown {given.describe()}"
         yield Finding("note", f"member {member.name}: {size}{shown}")
         return

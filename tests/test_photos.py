@@ -329,3 +329,40 @@ def test_a_list_that_names_other_photos_is_noticed() -> None:
     assert find_unknown(["a.jpg", "b.jpg"], ["b.jpg", "c.jpg"], place) == ["a.jpg"]
     with pytest.raises(DataError, match=r"given\.csv: none of its 1 paths .* 'b\.jpg'.*'p/b\.jpg'"):
         find_unknown(["b.jpg"], ["p/b.jpg"], place)
+
+
+ODD = {
+    "group_6.jpg": (6, 0), "drawing.jpg": (1, 0), "turned_90_a.jpg": (1, 90), "view.jpg": (0, 0),
+    "turned_90_b.jpg": (1, 90), "mask.jpg": (1, 0), "profile.jpeg": (1, 0), "blur.jpg": (1, 0),
+}  # fmt: skip
+"""Photo -> how many faces it gives, and by how many degrees it had to be turned."""
+QUICK = 3
+"""Of them in the default suite; the others take half a second to two seconds each."""
+
+
+@pytest.mark.parametrize(
+    ("name", "count", "angle"),
+    [
+        pytest.param(name, *wanted, marks=[pytest.mark.long] if place >= QUICK else [])
+        for place, (name, wanted) in enumerate(ODD.items())
+    ],
+)
+def test_odd_photos_give_the_faces_that_are_there(
+    data_root: Path, name: str, count: int, angle: int
+) -> None:
+    found = find(data_root / "photos/groups", name, faces="all")
+    assert sum(found.rows["chosen"]) == len(found.crops) == count
+    if not count:
+        assert found.rejected == [(name, "no face found")]
+        return
+    assert set(found.rows["angle"]) == {angle}
+    assert max(found.rows["misfit_px"][:count]) < 20
+    # An upright crop: the eyes are above the mouth, and the face fills the standard place.
+    assert find_faces_in_crops(found.crops) == count
+
+
+def find_faces_in_crops(crops: np.ndarray) -> int:
+    """How many crops show a face whose landmarks lie where those of aligned faces do."""
+    from cdp.images.alignment_check import NEAR_PX, measure_offsets
+
+    return int((measure_offsets(iter(crops)) < NEAR_PX).sum())
