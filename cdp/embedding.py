@@ -48,6 +48,15 @@ class Embedder(Protocol):
         """(n, s, s, 3) uint8 to (n, d) float32 of unit length and (n,) float32 norms."""
         ...
 
+    def prepare(self, images: np.ndarray) -> np.ndarray:
+        """(n, s, s, 3) uint8 to the numbers that the model is shown, (n, 3, p, p) float32."""
+        ...
+
+    @property
+    def preprocessing(self) -> Preprocessing:
+        """Range and order of the numbers of `prepare`; its `undo` makes pixels of them again."""
+        ...
+
 
 class BackboneEmbedder:
     """A backbone of ours as an embedder.
@@ -59,6 +68,8 @@ class BackboneEmbedder:
     device : str
         "auto", "cpu", "cuda", ...
     """
+
+    preprocessing = Preprocessing(127.5, 127.5)
 
     def __init__(
         self, backbone: Backbone, input_px: int | None = None, device: str = "auto"
@@ -92,15 +103,22 @@ class BackboneEmbedder:
         _check_images(images)
         raw = np.empty((len(images), self.embedding_dim), dtype=np.float32)
         for rows in _parts(len(images), batch_size):
-            part = torch.from_numpy(np.array(images[rows])).to(self.device)
-            seeds = torch.zeros(len(part), dtype=torch.int64, device=self.device)
-            faces = degrade(part, seeds, DEGRADATIONS["none"], self.input_px)
+            faces = self._scale(np.array(images[rows]))
             with torch.inference_mode():
                 embedding = self.backbone(faces)
                 if flip:
                     embedding = (embedding + self.backbone(faces.flip(3))) / 2
             raw[rows] = embedding.float().cpu().numpy()
         return _normalise(raw, f"backbone {self.backbone.spec.name}")
+
+    def prepare(self, images: np.ndarray) -> np.ndarray:
+        """(n, s, s, 3) uint8 RGB to the numbers the backbone is shown, (n, 3, p, p) in -1..1."""
+        return np.ascontiguousarray(self._scale(np.array(images)).float().cpu().numpy())
+
+    def _scale(self, images: np.ndarray) -> torch.Tensor:
+        part = torch.from_numpy(images).to(self.device)
+        seeds = torch.zeros(len(part), dtype=torch.int64, device=self.device)
+        return degrade(part, seeds, DEGRADATIONS["none"], self.input_px)
 
 
 _PLAIN = Preprocessing()
@@ -228,7 +246,7 @@ class OnnxEmbedder:
             batch_size = self._batch_limit
         raw = np.empty((len(images), self.embedding_dim), dtype=np.float32)
         for rows in _parts(len(images), batch_size):
-            faces = self._prepare(np.array(images[rows]))
+            faces = self.prepare(np.array(images[rows]))
             vectors = self._run(faces)
             if flip:
                 mirrored = np.ascontiguousarray(faces[:, :, :, ::-1])
@@ -236,8 +254,8 @@ class OnnxEmbedder:
             raw[rows] = vectors
         return _normalise(raw, self.name)
 
-    def _prepare(self, images: np.ndarray) -> np.ndarray:
-        """(b, s, s, 3) uint8 to (b, 3, p, p) float32, as the model is to be shown them."""
+    def prepare(self, images: np.ndarray) -> np.ndarray:
+        """(b, s, s, 3) uint8 RGB to the numbers the model is shown, (b, 3, p, p) float32."""
         if self.reduce_px is not None and images.shape[1] > self.reduce_px:
             images = reduce_faces(images, self.reduce_px)
         if images.shape[1] == (self.input_px or images.shape[1]):

@@ -30,6 +30,7 @@ from pipelines.data.dataset import Dataset
 from pipelines.data.folders import LEFT_OUT
 from pipelines.data.manifest import SPLITS, Entry
 from pipelines.data.names import fold_name, group_spellings
+from pipelines.data.photos import find_unknown, read_given
 from pipelines.invocation import format_command
 from pipelines.members import (
     LEAST_PEOPLE,
@@ -86,6 +87,7 @@ def check_inputs(
 
     found = list(_collect(list_all))
     used = [entry for entry in entries if not entry.fault]
+    found += _collect(lambda: _check_given(dataset, used))
     if counts:
         found += check_counts(config, dataset, used)
     if pictures and dataset.kind == "images":
@@ -152,6 +154,24 @@ def _count_folders(dataset: Dataset, split: str, entry: Entry) -> int:
     if dataset.kind != "images" or folder is None:
         return 0
     return os.path.relpath(entry.path, folder.root).count(os.sep)
+
+
+def _check_given(dataset: Dataset, used: Sequence[Entry]) -> Findings:
+    """The list of faces in photos that the manifest names."""
+    align = dataset.manifest.align
+    if align is None or align.given is None:
+        return
+    place = dataset.locate(align.given)
+    given = read_given(place)
+    unknown = find_unknown(given, dict.fromkeys(entry.path for entry in used), place)
+    faces = sum(len(listed) for listed in given.values())
+    yield Finding("note", f"{align.given}: {faces:,} faces of {len(given):,} photos are given")
+    if unknown:
+        yield Finding(
+            "warning",
+            f"{align.given}: {len(unknown):,} of {len(given):,} photos are not in the data set, "
+            f"the first is {unknown[0]!r}",
+        )
 
 
 def _describe_names(dataset: Dataset, entries: Sequence[Entry]) -> Findings:

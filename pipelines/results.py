@@ -158,6 +158,16 @@ class RunResults:
         """sample_id -> WebP file of the labelled image; empty for a run on features."""
         return self._read_thumbnails("labelled")
 
+    @cached_property
+    def rejected_thumbnails(self) -> Mapping[str, bytes]:
+        """path -> WebP file of a rejected file that could be decoded; of a bounded number."""
+        published = self.find("thumbnails")
+        if published is None or not published.path("rejected").exists():
+            return {}
+        table = published.read("rejected")
+        paths, images = table["path"].to_pylist(), table["image"].to_pylist()
+        return dict(zip(paths, images, strict=True))
+
     def _read_thumbnails(self, name: str) -> Mapping[int, bytes]:
         published = self.find("thumbnails")
         if published is None or not published.path(name).exists():

@@ -134,6 +134,8 @@ def make_page(name=HOSTILE, **changes):
             }
         ),
         "figures": {},
+        "compared": {},
+        "seen": [],
         "metrics": pd.DataFrame(
             {"subject": [], "protocol": [], "metric": [], "value": [], "count": []}
         ),

@@ -30,6 +30,7 @@ import numpy as np
 
 from cdp.errors import ConfigError, DataError
 from pipelines.data.crops import read_crops
+from pipelines.data.feature_rows import count_rows, list_rows, read_lines, read_names, require_order
 from pipelines.data.features import (
     SUFFIXES,
     check_dimensions,
@@ -61,7 +62,7 @@ if TYPE_CHECKING:
     from cdp.synthetic.identities import SyntheticFaces
 
 LARGEST_FILE = 256 << 20
-"""Most bytes of an image file, and of a list of names."""
+"""Most bytes of an image file."""
 ENROLLED = {"labelled", "evaluation"}
 PROBES_HINT = (
     ". Probes of labelled people are `evaluation: {gallery: <labelled folder>, probes: <folder>}`"
@@ -233,7 +234,7 @@ class Dataset:
         if self._pairs is None or self.manifest.people is None:
             return []
         place = self.locate(self._pairs.file)
-        return parse_pairs(_read_lines(place), self.manifest.people.root, place)
+        return parse_pairs(read_lines(place), self.manifest.people.root, place)
 
     def lies_in_archive(self, path: str) -> bool:
         """Whether the image is part of a `.rec` or `.tar` file."""
@@ -284,13 +285,14 @@ class Dataset:
     def read_features(self, split: str, model: str) -> np.ndarray:
         """Ready embeddings of one split: (n, d) floats in list order, mapped if possible."""
         folder = getattr(self.manifest, split).root
-        listed = self.locate(f"{folder}/list.txt")
-        count = _count_lines(listed)
+        count = count_rows(self.locate, folder)
         for suffix in SUFFIXES:
             path = self.locate(f"{folder}/features/{model}{suffix}")
             if path.is_file():
                 dimension = self._find_dimension(folder, model)
-                return open_features(path, count, dimension, partial(_read_lines, listed))
+                require_order(self.locate, folder, path)
+                names = partial(read_names, self.locate, folder)
+                return open_features(path, count, dimension, names)
         raise DataError(
             f"no features of {model!r} below {self.locate(folder) / 'features'}: expected "
             f"{model}.bin, {model}.npy, {model}.npz or {model}.parquet"
@@ -574,53 +576,13 @@ def _list_synthetic(dataset: Dataset) -> list[Entry]:
 # ------------------------------------------------------------------------------------ features
 
 
-def _read_lines(path: Path) -> list[str]:
-    """The lines of a list; only a newline ends a line, no other separator of Unicode."""
-    try:
-        if not path.is_file():
-            raise DataError(f"cannot read {path}: no such file. It lists one image name a row")
-        excess = _find_excess(path)
-        if excess:
-            raise DataError(f"cannot read {path}: {excess}")
-        lines = path.read_text(encoding="utf-8-sig").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"cannot read {path}: {error}. It lists one image name a row") from error
-    return lines if lines[-1] else lines[:-1]
-
-
-def _count_lines(path: Path) -> int:
-    """The number of lines of a list, counted once in a process as long as the file stays."""
-    try:
-        found = path.stat()
-    except OSError:
-        return len(_read_lines(path))  # which names the fault
-    return _count_lines_of(path, found.st_mtime_ns, found.st_size)
-
-
-@lru_cache(maxsize=16)
-def _count_lines_of(path: Path, mtime_ns: int, size: int) -> int:
-    return len(_read_lines(path))
-
-
 def _list_features(dataset: Dataset) -> list[Entry]:
     entries = []
     for split in dataset.list_feature_splits():
         folder = getattr(dataset.manifest, split)
-        names = _read_lines(dataset.locate(f"{folder.root}/list.txt"))
-        meta = dataset.locate(f"{folder.root}/meta.txt")
-        identities = _read_lines(meta) if meta.is_file() else None
-        if identities is not None and len(identities) != len(names):
-            raise DataError(
-                f"{meta} has {len(identities)} rows, list.txt has {len(names)}; expected one "
-                "identity a row"
-            )
-        for row, name in enumerate(names):
-            person = "" if identities is None else identities[row].strip()
-            if split == "labelled" and identities is not None and not person:
-                raise DataError(
-                    f"{meta}, row {row + 1}: the identity of {name!r} expected, the row is blank. "
-                    "Name the person, or take the image out of list, meta and features"
-                )
-            # The two splits number their identities independently.
-            entries.append(Entry(name, split, f"{split}/{person}" if person else None))
+        rows = list_rows(dataset.locate, folder.root, people=split == "labelled")
+        # The two splits number their identities independently.
+        entries += [
+            Entry(name, split, f"{split}/{person}" if person else None) for name, person in rows
+        ]
     return entries

@@ -70,7 +70,7 @@ def compare_crops(root: Path, paths: list[Path], tables: tuple[str, ...]) -> Non
         f"{len(paths)} photos; pairs of the ready crops: {verify(wanted, people, rows):.4f} right"
     )
     if "crops" in tables:
-        for faces in ("largest", "central"):
+        for faces in ("main", "largest", "central"):
             compare_stage(paths, faces, embedder, wanted, people)
     if "reduced" not in tables:
         return
