@@ -1,14 +1,20 @@
 """Data sets as they lie on people's disks: spellings, service folders, raw files, vectors."""
 
+import json
+
 import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import yaml
 from PIL import Image
 
-from cdp.errors import ConfigError, DataError
+import cdp
+from cdp.errors import ConfigError, DataError, StageError
 from pipelines.config import IngestSettings, read_config
 from pipelines.data.dataset import Dataset
 from pipelines.data.names import fold_name
+from pipelines.export.__main__ import main as export
 from pipelines.stages.ingest import inspect_part
 
 ANN = "Jos\u00e9 Mu\u00f1oz"
@@ -187,6 +193,33 @@ def test_names_of_ready_features_are_people_too(tmp_path):
     (tmp_path / "m.yaml").write_text(yaml.safe_dump({"name": "m", "kind": "features", **splits}))
     entries = Dataset.open(tmp_path / "m.yaml", tmp_path).list_entries()
     assert {entry.identity for entry in entries} == {f"labelled/{ANN}", None}
+
+
+# ------------------------------------------------------------------------------------- old runs
+
+
+def write_old_run(place):
+    """A run whose table of labels has other columns, as another version wrote it."""
+    stage = place / "propagate"
+    stage.mkdir(parents=True)
+    pq.write_table(pa.table({"sample_id": [0], "path": ["a.jpg"], "cluster": [3]}),
+                   stage / "labels.parquet")  # fmt: skip
+    manifest = {"fingerprint": "0" * 64, "files": {}, "facts": {}, "schemas": {}}
+    (stage / "manifest.json").write_text(json.dumps(manifest))
+    options = ["--config", "mine.yaml", "knn.k=7"]
+    (place / "run.json").write_text(json.dumps({"options": options}))
+    return place
+
+
+def test_a_run_of_another_version_says_so(tmp_path, capsys):
+    run = write_old_run(tmp_path / "runs" / "old")
+    said = "has no column pseudo_label: another version of CDP made it. Make it again with: "
+    with pytest.raises(StageError, match=said) as error:
+        len(cdp.open_run(run).labels)
+    assert str(error.value).endswith("run --config mine.yaml knn.k=7 --until propagate")
+    arguments = ["labels", "--run", str(run), "--to", "csv", "--out", str(tmp_path / "x.csv")]
+    assert export(arguments) == 1
+    assert said in capsys.readouterr().err
 
 
 # -------------------------------------------------------------------------------------- settings
