@@ -37,11 +37,10 @@ from cdp.committee.features import VARIANTS
 from cdp.committee.pairs import choose_candidates, make_pairs
 from cdp.errors import CdpWarning, ConfigError, DataError
 from cdp.knn.graph import build_knn_graphs
-from cdp.knn.joint import join_graphs
 from cdp.knn.near_equal import find_near_equal
-from cdp.label_check import LabelCheck, check_labels, list_issues
-from cdp.label_check.people import APART, BELIEVED
-from cdp.mediator.curriculum import JointSet, choose_labelled
+from cdp.label_check import LabelCheck, list_issues
+from cdp.label_check.people import BELIEVED
+from cdp.mediator.curriculum import choose_labelled
 from cdp.mediator.labelled_rows import choose_distinct_labelled
 from cdp.mediator.pair_scorer import PairScorer
 from cdp.mediator.pair_voter import PairScores, PairVoter, choose_first_level
@@ -55,6 +54,7 @@ from cdp.mediator.shortage import (
     describe_reach,
     describe_shortage,
 )
+from cdp.mediator.trained_rows import build_joint_set, choose_trained, stack_rows
 from cdp.propagation.clustering import SPLITS, cluster_pairs
 from cdp.propagation.doubt import describe_doubt
 from cdp.propagation.quality import (
@@ -482,35 +482,39 @@ class ConsensusClusterer(ClusterMixin, BaseEstimator):
             ]
         else:
             rows = choose_labelled(identity, seed=seed)
-        shortage = describe_shortage(identity[rows]) or describe_imbalance(
-            identity[rows], len(graphs[0])
-        )
-        if shortage:
-            raise ShortageError(shortage)
         labelled, identity = [_take_rows(view, rows) for view in everything], identity[rows]
-        settings, joint = self._choose_settings(), None
-        left_out = None
+        settings, joint, left_out = self._choose_settings(), None, None
         if self.label_check:
-            check = check_labels(labelled, identity, seed=seed)
-            self.label_issues_ = list_issues(check, identity, rows, names)
-            self._check, self._names = check, names
-            kept = check.trained
-            if not kept.all():
-                labelled = [view[kept] for view in labelled]
-            identity = check.person[kept]
-            if self.joint and check.people is not None:
-                left_out = check.people.find(views)[1] > APART
-        labelled_graphs = self._build_graphs(labelled, seed)
-        if self.joint and settings.variant == "extended":
-            near, joint_graphs = join_graphs(
-                labelled, labelled_graphs, views, graphs, left_out=left_out, threads=self.threads
+            chosen = choose_trained(
+                labelled,
+                identity,
+                views,
+                graphs[0].similarity,
+                distinct=self.near_equal,
+                seed=seed,
+                threads=self.threads,
             )
-            both = [
-                np.concatenate([one, _take_rows(other, near)])
+            self.label_issues_ = list_issues(chosen.check, identity, rows, names)
+            self._check, self._names = chosen.check, names
+            labelled = [
+                stack_rows(one, chosen.labelled, other, chosen.adopted)
                 for one, other in zip(labelled, views, strict=True)
             ]
-            unlabelled = np.full(len(near), UNLABELLED, np.int64)
-            joint = JointSet(both, joint_graphs, np.concatenate([identity, unlabelled]))
+            identity, left_out = chosen.identity, chosen.left_out
+        shortage = describe_shortage(identity) or describe_imbalance(identity, len(graphs[0]))
+        if shortage:
+            raise ShortageError(shortage)
+        labelled_graphs = self._build_graphs(labelled, seed)
+        if self.joint and settings.variant == "extended":
+            joint = build_joint_set(
+                labelled,
+                labelled_graphs,
+                identity,
+                views,
+                graphs,
+                left_out=left_out,
+                threads=self.threads,
+            )
             gap = describe_gap(joint, len(graphs[0]))
             if gap:
                 raise ShortageError(gap)
@@ -529,7 +533,7 @@ class ConsensusClusterer(ClusterMixin, BaseEstimator):
     def _assign_people(self, views: list[View], label: np.ndarray) -> pd.DataFrame:
         if self._check is None or self._check.people is None:
             return pd.DataFrame({"row": [], "label": [], "probability": []})
-        person, probability = self._check.people.assign(views, label)
+        person, probability = self._check.people.assign(views, label, self.probabilities_)
         row = np.flatnonzero(probability > BELIEVED)
         return pd.DataFrame(
             {"row": row, "label": self._names[person[row]], "probability": probability[row]}

@@ -5,6 +5,7 @@ The contract:
   `propagate` to find among the unlabelled images, and the images that the graphs leave out.
 - The images that the mediator is trained on are checked together, the others in parts of whole
   people: two labels of one person are found where both are in one part.
+- Unlabelled images that show a labelled person are trained on too (`cdp.mediator.trained_rows`).
 - An image whose name a reviewer confirmed is trained on and is no issue.
 """
 
@@ -21,7 +22,7 @@ import pyarrow.parquet as pq
 from pipelines.decisions import find_keys
 from pipelines.files import save_arrays
 from pipelines.stage import Work
-from pipelines.tables import SPLITS, read_view
+from pipelines.tables import SPLITS, read_vectors, read_view
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -46,6 +47,7 @@ ASSIGNMENTS = pa.schema(
         ("probability", pa.float32()),
     ]
 )
+ADOPTED = pa.schema([("sample_id", pa.int64()), ("identity", pa.string())])
 PEOPLE = "labelled_people.safetensors"
 """The labelled people: `LabelledPeople.from_state(load_file(...))`, beside `label_issues`."""
 
@@ -54,24 +56,30 @@ PEOPLE = "labelled_people.safetensors"
 class CheckedLabels:
     """What the check leaves of both splits.
 
-    trained : ascending sample ids of the labelled images to train on. left_out : (u,) bool, the
-    unlabelled images that may show a labelled person, by ascending sample id.
+    trained, adopted : ascending sample ids of the labelled images, and of the unlabelled ones, to
+    train on. person : (t + a,) int64, the people of both. left_out : (u,) bool, the unlabelled
+    images that may show a labelled person, by ascending sample id.
     """
 
     trained: np.ndarray
+    adopted: np.ndarray
+    person: np.ndarray
     left_out: np.ndarray
     facts: dict[str, Any]
 
 
 def check_splits(
-    work: Work, chosen: np.ndarray, members: list[str], unlabelled: list[Path]
+    work: Work,
+    chosen: np.ndarray,
+    members: list[str],
+    unlabelled: list[Path],
+    lists: Path,
 ) -> CheckedLabels:
-    """Check the labels of the `chosen` images; `unlabelled` are files of the other split's vectors.
+    """Check the labels of the `chosen` images, and look for their people in the other split.
 
-    chosen : ascending sample ids. unlabelled : one .npy file a member; none without such images.
+    chosen : ascending sample ids. unlabelled : folders of the other split's vectors, one a member;
+    none without such images. lists : the table of its base graph.
     """
-    from cdp.label_check.people import APART
-
     samples = work.read(
         "ingest.samples", columns=["sample_id", "path", "split", "identity", "sha256"]
     ).to_pandas()
@@ -81,7 +89,10 @@ def check_splits(
     found = work.scratch / "label_check.npz"
     people = work.directory / PEOPLE
     identity = samples.identity[samples.split == SPLITS[0]].sort_index()
-    job = (tables, unlabelled, chosen, identity, work.seed, found, people)
+    confirmed = np.isin(chosen, kept)
+    distinct = work.config.knn.near_equal
+    job = (tables, [place / "vectors.npy" for place in unlabelled], lists, chosen, identity,
+           confirmed, distinct, work.seed, found, people)  # fmt: skip
     for _ in work.engine.map(check_views, [job], label="knn checks the labels"):
         pass
     stored = np.load(found, allow_pickle=False)
@@ -101,16 +112,24 @@ def check_splits(
             "probability": issues["probability"].astype(np.float32),
         },
     )
-    left_out = stored["shared"] > APART
     second = issues["issue"] == "second_label"
+    person = stored["person"]
+    adopted = stored["adopted"]
+    if len(adopted):
+        adopted = np.load(unlabelled[0] / "ids.npy")[adopted]
+    names = np.unique(identity.to_numpy())[person[len(person) - len(adopted) :]]
+    work.write("adopted", {"sample_id": adopted, "identity": names})
     return CheckedLabels(
-        np.union1d(chosen[stored["trained"]], np.intersect1d(chosen, kept)),
-        left_out,
+        chosen[stored["trained"]],
+        adopted,
+        person,
+        stored["left_out"],
         {
             "wrong_names": int((~second).sum()),
             "wrong_share": round(float(stored["wrong_share"]), 4),
             "second_labels": len(np.unique(issues["label"][second])),
-            "shared_images": round(float(stored["shared"].sum()), 1),
+            "shared_images": int(stored["left_out"].sum()),
+            "adopted": len(adopted),
         },
     )
 
@@ -127,21 +146,27 @@ def _list_kept(work: Work, labelled: pd.DataFrame) -> np.ndarray:
 def check_views(
     tables: list[Path],
     unlabelled: list[Path],
+    lists: Path,
     chosen: np.ndarray,
     identity: Any,
+    confirmed: np.ndarray,
+    distinct: bool,
     seed: int,
     target: Path,
     people: Path,
 ) -> None:
     """Check the labels of one set of images, and look for their people among others.
 
-    tables : embeddings of the labelled split. identity : Series of all labelled images' names by
-    ascending sample id. target : the result, as arrays. people : a file for the labelled people.
+    tables : embeddings of the labelled split. lists : the base graph of the others. identity :
+    Series of all labelled images' names by ascending sample id. confirmed : (r,) bool, chosen
+    images whose labels are right. distinct : whether of near-equal images one is trained on.
+    target : the result, as arrays. people : a file for the labelled people.
     """
     import pandas as pd
     from safetensors.numpy import save_file
 
     from cdp.label_check import check_labels, list_issues
+    from cdp.mediator.trained_rows import choose_trained
 
     if target.exists() and people.exists():
         return
@@ -150,13 +175,20 @@ def check_views(
     number = code[np.searchsorted(identity.index, ids)].astype(np.int64)
     rows = np.searchsorted(ids, chosen)
     views = [read_view([table])[1] for table in tables]
-    check = check_labels([view[rows] for view in views], number[rows], seed=seed)
+    trained = choose_trained(
+        [view[rows] for view in views],
+        number[rows],
+        [np.load(path, mmap_mode="r") for path in unlabelled],
+        read_vectors(lists, "similarity") if unlabelled else np.empty((0, 0), np.float32),
+        distinct=distinct,
+        confirmed=confirmed,
+        seed=seed,
+        threads=1,
+    )
+    check = trained.check
     listed = [list_issues(check, number[rows], rows, names.to_numpy())]
-    shared = np.zeros(len(np.load(unlabelled[0], mmap_mode="r")) if unlabelled else 0, np.float32)
     state: dict[str, np.ndarray] = {}
     if check.people is not None:
-        if unlabelled:
-            shared = check.people.find([np.load(path, mmap_mode="r") for path in unlabelled])[1]
         person, believed = number.copy(), np.ones(len(ids), bool)
         person[rows], believed[rows] = check.person, check.believed
         for part in divide_people(number, rows):
@@ -181,8 +213,10 @@ def check_views(
     save_arrays(
         target,
         ids=ids,
-        trained=check.trained,
-        shared=shared,
+        trained=trained.labelled,
+        adopted=trained.adopted,
+        person=trained.identity,
+        left_out=trained.left_out,
         wrong_share=np.array(check.wrong_share),
         **columns,
     )

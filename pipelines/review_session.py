@@ -3,7 +3,8 @@
 The contract:
 - Enters: a finished run and its corrections table. Every decision is appended to the table at once;
   apart from skipped questions, all state is read back from there.
-- The clusters shown are the published labels after applying all active decisions.
+- The clusters shown are the published labels after applying all active decisions, and what the
+  tracks of videos say where nobody has decided: what a rerun would give for them.
 - A question is open until its images are accepted or kept apart. Questions are ranked by
   `cdp.review.questions`; skipped ones come last.
 - A new version of the run, and decisions made elsewhere, are noticed at the next request.
@@ -19,9 +20,10 @@ import numpy as np
 from cdp.errors import DataError, StageError
 from cdp.propagation.average_linkage import agglomerate
 from cdp.propagation.quality import QualityEstimate, estimate_quality
-from cdp.review.constraints import apply_constraints, settle_pairs
+from cdp.review.constraints import Constraints, apply_constraints, settle_pairs
 from cdp.review.questions import Question as ClusterQuestion
 from cdp.review.questions import filter_answered, rank_questions
+from cdp.review.tracks import give_way
 from cdp.types import UNLABELLED
 from pipelines.decisions import (
     ON_LABELLED,
@@ -33,6 +35,7 @@ from pipelines.decisions import (
     list_active,
     resolve_decisions,
 )
+from pipelines.followed import find_track_constraints
 from pipelines.results import RunResults, open_run
 from pipelines.review_left_out import PAGE, RejectedFiles, UnlabelledImages
 from pipelines.review_neighbours import NeighbourLists
@@ -73,6 +76,7 @@ class ReviewSession:
         self.representative = find_rows(labels)
         samples = run.samples.set_index("sample_id").loc[self.sample_id].reset_index()
         self.keys = find_keys(samples)
+        self.followed = _follow_tracks(run, samples)
         self.pairs = list_pairs(run.pairs, self.sample_id)
         self.probability = run.pairs.probability.to_numpy()
         threshold = run.manifest("propagate")["facts"].get("threshold")
@@ -116,7 +120,8 @@ class ReviewSession:
             return
         self._seen = seen
         self.decisions = self.table.read()
-        self.corrections, self.missing = resolve_decisions(self.decisions, self.keys)
+        decided, self.missing = resolve_decisions(self.decisions, self.keys)
+        self.corrections = give_way(self.followed, decided) if self.followed else decided
         self.settled = settle_pairs(self.pairs, self.probability, self.corrections)
         self.label = apply_constraints(
             self.published, self.pairs, self.settled, self.corrections, threshold=self.threshold
@@ -455,6 +460,18 @@ class ReviewSession:
             "size_px": self.size_px[row].tolist(),
             "picture": sample in self.thumbnails,
         }
+
+
+def _follow_tracks(run: RunResults, samples: Any) -> Constraints:
+    """What the tracks say about the images of the run, as `propagate` knows them."""
+    config = run.manifest("propagate")["ingredients"]["config"]
+    embedded = run.find("embed")
+    if embedded is None or not config["propagate"].get("tracks") or "track" not in samples:
+        return Constraints(len(samples))
+    committee = config["committee"]
+    members = [member["name"] for member in (committee["base"], *committee["members"])]
+    views = [embedded.path(f"embeddings/unlabelled/{member}") for member in members]
+    return find_track_constraints(samples, views, seed=config["seed"])
 
 
 def find_moved(before: np.ndarray, now: np.ndarray) -> np.ndarray:

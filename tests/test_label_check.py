@@ -8,7 +8,10 @@ import pytest
 import yaml
 
 from cdp import ConsensusClusterer
+from cdp.arrays.cosine import make_unit
+from cdp.knn.graph import build_knn_graph
 from cdp.label_check import LabelledPeople, check_labels, list_issues
+from cdp.mediator.trained_rows import choose_trained
 from cdp.metrics.clustering import score_pairwise
 from pipelines.label_check import divide_people
 from pipelines.run import main
@@ -150,6 +153,61 @@ def test_the_estimator_on_wrong_names_and_shared_people():
         else:
             assert len(assigned) <= 4
     assert min(found[1:]) >= found[0] - 0.06, found
+
+
+def choose(views, person, others, **options):
+    listed = build_knn_graph(others[0], 10, backend="exact").similarity
+    return choose_trained(views, person, others, listed, **options)
+
+
+def test_images_of_labelled_people_are_adopted_where_sizes_match():
+    """Where people have many unlabelled images, those are trained on; where they have few, not."""
+    person = np.repeat(np.arange(PEOPLE), 3)
+    views = [make_unit(view)[0] for view in draw_images(person)]
+    for images, others, adopts in ((6, 6, True), (3, 2, False)):
+        truth = np.repeat(np.arange(PEOPLE + OTHERS), images)
+        truth = truth[(truth < PEOPLE) | (np.arange(len(truth)) % images < others)]
+        found = choose(views, person, draw_images(truth, seed=4))
+        assert bool(len(found.adopted)) == adopts
+        known = truth < PEOPLE
+        assert found.left_out[known].mean() > 0.8
+        assert found.left_out[~known].mean() < 0.1
+        np.testing.assert_array_equal(found.labelled, np.arange(len(person)))
+        if adopts:
+            assert len(found.adopted) > 0.7 * known.sum()
+            assert (truth[found.adopted] == found.identity[len(person) :]).mean() > 0.95
+
+
+def test_copies_of_labelled_images_are_not_adopted(labelled):
+    views, person = ([make_unit(view)[0] for view in labelled[0]], labelled[1])
+    truth = np.repeat(np.arange(PEOPLE + OTHERS), 12)
+    others = draw_images(truth, seed=5)
+    both = [np.concatenate([view, other]) for view, other in zip(views, others, strict=True)]
+    found = choose(views, person, both)
+    assert len(found.adopted) > 0
+    copied = np.isin(found.adopted, found.labelled)  # row i of both is labelled row i
+    assert not copied.any()
+    assert len(np.unique(found.identity)) == PEOPLE
+
+
+def test_an_assignment_needs_the_cluster_and_the_image(labelled):
+    views, person = labelled
+    people = check_labels(views, person).people
+    truth = np.concatenate([np.repeat(np.arange(20), 5), np.arange(200, 300)])
+    images = draw_images(truth, seed=6)
+    label = np.where(truth < 20, truth, -1)
+    sure = np.ones(len(truth))
+    found, probability = people.assign(images, label, sure)
+    known = truth < 20
+    right = (found == truth) & (probability > 0.5)
+    assert right[known].mean() > 0.9
+    assert not (probability[~known] > 0.5).any()
+    mixed = label.copy()
+    mixed[100:110] = np.arange(10)  # images of others in the clusters of labelled people
+    found, probability = people.assign(images, mixed, sure)
+    assert not (probability[100:110] > 0.5).any()
+    alone = people.assign(images, np.full(len(truth), -1), sure)[1]
+    assert ((alone > 0.5) == (people.find(images)[1] > 0.5)).all()
 
 
 def test_people_are_divided_whole(monkeypatch):

@@ -4,7 +4,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from pipelines.training.sets import select_clusters
+from pipelines.decisions import CorrectionTable, list_active
+from pipelines.training.sets import name_clusters, select_clusters, select_labelled
 
 pytestmark = pytest.mark.torch
 
@@ -94,3 +95,31 @@ def test_soft_labels_are_part_of_what_determines_a_model() -> None:
     )
     assert len({hard.digest(), soft.digest(), other.digest()}) == 3
     assert select_clusters(SAMPLES, "pseudo_label", 3, weigh=False, soft=SOFT) is None
+
+
+def test_images_that_reviewers_named_are_labelled(tmp_path) -> None:
+    """An image of a named one's cluster is of that person too; undone or denied, it is not."""
+    samples = pd.DataFrame(
+        {
+            "sample_id": np.arange(8),
+            "path": list("abcdefgh"),
+            "sha256": list("ABCDEFGH"),
+            "split": ["labelled", *["unlabelled"] * 6, "evaluation"],
+            "identity": ["Ann", *[None] * 6, "Eve"],
+        }
+    )
+    label = pd.Series([0, 0, 0, 1, 1, -1], np.arange(1, 7))
+    table = CorrectionTable(tmp_path)
+    table.append("ada", "name", [["B"]], identity="Ann")
+    table.append("ada", "name", [["G"]], identity="Bob")
+    table.append("ada", "deny", [["E"]], identity="Ann")
+    table.append("ada", "accept", [["E", "F"]])
+    found = name_clusters(samples, label, list_active(table.read()))
+    assert np.flatnonzero(found.split == "labelled").tolist() == [0, 1, 2, 3, 6]
+    assert found.identity.fillna("").tolist() == ["Ann"] * 4 + [""] * 2 + ["Bob", "Eve"]
+    chosen = select_labelled(None, samples=found)
+    assert (chosen.paths, chosen.label.tolist()) == (tuple("abcdg"), [0, 0, 0, 0, 1])
+    table.append("ada", "undo", undoes=1)
+    found = name_clusters(samples, label, list_active(table.read()))
+    assert found.identity.fillna("").tolist() == ["Ann"] + [""] * 5 + ["Bob", "Eve"]
+    assert samples.split.tolist() == ["labelled", *["unlabelled"] * 6, "evaluation"]

@@ -78,6 +78,11 @@ class Preprocessing:
             pixels = pixels[:, ::-1]
         return np.ascontiguousarray(pixels.transpose(0, 2, 3, 1))
 
+    @property
+    def keeps_range(self) -> bool:
+        """Whether pixels are shown in 0..255, as they are."""
+        return bool((np.asarray(self.mean) == 0).all() and (np.asarray(self.scale) == 1).all())
+
     def describe(self) -> str:
         """Order of colours and range of pixels in a few words: "BGR in -1..1"."""
         mean, scale = (

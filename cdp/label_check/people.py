@@ -18,6 +18,7 @@ import numpy as np
 from scipy.sparse import csr_matrix
 
 from cdp.arrays.cosine import make_unit
+from cdp.arrays.log_odds import to_log_odds, to_probability
 from cdp.arrays.threads import limit_blas, list_blocks
 from cdp.errors import DataError
 from cdp.label_check.likelihood import SetLikelihood
@@ -28,10 +29,9 @@ BELIEVED = 0.5
 APART = 0.05
 """An unlabelled image that shows a labelled person with more probability than this is no negative
 example, and neither is a label that may be another one's person."""
-AGREES, SURE = 0.05, 0.9
-"""Probability above which an image by itself agrees with its cluster, and above which it is
-assigned without it. On LFW with all labelled people unlabelled too, precision / recall of the
-assignments rose from .88 / .89 to .94 / .90 and from .92 / .84 to .97 / .89 (two draws)."""
+
+_MARGIN = 1e-6
+"""Probabilities count as at least this and at most 1 - this."""
 
 
 @dataclass(frozen=True)
@@ -150,26 +150,35 @@ class LabelledPeople:
         probability = estimate_share(slope * top + shift, size)
         return self.label[best][place], (probability * share).astype(np.float32)[place]
 
-    def assign(self, views: Sequence[View], label: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def assign(
+        self, views: Sequence[View], label: np.ndarray, confidence: np.ndarray
+    ) -> tuple[np.ndarray, np.ndarray]:
         """The labelled person of each image, by its cluster and by itself.
 
-        A mixed cluster would give all of its images to one person: an image follows its cluster
-        where it shows that person by itself with a probability above `AGREES`. Otherwise it counts
-        on its own, where that is above `SURE`.
+        An image shows its cluster's person as far as it belongs to the cluster, and else the person
+        that it shows by itself; the odds of that are multiplied by those of the image alone. So
+        neither a mixed cluster nor a single comparison decides without the other.
 
         Parameters
         ----------
         views, label : as for `find`.
+        confidence : (m,) float in [0, 1], the probability that each image belongs to its cluster.
 
         Returns
         -------
-        label, probability : as of `find`; probability 0 where neither holds.
+        label, probability : as of `find`; probability 0 where the image by itself shows another
+            person than its cluster.
         """
         together, likely = self.find(views, label)
         alone, own = self.find(views)
-        follows = (together == alone) & (own > AGREES)
-        probability = np.where(follows, np.maximum(likely, own), np.where(own > SURE, own, 0))
-        return np.where(follows, together, alone), probability.astype(np.float32)
+        follows = np.where(label == UNLABELLED, 0, confidence)
+        same = together == alone
+        by_cluster = follows * likely + same * (1 - follows) * own
+        by_itself = (1 - follows) * own + same * follows * likely
+        both = to_log_odds(np.where(same, by_cluster, by_itself), margin=_MARGIN)
+        both += to_log_odds(own, margin=_MARGIN)
+        agrees = same | (by_itself > by_cluster)
+        return alone, np.where(agrees, to_probability(both), 0).astype(np.float32)
 
 
 def group_rows(group: np.ndarray, groups: int, weight: np.ndarray | None = None) -> csr_matrix:

@@ -44,15 +44,16 @@ def choose_distinct_labelled(
     """
     rows = choose_labelled(identity, seed=seed)
     chosen = [make_unit(load_view(view)[rows])[0] for view in views]
-    if not _find(chosen, seed, threads).collapsed:
+    if not find_near_rows(chosen, seed, threads).collapsed:
         return rows, None
-    near = _find(views, seed, threads)
+    near = find_near_rows(views, seed, threads)
     if not near.collapsed:
         return rows, None
     kept = choose_distinct(near, identity)
     return kept[choose_labelled(identity[kept], seed=seed)], near
 
 
-def _find(views: Sequence[View], seed: int, threads: int | None) -> NearEqual:
+def find_near_rows(views: Sequence[View], seed: int, threads: int | None) -> NearEqual:
+    """The near-equal rows of some views, the base first; parameters as above."""
     graph = build_knn_graph(load_view(views[0]), LISTED, seed=seed, threads=threads)
     return find_near_equal(views, graph, seed=seed)

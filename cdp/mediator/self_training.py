@@ -26,14 +26,14 @@ import numpy as np
 from cdp.arrays.cosine import make_unit
 from cdp.committee.pairs import make_pairs
 from cdp.knn.graph import build_knn_graphs
-from cdp.knn.joint import join_graphs
 from cdp.label_check import check_labels
 from cdp.label_check.people import APART
-from cdp.mediator.curriculum import JointSet, choose_labelled
+from cdp.mediator.curriculum import choose_labelled
 from cdp.mediator.pair_scorer import PairScorer
 from cdp.mediator.pair_voter import PairVoter, choose_first_level
 from cdp.mediator.settings import MediatorSettings
 from cdp.mediator.shortage import ShortageError, describe_shortage
+from cdp.mediator.trained_rows import build_joint_set
 from cdp.propagation.clustering import cluster_pairs
 from cdp.propagation.doubt import holds_most_rows
 from cdp.types import UNLABELLED, Graph, View, load_graph, load_view
@@ -105,21 +105,16 @@ def fit_on_votes(
     labelled = [view[kept] for view in chosen]
     k = load_graph(graphs[0]).neighbour.shape[1]
     own = build_knn_graphs(labelled, k, backend="exact", seed=seed, threads=threads)
-    near, joint_graphs = join_graphs(
-        labelled, own, views, graphs, left_out=left_out, threads=threads
+    joint = build_joint_set(
+        labelled, own, identity, views, graphs, left_out=left_out, threads=threads
     )
-    both = [
-        np.concatenate([one, make_unit(load_view(view)[near])[0]])
-        for one, view in zip(labelled, views, strict=True)
-    ]
-    unlabelled = np.full(len(near), UNLABELLED, np.int64)
     return PairScorer.fit(
         labelled,
         own,
         identity,
         settings=settings,
         candidates=candidates,
-        joint=JointSet(both, joint_graphs, np.concatenate([identity, unlabelled])),
+        joint=joint,
         second_stage=second_stage,
         seed=seed,
         threads=threads,

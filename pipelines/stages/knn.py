@@ -7,14 +7,16 @@ The contract:
 - Neighbours are `sample_id`s, nearest first, without the sample itself.
 - Where embed made degraded copies of the labelled images, these stand in their place.
 - Of the labelled images only those are searched that the mediator is trained on
-  (`cdp.mediator.curriculum.choose_labelled`), without those whose label is doubted
-  (`cdp.label_check`; `knn.label_check: false` trusts all), and none where they are too few to train
-  one on (`cdp.mediator.shortage`). A list of fewer than k other images is padded with -1.
+  (`cdp.mediator.curriculum.choose_labelled`), without those whose label is doubted and with the
+  unlabelled images of their people, in the table `adopted` (`cdp.mediator.trained_rows`;
+  `knn.label_check: false` trusts all labels and adopts none), and none where all these are too few
+  to train one on (`cdp.mediator.shortage`). A list of fewer than k other images is padded with -1.
 - Copies of other files (`ingest.samples.copy_of`) are not searched. Near-equal images
   (`cdp.knn.near_equal`) are searched as one: graphs hold the image that stands for them;
   `knn.near_equal: false` omits it. `near_equal` lists the images that others stand for.
 - The split `joint` is the graph over labelled and unlabelled images together, restricted to the
-  labelled ones and those that share a list with one (`cdp.knn.joint`); `knn.joint: false` omits it.
+  labelled ones, which come first, and those that share a list with one (`cdp.knn.joint`);
+  `knn.joint: false` omits it.
   Unlabelled images that may show a labelled person are not in it.
 """
 
@@ -37,7 +39,7 @@ from pipelines.config import KnnSettings
 from pipelines.copies import COPIES, find_originals, find_trained_split
 from pipelines.decisions import ON_DOUBTS
 from pipelines.files import save_arrays
-from pipelines.label_check import LABEL_ISSUES, check_splits
+from pipelines.label_check import ADOPTED, LABEL_ISSUES, check_splits
 from pipelines.stage import Stage, Work
 from pipelines.tables import JOINT, SPLITS, read_vectors, read_view, vector_column, write_table
 
@@ -64,6 +66,8 @@ def describe_neighbours(k: int) -> pa.Schema:
 
 
 def run(work: Work) -> Mapping[str, Any]:
+    from cdp.mediator.shortage import describe_shortage
+
     settings = work.config.knn
     embedded = work.input_facts("embed")
     counts = {split: int(embedded[split]) for split in SPLITS}
@@ -95,19 +99,27 @@ def run(work: Work) -> Mapping[str, Any]:
             _search(work, pile, places, tables, ids)
     _write_near_equal(work, near, copies)
     left_out = np.zeros(counts[SPLITS[1]], bool)
+    adopted, person = chosen[:0], _number_people(work, chosen)
     facts: dict[str, Any] = {}
     if len(chosen) and settings.label_check:
-        checked = check_splits(
-            work, chosen, members, [places[view] / "vectors.npy" for view in pile]
-        )
-        chosen, left_out, facts = checked.trained, checked.left_out, checked.facts
+        lists = tables[SPLITS[1], members[0]] if pile else work.directory
+        checked = check_splits(work, chosen, members, [places[view] for view in pile], lists)
+        chosen, adopted, person = checked.trained, checked.adopted, checked.person
+        left_out, facts = checked.left_out, checked.facts
+    else:
+        work.write("label_issues", LABEL_ISSUES.empty_table())
+        work.write("adopted", ADOPTED.empty_table())
+    shortage = ""
     if embedded.get(COPIES):
         chosen = _take_copies(work, members[0], ids[SPLITS[0]], chosen, near.get(SPLITS[0]))
-    counts[SPLITS[0]] = len(chosen)
-    ids[SPLITS[0]] = chosen
-    if not facts:
-        work.write("label_issues", LABEL_ISSUES.empty_table())
-    _search(work, [view for view in views if view[0] == SPLITS[0]], places, tables, ids)
+        adopted = adopted[:0]
+    elif shortage := describe_shortage(person):
+        chosen, adopted = chosen[:0], adopted[:0]
+    ids[SPLITS[0]] = np.union1d(chosen, adopted)
+    counts[SPLITS[0]] = len(ids[SPLITS[0]])
+    views = [view for view in views if counts[view[0]]]
+    labelled = [view for view in views if view[0] == SPLITS[0]]
+    _search(work, labelled, places, tables, ids, adopted=bool(len(adopted)))
     joint = settings.joint and all(counts.values())
     if joint:
         _join_splits(work, members, places, tables, left_out)
@@ -117,7 +129,9 @@ def run(work: Work) -> Mapping[str, Any]:
         "k": settings.k,
         "backend": settings.backend,
         "graphs": len(views) + len(members) * joint,
-        "labelled_searched": len(chosen),
+        "labelled_searched": counts[SPLITS[0]],
+        "adopted_searched": len(adopted),
+        "shortage": shortage,
         "near_equal": {split: each.facts for split, each in near.items() if each.collapsed},
         "joint": joint,
         **facts,
@@ -140,16 +154,22 @@ def _search(
     places: Mapping[tuple[str, str], Path],
     tables: Mapping[tuple[str, str], Path],
     ids: Mapping[str, np.ndarray],
+    *,
+    adopted: bool = False,
 ) -> None:
     """Search the neighbours of every image of some views.
 
     views : (split, member). ids : split -> ascending sample ids to search; all where it is missing.
+    adopted : whether images of the other split are among them.
     """
     settings = work.config.knn
     split_of = {SPLITS[0]: find_trained_split(work.input_facts("embed"))}
     build = [
         (
-            work.locate("embed.embeddings", f"{split_of.get(view[0], view[0])}/{view[1]}"),
+            [
+                work.locate("embed.embeddings", f"{split_of.get(split, split)}/{view[1]}")
+                for split in (SPLITS if adopted else view[:1])
+            ],
             places[view],
             settings,
             work.seed,
@@ -233,22 +253,27 @@ def _choose_labelled(
 ) -> tuple[np.ndarray, dict[str, Represented]]:
     """The sample ids of the labelled images that the mediator is trained on, ascending."""
     from cdp.mediator.curriculum import choose_labelled
-    from cdp.mediator.shortage import describe_shortage
 
     if not count:
         return np.empty(0, np.int64), {}
     tables = [work.locate("embed.embeddings", f"{SPLITS[0]}/{member}") for member in members]
     ids = np.sort(pq.read_table(tables[0], columns=["sample_id"])["sample_id"].to_numpy())
-    samples = work.read("ingest.samples", columns=["sample_id", "identity"]).to_pandas()
-    identity = samples.set_index("sample_id").identity[ids].factorize(sort=True)[0]
+    identity = _number_people(work, ids)
     if not work.config.knn.near_equal:
         rows = choose_labelled(identity, seed=work.seed)
-        return ids[:0] if describe_shortage(identity[rows]) else ids[rows], {}
+        return ids[rows], {}
     target = work.scratch / "labelled-near.npz"
     for _ in work.engine.map(choose_rows, [(tables, identity, work.seed, target)], label="knn"):
         pass
     rows, found = np.load(target)["rows"], {SPLITS[0]: Represented.load(target, ids)}
-    return ids[:0] if describe_shortage(identity[rows]) else ids[rows], found
+    return ids[rows], found
+
+
+def _number_people(work: Work, ids: np.ndarray) -> np.ndarray:
+    """The identity of some labelled images, numbered in the order of the names."""
+    samples = work.read("ingest.samples", columns=["sample_id", "identity"]).to_pandas()
+    number: np.ndarray = samples.set_index("sample_id").identity[ids].factorize(sort=True)[0]
+    return number
 
 
 def choose_rows(tables: list[Path], identity: np.ndarray, seed: int, target: Path) -> None:
@@ -366,7 +391,7 @@ def _join_splits(
 
 
 def build_view(
-    embeddings: Path,
+    embeddings: list[Path],
     place: Path,
     settings: KnnSettings,
     seed: int,
@@ -374,7 +399,7 @@ def build_view(
 ) -> None:
     """Save the vectors of one view, for mapping, and an index over them.
 
-    chosen : ascending sample ids to keep; None: all.
+    embeddings : its table, one a split. chosen : ascending sample ids to keep; None: all.
     """
     from cdp.knn.index import build_index
 
@@ -383,7 +408,7 @@ def build_view(
     draft = place.with_name(f"{place.name}.draft")
     shutil.rmtree(draft, ignore_errors=True)
     draft.mkdir()
-    ids, vectors = read_view([embeddings])
+    ids, vectors = read_view(embeddings)
     if chosen is not None and len(chosen) < len(ids):
         rows = np.searchsorted(ids, chosen)
         ids, vectors = ids[rows], vectors[rows]
@@ -478,15 +503,12 @@ def write_joint(
     )
     graph = take_lists(found, _read_graph(places[1], tables[1], ~left_out), kept)
     ids = np.concatenate([labelled, unlabelled])
-    sample_id = np.concatenate([labelled, unlabelled[kept]])
-    order = np.argsort(sample_id)
-    neighbour = graph.neighbour[order]
     write_table(
         target,
         {
-            "sample_id": sample_id[order],
-            "neighbour": vector_column(_name_neighbours(neighbour, ids)),
-            "similarity": vector_column(graph.similarity[order]),
+            "sample_id": np.concatenate([labelled, unlabelled[kept]]),
+            "neighbour": vector_column(_name_neighbours(graph.neighbour, ids)),
+            "similarity": vector_column(graph.similarity),
         },
         describe_neighbours(graph.k),
     )
@@ -538,11 +560,12 @@ def measure_view(place: Path, neighbours: Path, sample: int, seed: int) -> float
 
 STAGE = Stage(
     name="knn",
-    version=10,
+    version=11,
     inputs=("ingest.samples", "embed.embeddings"),
     outputs={
         "neighbours": describe_neighbours(0),
         "label_issues": LABEL_ISSUES,
+        "adopted": ADOPTED,
         "near_equal": NEAR_EQUAL,
     },
     reads=("committee", "knn"),

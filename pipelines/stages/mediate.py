@@ -190,9 +190,10 @@ def _fit_scorer(work: Work, settings: MediateSettings, unlabelled_count: int) ->
     from cdp.mediator.set_gap import describe_gap
     from cdp.mediator.shortage import ShortageError, describe_imbalance, describe_shortage
 
-    if not work.input_facts("knn")["labelled_searched"]:
-        raise ShortageError(describe_shortage(_list_kept(work)))
-    split = _map_split(work, SPLITS[:1], "labelled")
+    searched = work.input_facts("knn")
+    if not searched["labelled_searched"]:
+        raise ShortageError(searched["shortage"] or describe_shortage(_list_kept(work)))
+    split = _map_split(work, SPLITS if searched["adopted_searched"] else SPLITS[:1], "labelled")
     imbalance = describe_imbalance(_list_identities(work, split), unlabelled_count)
     if imbalance:
         raise ShortageError(imbalance)
@@ -291,9 +292,14 @@ def _list_kept(work: Work) -> np.ndarray:
 
 
 def _list_identities(work: Work, split: Split) -> np.ndarray:
-    """The identity of every row, numbered; -1 for an unlabelled one. Second labels are joined."""
+    """The identity of every row, numbered; -1 for an unlabelled one that is not adopted.
+
+    Second labels are joined.
+    """
     samples = work.read("ingest.samples", columns=["sample_id", "identity"]).to_pandas()
     name = samples.set_index("sample_id").identity
+    adopted = work.read("knn.adopted").to_pandas()
+    name[adopted.sample_id] = adopted.identity.to_numpy()
     issues = work.read("knn.label_issues").to_pandas()
     second = issues[issues.issue == "second_label"]
     name[second.sample_id] = second.seems.to_numpy()
@@ -469,12 +475,13 @@ def _save_array(path: Path, array: np.ndarray, draft: str | None = None) -> None
 
 STAGE = Stage(
     name="mediate",
-    version=18,
+    version=19,
     inputs=(
         "ingest.samples",
         "embed.embeddings",
         "knn.neighbours",
         "knn.label_issues",
+        "knn.adopted",
         "knn.near_equal",
     ),
     outputs={"pairs": PAIRS, "calibration": CALIBRATION},

@@ -10,7 +10,7 @@ The contract:
 - Near-equal images (`representative`) have one label, unless a reviewer says otherwise: evidence,
   soft labels and medoids count them once, sizes as the images that they are.
 - `assignments` has a row for every unlabelled image that shows a labelled person, with a
-  probability above one half; clusters are compared as a whole (`cdp.label_check.people`).
+  probability above one half, by its cluster and by itself (`cdp.label_check.people`).
 - The labels satisfy every decision of the review; see `cdp.review.constraints`.
 - Nothing above this stage depends on its settings.
 """
@@ -29,6 +29,7 @@ import pyarrow.parquet as pq
 from cdp.errors import DataError
 from cdp.types import UNLABELLED, PairTable
 from pipelines.decisions import ON_CLUSTERS, find_keys, find_names, resolve_decisions
+from pipelines.followed import find_track_constraints
 from pipelines.label_check import ASSIGNMENTS, PEOPLE
 from pipelines.stage import Stage, Work
 from pipelines.tables import SPLITS, read_pairs, read_view
@@ -127,7 +128,7 @@ def run(work: Work) -> Mapping[str, Any]:
             **{name: pa.array(value, mask=np.isnan(value)) for name, value in seen.items()},
         },
     )
-    assigned = _assign_people(work, samples, label)
+    assigned = _assign_people(work, samples, label, confidence)
     clusters["medoid_sample_id"] = sample_id[groups.rows[clusters.pop("medoid")]]
     clusters["size"] = np.bincount(label[label != UNLABELLED], minlength=len(clusters["size"]))
     work.write("clusters", clusters)
@@ -224,22 +225,19 @@ def _read_representatives(work: Work, sample_id: np.ndarray) -> np.ndarray:
 
 def _add_tracks(work: Work, samples: pd.DataFrame, decided: Constraints) -> tuple[Constraints, int]:
     """The decisions of reviewers, and what tracks add to them; the number of tracks that do."""
-    from cdp.review.tracks import constrain_tracks, give_way
+    from cdp.review.tracks import give_way
 
-    if not work.config.propagate.tracks or samples.track.isna().all():
+    if not work.config.propagate.tracks:
         return decided, 0
-    track = samples.track.fillna(-1).to_numpy(np.int64)
-    number = samples.frame.fillna(0).astype(np.int64).astype(str).str.zfill(12)
-    name = samples["clip"].fillna("") + "/" + number
-    frame = name.where(samples.frame.notna() & (track >= 0)).factorize(sort=True)[0]
     members = [member.name for member in work.config.committee.all]
-    tables = [work.locate("embed.embeddings", f"{SPLITS[1]}/{member}") for member in members]
-    views = [partial(_read_vectors, table) for table in tables]
-    found = constrain_tracks(track, frame, views, seed=work.seed)
+    views = [work.locate("embed.embeddings", f"{SPLITS[1]}/{member}") for member in members]
+    found = find_track_constraints(samples, views, seed=work.seed)
     return give_way(found, decided), len(found.same)
 
 
-def _assign_people(work: Work, samples: pd.DataFrame, label: np.ndarray) -> int:
+def _assign_people(
+    work: Work, samples: pd.DataFrame, label: np.ndarray, confidence: np.ndarray
+) -> int:
     """Write the unlabelled images that show a labelled person; their number."""
     from safetensors.numpy import load_file
 
@@ -253,7 +251,7 @@ def _assign_people(work: Work, samples: pd.DataFrame, label: np.ndarray) -> int:
     members = [member.name for member in work.config.committee.all]
     tables = [work.locate("embed.embeddings", f"{SPLITS[1]}/{member}") for member in members]
     views = [partial(_read_vectors, table) for table in tables]
-    person, probability = LabelledPeople.from_state(state).assign(views, label)
+    person, probability = LabelledPeople.from_state(state).assign(views, label, confidence)
     identity = work.read("ingest.samples", columns=["identity", "split"]).to_pandas()
     names = np.sort(identity.identity[identity.split == SPLITS[0]].unique())
     row = np.flatnonzero(probability > BELIEVED)
@@ -400,7 +398,7 @@ def _describe_clusters(
 
 STAGE = Stage(
     name="propagate",
-    version=11,
+    version=12,
     inputs=(
         "ingest.samples",
         "ingest.qualities",

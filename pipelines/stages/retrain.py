@@ -14,6 +14,7 @@ The contract:
   of the heads, or with `leftovers: alone` each becomes a class.
 - With `same_person: merge` the images of a cluster that matches a labelled identity join that
   identity; the table `matches` lists these clusters.
+- Images that a reviewer named (`name`), and the rest of their clusters, are labelled ones here.
 - Truth about unlabelled images is never read here.
 """
 
@@ -28,6 +29,7 @@ import pyarrow.compute as pc
 
 from cdp.errors import DataError
 from cdp.types import UNLABELLED
+from pipelines.decisions import ON_CLUSTERS
 from pipelines.files import open_atomically
 from pipelines.stage import Stage, Work
 from pipelines.training.sets import (
@@ -35,6 +37,7 @@ from pipelines.training.sets import (
     TeacherVectors,
     TrainingJob,
     describe_job,
+    name_clusters,
     select_clusters,
     select_labelled,
 )
@@ -65,12 +68,17 @@ ONE_PERSON = (
 
 def run(work: Work) -> Mapping[str, Any]:
     samples = work.read("ingest.samples").to_pandas()
-    samples = samples[(samples.split != "evaluation") & samples.copy_of.isna()]
     labels = work.read("propagate.labels").to_pandas()
+    given = samples.split == "labelled"
+    if work.decisions:
+        samples = name_clusters(samples, labels.set_index("sample_id").pseudo_label, work.decisions)
+    named = (samples.split == "labelled") & ~given & samples.copy_of.isna()
+    samples = samples[(samples.split != "evaluation") & samples.copy_of.isna()]
     settings = work.config.retrain
-    unlabelled = samples.merge(labels.drop(columns="path"), on="sample_id")
+    unlabelled = samples[samples.split == "unlabelled"]
+    unlabelled = unlabelled.merge(labels.drop(columns="path"), on="sample_id")
     people = samples[samples.split == "labelled"].identity.nunique()
-    labelled = select_labelled(work) if people >= 2 else None
+    labelled = select_labelled(work, samples=samples) if people >= 2 else None
     jobs = {}
     if labelled is not None:
         jobs["labelled_only"] = describe_job(work, "labelled_only", labelled, None)
@@ -114,6 +122,7 @@ def run(work: Work) -> Mapping[str, Any]:
         "pseudo_labelled": int(size.sum()) - leftovers,
         "pseudo_identities": len(size) - leftovers,
         "leftovers": leftovers,
+        **({"named": int(named.sum())} if named.any() else {}),
         **({"warnings": [ONE_PERSON]} if people == 1 else {}),
     }
 
@@ -256,7 +265,7 @@ def _adapt(
 
 STAGE = Stage(
     name="retrain",
-    version=8,
+    version=9,
     inputs=(
         "ingest.samples",
         "train.history",
@@ -269,4 +278,5 @@ STAGE = Stage(
     reads=("committee", "retrain"),
     run=run,
     needs_images=True,
+    corrected=ON_CLUSTERS,
 )

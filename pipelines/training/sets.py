@@ -10,7 +10,7 @@ The contract:
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +19,9 @@ import numpy as np
 from cdp.errors import DataError
 from cdp.types import UNLABELLED
 from pipelines.config import RetrainSettings, TrainingSettings
+from pipelines.decisions import Decision, find_keys, find_names
 from pipelines.stage import Work
+from pipelines.tables import SPLITS
 
 if TYPE_CHECKING:
     from cdp.training.sets import MaskedNegatives, SoftTargets
@@ -119,9 +121,35 @@ def describe_job(
     )
 
 
-def select_labelled(work: Work, without: Collection[str] = ()) -> LabelledSet:
-    """The labelled images but those of some identities; classes in the order of the names."""
-    samples = work.read("ingest.samples").to_pandas()
+def name_clusters(samples: Any, pseudo_label: Any, decisions: Sequence[Decision]) -> Any:
+    """The samples, where the unlabelled images that reviewers named are labelled ones.
+
+    An image that shares a cluster with a named one is of that person too.
+
+    samples : table of samples, copies included. pseudo_label : Series by sample_id.
+    decisions : of reviewers, on unlabelled images.
+    """
+    pile = samples[samples.split == SPLITS[1]]
+    said = find_names(decisions, find_keys(pile)).identity
+    label = pile.sample_id.map(pseudo_label).fillna(UNLABELLED).to_numpy(np.int64)
+    named = said != None  # noqa: E711
+    inside = label != UNLABELLED
+    person = dict(zip(label[named & inside], said[named & inside], strict=True))
+    follows = inside & ~named
+    said[follows] = [person.get(each) for each in label[follows].tolist()]
+    found = samples.copy()
+    rows = pile.index[said != None]  # noqa: E711
+    found.loc[rows, "identity"] = said[said != None]  # noqa: E711
+    found.loc[rows, "split"] = SPLITS[0]
+    return found
+
+
+def select_labelled(work: Work, without: Collection[str] = (), samples: Any = None) -> LabelledSet:
+    """The labelled images but those of some identities; classes in the order of the names.
+
+    samples : table of samples to choose from; None: that of ingest.
+    """
+    samples = work.read("ingest.samples").to_pandas() if samples is None else samples
     labelled = samples[(samples.split == "labelled") & ~samples.identity.isin(list(without))]
     identities = labelled.identity.nunique()
     if identities < 2:

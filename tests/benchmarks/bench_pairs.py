@@ -78,10 +78,11 @@ def draw_graphs(work: Any) -> Mapping[str, Any]:
     chosen, near = knn._choose_labelled(work, members, work.input_facts("embed")["labelled"])
     knn._write_near_equal(work, near, knn._list_copies(work))
     work.write("label_issues", knn.LABEL_ISSUES.empty_table())
+    work.write("adopted", knn.ADOPTED.empty_table())
     for member in members:
         view = f"labelled/{member}"
         place, table = work.scratch / f"labelled-{member}", work.path("neighbours", view)
-        knn.build_view(work.locate("embed.embeddings", view), place, settings, work.seed, chosen)
+        knn.build_view([work.locate("embed.embeddings", view)], place, settings, work.seed, chosen)
         for number, row in enumerate(range(0, len(chosen), knn.PART_SIZE)):
             knn.query_part(place, settings.k, row, table / f"part-{number:05d}.parquet")
     truth = work.read("ingest.samples", columns=["split", "row"]).to_pandas()
@@ -104,6 +105,7 @@ def draw_graphs(work: Any) -> Mapping[str, Any]:
         "backend": "drawn",
         "joint": False,
         "labelled_searched": len(chosen),
+        "adopted_searched": 0,
         "lowest_recall": 0.0,
     }
 

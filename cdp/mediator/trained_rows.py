@@ -1,0 +1,170 @@
+"""The rows a pair scorer is trained on: believed labelled rows, unlabelled ones of their people.
+
+The contract:
+- Enters: labelled rows and their labels, and the unlabelled rows. Leaves: the labelled rows to
+  train on (`cdp.label_check`), the unlabelled rows that are trained on beside them, and those that
+  may show a labelled person, which are no negative examples.
+- An unlabelled row is adopted where it shows a labelled person with a probability above
+  `cdp.label_check.people.BELIEVED`, as a labelled row is believed; none is where people are then
+  less like those of the unlabelled set in size. Without such rows nothing changes.
+- At most `cdp.mediator.curriculum.LABELLED_ROWS` rows together; one of each near-equal group.
+
+Source: ours. On LFW, where half of the images of each labelled person were unlabelled, pairwise /
+BCubed F without adopted rows was .982 / .938, with them .989 / .957, with other people of as many
+images .990 / .958 (one draw).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from cdp.arrays.cosine import make_unit
+from cdp.knn.joint import join_graphs
+from cdp.knn.near_equal import choose_distinct
+from cdp.label_check import LabelCheck, check_labels
+from cdp.label_check.people import APART, BELIEVED
+from cdp.mediator.curriculum import LABELLED_ROWS, JointSet
+from cdp.mediator.labelled_rows import find_near_rows
+from cdp.types import UNLABELLED, Graph, View, load_view
+
+
+@dataclass(frozen=True)
+class TrainedRows:
+    """What a pair scorer is trained on.
+
+    check : of the labels. labelled : (r,) int64, ascending rows of the labelled views.
+    adopted : (a,) int64, ascending rows of the unlabelled views. identity : (r + a,) int64, of
+    both. left_out : (u,) bool, the unlabelled rows that may show a labelled person.
+    """
+
+    check: LabelCheck
+    labelled: np.ndarray
+    adopted: np.ndarray
+    identity: np.ndarray
+    left_out: np.ndarray
+
+
+def choose_trained(
+    labelled: Sequence[View],
+    identity: np.ndarray,
+    unlabelled: Sequence[View],
+    listed: np.ndarray,
+    *,
+    distinct: bool = True,
+    confirmed: np.ndarray | None = None,
+    seed: int = 0,
+    threads: int | None = None,
+) -> TrainedRows:
+    """Check the labels, and look for the labelled people among the unlabelled rows.
+
+    Parameters
+    ----------
+    labelled, unlabelled : one array a model, or a function that loads it; no unlabelled view where
+        there is no such row.
+    listed : (u, k) float32, the cosines of the unlabelled rows' base lists.
+    identity : (n,) int64, the labels.
+    distinct : whether of near-equal rows one is chosen.
+    confirmed : (n,) bool, labels that are right whatever the check finds; None: none.
+    seed : of the check, and of the choice where there are too many rows.
+    threads : at most so many; None: all cores. Never changes the result.
+    """
+    check = check_labels(labelled, identity, seed=seed)
+    trained = check.trained if confirmed is None else check.trained | confirmed
+    rows = np.flatnonzero(trained)
+    person = check.person[rows]
+    nobody = np.empty(0, np.int64)
+    if not len(unlabelled) or check.people is None:
+        count = len(load_view(unlabelled[0])) if len(unlabelled) else 0
+        return TrainedRows(check, rows, nobody, person, np.zeros(count, bool))
+    shown, probability = check.people.find(unlabelled)
+    adopted = np.flatnonzero((probability > BELIEVED) & np.isin(shown, person))
+    room = max(LABELLED_ROWS - len(rows), 0)
+    adopted = np.sort(np.random.default_rng([seed, 0x6164]).permutation(adopted)[:room])
+    left_out = probability > APART
+    both = np.concatenate([person, shown[adopted]])
+    if not len(adopted) or not _match_sizes(
+        stack_rows(labelled[0], rows, unlabelled[0], adopted), both, len(rows), listed
+    ):
+        return TrainedRows(check, rows, nobody, person, left_out)
+    if distinct:
+        views = [
+            stack_rows(one, rows, other, adopted)
+            for one, other in zip(labelled, unlabelled, strict=True)
+        ]
+        kept = choose_distinct(find_near_rows(views, seed, threads), both)
+        adopted, rows = adopted[kept[kept >= len(rows)] - len(rows)], rows[kept[kept < len(rows)]]
+        both = both[kept]
+    return TrainedRows(check, rows, adopted, both, left_out)
+
+
+def _match_sizes(unit: np.ndarray, person: np.ndarray, labelled: int, listed: np.ndarray) -> bool:
+    """Whether with the adopted rows people have more nearly as many images as in the other set.
+
+    A mediator expects people of the size that it was trained on. Size is measured alike in both
+    sets: the number of neighbours above the median cosine of two labelled rows of one person.
+
+    unit, person : of the labelled rows, then of the adopted ones. labelled : number of those.
+    listed : (u, k) cosines of the unlabelled rows' base lists.
+    """
+    level = float(np.median(_compare_people(unit[:labelled], person[:labelled])[1]))
+    near = (listed > level).sum(axis=1)
+    wanted = near[near > 0].mean() if near.any() else 1.0
+    sizes = [
+        _count_above(unit[:count], person[:count], level, listed.shape[1])
+        for count in (labelled, len(person))
+    ]
+    without, together = np.abs(np.log(np.array(sizes) / wanted))
+    return bool(together < without)
+
+
+def _compare_people(unit: np.ndarray, person: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The row and the cosine of each ordered pair of two rows of one person."""
+    order = np.argsort(person, kind="stable")
+    parts = np.split(order, np.flatnonzero(np.diff(person[order])) + 1)
+    rows, values = [np.empty(0, np.int64)], [np.empty(0, np.float32)]
+    for part in parts:
+        apart = ~np.eye(len(part), dtype=bool)
+        rows.append(np.repeat(part, len(part) - 1))
+        values.append((unit[part] @ unit[part].T)[apart])
+    return np.concatenate(rows), np.concatenate(values)
+
+
+def _count_above(unit: np.ndarray, person: np.ndarray, level: float, most: int) -> float:
+    """Mean number of a row's own people above the level, `most` at most, of rows with any."""
+    row, value = _compare_people(unit, person)
+    count = np.minimum(np.bincount(row[value > level], minlength=len(unit)), most)
+    return float(count[count > 0].mean()) if count.any() else 1.0
+
+
+def stack_rows(one: View, rows: np.ndarray, other: View, more: np.ndarray) -> np.ndarray:
+    """Some rows of one set of vectors, and below them some of another, at unit length."""
+    few = make_unit(load_view(one)[rows])[0]
+    return np.concatenate([few, make_unit(load_view(other)[more])[0]]) if len(more) else few
+
+
+def build_joint_set(
+    labelled: Sequence[np.ndarray],
+    labelled_graphs: Sequence[Graph],
+    identity: np.ndarray,
+    unlabelled: Sequence[View],
+    unlabelled_graphs: Sequence[Graph],
+    *,
+    left_out: np.ndarray | None = None,
+    threads: int | None = None,
+) -> JointSet:
+    """Labelled rows and the unlabelled ones that share a list with them; see `join_graphs`.
+
+    labelled : (r, d_v) unit rows a model. identity : (r,) int64.
+    """
+    near, graphs = join_graphs(
+        labelled, labelled_graphs, unlabelled, unlabelled_graphs, left_out=left_out, threads=threads
+    )
+    views = [
+        np.concatenate([one, make_unit(load_view(view)[near])[0]])
+        for one, view in zip(labelled, unlabelled, strict=True)
+    ]
+    unknown = np.full(len(near), UNLABELLED, np.int64)
+    return JointSet(views, graphs, np.concatenate([identity, unknown]))
