@@ -22,7 +22,7 @@ LEAST_NEARER = 0.75
 """Share of pairs of one person nearer than those of two, below which nothing is concluded."""
 MARGIN = 1.05
 """How much better another way must separate people before it replaces the one that was assumed."""
-SURE = 0.99
+SURE = 0.95
 """Share of resamples of the people in which it must be better: few people say little."""
 DRAWS = 400
 
@@ -158,7 +158,7 @@ def _resample(vectors: np.ndarray, code: np.ndarray, times: np.ndarray) -> np.nd
 
 
 def choose_people(
-    identity: Sequence[object], *, people: int = 32, images: int = 3, seed: int = 0
+    identity: Sequence[object], *, people: int = 64, images: int = 4, seed: int = 0
 ) -> np.ndarray:
     """Rows of a few images of a few people, ascending; of people with two images or more.
 

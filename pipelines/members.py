@@ -184,14 +184,17 @@ def reduce_to(faces: np.ndarray, size_px: int | None) -> np.ndarray:
 def open_embedder(path: Path, device: str, shown: Preprocessing | None = None) -> Any:
     """The embedder in a file, ONNX or ours; kept open by the worker until the file changes.
 
-    shown : what an ONNX model is shown; None is RGB in 0..255.
+    shown : what an ONNX model is shown. None where the file's name says what it is: one that ends
+        in `.onnx` is shown RGB in 0..255, any other is ours.
 
     Raises
     ------
     DataError
         The file is larger than `MODEL_BYTES`, or holds no model.
     """
-    return _open_embedder(path, path.stat().st_mtime_ns, device, shown or Preprocessing())
+    if shown is None and path.suffix.lower() == ".onnx":
+        shown = Preprocessing()
+    return _open_embedder(path, path.stat().st_mtime_ns, device, shown)
 
 
 def open_view(
@@ -219,7 +222,7 @@ def _open_restorer(path: Path, _changed_ns: int) -> Any:
 
 
 @lru_cache(maxsize=16)
-def _open_embedder(path: Path, _changed_ns: int, device: str, shown: Preprocessing) -> Any:
+def _open_embedder(path: Path, _changed_ns: int, device: str, shown: Preprocessing | None) -> Any:
     from cdp.embedding import BackboneEmbedder, OnnxEmbedder
     from cdp.models import load_model
     from cdp.onnx_session import MODEL_BYTES
@@ -227,6 +230,6 @@ def _open_embedder(path: Path, _changed_ns: int, device: str, shown: Preprocessi
     size = path.stat().st_size
     if size > MODEL_BYTES:
         raise DataError(f"{path}: {size} bytes, a model of at most {MODEL_BYTES} expected")
-    if path.suffix == ".onnx":
+    if shown is not None:
         return OnnxEmbedder(path.read_bytes(), preprocessing=shown, name=path.name)
     return BackboneEmbedder(load_model(path)[0], device=device)

@@ -1,12 +1,15 @@
 """A run over archives that is killed in `ingest` ends as if it had been left in peace."""
 
+import io
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
 import yaml
-from test_layouts import encode, make_record, make_tar, write_records
+from PIL import Image
+from test_layouts import make_record, make_tar, write_records
 
 import cdp
 from pipelines.engine import Engine
@@ -36,6 +39,14 @@ main(sys.argv[1:])
 """
 
 
+def encode(seed: int) -> bytes:
+    """A picture of noise: one of a single colour would be rejected."""
+    stream = io.BytesIO()
+    pixels = np.random.default_rng(seed).integers(0, 256, (20, 20, 3), np.uint8)
+    Image.fromarray(pixels).save(stream, "PNG")
+    return stream.getvalue()
+
+
 @pytest.fixture
 def place(tmp_path: Path) -> Path:
     """A `.rec` without index that is cut, and two shards: one cut, one with names that lie."""
@@ -45,7 +56,7 @@ def place(tmp_path: Path) -> Path:
     images = [(f"{value}.png", encode(value)) for value in range(20, 32)]
     whole = make_tar([*images, ("bad.png", b"none"), ("../x.png", encode(1))], links=("y.png",))
     (tmp_path / "shards/0.tar").write_bytes(whole)
-    (tmp_path / "shards/1.tar").write_bytes(make_tar(images[:4])[: 3 * 1024 + 700])
+    (tmp_path / "shards/1.tar").write_bytes(make_tar(images[:4])[: 3 * 2048 + 700])
     manifest = {"name": "archives", "kind": "images", "size_px": 20,
                 "labelled": {"root": "train.rec"},
                 "unlabelled": {"root": "shards", "layout": "pile"}}  # fmt: skip
@@ -94,6 +105,6 @@ def test_killed_while_it_reads_archives_it_goes_on_there(
     reasons = peace.read("ingest", "rejected").set_index("path").reason
     assert reasons["shards/0.tar/../x.png"] == "a name that leads out of the shard"
     assert reasons["shards/0.tar/bad.png"].startswith("not an image")
-    assert len(reasons) == 5
+    assert len(reasons) == 6
     left = sorted(path.name for path in (place / "killed").rglob("*inspected*"))
     assert left == []

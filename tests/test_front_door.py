@@ -126,10 +126,13 @@ def test_files_are_decoded_by_content_and_raw_files_are_named(place):
     assert faces.shape == (len(kinds), 112, 112, 3)
 
 
-@pytest.mark.parametrize("size", [(24, 24), (112, 112), (1920, 1080)])
-def test_pictures_of_one_colour_are_rejected_at_any_size(place, size):
+@pytest.mark.parametrize(
+    ("size", "colour"),
+    [((24, 24), "black"), ((112, 112), "black"), ((1920, 1080), "black"), ((1920, 1080), "blue")],
+)
+def test_black_pictures_and_large_ones_of_one_colour_are_rejected(place, size, colour):
     place("cameras/1.jpg")
-    Image.new("RGB", size, (3, 90, 40)).save(place.root / "cameras" / "2.jpg")
+    Image.new("RGB", size, colour).save(place.root / "cameras" / "2.png")
     dataset = place.write(unlabelled={"root": "cameras"})
     entries = [(entry.path, entry.fault) for entry in dataset.list_entries()]
     reasons = [image[3] for image in inspect_part(dataset, entries, IngestSettings())]
