@@ -28,7 +28,11 @@ from cdp.training.plan import resolve_device
 
 LONGEST = 8192
 """Coordinates of a vector, and images of a fixed batch, at most; sides are an eighth of it."""
-_TYPES = {"tensor(float)": np.float32, "tensor(float16)": np.float16}
+_TYPES: dict[str, type[np.number]] = {
+    "tensor(float)": np.float32, "tensor(float16)": np.float16, "tensor(double)": np.float64,
+    "tensor(uint8)": np.uint8,
+}  # fmt: skip
+"""What a model's input may be; as uint8 it is shown the pixels as they are."""
 _USUAL_PX = 112
 """Side on which the length of the vectors is tried where a model leaves both free."""
 
@@ -44,6 +48,15 @@ class Embedder(Protocol):
         """(n, s, s, 3) uint8 to (n, d) float32 of unit length and (n,) float32 norms."""
         ...
 
+    def prepare(self, images: np.ndarray) -> np.ndarray:
+        """(n, s, s, 3) uint8 to the numbers that the model is shown, (n, 3, p, p) float32."""
+        ...
+
+    @property
+    def preprocessing(self) -> Preprocessing:
+        """Range and order of the numbers of `prepare`; its `undo` makes pixels of them again."""
+        ...
+
 
 class BackboneEmbedder:
     """A backbone of ours as an embedder.
@@ -55,6 +68,8 @@ class BackboneEmbedder:
     device : str
         "auto", "cpu", "cuda", ...
     """
+
+    preprocessing = Preprocessing(127.5, 127.5)
 
     def __init__(
         self, backbone: Backbone, input_px: int | None = None, device: str = "auto"
@@ -88,15 +103,22 @@ class BackboneEmbedder:
         _check_images(images)
         raw = np.empty((len(images), self.embedding_dim), dtype=np.float32)
         for rows in _parts(len(images), batch_size):
-            part = torch.from_numpy(np.array(images[rows])).to(self.device)
-            seeds = torch.zeros(len(part), dtype=torch.int64, device=self.device)
-            faces = degrade(part, seeds, DEGRADATIONS["none"], self.input_px)
+            faces = self._scale(np.array(images[rows]))
             with torch.inference_mode():
                 embedding = self.backbone(faces)
                 if flip:
                     embedding = (embedding + self.backbone(faces.flip(3))) / 2
             raw[rows] = embedding.float().cpu().numpy()
         return _normalise(raw, f"backbone {self.backbone.spec.name}")
+
+    def prepare(self, images: np.ndarray) -> np.ndarray:
+        """(n, s, s, 3) uint8 RGB to the numbers the backbone is shown, (n, 3, p, p) in -1..1."""
+        return np.ascontiguousarray(self._scale(np.array(images)).float().cpu().numpy())
+
+    def _scale(self, images: np.ndarray) -> torch.Tensor:
+        part = torch.from_numpy(images).to(self.device)
+        seeds = torch.zeros(len(part), dtype=torch.int64, device=self.device)
+        return degrade(part, seeds, DEGRADATIONS["none"], self.input_px)
 
 
 _PLAIN = Preprocessing()
@@ -106,8 +128,9 @@ class OnnxEmbedder:
     """An ONNX face model as an embedder.
 
     model : bytes
-        The file: one input (batch, 3, p, p) or (batch, p, p, 3), float32 or float16; an output
-        (batch, d), also with sides of 1 behind it. Batch and sides may be free.
+        The file: one input (batch, 3, p, p) or (batch, p, p, 3), of floats or uint8; an output
+        (batch, d), also with sides of 1 behind it. Batch and sides may be free. A model that fails
+        on several images at once, though it leaves the batch free, is shown one at a time.
     reduce_px : int or None
         Reduce faces to this side first and enlarge them again to the model's, so that a strong
         model gets no more detail than a low-resolution one; None keeps the full resolution.
@@ -153,7 +176,12 @@ class OnnxEmbedder:
                 f"{self.name}: one input (n, 3, p, p) or (n, p, p, 3) expected, found: {found}"
             )
         if inputs[0].type not in _TYPES:
-            raise DataError(f"{self.name}: an input of floats expected, found: {found}")
+            raise DataError(f"{self.name}: an input of floats or uint8 expected, found: {found}")
+        if inputs[0].type == "tensor(uint8)" and not self.preprocessing.keeps_range:
+            raise DataError(
+                f"{self.name}: its input is uint8, pixels in 0..255, and cannot be shown "
+                f"{self.preprocessing.describe()}. Leave mean and scale out, or say `preset: plain`"
+            )
         self._input, self._dtype = inputs[0].name, _TYPES[inputs[0].type]
         self.input_px = self._find_side(shape[2:], found)
         fixed = shape[0] if isinstance(shape[0], int) else None
@@ -218,7 +246,7 @@ class OnnxEmbedder:
             batch_size = self._batch_limit
         raw = np.empty((len(images), self.embedding_dim), dtype=np.float32)
         for rows in _parts(len(images), batch_size):
-            faces = self._prepare(np.array(images[rows]))
+            faces = self.prepare(np.array(images[rows]))
             vectors = self._run(faces)
             if flip:
                 mirrored = np.ascontiguousarray(faces[:, :, :, ::-1])
@@ -226,8 +254,8 @@ class OnnxEmbedder:
             raw[rows] = vectors
         return _normalise(raw, self.name)
 
-    def _prepare(self, images: np.ndarray) -> np.ndarray:
-        """(b, s, s, 3) uint8 to (b, 3, p, p) float32, as the model is to be shown them."""
+    def prepare(self, images: np.ndarray) -> np.ndarray:
+        """(b, s, s, 3) uint8 RGB to the numbers the model is shown, (b, 3, p, p) float32."""
         if self.reduce_px is not None and images.shape[1] > self.reduce_px:
             images = reduce_faces(images, self.reduce_px)
         if images.shape[1] == (self.input_px or images.shape[1]):
@@ -243,12 +271,34 @@ class OnnxEmbedder:
         return self.preprocessing.prepare(pixels.numpy())
 
     def _run(self, faces: np.ndarray) -> np.ndarray:
-        """The model on (b, 3, p, p); a model of fixed batch size gets its last batch filled up."""
+        """The model on (b, 3, p, p), on each alone where it fails on several at once."""
+        if self._batch_limit is not None or len(faces) == 1:
+            return self._run_batch(faces)
+        try:
+            return self._run_batch(faces)
+        except DataError as failure:
+            vectors = self._run_one_by_one(faces)
+            if vectors is None:
+                raise failure from failure.__cause__
+        self._batch_limit = 1
+        return vectors
+
+    def _run_one_by_one(self, faces: np.ndarray) -> np.ndarray | None:
+        """The model on each face alone; None where it fails on one too."""
+        try:
+            return np.concatenate([self._run_batch(faces[i : i + 1]) for i in range(len(faces))])
+        except DataError:
+            return None
+
+    def _run_batch(self, faces: np.ndarray) -> np.ndarray:
+        """One run; a model of fixed batch size gets its last batch filled up."""
         count = len(faces)
         if self._batch_limit is not None and count < self._batch_limit:
             filling = np.zeros((self._batch_limit - count, *faces.shape[1:]), dtype=faces.dtype)
             faces = np.concatenate([faces, filling])
         shown = faces if self._layout == "nchw" else faces.transpose(0, 2, 3, 1)
+        if self._dtype is np.uint8:
+            shown = np.clip(np.rint(shown), 0, 255)
         shown = np.ascontiguousarray(shown, dtype=self._dtype)
         try:
             output = np.asarray(self._session.run([self._output], {self._input: shown})[0])
@@ -256,7 +306,8 @@ class OnnxEmbedder:
             reason = str(error).splitlines()[0][:200]
             hint = "; the model leaves the side free, name it (`input_px`)"
             raise DataError(
-                f"{self.name}: the model fails on {len(faces)} images of {faces.shape[2]} px"
+                f"{self.name}: the model fails on {len(faces)} image"
+                f"{'s' * (len(faces) > 1)} of {faces.shape[2]} px"
                 f"{'' if self.input_px else hint}; onnxruntime says: {reason}"
             ) from error
         if output.ndim > 2 and _is_vector(list(output.shape)):

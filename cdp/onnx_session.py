@@ -15,6 +15,26 @@ from typing import Any
 from cdp.errors import DataError
 
 MODEL_BYTES = 1 << 30
+_STARTS = (
+    (b"version https://git-lfs", "it is a pointer of Git LFS: fetch the model with `git lfs pull`"),
+    (b"PK\x03\x04", "it is an archive or a PyTorch checkpoint: unpack it, or export it to ONNX"),
+    (b"<", "it is a page, not a model: download the file itself"),
+)
+"""First bytes of files that are taken for models, and what to do."""
+_CAUSES = (
+    (
+        "external data",
+        "its weights lie in another file, which is not read. Write one file: "
+        "onnx.save(onnx.load(old), new)",
+    ),
+    ("opset", "its opset is newer than this onnxruntime knows. Export it with opset 17"),
+    (
+        "ir version",
+        "its IR version is newer than this onnxruntime knows. Set model.ir_version = 8 and save "
+        "it, or export it with opset 17",
+    ),
+)
+"""Words of onnxruntime's messages, and what to do."""
 ARENA_BYTES = 4 << 30
 
 
@@ -59,7 +79,7 @@ def open_session(model: bytes, threads: int, name: str) -> Any:
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
     options.use_deterministic_compute = True
-    options.log_severity_level = 3
+    options.log_severity_level = 4  # an error is raised too; its message need not come twice
     # A waiting thread that spins takes the core from the process beside it.
     options.add_session_config_entry("session.intra_op.allow_spinning", "0")
     options.add_session_config_entry("session.use_env_allocators", "1")
@@ -72,5 +92,18 @@ def open_session(model: bytes, threads: int, name: str) -> Any:
             model, sess_options=options, providers=["CPUExecutionProvider"]
         )
     except Exception as error:  # onnxruntime's own exceptions share no public base
-        reason = str(error).splitlines()[0][:200]
-        raise DataError(f"{name}: an ONNX model expected, onnxruntime says: {reason}") from error
+        raise DataError(f"{name}: an ONNX model expected, {_explain(model, error)}") from error
+
+
+def _explain(model: bytes, error: Exception) -> str:
+    """Why a model cannot be opened, and what to do where that is known."""
+    if not model:
+        return "and the file is empty"
+    known = next((advice for start, advice in _STARTS if model.startswith(start)), None)
+    if known is not None:
+        return f"and {known}"
+    text = str(error)
+    for words, advice in _CAUSES:
+        if words in text.lower():
+            return f"and {advice}"
+    return f"onnxruntime says: {text.splitlines()[0][:200]}"

@@ -26,7 +26,14 @@ import pyarrow.parquet as pq
 from cdp.errors import CdpError, ConfigError, DataError
 from pipelines.data.dataset import Dataset
 from pipelines.data.manifest import DataManifest
-from pipelines.data.photos import FACES, AlignSettings, PhotoTask, find_faces, read_given
+from pipelines.data.photos import (
+    FACES,
+    AlignSettings,
+    PhotoTask,
+    find_faces,
+    find_unknown,
+    read_given,
+)
 from pipelines.engine import Engine
 from pipelines.files import digest_json, open_atomically
 from pipelines.invocation import format_command
@@ -50,8 +57,8 @@ def build_parser() -> argparse.ArgumentParser:
     add = parser.add_argument
     add("--from", dest="source", type=Path, required=True, metavar="DIR", help="the photos")
     add("--to", dest="target", type=Path, required=True, metavar="DIR", help="the aligned faces")
-    add("--faces", choices=["largest", "central", "all"], default=defaults.faces,
-        help="which faces of a photo (default: largest)")  # fmt: skip
+    add("--faces", choices=["main", "largest", "central", "all"], default=defaults.faces,
+        help="which faces of a photo (default: main)")  # fmt: skip
     add("--size", type=int, default=112, metavar="PX", help="side of a face (default: 112)")
     add("--min-score", type=float, default=defaults.min_score, metavar="S",
         help=f"smallest score of a face (default: {defaults.min_score:g})")  # fmt: skip
@@ -85,6 +92,8 @@ def _align(options: argparse.Namespace) -> int:
     entries = dataset.list_entries()
     photos = [(os.path.normpath(entry.path), entry.fault) for entry in entries]
     names = _name_targets([path for path, _ in photos])
+    if options.given is not None:
+        find_unknown(given, dict(photos), options.given)
     work = options.target / WORK
     work.mkdir(parents=True, exist_ok=True)
     settings = digest_json([task.align.model_dump(mode="json"), task.size_px, _digest_given(given)])

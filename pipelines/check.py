@@ -30,6 +30,7 @@ from pipelines.data.dataset import Dataset
 from pipelines.data.folders import LEFT_OUT
 from pipelines.data.manifest import SPLITS, Entry
 from pipelines.data.names import fold_name, group_spellings
+from pipelines.data.photos import find_unknown, read_given
 from pipelines.invocation import format_command
 from pipelines.members import (
     LEAST_PEOPLE,
@@ -86,6 +87,7 @@ def check_inputs(
 
     found = list(_collect(list_all))
     used = [entry for entry in entries if not entry.fault]
+    found += _collect(lambda: _check_given(dataset, used))
     if counts:
         found += check_counts(config, dataset, used)
     if pictures and dataset.kind == "images":
@@ -154,6 +156,24 @@ def _count_folders(dataset: Dataset, split: str, entry: Entry) -> int:
     return os.path.relpath(entry.path, folder.root).count(os.sep)
 
 
+def _check_given(dataset: Dataset, used: Sequence[Entry]) -> Findings:
+    """The list of faces in photos that the manifest names."""
+    align = dataset.manifest.align
+    if align is None or align.given is None:
+        return
+    place = dataset.locate(align.given)
+    given = read_given(place)
+    unknown = find_unknown(given, dict.fromkeys(entry.path for entry in used), place)
+    faces = sum(len(listed) for listed in given.values())
+    yield Finding("note", f"{align.given}: {faces:,} faces of {len(given):,} photos are given")
+    if unknown:
+        yield Finding(
+            "warning",
+            f"{align.given}: {len(unknown):,} of {len(given):,} photos are not in the data set, "
+            f"the first is {unknown[0]!r}",
+        )
+
+
 def _describe_names(dataset: Dataset, entries: Sequence[Entry]) -> Findings:
     """The people whose folders are spelt in several ways."""
     if dataset.kind != "images":
@@ -203,6 +223,11 @@ def check_counts(config: RunConfig, dataset: Dataset, used: Sequence[Entry]) -> 
         share = config.train.mediator_share if trained else 1.0
         kept = draw_for_mediator(np.unique(people), share, config.seed)
         shortage = describe_shortage(np.array([name for name in people if name in kept]))
+        if shortage and len(kept) < len(set(people)):
+            shortage += (
+                f" (train.mediator_share keeps {len(kept)} of the {len(set(people))} labelled "
+                "people for it)"
+            )
         if shortage and config.propagate.target_precision is not None:
             text = f"{shortage}, and propagate.target_precision needs one. Label more, or leave "
             found.append(Finding("error", f"{text}the target out"))
@@ -246,12 +271,13 @@ def _check_split(dataset: Dataset, split: str, entries: Sequence[Entry]) -> Find
     high, wide = np.median(size, axis=0).astype(int).tolist()
     yield Finding("note", f"{split}: the median picture is {wide} x {high} px")
     oblong = int((size.max(axis=1) > OBLONG * size.min(axis=1)).sum())
-    if oblong > MANY * len(rows):
+    if oblong > MANY * len(rows) and dataset.manifest.align is None:
         does = "grey is added" if dataset.manifest.square == "pad" else "their margins are cut off"
         yield Finding(
             "warning",
             f"{split}: {oblong} of {len(rows)} pictures looked at are not square, and {does}. "
-            "Models expect faces cut out and aligned; `square: pad` in the manifest keeps it all",
+            "Models expect faces cut out and aligned: `align: {}` in the manifest finds them in "
+            "photos; `square: pad` keeps all of a picture",
         )
 
 
@@ -297,7 +323,8 @@ def _check_member(dataset: Dataset, member: MemberSettings, used: Sequence[Entry
     embedder = open_embedder(origin, "cpu", given)
     size = f"faces of {embedder.input_px} px to {embedder.embedding_dim} numbers"
     labelled = [entry for entry in used if entry.split == "labelled"]
-    if given is None or not labelled:
+    # Of photos the faces are not known yet; embed tries the ways when they are.
+    if given is None or not labelled or dataset.manifest.align is not None:
         shown = "" if given is None else f", shown {given.describe()}"
         yield Finding("note", f"member {member.name}: {size}{shown}")
         return

@@ -478,6 +478,8 @@ class EvaluateSettings(Settings):
         are its impostors, and the distractors of the closed set.
     fpir, fpir_rank : false positive identification rates and rank of TPIR@FPIR.
     set_sizes : pictures of one person, at most, that a probe of the protocol `sets` has.
+    set_weights : what weighs them: the "norm" of their vectors, or the "quality" of the pictures,
+        by which probes are then rejected too.
     rejected : shares of the probes that the protocol `rejecting` leaves out.
     draws : bootstrap resamples of the identities behind `low` and `high`.
     supervised : train the upper bound on the true identities, where they are known.
@@ -496,6 +498,7 @@ class EvaluateSettings(Settings):
     fpir: tuple[Rate, ...] = (0.3, 0.2, 0.1, 0.01)
     fpir_rank: Positive = 20
     set_sizes: tuple[Positive, ...] = (1, 2, 4, 8)
+    set_weights: Literal["norm", "quality"] = "norm"
     rejected: tuple[Rate, ...] = (0.1, 0.2, 0.3, 0.5)
     draws: Positive = 200
     supervised: bool = True
@@ -558,7 +561,8 @@ def read_config(path: Path, overrides: list[str]) -> RunConfig:
     value.setdefault("name", path.stem)
     for override in overrides:
         _apply_override(value, override)
-    return validate_settings(RunConfig, value, source=str(path))
+    given = f" with {' '.join(overrides)}"[:200] if overrides else ""
+    return validate_settings(RunConfig, value, source=f"{path}{given}")
 
 
 def _apply_override(value: dict[str, Any], override: str) -> None:

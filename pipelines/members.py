@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import astuple, replace
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -41,6 +41,16 @@ def find_origin(work: Work, member: MemberSettings) -> Path | None:
     if member.recognizer is not None:
         return work.locate_recognizer(member.recognizer)
     return work.dataset.locate_model(str(member.onnx or member.checkpoint))
+
+
+def describe_origin(member: MemberSettings) -> str:
+    """Where a member is from, in a few words, as the settings name it."""
+    if member.backbone is not None:
+        return f"backbone {member.backbone}, trained here"
+    if member.recognizer is not None:
+        return f"recognizer of the run {member.recognizer}"
+    restored = f", behind the restorer {member.restore}" if member.restore else ""
+    return f"{member.onnx or member.checkpoint or member.features}{restored}"
 
 
 def find_preprocessing(
@@ -78,6 +88,22 @@ def describe_given(dataset: Dataset, member: MemberSettings) -> Preprocessing:
 def _leaves_side_free(dataset: Dataset, member: MemberSettings) -> bool:
     origin = dataset.locate_model(str(member.onnx))
     return open_embedder(origin, "cpu", member.describe_preprocessing()).input_px is None
+
+
+def pack_preprocessing(way: Preprocessing) -> list[Any]:
+    """What a member is shown, as JSON values for the facts of a stage."""
+    return list(astuple(way))
+
+
+def read_preprocessing(
+    work: Work, member: MemberSettings, origin: Path | None
+) -> Preprocessing | None:
+    """What the stage embed showed an ONNX member; None for any other member."""
+    packed = work.input_facts("embed").get("preprocessing", {}).get(member.name)
+    if packed is None:  # a run of an earlier version
+        return find_preprocessing(work, member, origin)
+    values: list[Any] = [tuple(each) if isinstance(each, list) else each for each in packed]
+    return Preprocessing(*values)
 
 
 def rank_member(

@@ -33,6 +33,14 @@ if TYPE_CHECKING:
 
     from pipelines.data.dataset import Dataset
 
+NEEDED = {
+    ("ingest", "samples"): ("sample_id", "path", "split", "identity", "sha256", "copy_of", "clip"),
+    ("propagate", "labels"): (
+        "sample_id", "path", "pseudo_label", "cluster_size", "confidence", "representative",
+    ),
+    ("propagate", "clusters"): ("pseudo_label", "size", "expected_precision", "medoid_sample_id"),
+}  # fmt: skip
+"""Columns of a table that exports, review and this module read; other versions may lack some."""
 SHOWN = 60
 """Most faces of one cluster in a notebook."""
 
@@ -150,6 +158,16 @@ class RunResults:
         """sample_id -> WebP file of the labelled image; empty for a run on features."""
         return self._read_thumbnails("labelled")
 
+    @cached_property
+    def rejected_thumbnails(self) -> Mapping[str, bytes]:
+        """path -> WebP file of a rejected file that could be decoded; of a bounded number."""
+        published = self.find("thumbnails")
+        if published is None or not published.path("rejected").exists():
+            return {}
+        table = published.read("rejected")
+        paths, images = table["path"].to_pylist(), table["image"].to_pylist()
+        return dict(zip(paths, images, strict=True))
+
     def _read_thumbnails(self, name: str) -> Mapping[int, bytes]:
         published = self.find("thumbnails")
         if published is None or not published.path(name).exists():
@@ -170,7 +188,16 @@ class RunResults:
 
     def read(self, stage: str, table: str, columns: list[str] | None = None) -> pd.DataFrame:
         """Any table: `read("embed", "embeddings/unlabelled/base")`."""
-        return self._require(stage).read(table, columns).to_pandas()
+        published = self._require(stage)
+        found = published.read(table, columns)
+        wanted = NEEDED.get((stage, table), ()) if columns is None else ()
+        missing = [name for name in wanted if name not in found.column_names]
+        if missing:
+            raise StageError(
+                f"{published.path(table)} has no column {missing[0]}: another version of CDP made "
+                f"it. Make it again with: {self.compose_command('--until', stage)}"
+            )
+        return found.to_pandas()
 
     def _require(self, stage: str) -> Published:
         published = self.find(stage)

@@ -17,6 +17,7 @@ import getpass
 import hmac
 import ipaddress
 import json
+import re
 import secrets
 import signal
 import socket
@@ -130,12 +131,20 @@ class _Asset(_Handler):
 
 class _Face(_Handler):
     def get(self, _token: str, sample: str) -> None:
-        picture = self.session.find_picture(int(sample))
+        self.send(self.session.find_picture(int(sample)))
+
+    def send(self, picture: bytes | None) -> None:
+        """A picture, or 404."""
         if picture is None:
             raise HTTPError(404)
         self.set_header("Content-Type", "image/webp")
         self.set_header("Cache-Control", "private, max-age=3600")
         self.finish(picture)
+
+
+class _RejectedFace(_Face):
+    def get(self, _token: str, number: str) -> None:
+        self.send(self.session.rejected.pictures.get(int(number)))
 
 
 class _Question(_Handler):
@@ -171,7 +180,36 @@ class _Clusters(_Handler):
         if order not in ("size", "doubt") or not offset.isdigit():
             raise HTTPError(400)
         text = self.get_query_argument("text", "")
-        self.answer(self.session.list_clusters(order=order, text=text, offset=int(offset)))
+        sizes = re.fullmatch(r"([0-9]{1,9})-([0-9]{1,9})", self.get_query_argument("sizes", ""))
+        self.answer(
+            self.session.list_clusters(
+                order=order,
+                text=text,
+                sizes=None if sizes is None else (int(sizes[1]), int(sizes[2])),
+                offset=int(offset),
+            )
+        )
+
+
+class _Neighbours(_Handler):
+    def get(self, _token: str, sample: str) -> None:
+        self.session.refresh()
+        self.answer({"neighbours": self.session.describe_neighbours(int(sample))})
+
+
+class _LeftOut(_Handler):
+    """One page of the images without a label, or of the rejected files."""
+
+    def get(self, _token: str, which: str) -> None:
+        self.session.refresh()
+        offset = self.get_query_argument("offset", "0")
+        if not offset.isdigit():
+            raise HTTPError(400)
+        kind, text = (self.get_query_argument(name, "") for name in ("kind", "text"))
+        if which == "rejected":
+            self.answer(self.session.rejected.list_page(kind, text, int(offset)))
+        else:
+            self.answer(self.session.list_unlabelled(kind=kind, text=text, offset=int(offset)))
 
 
 class _Cluster(_Handler):
@@ -241,6 +279,9 @@ def make_application(session: ReviewSession, token: str, hosts: frozenset[str]) 
             (rf"{start}/", _Index, given),
             (rf"{start}/asset/([a-z.]+)", _Asset, given),
             (rf"{start}/face/([0-9]{{1,18}})", _Face, given),
+            (rf"{start}/rejected/([0-9]{{1,18}})", _RejectedFace, given),
+            (rf"{start}/neighbours/([0-9]{{1,18}})", _Neighbours, given),
+            (rf"{start}/left-out/(unlabelled|rejected)", _LeftOut, given),
             (rf"{start}/question", _Question, given),
             (rf"{start}/skip", _Skip, given),
             (rf"{start}/clusters", _Clusters, given),

@@ -121,16 +121,17 @@ class LabelledPeople:
 
     def describe_images(self, images: np.ndarray) -> dict[str, Any]:
         """Labelled images as one side of a question."""
-        faces = [self._describe_face(sample) for sample in images[:SHOWN].tolist()]
+        faces = [self.describe_face(sample) for sample in images[:SHOWN].tolist()]
         return {"label": None, "identity": None, "size": len(images), "faces": faces}
 
     def describe_keys(self, keys: Sequence[str]) -> list[dict[str, Any]]:
         """The faces of the images that a decision names."""
         wanted = set(keys)
         found = [place for place, key in enumerate(self.keys) if key in wanted]
-        return [self._describe_face(int(self.ids[place])) for place in found]
+        return [self.describe_face(int(self.ids[place])) for place in found]
 
-    def _describe_face(self, sample: int) -> dict[str, Any]:
+    def describe_face(self, sample: int) -> dict[str, Any]:
+        """One labelled image."""
         image = self.samples.iloc[self.place[sample]]
         return {
             "id": sample,
@@ -140,6 +141,10 @@ class LabelledPeople:
             "size_px": [int(image.width), int(image.height)],
             "picture": sample in self.thumbnails,
         }
+
+    def find_name(self, sample: int) -> str:
+        """The person of a labelled image."""
+        return str(self.samples.identity.iloc[self.place[sample]])
 
     # -- questions
 

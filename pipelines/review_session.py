@@ -3,7 +3,8 @@
 The contract:
 - Enters: a finished run and its corrections table. Every decision is appended to the table at once;
   apart from skipped questions, all state is read back from there.
-- The clusters shown are the published labels after applying all active decisions.
+- The clusters shown are the published labels after applying all active decisions, and what the
+  tracks of videos say where nobody has decided: what a rerun would give for them.
 - A question is open until its images are accepted or kept apart. Questions are ranked by
   `cdp.review.questions`; skipped ones come last.
 - A new version of the run, and decisions made elsewhere, are noticed at the next request.
@@ -19,9 +20,10 @@ import numpy as np
 from cdp.errors import DataError, StageError
 from cdp.propagation.average_linkage import agglomerate
 from cdp.propagation.quality import QualityEstimate, estimate_quality
-from cdp.review.constraints import apply_constraints, settle_pairs
+from cdp.review.constraints import Constraints, apply_constraints, settle_pairs
 from cdp.review.questions import Question as ClusterQuestion
 from cdp.review.questions import filter_answered, rank_questions
+from cdp.review.tracks import give_way
 from cdp.types import UNLABELLED
 from pipelines.decisions import (
     ON_LABELLED,
@@ -33,7 +35,10 @@ from pipelines.decisions import (
     list_active,
     resolve_decisions,
 )
+from pipelines.followed import find_track_constraints
 from pipelines.results import RunResults, open_run
+from pipelines.review_left_out import PAGE, RejectedFiles, UnlabelledImages
+from pipelines.review_neighbours import NeighbourLists
 from pipelines.review_people import DoubtQuestion, LabelledPeople, PersonQuestion
 from pipelines.tables import find_rows, list_pairs
 
@@ -71,6 +76,7 @@ class ReviewSession:
         self.representative = find_rows(labels)
         samples = run.samples.set_index("sample_id").loc[self.sample_id].reset_index()
         self.keys = find_keys(samples)
+        self.followed = _follow_tracks(run, samples)
         self.pairs = list_pairs(run.pairs, self.sample_id)
         self.probability = run.pairs.probability.to_numpy()
         threshold = run.manifest("propagate")["facts"].get("threshold")
@@ -81,6 +87,8 @@ class ReviewSession:
         self.vectors = run.view_of(self.sample_id)
         self.thumbnails = run.thumbnails
         self.people = LabelledPeople(run, self.sample_id)
+        self.neighbours = NeighbourLists(run)
+        self.rejected = RejectedFiles(run)
         self._seen: tuple[int, int] | None = None
         self.refresh()
 
@@ -112,13 +120,15 @@ class ReviewSession:
             return
         self._seen = seen
         self.decisions = self.table.read()
-        self.corrections, self.missing = resolve_decisions(self.decisions, self.keys)
+        decided, self.missing = resolve_decisions(self.decisions, self.keys)
+        self.corrections = give_way(self.followed, decided) if self.followed else decided
         self.settled = settle_pairs(self.pairs, self.probability, self.corrections)
         self.label = apply_constraints(
             self.published, self.pairs, self.settled, self.corrections, threshold=self.threshold
         )
         self.named = find_names(self.decisions, self.keys)
         self._questions: list[Question] | None = None
+        self._unlabelled: UnlabelledImages | None = None
 
     # -- questions
 
@@ -308,6 +318,44 @@ class ReviewSession:
         """The WebP file of one image, labelled or not; None where there is none."""
         return self.thumbnails.get(sample) or self.people.thumbnails.get(sample)
 
+    def describe_neighbours(self, sample: int) -> list[dict[str, Any]]:
+        """The nearest neighbours of an image: face, cosine, and cluster or labelled person."""
+        found = []
+        for other, cosine in self.neighbours.find(sample):
+            face = self._find_face(other)
+            if face is not None:
+                found.append({**face, "cosine": round(float(cosine), 4)})
+        return found
+
+    def _find_face(self, sample: int) -> dict[str, Any] | None:
+        """Any image of the run with its cluster or person; None for one that is not shown."""
+        row = int(np.searchsorted(self.sample_id, sample))
+        if row < len(self.sample_id) and self.sample_id[row] == sample:
+            return {**self._describe_face(row), "cluster": int(self.label[row]), "identity": None}
+        if sample not in self.people.place:
+            return None
+        face = self.people.describe_face(sample)
+        return {**face, "cluster": None, "identity": self.people.find_name(sample)}
+
+    def list_unlabelled(self, *, kind: str = "", text: str = "", offset: int = 0) -> dict[str, Any]:
+        """One page of the images without a label, each with the reason."""
+        if self._unlabelled is None:
+            out = self.corrections.rejected
+            self._unlabelled = UnlabelledImages(
+                self.label, self.published, np.empty(0, np.int64) if out is None else out,
+                self.pairs, self.settled, threshold=self.threshold, voted=self.voted,
+            )  # fmt: skip
+        images = self._unlabelled
+        rows = images.list_rows(kind, text, self.names)
+        return {
+            "total": len(rows),
+            "reasons": images.count(),
+            "images": [
+                {**self._describe_face(row), "reason": images.explain(row, self.names)}
+                for row in rows[offset : offset + PAGE].tolist()
+            ],
+        }
+
     def describe_cluster(self, label: int) -> dict[str, Any]:
         """One current cluster with all its faces."""
         rows = np.flatnonzero(self.label == label) if label >= 0 else np.empty(0, np.int64)
@@ -316,12 +364,23 @@ class ReviewSession:
         return {"kind": "cluster", "sides": [self._describe_side(rows)]}
 
     def list_clusters(
-        self, *, order: str = "size", text: str = "", offset: int = 0, limit: int = 24
+        self,
+        *,
+        order: str = "size",
+        text: str = "",
+        sizes: tuple[int, int] | None = None,
+        offset: int = 0,
+        limit: int = 24,
     ) -> dict[str, Any]:
-        """One page of the current clusters: largest, or lowest expected precision, first."""
+        """One page of the current clusters: largest, or lowest expected precision, first.
+
+        sizes : least and most images of a cluster.
+        """
         precision = self._estimate().expected_precision
         size = np.bincount(self.label[self.label != UNLABELLED], minlength=len(precision))
         chosen = np.arange(len(precision))
+        if sizes is not None:
+            chosen = chosen[(size >= sizes[0]) & (size <= sizes[1])]
         if text.isdigit():
             chosen = chosen[chosen == int(text)]
         elif text:
@@ -401,6 +460,18 @@ class ReviewSession:
             "size_px": self.size_px[row].tolist(),
             "picture": sample in self.thumbnails,
         }
+
+
+def _follow_tracks(run: RunResults, samples: Any) -> Constraints:
+    """What the tracks say about the images of the run, as `propagate` knows them."""
+    config = run.manifest("propagate")["ingredients"]["config"]
+    embedded = run.find("embed")
+    if embedded is None or not config["propagate"].get("tracks") or "track" not in samples:
+        return Constraints(len(samples))
+    committee = config["committee"]
+    members = [member["name"] for member in (committee["base"], *committee["members"])]
+    views = [embedded.path(f"embeddings/unlabelled/{member}") for member in members]
+    return find_track_constraints(samples, views, seed=config["seed"])
 
 
 def find_moved(before: np.ndarray, now: np.ndarray) -> np.ndarray:

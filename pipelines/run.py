@@ -201,12 +201,12 @@ def _log_outcome(store: Store, run: str, place: Path, reported: bool) -> None:
 def _check(runtime: Runtime, steps: list[Step]) -> None:
     """Look at data and models before stages that read them cost time; the first error ends it."""
     running = {step.stage.name for step in steps if step.action == "run"}
-    if not running & {"ingest", "embed"}:
+    if not running & {"detect", "ingest", "embed"}:
         return
     found = check_inputs(
         runtime.config,
         runtime.dataset,
-        pictures="ingest" in running,
+        pictures=bool(running & {"detect", "ingest"}),
         models="embed" in running,
         counts="knn" in running,
     )

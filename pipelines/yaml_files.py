@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
+from difflib import get_close_matches
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -24,6 +25,12 @@ YAML_BYTES = 1 << 20
 YAML_VALUES = 10_000
 """Values of one file; values repeated by an alias are counted each time."""
 YAML_DEPTH = 50
+_HINTS = {
+    "'\\t'": ". It is a tab; YAML is indented by spaces",
+    "mapping values": ". Is a space behind each colon, and text with a colon in quotes?",
+    "escape character": ". In double quotes a backslash begins an escape; write single quotes",
+}
+"""Words of the YAML reader's messages, and what to do."""
 
 
 class _OneOfEachKey(yaml.SafeLoader):
@@ -48,6 +55,7 @@ def parse_yaml(text: str, source: str) -> Any:
         place = getattr(error, "problem_mark", None)
         where = f", line {place.line + 1}" if place else ""
         problem = getattr(error, "problem", None) or getattr(error, "reason", None) or "not YAML"
+        problem += next((hint for words, hint in _HINTS.items() if words in problem), "")
         raise ConfigError(f"{source}{where}: {problem}") from error
     except Exception as error:  # an invalid date, number or tag may raise any exception
         reason = str(error).splitlines()[0][:120] if str(error) else type(error).__name__
@@ -92,7 +100,9 @@ def read_yaml(path: Path) -> dict[str, Any]:
         near = sorted(p.name for p in path.parent.glob("*.yaml")) if path.parent.is_dir() else []
         hint = f"; there are {', '.join(near)}" if near else ""
         raise ConfigError(f"no such file: {path}{hint}") from None
-    except (OSError, UnicodeDecodeError) as error:
+    except UnicodeDecodeError as error:
+        raise ConfigError(f"cannot read {path}: {error}. Save it as UTF-8") from error
+    except OSError as error:
         raise ConfigError(f"cannot read {path}: {error}") from error
     value = parse_yaml(text, str(path))
     if not isinstance(value, dict):
@@ -116,8 +126,12 @@ def _explain(error: ValidationError, kind: type[BaseModel], source: str) -> str:
     for fault in error.errors():
         where = ".".join(str(part) for part in fault["loc"]) or kind.__name__
         if fault["type"] == "extra_forbidden":
-            known = ", ".join(_find_fields(kind, fault["loc"][:-1]))
-            lines.append(f"{where}: no such setting; known here: {known}")
+            known = _find_fields(kind, fault["loc"][:-1])
+            meant = _guess(kind, str(fault["loc"][-1]), known)
+            lines.append(f"{where}: no such setting; {meant}known here: {', '.join(known)}")
+        elif fault["type"] == "string_pattern_mismatch" and where.split(".")[-1] == "name":
+            given = repr(fault["input"])[:60]
+            lines.append(f"{where}: up to 41 of a-z, 0-9 and _ expected, got {given}")
         elif fault["type"] == "missing":
             lines.append(f"{where}: missing")
         else:
@@ -127,6 +141,17 @@ def _explain(error: ValidationError, kind: type[BaseModel], source: str) -> str:
             got = got if len(got) <= 200 else f"{got[:200]}..."
             lines.append(f"{where}: {message}, got {got}" if fault["loc"] else message)
     return f"{source}: " + "; ".join(lines)
+
+
+def _guess(kind: type[BaseModel], given: str, known: list[str]) -> str:
+    """The setting that was meant, if one is spelt alike here or alike in another section."""
+    near = get_close_matches(given, known, 1)
+    if near:
+        return f"did you mean {near[0]}? "
+    own = list(kind.model_fields)
+    fields = {name: _find_fields(kind, (name,)) for name in own}
+    inside = [name for name in own if given in fields[name] and fields[name] != own]
+    return f"there is {inside[0]}.{given}; " if inside else ""
 
 
 def _find_fields(kind: type[BaseModel], location: tuple[Any, ...]) -> list[str]:

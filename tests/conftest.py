@@ -79,6 +79,26 @@ def pytest_collection_modifyitems(items):
             wanted = drawn is not None and drawn.params.get("backend") == "nmslib"
             if wanted or item.get_closest_marker("nmslib"):
                 item.add_marker(skipped)
+    if any(item.get_closest_marker("slow") for item in items):
+        fork_workers()
+
+
+PRELOADED = ("torch", "onnxruntime", "cv2", "pandas", "pyarrow.parquet", "scipy.sparse", "numba",
+             "cdp.clusterer", "pipelines.stages.embed", "pipelines.stages.ingest")  # fmt: skip
+
+
+def fork_workers():
+    """Runs made in this process fork their workers from one that has imported everything.
+
+    A worker of its own takes some five seconds to import, and the tests start a hundred. Runs in
+    processes of their own start workers as users' runs do.
+    """
+    import dask
+    from distributed.utils import get_mp_context
+
+    dask.config.set({"distributed.worker.multiprocessing-method": "forkserver"})
+    at_hand = [name for name in PRELOADED if importlib.util.find_spec(name.split(".")[0])]
+    get_mp_context().set_forkserver_preload(["distributed", *at_hand])
 
 
 @pytest.fixture(scope="session")

@@ -95,9 +95,8 @@ def list_complaints(browser):
 def report(browser, known_run):
     page = known_run / "report" / "report.html"
     open_page(browser, f"file://{quote(str(page.resolve()))}")
-    assert not find(
-        browser, "main section:not(#looking) img"
-    )  # faces wait until somebody comes near
+    # Faces wait until somebody comes near; pictures of two sections are part of the page.
+    assert not find(browser, "main section:not(#looking):not(#inputs) img")
     browser.execute_script("document.getElementById('clusters').scrollIntoView()")
     wait_for(browser, "return document.querySelector('#clusters .sheet')")
     return browser
@@ -143,6 +142,27 @@ def test_the_report_is_walked_by_keyboard(report):
     press(report, "\ue007")  # enter
     assert find(report, "dialog[open]")
     press(report, "\ue00c")
+
+
+def test_the_map_is_chosen_from_by_mouse_and_by_keys(report):
+    shown = "return document.querySelector('#map .shown').textContent"
+    dot = "document.querySelector('#map g.cluster circle')"
+    label = report.execute_script(f"return {dot}.closest('g').dataset.cluster")
+    report.execute_script(f"{dot}.dispatchEvent(new MouseEvent('click', {{bubbles: true}}))")
+    assert f"cluster {label}." in report.execute_script(shown)
+    assert find(report, f"#map .shown [data-cluster='{label}'] button.face")
+    press(report, "n", "\ue007")
+    name = report.execute_script("return document.activeElement.getAttribute('aria-label')")
+    assert name.startswith("Cluster ")
+    assert f"Cluster {label}," not in name
+    assert name.split(",")[0].lower() in report.execute_script(shown)
+    press(report, "p")
+    again = report.execute_script("return document.activeElement.getAttribute('aria-label')")
+    assert again.startswith(f"Cluster {label},")
+    for key in "\ue012\ue013\ue014\ue015":  # the four arrows
+        press(report, key)
+    assert report.execute_script("return document.activeElement.closest('#map svg') !== null")
+    assert list_complaints(report) == []
 
 
 @pytest.mark.parametrize("scheme", ["light", "dark"])
@@ -287,6 +307,37 @@ def test_review_from_question_to_rerun(browser, own_known_run, known):
         browser.refresh()
         wait_for(browser, "return document.getElementById('progress').textContent"
                  ".includes(' 0 images will move')")  # fmt: skip
+
+
+def test_a_larger_picture_leads_to_its_neighbours_and_left_out_images_are_listed(
+    browser, known_run
+):
+    with serve(known_run) as client:
+        open_page(browser, f"http://{client.host}/{client.token}/")
+        browser.execute_script("document.querySelector('#ask button.face').focus()")
+        press(browser, " ")
+        wait_for(browser, "return document.querySelectorAll('#larger .near button').length >= 8")
+        (dialog,) = find(browser, "#larger[open]")
+        assert "48 x 48 px" in dialog.text
+        caption = find(browser, "#larger .near button")[0].get_attribute("aria-label")
+        assert ", cosine 0." in caption
+        find(browser, "#larger .near button")[0].click()
+        wait_for(browser, "return document.querySelector('#larger dd').textContent"
+                 " === arguments[0]",
+                 caption.split(",")[0])  # fmt: skip
+        press(browser, " ")
+        wait_for(browser, "return !document.getElementById('larger').open")
+        browser.execute_script("document.querySelector('[data-tab=left]').click()")
+        _, found = client.get("left-out/unlabelled")
+        shown = wait_for(browser, "const rows = document.querySelectorAll('#left li');"
+                         "return rows.length === arguments[0] && [...rows].map(r => r.textContent)",
+                         min(48, found["total"]))  # fmt: skip
+        assert found["images"][0]["name"] in shown[0]
+        assert found["images"][0]["reason"] in shown[0]
+        find(browser, "[data-left=rejected]")[0].click()
+        wait_for(browser, "return document.querySelector('#left p').textContent === arguments[0]",
+                 "There is none.")  # fmt: skip
+        assert list_complaints(browser) == []
 
 
 def drag(browser, face, tray):

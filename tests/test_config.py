@@ -51,7 +51,7 @@ def test_overrides_reach_nested_fields_with_their_yaml_type(config_path):
 @pytest.mark.parametrize(
     ("override", "expected"),
     [
-        ("propagate.maxsize=3", "propagate.maxsize: no such setting; known here: .*max_size"),
+        ("propagate.maxsize=3", "propagate.maxsize: no such setting; .*known here: .*max_size"),
         ("propagate.max_size=many", "propagate.max_size: .*valid integer, got 'many'"),
         ("propagate.max_size='3'", "propagate.max_size: .*valid integer, got '3'"),
         ("knn.k=0", "knn.k: .*greater than or equal to 1, got 0"),

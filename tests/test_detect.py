@@ -8,11 +8,16 @@ import pandas as pd
 import pyarrow.parquet as pq
 import pytest
 import yaml
+from known_clusters import build_projection
 from PIL import Image
 from test_photos import draw_photo
 
 import cdp
+from cdp.errors import BackendError, StageError
+from pipelines.check import check_inputs
+from pipelines.config import read_config
 from pipelines.data.crops import list_faces
+from pipelines.data.dataset import Dataset
 from pipelines.data.manifest import Entry
 from pipelines.engine import Engine
 from pipelines.run import main
@@ -191,6 +196,50 @@ def test_images_that_are_not_aligned_are_warned_of(
     assert facts["aligned"] == {"unlabelled": 1.0}
 
 
+def test_without_the_detector_the_log_says_that_nothing_was_checked(
+    place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from cdp.images import alignment_check
+
+    def fail(images):
+        raise BackendError("the detector is not installed")
+
+    for number in range(10):
+        (place / "many").mkdir(exist_ok=True)
+        Image.fromarray(draw_photo()[:, : 120 + number]).save(place / "many" / f"{number}.png")
+    monkeypatch.setattr(alignment_check, "measure_offsets", fail)
+    manifest = {"name": "many", "kind": "images", "unlabelled": {"root": "many"}}
+    write(place, manifest)
+    assert run(place, "--until", "ingest", "name=many") == 0
+    assert "was not checked, which needs the detector: pip install" in capsys.readouterr().out
+
+
+def test_ready_models_and_photos_of_known_people_pass_the_check(
+    place: Path, data_root: Path
+) -> None:
+    """The faces by which models are tried are not known before the stage detect."""
+    people = [path.name for path in sorted((data_root / "photos/people").iterdir())]
+    several = [
+        name for name in people if len([*(data_root / "photos/people" / name).iterdir()]) > 1
+    ]
+    for name in several[:5]:
+        for photo in sorted((data_root / "photos/people" / name).iterdir())[:2]:
+            target = place / "known" / name / photo.name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_bytes(photo.read_bytes())
+    manifest = {**MANIFEST, "labelled": {"root": "known"}, "align": {}}
+    write(place, manifest)
+    member = {"name": "m", "onnx": "m.onnx"}
+    (place / "m.onnx").write_bytes(build_projection(64, 0))
+    (place / "ready.yaml").write_text(
+        yaml.safe_dump({"data": "data.yaml", "committee": {"base": member}})
+    )
+    config = read_config(place / "ready.yaml", [])
+    found = check_inputs(config, Dataset.open(place / "data.yaml", place), counts=False)
+    assert [each.text for each in found if each.level == "error"] == []
+    assert any(each.text.startswith("member m: faces of ") for each in found)
+
+
 def test_wrong_settings_are_named(place: Path, capsys: pytest.CaptureFixture[str]) -> None:
     write(place, {**MANIFEST, "align": {"faces": "every"}})
     assert run(place, "--dry-run") == 2
@@ -211,3 +260,52 @@ def test_a_photo_named_like_a_face_is_refused() -> None:
     entries = [Entry(path, "unlabelled", None) for path in ("a.jpg", "a.jpg#0")]
     with pytest.raises(cdp.DataError, match="names a photo and a face of another"):
         list_faces(entries, faces, pd.DataFrame({"photo": [], "reason": []}), 8)
+
+
+def test_a_full_disk_and_a_photo_that_goes_away_cost_only_what_they_must(
+    place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from pipelines.stages import detect
+
+    def fill_disk(directory, part, crops):
+        if part == 1:
+            raise StageError(f"cannot write {directory}/crops/part-00001.npy: No space left")
+        write_crops(directory, part, crops)
+
+    def count(photos, *rest):
+        looked.append([path for path, _ in photos])
+        return find_faces(photos, *rest)
+
+    looked: list[list[str]] = []
+    write_crops, find_faces = detect.write_crops, detect.find_faces
+    write(place, {**MANIFEST, "size_px": 66})  # as no other test has it
+    monkeypatch.setattr(detect, "PART_SIZE", 4)
+    monkeypatch.setattr(detect, "find_faces", count)
+    monkeypatch.setattr(detect, "write_crops", fill_disk)
+    assert run(place, "--until", "detect", "name=full", "--force") == 1
+    assert "part-00001.npy: No space left" in capsys.readouterr().err
+    assert not (place / "runs" / "full" / "detect").exists()
+    monkeypatch.setattr(detect, "write_crops", write_crops)
+    first, second = looked
+    gone = place / second[0]
+    kept = gone.read_bytes()
+
+    def compute(engine, function, parts, *, label):
+        if label == "detect":
+            gone.unlink()
+        return iter([function(*part) for part in parts])
+
+    monkeypatch.setattr(Engine, "map", compute)
+    looked.clear()
+    try:
+        assert run(place, "--until", "ingest", "name=full") == 0
+    finally:
+        gone.write_bytes(kept)
+    assert looked == [second]  # the finished part was kept
+    results = cdp.open_run(place / "runs" / "full")
+    reason = results.read("detect", "rejected").set_index("photo").reason
+    assert reason[second[0]] == "cannot be read: No such file or directory"
+    faces = results.read("detect", "faces")
+    assert set(first) & set(faces.photo)
+    assert set(second[1:]) & set(faces.photo)
+    assert len(results.samples) == faces.chosen.sum()

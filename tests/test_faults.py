@@ -414,7 +414,9 @@ def test_an_image_that_may_not_be_read_costs_itself_only(tiny, tmp_path):
     for split, colours in (("labelled/ada", "red green"), ("unlabelled", "blue white grey")):
         for colour in colours.split():
             (tmp_path / "data" / split).mkdir(parents=True, exist_ok=True)
-            Image.new("RGB", (20, 20), colour).save(tmp_path / "data" / split / f"{colour}.png")
+            picture = Image.new("RGB", (20, 20), colour)
+            picture.paste("black", (5, 5, 15, 15))
+            picture.save(tmp_path / "data" / split / f"{colour}.png")
     data = {"name": "mine", "kind": "images", "size_px": 20, "labelled": {"root": "labelled"},
             "unlabelled": {"root": "unlabelled", "layout": "pile"}}  # fmt: skip
     (tmp_path / "mine.yaml").write_text(yaml.safe_dump(data))

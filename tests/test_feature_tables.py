@@ -1,6 +1,7 @@
 """Tables of vectors as other tools write them, by pandas, pyarrow and numpy themselves."""
 
 import io
+import os
 import zipfile
 
 import numpy as np
@@ -137,3 +138,41 @@ def test_an_array_that_lies_about_its_size_is_refused(tmp_path):
         archive.writestr("a.npy", head.getvalue() + bytes(64))
     with pytest.raises(DataError, match="lies about its size"):
         read_table(tmp_path / "a.npz", NAMES)
+
+
+class Tripwire:
+    """An object whose unpickling makes a folder."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.mkdir, (self.path,)
+
+
+@pytest.mark.parametrize("array", ["embedding", "names"])
+def test_an_archive_of_pickled_objects_is_refused_and_not_unpickled(tmp_path, array):
+    objects = np.array([Tripwire(str(tmp_path / "unpickled"))] * 4, object)
+    others = {"embedding": np.ones((4, 2)), "names": np.array(NAMES)}
+    np.savez(tmp_path / "a.npz", **{**others, array: objects})
+    with pytest.raises(DataError, match=r"a\.npz: .*(found embedding object|are Python objects)"):
+        read_table(tmp_path / "a.npz", NAMES)
+    assert not (tmp_path / "unpickled").exists()
+    with np.load(tmp_path / "a.npz", allow_pickle=True) as loaded:
+        loaded[array]
+    assert (tmp_path / "unpickled").exists()  # the same file, read without care
+
+
+@pytest.mark.parametrize("text", ["string", "large_string", "string_view", "dictionary"])
+def test_names_of_every_type_of_text(tmp_path, text):
+    """Polars writes large strings or views, pandas dictionaries of categories."""
+    kind = {"string": pa.string(), "large_string": pa.large_string(),
+            "dictionary": pa.dictionary(pa.int32(), pa.string())}.get(text)  # fmt: skip
+    if kind is None:
+        if not hasattr(pa, "string_view"):
+            pytest.skip("Arrow of this version has no views of strings")
+        kind = pa.string_view()
+    columns = {"path": pa.array(NAMES).cast(kind), "e": np.eye(4).tolist()}
+    pq.write_table(pa.table(columns), tmp_path / "a.parquet")
+    found = read_table(tmp_path / "a.parquet", NAMES[::-1])
+    np.testing.assert_array_equal(found, np.eye(4)[::-1])

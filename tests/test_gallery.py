@@ -72,6 +72,25 @@ def test_a_gallery_travels_as_a_file(gallery, people, tmp_path):
         cdp.Gallery.load(tmp_path / "bad")
 
 
+def test_a_saved_gallery_is_of_one_recognizer(tmp_path):
+    faces = np.random.default_rng(0).integers(0, 255, (3, 24, 24, 3)).astype(np.uint8)
+    ours, other = (
+        cdp.Recognizer(build_backbone("plain", width=0.5, seed=seed), device="cpu")
+        for seed in range(2)
+    )
+    gallery = cdp.Gallery(ours, threshold=0.1)
+    gallery.enrol("ann", faces)
+    gallery.save(tmp_path / "g")
+    ours.save(tmp_path / "ours")
+    again = cdp.Gallery.load(tmp_path / "g", cdp.Recognizer.load(tmp_path / "ours", device="cpu"))
+    assert again.identify(faces)[0].name == "ann"
+    with pytest.raises(DataError, match=r"enrolled by another recognizer.*enrol the people again"):
+        cdp.Gallery.load(tmp_path / "g", other)
+    cdp.Gallery.load(tmp_path / "g").save(tmp_path / "copy")  # of vectors alone
+    with pytest.raises(DataError, match="another recognizer"):
+        cdp.Gallery.load(tmp_path / "copy", other)
+
+
 def test_mistakes_are_named(gallery, people):
     with pytest.raises(DataError, match="32 numbers are enrolled, got 2"):
         gallery.enrol("eve", np.eye(2, dtype=np.float32))

@@ -31,7 +31,7 @@ pipelines.verdict
 pipelines.stage pipelines.results
 pipelines.members pipelines.label_check
 pipelines.copies
-pipelines.export pipelines.review_people
+pipelines.export pipelines.review_people pipelines.review_neighbours pipelines.review_left_out
 pipelines.review_session
 pipelines.training pipelines.pages pipelines.real_probes
 pipelines.stages pipelines.choices

@@ -106,6 +106,25 @@ def test_broken_records_cost_only_themselves(tmp_path: Path) -> None:
         list(records.list_members(path))
 
 
+@pytest.mark.parametrize("lie", [4, 120, 300, 1 << 20])
+def test_without_an_index_a_record_that_lies_hides_no_other(tmp_path: Path, lie: int) -> None:
+    """Its length reaches into the next record, the one after that, or beyond the file."""
+    pieces = [make_record(encode(value), [value]) for value in range(1, 7)]
+    head = struct.unpack("<I", pieces[2][4:8])[0]
+    pieces[2] = MAGIC + struct.pack("<I", head + lie) + pieces[2][8:]
+    path = tmp_path / "a.rec"
+    write_records(path, pieces, index=False)
+    members = list(records.list_members(path))
+    people = [m.identity for m in members if not m.fault]
+    assert [person for person in people if person != "3"] == ["1", "2", "4", "5", "6"]
+    # Where it ends as a later record does, the rest follows without a break.
+    assert sum(bool(m.fault) for m in members) == (lie != len(pieces[3]))
+    read = [records.read_member(path, m.name) for m in members if not m.fault]
+    assert [encode(value) for value in (1, 2, 4, 5, 6)] == [
+        data for data, person in zip(read, people, strict=True) if person != "3"
+    ]
+
+
 def make_tar(members: list[tuple[str, bytes]], links: tuple[str, ...] = ()) -> bytes:
     stream = io.BytesIO()
     with tarfile.open(fileobj=stream, mode="w") as tar:
@@ -159,7 +178,76 @@ def test_cut_shards_keep_what_is_whole(tmp_path: Path) -> None:
     for data in (b"", b"no tar at all" * 100):
         path.write_bytes(data)
         (member,) = shards.list_members(path)
-        assert member.fault.startswith("the shard cannot be read any further")
+        assert member.fault.startswith("the shard cannot be read: ")
+
+
+def find_images(path: Path) -> tuple[list[str], list[str]]:
+    """The names of the whole members, all of them read, and the reasons of the others."""
+    found = list(shards.list_members(path))
+    whole = [member.name for member in found if not member.fault]
+    for name in whole:
+        shards.read_member(path, name)
+    return whole, [member.fault for member in found if member.fault]
+
+
+def test_a_damaged_place_in_a_shard_costs_itself(tmp_path: Path) -> None:
+    names = [f"{value}.png" for value in range(6)]
+    whole = make_tar([(name, encode(value)) for value, name in enumerate(names)])
+    path = tmp_path / "0.tar"
+
+    def write(place: int, data: bytes) -> None:
+        path.write_bytes(whole[:place] + data + whole[place + len(data) :])
+
+    write(2 * 1024 + 3, b"????")  # the checksum of a header fails
+    found, (fault,) = find_images(path)
+    assert found == [*names[:2], *names[3:]]
+    assert fault.startswith("the shard is damaged after 2 files: ")
+    for said in (b"00000001200", b"77777777777"):  # a length into the next member, beyond the file
+        header = bytearray(whole[2 * 1024 : 2 * 1024 + 512])
+        header[124:136] = said + b"\0"
+        header[148:156] = b" " * 8
+        header[148:156] = b"%06o\0 " % sum(header)
+        write(2 * 1024, bytes(header))
+        found, faults = find_images(path)
+        assert [name for name in found if name != "2.png"] == [*names[:2], *names[3:]]
+        assert faults[-1].startswith("the shard is damaged after 3 files: ")
+        assert ("2.png" in found) == (said == b"00000001200")
+    write(2 * 1024, bytes(1024))  # an end in the middle
+    assert find_images(path) == ([*names[:2], *names[3:]], [])
+    path.write_bytes(whole + make_tar([("more.png", encode(9))]))
+    assert find_images(path) == ([*names, "more.png"], [])
+    path.write_bytes(make_tar([]))
+    assert find_images(path) == ([], [])
+
+
+def test_devices_pipes_and_hard_links_in_a_shard_are_set_aside(tmp_path: Path) -> None:
+    path = tmp_path / "0.tar"
+    with tarfile.open(path, "w") as tar:
+        for kind in (tarfile.CHRTYPE, tarfile.BLKTYPE, tarfile.FIFOTYPE, tarfile.LNKTYPE):
+            info = tarfile.TarInfo(f"{kind.decode()}.png")
+            info.type, info.linkname, info.devmajor, info.devminor = kind, "/etc/passwd", 1, 3
+            tar.addfile(info)
+        for name in ("a/../../up.png", "//etc/x.png", "good.png"):
+            info = tarfile.TarInfo(name)
+            info.size = len(encode(1))
+            tar.addfile(info, io.BytesIO(encode(1)))
+    found, faults = find_images(path)
+    assert found == ["good.png"]
+    assert (
+        faults
+        == ["a link, device or sparse file, no plain file"] * 4
+        + ["a name that leads out of the shard"] * 2
+    )
+
+
+def test_an_empty_shard_among_others_is_none(write) -> None:
+    manifest = {"unlabelled": {"root": "shards", "layout": "pile"}}
+    dataset = write(manifest, {"shards/0.tar": make_tar([]), "shards/1.tar": make_tar(
+        [("1.png", encode(1))])})  # fmt: skip
+    assert [entry.path for entry in dataset.list_entries()] == ["shards/1.tar/1.png"]
+    (write.root / "shards/1.tar").unlink()
+    with pytest.raises(DataError, match="the unlabelled folder 'shards' holds no image"):
+        dataset.list_entries()
 
 
 def test_a_data_set_of_archives(write) -> None:

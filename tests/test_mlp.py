@@ -7,6 +7,8 @@ import pytest
 import torch
 
 from cdp.mediator.mlp import CHUNK, Perceptron, Rows
+from cdp.mediator.mlp_training import train_ensemble
+from cdp.mediator.settings import MediatorSettings
 
 pytestmark = [pytest.mark.torch, pytest.mark.trains]
 
@@ -89,3 +91,22 @@ def test_mapped_features_are_read_where_they_lie(tmp_path):
     one, other = draw_network(8), draw_network(8)
     for _ in range(3):
         assert one.learn(rows, np.arange(500)) == other.learn(mapped, np.arange(500))
+
+
+def test_no_number_of_threads_changes_an_ensemble():
+    count = 600
+    fold = np.random.default_rng(4).integers(0, 5, count)
+    held = (fold[:, None] == np.arange(5)).astype(np.float32)
+    settings = MediatorSettings(epochs=2, batch_size=64)
+
+    def train(workers: int) -> tuple[np.ndarray, list]:
+        weight = np.ones(count, np.float32)
+        found = train_ensemble(draw_rows(count, 5), held, weight, settings, 0, workers)
+        return np.concatenate([part.ravel() for layer in found[0] for part in layer]), found[1]
+
+    parameters, history = train(1)
+    assert [row["member"] for row in history] == sorted(row["member"] for row in history)
+    for workers in (2, 3, 4, 6, 12):
+        again, same = train(workers)
+        np.testing.assert_array_equal(again, parameters)
+        assert same == history

@@ -1,6 +1,7 @@
 """Photos to crops: which faces are chosen, given places, reasons, and the command `cdp align`."""
 
 import csv
+import io
 import struct
 import zlib
 from pathlib import Path
@@ -12,10 +13,18 @@ import pytest
 from PIL import Image
 
 from cdp.errors import DataError
+from cdp.images.detection import Faces
 from cdp.synthetic.identities import SyntheticFaces
 from pipelines.align import main
 from pipelines.data.lists import read_list
-from pipelines.data.photos import AlignSettings, PhotoTask, find_faces, read_given
+from pipelines.data.photos import (
+    AlignSettings,
+    PhotoTask,
+    choose_faces,
+    find_faces,
+    find_unknown,
+    read_given,
+)
 from pipelines.engine import Engine
 
 
@@ -52,7 +61,8 @@ def find(folder: Path, name: str, *, one: bool = False, given=(), **align):
 
 def test_which_faces_are_chosen(folder: Path) -> None:
     name = "day 1/two é.png"
-    largest, central = find(folder, name), find(folder, name, faces="central")
+    main_one = find(folder, name)
+    largest, central = (find(folder, name, faces=faces) for faces in ("largest", "central"))
     every = find(folder, name, faces="all")
     side = np.array(every.rows["side_px"])
     assert len(side) == 2
@@ -61,14 +71,34 @@ def test_which_faces_are_chosen(folder: Path) -> None:
     assert every.rows["row"] == [0, 1]
     assert largest.rows["chosen"] == (side == side.max()).tolist()
     assert central.rows["chosen"] == (side == side.min()).tolist()
+    assert main_one.rows["chosen"] == largest.rows["chosen"]  # the other one is far smaller
     assert largest.rows["path"] == [name if large else f"{name}#{face}"
                                     for face, large in enumerate(side == side.max())]  # fmt: skip
     assert sorted(largest.rows["row"]) == [-1, 0]
     np.testing.assert_array_equal(largest.crops[0], every.crops[side.argmax()])
     # A photo of one known person gives one face, whatever the settings say.
     known = find(folder, name, one=True, faces="all")
-    assert known.rows["chosen"] == largest.rows["chosen"]
+    assert known.rows["chosen"] == main_one.rows["chosen"]
     assert known.rows["path"] == largest.rows["path"]
+
+
+def test_the_main_face_is_the_central_one_of_those_nearly_as_large() -> None:
+    def choose(sides: list[float], lefts: list[float], score: list[float], faces: str) -> list[int]:
+        left, side = np.array(lefts), np.array(sides)
+        box = np.stack([left, 100 - side / 2, left + side, 100 + side / 2], 1).astype(np.float32)
+        found = Faces(box, np.array(score, np.float32), np.zeros((len(box), 5, 2), np.float32))
+        align = AlignSettings(faces=faces)
+        return np.flatnonzero(choose_faces(found, (200, 400), align, one=True)).tolist()
+
+    sure = [0.99] * 3
+    # A larger one at the border, one in the middle, a small one in the very middle behind them.
+    place = [60.0, 50.0, 20.0], [0.0, 150.0, 190.0]
+    assert choose(*place, sure, "main") == [1]
+    assert choose(*place, sure, "largest") == [0]
+    assert choose(*place, sure, "central") == [2]
+    assert choose(*place, [0.99, 0.8, 0.99], "main") == [0]  # who is not sure does not count
+    assert choose([60.0, 44.0, 20.0], place[1], sure, "main") == [0]
+    assert choose(*place, sure, "all") == [1]  # of a known person one face at most
 
 
 def test_photos_without_a_usable_face_have_a_reason(folder: Path) -> None:
@@ -237,3 +267,102 @@ def test_crops_of_real_photos_are_those_that_embedders_expect(data_root: Path) -
     wanted = embedder.embed(np.stack([decode_image(path.read_bytes()) for path in ready]))[0]
     cosine = (embedder.embed(found.crops)[0] * wanted).sum(1)
     assert cosine.mean() > 0.97
+
+
+def turn_by_exif(photo: np.ndarray) -> bytes:
+    """The photo stored on its side, with the note that it must be shown upright."""
+    stream = io.BytesIO()
+    exif = Image.Exif()
+    exif[0x0112] = 6  # shown turned clockwise
+    Image.fromarray(np.ascontiguousarray(np.rot90(photo))).save(stream, "PNG", exif=exif)
+    return stream.getvalue()
+
+
+def save(image: Image.Image, kind: str, **options) -> bytes:
+    stream = io.BytesIO()
+    image.save(stream, kind, **options)
+    return stream.getvalue()
+
+
+def list_forms() -> dict[str, bytes]:
+    """One photo in the forms in which pictures come."""
+    photo = Image.fromarray(draw_photo()[:, :140])
+    grey = np.asarray(photo.convert("L"))
+    opaque = np.full_like(grey, 255)
+    opaque[:, 130:] = 0
+    return {
+        "exif": turn_by_exif(np.asarray(photo)),
+        "cmyk": save(photo.convert("CMYK"), "JPEG", quality=95),
+        "grey": save(photo.convert("L"), "PNG"),
+        "sixteen bit": save(Image.fromarray(grey.astype(np.uint16) * 257), "PNG"),
+        "palette": save(photo.quantize(256), "GIF"),
+        "animated": save(photo, "GIF", save_all=True, append_images=[Image.new("RGB", photo.size)]),
+        "transparent": save(Image.merge("RGBA", (*photo.split(), Image.fromarray(opaque))), "PNG"),
+        "tiff": save(photo, "TIFF", compression="tiff_lzw"),
+        "webp": save(photo, "WEBP", quality=95),
+    }
+
+
+@pytest.mark.parametrize("form", list_forms())
+def test_every_form_of_a_picture_gives_the_same_upright_face(folder: Path, form: str) -> None:
+    data = list_forms()[form]
+    found = find_faces([("x", False)], lambda path: data, PhotoTask(AlignSettings(), 112), {})
+    plain = find(folder, "one.png")
+    assert found.rejected == []
+    assert found.rows["angle"] == [0]
+    np.testing.assert_allclose(found.rows["landmarks"][0], plain.rows["landmarks"][0], atol=4)
+    crop, wanted = (each.crops[0].mean(2) for each in (found, plain))
+    assert np.corrcoef(crop.ravel(), wanted.ravel())[0, 1] > 0.85
+
+
+def test_places_in_shares_of_the_photo_are_noticed(tmp_path: Path) -> None:
+    table = tmp_path / "given.csv"
+    table.write_text("path,left,top,right,bottom\na.jpg,0.1,0.2,0.5,0.8\nb.jpg,0,0,1,1\n")
+    with pytest.raises(DataError, match=r"in pixels expected; all numbers are between 0 and 1"):
+        read_given(table)
+    table.write_text("path,left,top,right,bottom\n.\\a\\b.jpg,1,2,50,80\n")
+    assert list(read_given(table)) == ["a/b.jpg"]
+
+
+def test_a_list_that_names_other_photos_is_noticed() -> None:
+    place = Path("given.csv")
+    assert find_unknown(["a.jpg", "b.jpg"], ["b.jpg", "c.jpg"], place) == ["a.jpg"]
+    with pytest.raises(DataError, match=r"given\.csv: none of its 1 paths .* 'b\.jpg'.*'p/b\.jpg'"):
+        find_unknown(["b.jpg"], ["p/b.jpg"], place)
+
+
+ODD = {
+    "group_6.jpg": (6, 0), "drawing.jpg": (1, 0), "turned_90_a.jpg": (1, 90), "view.jpg": (0, 0),
+    "turned_90_b.jpg": (1, 90), "mask.jpg": (1, 0), "profile.jpeg": (1, 0), "blur.jpg": (1, 0),
+}  # fmt: skip
+"""Photo -> how many faces it gives, and by how many degrees it had to be turned."""
+QUICK = 3
+"""Of them in the default suite; the others take half a second to two seconds each."""
+
+
+@pytest.mark.parametrize(
+    ("name", "count", "angle"),
+    [
+        pytest.param(name, *wanted, marks=[pytest.mark.long] if place >= QUICK else [])
+        for place, (name, wanted) in enumerate(ODD.items())
+    ],
+)
+def test_odd_photos_give_the_faces_that_are_there(
+    data_root: Path, name: str, count: int, angle: int
+) -> None:
+    found = find(data_root / "photos/groups", name, faces="all")
+    assert sum(found.rows["chosen"]) == len(found.crops) == count
+    if not count:
+        assert found.rejected == [(name, "no face found")]
+        return
+    assert set(found.rows["angle"]) == {angle}
+    assert max(found.rows["misfit_px"][:count]) < 20
+    # An upright crop: the eyes are above the mouth, and the face fills the standard place.
+    assert find_faces_in_crops(found.crops) == count
+
+
+def find_faces_in_crops(crops: np.ndarray) -> int:
+    """How many crops show a face whose landmarks lie where those of aligned faces do."""
+    from cdp.images.alignment_check import NEAR_PX, measure_offsets
+
+    return int((measure_offsets(iter(crops)) < NEAR_PX).sum())

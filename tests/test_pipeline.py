@@ -188,6 +188,32 @@ def test_every_protocol_has_its_figures_and_intervals(known_run):
     assert len(gap) == (~sure.index.str.startswith("threshold@")).sum()
 
 
+def test_sets_are_weighed_by_quality_on_request(own_known_run, known, monkeypatch):
+    import cdp.aggregation
+
+    weights = []
+    pool = cdp.aggregation.pool_vectors
+
+    def pool_and_note(vectors, group, weight):
+        weights.append(weight)
+        return pool(vectors, group, weight)
+
+    monkeypatch.setattr(cdp.aggregation, "pool_vectors", pool_and_note)
+    path = own_known_run / "evaluate" / "metrics.parquet"
+    before = pd.read_parquet(path)
+    options = ["--runs-dir", str(own_known_run.parent), "--stage", "evaluate"]
+    assert main([*known, *options, "evaluate.set_weights=quality"]) == 0
+    after = pd.read_parquet(path)
+    assert weights
+    assert all(((weight > 0) & (weight <= 1)).all() for weight in weights)
+    assert len(np.unique(np.concatenate(weights))) > 10
+    added = set(after.protocol) - set(before.protocol)
+    assert {name.rpartition(" 16px")[0] for name in added} == {"rejecting by quality"}
+    same = after[~after.protocol.isin(added) & ~after.protocol.str.startswith("sets")]
+    kept = before[~before.protocol.str.startswith("sets")]
+    assert same.reset_index(drop=True).equals(kept.reset_index(drop=True))
+
+
 def test_curves_lie_beside_the_history(whole):
     for stage, models in (("train", ("base", "other")), ("retrain", ("labelled_only",))):
         for model in models:

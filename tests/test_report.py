@@ -87,6 +87,22 @@ def test_the_page_shows_the_figures_of_the_tables(page, known_run):
         assert distance[0] < 0.002
 
 
+def test_the_page_compares_sets_and_shows_inputs_and_a_map(page, known_run):
+    text = page.read_text()
+    reader = read_page(page)
+    assert {"sets", "inputs", "map"} <= set(reader.ids)
+    assert "Every image is square." in reader.text
+    assert "Sets compared by sharpness" in text
+    for member in ("base", "other"):
+        for split in ("labelled", "unlabelled", "held out"):
+            assert f'alt="5 {split} images as {member} sees them"' in text
+    labels = pd.read_parquet(known_run / "propagate" / "labels.parquet")
+    data = read_data(text)
+    names = [data["faces"][face][0] for face in data["mapped"]]
+    assert names == labels.path.tolist()
+    assert text.count("data-point=") == len(labels)
+
+
 def test_every_stage_has_its_cost(page, known_run):
     text = read_page(page).text
     for stage in ("ingest", "train", "mediate", "propagate", "retrain", "evaluate", "thumbnails"):
@@ -134,6 +150,8 @@ def make_page(name=HOSTILE, **changes):
             }
         ),
         "figures": {},
+        "compared": {},
+        "seen": [],
         "metrics": pd.DataFrame(
             {"subject": [], "protocol": [], "metric": [], "value": [], "count": []}
         ),
@@ -163,6 +181,9 @@ def test_what_a_run_does_not_have_is_said():
         "No mediator was trained",
         "No member was trained here",
         "This run has no images",
+        "there is no size, shape or sharpness to compare",
+        "no model is shown any here",
+        "too few for a map",
     ):
         assert sentence in text
 

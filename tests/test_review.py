@@ -470,3 +470,43 @@ def test_mistakes_get_one_message(known_run, capsys, arguments, expected):
     message = capsys.readouterr().err
     assert expected in message
     assert message.count("\n") == 1
+
+
+def test_neighbours_have_cosine_and_cluster(client, known_run):
+    run = cdp.open_run(known_run)
+    sample = int(run.labels[run.labels.pseudo_label == 0].sample_id.iloc[0])
+    status, found = client.get(f"neighbours/{sample}")
+    assert status == 200
+    table = run.read("knn", "neighbours/unlabelled/base").set_index("sample_id")
+    assert [each["id"] for each in found["neighbours"]] == table.neighbour[sample].tolist()
+    cosine = [each["cosine"] for each in found["neighbours"]]
+    np.testing.assert_allclose(cosine, table.similarity[sample], atol=1e-4)
+    label = run.labels.set_index("sample_id").pseudo_label
+    assert all(each["cluster"] == label[each["id"]] for each in found["neighbours"])
+    labelled = int(run.samples.sample_id[run.samples.split == "labelled"].iloc[0])
+    own = client.get(f"neighbours/{labelled}")[1]["neighbours"]
+    assert {each["cluster"] for each in own} == {None}
+    assert all(each["identity"] for each in own)
+    assert client.get("neighbours/999999")[1] == {"neighbours": []}
+
+
+def test_images_without_a_cluster_are_listed_with_their_reasons(client, known_run):
+    labels = cdp.open_run(known_run).labels
+    without = set(labels.path[labels.pseudo_label == -1])
+    status, found = client.get("left-out/unlabelled")
+    assert status == 200
+    assert found["total"] == len(without) == sum(each["count"] for each in found["reasons"])
+    assert {each["name"] for each in found["images"]} <= without
+    assert all(each["reason"] for each in found["images"])
+    kind = found["reasons"][0]
+    assert client.get(f"left-out/unlabelled?kind={kind['key']}")[1]["total"] == kind["count"]
+    assert client.get("left-out/rejected")[1]["total"] == 0
+    assert client.get("left-out/unlabelled?offset=-1")[0] == 400
+    assert client.get("left-out/labels")[0] == 404
+
+
+def test_clusters_are_listed_by_size(client, known_run):
+    size = cdp.open_run(known_run).clusters["size"]
+    found = client.get("clusters?sizes=4-6")[1]
+    assert found["total"] == ((size >= 4) & (size <= 6)).sum() > 0
+    assert client.get("clusters?sizes=x")[1]["total"] == len(size)

@@ -5,7 +5,13 @@ import pytest
 
 from cdp.errors import DataError
 from cdp.images.preprocessing import CANDIDATES, PRESETS, Preprocessing
-from cdp.separation import choose_people, measure_separation, rank_preprocessing
+from cdp.separation import (
+    MARGIN,
+    choose_people,
+    compare_separations,
+    measure_separation,
+    rank_preprocessing,
+)
 
 
 def draw_vectors(noise: float, people: int = 10, images: int = 3) -> tuple[np.ndarray, np.ndarray]:
@@ -60,6 +66,39 @@ def test_what_is_given_stays_unless_another_is_clearly_better() -> None:
 
     with pytest.raises(DataError, match="whatever it is shown"):
         rank_preprocessing(fail, identity, given)
+
+
+def shuffle_images(vectors: np.ndarray, seed: int) -> np.ndarray:
+    """The same vectors with other noise: another way that is as good."""
+    noisy = vectors + 0.15 * np.random.default_rng(seed).normal(size=vectors.shape)
+    return noisy / np.linalg.norm(noisy, axis=1, keepdims=True)
+
+
+def test_few_people_change_nothing_by_chance() -> None:
+    """Of ways that are equally good one looks the best; on few people by more than the margin."""
+    given, changed, larger = CANDIDATES[0], 0, 0
+    for seed in range(12):
+        vectors, identity = draw_vectors(0.5, people=5)
+        ways = {way: shuffle_images(vectors, 100 * seed + n) for n, way in enumerate(CANDIDATES)}
+        distance = {way: measure_separation(v, identity).distance for way, v in ways.items()}
+        larger += max(distance.values()) > MARGIN * distance[given]
+        changed += rank_preprocessing(ways.__getitem__, identity, given)[0][0] != given
+    assert larger >= 6
+    assert changed <= larger / 3
+
+
+def test_resamples_are_those_of_people() -> None:
+    good, identity = draw_vectors(0.4, people=12)
+    bad, _ = draw_vectors(1.5, people=12)
+    assert compare_separations(good, bad, identity) == 1.0
+    assert compare_separations(bad, good, identity) == 0.0
+    assert compare_separations(good, good, identity) == 0.0
+    # One person alone makes the first way better: resamples without that person do not.
+    mixed = bad.copy()
+    mixed[identity == 0] = np.eye(16)[0]
+    assert 0.2 < compare_separations(mixed, bad, identity) < 0.999
+    names = np.array([f"person {each}" for each in identity])
+    assert compare_separations(good, bad, names) == 1.0
 
 
 def test_layout_and_output_hold_for_every_way() -> None:

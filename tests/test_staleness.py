@@ -74,7 +74,7 @@ OTHER = {
         "probe_px": [12], "degradations": ["none"], "gallery": "probe", "folds": 3,
         "pairs_per_fold": 10, "far": [0.2], "pair_images": 3, "ranks": [1], "enrolled": 0.4,
         "fpir": [0.2], "fpir_rank": 5, "draws": 20,
-        "set_sizes": [3], "rejected": [0.25], "supervised": False,
+        "set_sizes": [3], "set_weights": "quality", "rejected": [0.25], "supervised": False,
         "embedders": False,
     },
 }  # fmt: skip

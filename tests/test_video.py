@@ -22,6 +22,7 @@ from pipelines.data.layouts import video
 from pipelines.data.layouts.tracks import FOLDERS, name_tracks
 from pipelines.data.manifest import Entry
 from pipelines.engine import Engine
+from pipelines.review_session import ReviewSession, find_moved
 from pipelines.run import main
 from pipelines.stages.ingest import number_tracks
 
@@ -240,6 +241,23 @@ def check_cut_faces(place, run, samples, options):
     assert len(pairs) == len({one for one, _ in pairs}) == len({other for _, other in pairs})
 
 
+def check_review(directory, door, options):
+    """What tracks say is seen in a review at once, and a rerun gives the same clusters."""
+    assert main([*(each for each in options if each not in ("--until", "propagate")),
+                 "--stage", "thumbnails"]) == 0  # fmt: skip
+    session = ReviewSession(cdp.open_run(directory), "ada")
+    assert session.followed
+    assert session.count_pending() == 0
+    track = door[door.track == door.track.min()].sort_values("frame").sample_id.tolist()
+    session.decide("split", [track[:1], track[1:2]])
+    label = dict(zip(session.sample_id.tolist(), session.label.tolist(), strict=True))
+    assert label[track[0]] != label[track[1]]
+    assert len({label[each] for each in track[2:]}) == 1
+    assert main(options) == 0
+    again = cdp.open_run(directory).labels.pseudo_label.to_numpy()
+    assert not find_moved(again, session.label).any()
+
+
 @pytest.mark.slow
 @pytest.mark.torch
 def test_a_video_through_the_pipeline_with_and_without_tracks(tmp_path, monkeypatch, capsys):
@@ -293,6 +311,8 @@ def test_a_video_through_the_pipeline_with_and_without_tracks(tmp_path, monkeypa
     assert -1 not in one | other
     assert len({*label["false"].tolist()}) > 2 or -1 in label["false"]
     check_cut_faces(tmp_path, found["true"], samples, options)
+    (tmp_path / "data.yaml").write_text(yaml.safe_dump(manifest))
+    check_review(found["true"].directory, door, [*options, "name=ttrue"])
     picture = decode_image(found["true"].open_dataset(tmp_path).read_bytes(
         "cameras/door.mkv/00000004.bmp"))  # fmt: skip
     assert picture.shape == (260, 520, 3)

@@ -67,6 +67,22 @@ class Preprocessing:
         )
         return np.ascontiguousarray((faces - mean) / scale, dtype=np.float32)
 
+    def undo(self, shown: np.ndarray) -> np.ndarray:
+        """What the model is shown, (n, 3, p, p) -> pixels (n, p, p, 3) uint8 RGB, to look at."""
+        mean, scale = (
+            np.broadcast_to(np.asarray(value, np.float32), 3)[:, None, None]
+            for value in (self.mean, self.scale)
+        )
+        pixels = np.clip(np.rint(shown * scale + mean), 0, 255).astype(np.uint8)
+        if self.channels == "bgr":
+            pixels = pixels[:, ::-1]
+        return np.ascontiguousarray(pixels.transpose(0, 2, 3, 1))
+
+    @property
+    def keeps_range(self) -> bool:
+        """Whether pixels are shown in 0..255, as they are."""
+        return bool((np.asarray(self.mean) == 0).all() and (np.asarray(self.scale) == 1).all())
+
     def describe(self) -> str:
         """Order of colours and range of pixels in a few words: "BGR in -1..1"."""
         mean, scale = (

@@ -54,7 +54,7 @@ def train_ensemble(
     rows : all labelled pairs; their weights in the loss are set here.
     held : (m, ensemble size) float32, the weight of each pair in each MLP's validation.
     pair_weight : (m,) float32 > 0.
-    workers : MLPs trained at once, two threads each where there are enough.
+    workers : threads: one each for as many MLPs, two each for those that are left.
 
     Returns
     -------
@@ -70,14 +70,12 @@ def train_ensemble(
         chosen, weight = chosen[mixed], weight[mixed]
         rows, held = rows.take(chosen), held[chosen]
     rows.weight[:] = weight
-    # two threads on each MLP in turn where there are too few of them to share the MLPs out evenly
-    at_once = workers if workers >= settings.ensemble_size else max(workers // 2, 1)
-    with limit_blas(), ThreadPoolExecutor(at_once) as pool, ExitStack() as helpers:
+    count = settings.ensemble_size
+    alone = (count // workers * workers or count) if workers < 2 * count else 0
+    with limit_blas(), ExitStack() as stack:
 
         def train(member: int) -> tuple[list[np.ndarray], list[dict[str, float]]]:
-            helper = None
-            if workers >= 2 * min(at_once, settings.ensemble_size):
-                helper = helpers.enter_context(ThreadPoolExecutor(1))
+            helper = None if member < alone else stack.enter_context(ThreadPoolExecutor(1))
             own = held[:, member]
             network, history = _train_member(
                 rows,
@@ -91,7 +89,11 @@ def train_ensemble(
             )
             return network.layers, history
 
-        trained = list(pool.map(train, range(settings.ensemble_size)))
+        # as many as there are threads, a thread each; the rest two threads each
+        trained: list[tuple[list[np.ndarray], list[dict[str, float]]]] = []
+        for members, at_once in ((range(alone), workers), (range(alone, count), workers // 2)):
+            pool = stack.enter_context(ThreadPoolExecutor(max(at_once, 1)))
+            trained += pool.map(train, members)
     return [layers for layers, _ in trained], [row for _, history in trained for row in history]
 
 

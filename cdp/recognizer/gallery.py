@@ -4,11 +4,13 @@ The contract:
 - A gallery takes unit vectors of one width; with a recognizer it takes faces too.
 - `identify` compares a probe with every image of every person; a person's similarity is that of
   the nearest image. Below the threshold a probe is nobody's: None.
-- A saved gallery is one safetensors file: vectors, names, threshold. It runs nothing when loaded.
+- A saved gallery is one safetensors file: vectors, names, threshold, and the digest of the
+  recognizer's weights; another recognizer is refused. It runs nothing when loaded.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -69,6 +71,7 @@ class Gallery:
             raise DataError(f"threshold: a cosine in [-1, 1] expected, got {threshold}")
         self.recognizer = recognizer
         self.threshold = float(threshold)
+        self._model = "" if recognizer is None else digest_weights(recognizer)
         self._names: list[str] = []
         self._blocks: list[np.ndarray] = []
         self._person: list[int] = []
@@ -192,7 +195,7 @@ class Gallery:
             raise DataError("nobody is enrolled; there is nothing to save")
         vectors, person = self._stack()
         notes = {"format": "cdp-gallery", "version": _VERSION, "threshold": repr(self.threshold),
-                 "names": json.dumps(self._names)}  # fmt: skip
+                 "names": json.dumps(self._names), "model": self._model}  # fmt: skip
         save_file({"vectors": vectors, "person": person}, str(path), metadata=notes)
 
     @classmethod
@@ -202,7 +205,7 @@ class Gallery:
         Raises
         ------
         DataError
-            No such file, or no gallery.
+            No such file, no gallery, or one of another recognizer.
         """
         from safetensors import SafetensorError, safe_open
 
@@ -218,4 +221,20 @@ class Gallery:
                 gallery.enrol(name, vectors[person == number])
         except (SafetensorError, KeyError, ValueError) as error:
             raise DataError(f"{path} is no saved gallery: {error}") from error
+        enrolled_by = notes.get("model", "")
+        if enrolled_by and gallery._model and enrolled_by != gallery._model:
+            raise DataError(
+                f"{path} was enrolled by another recognizer, whose vectors cannot be compared with "
+                "this one's. Name that recognizer, or enrol the people again from their images"
+            )
+        gallery._model = enrolled_by or gallery._model
         return gallery
+
+
+def digest_weights(recognizer: Recognizer) -> str:
+    """SHA-256 of a recognizer's backbone: its spec and weights, as hex."""
+    tensors = recognizer.backbone.state_dict()
+    total = hashlib.sha256(repr(recognizer.backbone.spec).encode())
+    for name in sorted(tensors):
+        total.update(name.encode() + tensors[name].detach().cpu().contiguous().numpy().tobytes())
+    return total.hexdigest()

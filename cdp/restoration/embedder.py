@@ -6,6 +6,7 @@ import numpy as np
 
 from cdp.embedding import Embedder
 from cdp.images.degradation import reduce_faces
+from cdp.images.preprocessing import Preprocessing
 from cdp.restoration.network import Restorer, restore_faces
 
 
@@ -27,7 +28,18 @@ class RestoringEmbedder:
         self, images: np.ndarray, *, batch_size: int = 256, flip: bool = False
     ) -> tuple[np.ndarray, np.ndarray]:
         """Embed restored faces; parameters and result as `BackboneEmbedder.embed`."""
+        return self.embedder.embed(self._restore(images), batch_size=batch_size, flip=flip)
+
+    def prepare(self, images: np.ndarray) -> np.ndarray:
+        """Restored faces as the numbers that the embedder behind is shown."""
+        return self.embedder.prepare(self._restore(images))
+
+    @property
+    def preprocessing(self) -> Preprocessing:
+        """That of the embedder behind."""
+        return self.embedder.preprocessing
+
+    def _restore(self, images: np.ndarray) -> np.ndarray:
         side = images.shape[1]
         small = images if self.small_px is None else reduce_faces(images, min(self.small_px, side))
-        restored = restore_faces(self.restorer, small)
-        return self.embedder.embed(restored, batch_size=batch_size, flip=flip)
+        return restore_faces(self.restorer, small)

@@ -3,7 +3,8 @@
 The contract:
 - Nothing is stopped: the result is a share a split and, where it is small, one warning with the
   line of the manifest that mends it.
-- `SAMPLE` images a split, chosen by the seed. Without the detector's networks nothing is checked.
+- `SAMPLE` images a split, chosen by the seed. Without the detector's networks nothing is checked,
+  and a line of the log says so.
 """
 
 from __future__ import annotations
@@ -47,6 +48,8 @@ def check_alignment(
     shares = {}
     for split, (_, paths), found in zip(judged, parts, compute(parts), strict=True):
         if found is None:
+            log.info("whether the images are aligned faces was not checked, which needs the "
+                     "detector: pip install 'cdp[detect]'")  # fmt: skip
             return {}
         near, without = found
         shares[split] = near / len(paths)

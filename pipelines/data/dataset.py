@@ -30,6 +30,7 @@ import numpy as np
 
 from cdp.errors import ConfigError, DataError
 from pipelines.data.crops import read_crops
+from pipelines.data.feature_rows import count_rows, list_rows, read_lines, read_names, require_order
 from pipelines.data.features import (
     SUFFIXES,
     check_dimensions,
@@ -61,7 +62,7 @@ if TYPE_CHECKING:
     from cdp.synthetic.identities import SyntheticFaces
 
 LARGEST_FILE = 256 << 20
-"""Most bytes of an image file, and of a list of names."""
+"""Most bytes of an image file."""
 ENROLLED = {"labelled", "evaluation"}
 PROBES_HINT = (
     ". Probes of labelled people are `evaluation: {gallery: <labelled folder>, probes: <folder>}`"
@@ -160,7 +161,7 @@ class Dataset:
         Ready features keep the order of their list, which is the order of their vectors.
         """
         if self.manifest.kind == "features":
-            return _list_features(self)
+            return unify_names(_list_features(self))
         if self.manifest.kind == "synthetic":
             entries = _list_synthetic(self)
         elif self.manifest.people is not None:
@@ -233,7 +234,7 @@ class Dataset:
         if self._pairs is None or self.manifest.people is None:
             return []
         place = self.locate(self._pairs.file)
-        return parse_pairs(_read_lines(place), self.manifest.people.root, place)
+        return parse_pairs(read_lines(place), self.manifest.people.root, place)
 
     def lies_in_archive(self, path: str) -> bool:
         """Whether the image is part of a `.rec` or `.tar` file."""
@@ -284,13 +285,14 @@ class Dataset:
     def read_features(self, split: str, model: str) -> np.ndarray:
         """Ready embeddings of one split: (n, d) floats in list order, mapped if possible."""
         folder = getattr(self.manifest, split).root
-        listed = self.locate(f"{folder}/list.txt")
-        count = _count_lines(listed)
+        count = count_rows(self.locate, folder)
         for suffix in SUFFIXES:
             path = self.locate(f"{folder}/features/{model}{suffix}")
             if path.is_file():
                 dimension = self._find_dimension(folder, model)
-                return open_features(path, count, dimension, partial(_read_lines, listed))
+                require_order(self.locate, folder, path)
+                names = partial(read_names, self.locate, folder)
+                return open_features(path, count, dimension, names)
         raise DataError(
             f"no features of {model!r} below {self.locate(folder) / 'features'}: expected "
             f"{model}.bin, {model}.npy, {model}.npz or {model}.parquet"
@@ -395,6 +397,14 @@ def _list_archives(dataset: Dataset, split: str, root: str, layout: str, every: 
 
 
 def _list_folder(dataset: Dataset, split: str, folder: FolderSettings) -> list[Entry]:
+    entries = _list_layout(dataset, split, folder)
+    if folder.root != ".":
+        return entries
+    # One file has one path, whichever folder it was listed from.
+    return [replace(entry, path=entry.path.removeprefix("./")) for entry in entries]
+
+
+def _list_layout(dataset: Dataset, split: str, folder: FolderSettings) -> list[Entry]:
     layout = folder.layout or ("pile" if split == "unlabelled" else "people")
     if folder.list is not None:
         return list_listed(
@@ -513,17 +523,17 @@ def _check_splits(entries: list[Entry], name: str, *, enrolled: bool) -> None:
 
     enrolled : labelled people may have probes, which are judged by their own photos.
     """
-    split_of: dict[str, str] = {}
+    first: dict[str, Entry] = {}
     for entry in entries:
         if entry.identity is None:
             continue
-        other = split_of.setdefault(entry.identity, entry.split)
-        if other != entry.split and not (enrolled and {other, entry.split} <= ENROLLED):
+        other = first.setdefault(entry.identity, entry)
+        both = {other.split, entry.split}
+        if len(both) > 1 and not (enrolled and both <= ENROLLED):
             raise DataError(
-                f"data set {name}: {entry.identity!r} is in the {other} and in the {entry.split} "
-                "split; a person may be in one only. Move or rename one of the two"
-                + PROBES_HINT
-                * ({other, entry.split} <= ENROLLED)
+                f"data set {name}: {entry.identity!r} is in the {other.split} and in the "
+                f"{entry.split} split ({other.path}; {entry.path}); a person, however spelt, may "
+                "be in one only. Move or rename one of the two" + PROBES_HINT * (both <= ENROLLED)
             )
     paths = Counter(entry.path for entry in entries)
     twice = [path for path, count in paths.items() if count > 1]
@@ -531,7 +541,8 @@ def _check_splits(entries: list[Entry], name: str, *, enrolled: bool) -> None:
         splits = sorted({entry.split for entry in entries if entry.path == twice[0]})
         raise DataError(
             f"data set {name}: {twice[0]!r} is listed {paths[twice[0]]} times, in "
-            f"{' and '.join(splits)}; the splits overlap"
+            f"{' and '.join(splits)}; the splits overlap. Give each split a folder that lies in no "
+            "other split's folder"
         )
 
 
@@ -565,53 +576,13 @@ def _list_synthetic(dataset: Dataset) -> list[Entry]:
 # ------------------------------------------------------------------------------------ features
 
 
-def _read_lines(path: Path) -> list[str]:
-    """The lines of a list; only a newline ends a line, no other separator of Unicode."""
-    try:
-        if not path.is_file():
-            raise DataError(f"cannot read {path}: no such file. It lists one image name a row")
-        excess = _find_excess(path)
-        if excess:
-            raise DataError(f"cannot read {path}: {excess}")
-        lines = path.read_text(encoding="utf-8-sig").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise DataError(f"cannot read {path}: {error}. It lists one image name a row") from error
-    return lines if lines[-1] else lines[:-1]
-
-
-def _count_lines(path: Path) -> int:
-    """The number of lines of a list, counted once in a process as long as the file stays."""
-    try:
-        found = path.stat()
-    except OSError:
-        return len(_read_lines(path))  # which names the fault
-    return _count_lines_of(path, found.st_mtime_ns, found.st_size)
-
-
-@lru_cache(maxsize=16)
-def _count_lines_of(path: Path, mtime_ns: int, size: int) -> int:
-    return len(_read_lines(path))
-
-
 def _list_features(dataset: Dataset) -> list[Entry]:
     entries = []
     for split in dataset.list_feature_splits():
         folder = getattr(dataset.manifest, split)
-        names = _read_lines(dataset.locate(f"{folder.root}/list.txt"))
-        meta = dataset.locate(f"{folder.root}/meta.txt")
-        identities = _read_lines(meta) if meta.is_file() else None
-        if identities is not None and len(identities) != len(names):
-            raise DataError(
-                f"{meta} has {len(identities)} rows, list.txt has {len(names)}; expected one "
-                "identity a row"
-            )
-        for row, name in enumerate(names):
-            person = "" if identities is None else identities[row].strip()
-            if split == "labelled" and identities is not None and not person:
-                raise DataError(
-                    f"{meta}, row {row + 1}: the identity of {name!r} expected, the row is blank. "
-                    "Name the person, or take the image out of list, meta and features"
-                )
-            # The two splits number their identities independently.
-            entries.append(Entry(name, split, f"{split}/{person}" if person else None))
+        rows = list_rows(dataset.locate, folder.root, people=split == "labelled")
+        # The two splits number their identities independently.
+        entries += [
+            Entry(name, split, f"{split}/{person}" if person else None) for name, person in rows
+        ]
     return entries

@@ -17,6 +17,7 @@ import re
 import zipfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import groupby
 from pathlib import Path
@@ -36,6 +37,13 @@ NAMES = (
     "paths", "id", "ids", "image_id", "key",
 )  # fmt: skip
 """What columns and arrays are called, in order of preference; case does not matter."""
+INDEX = "__index_level_0__"
+"""The column in which pandas keeps an index without a name."""
+PEOPLE = (
+    "identity", "identities", "person", "people", "person_id", "subject", "label", "labels",
+    "class",
+)  # fmt: skip
+SUFFIXES = (".parquet", ".npz")
 _NUMBERED = re.compile(r"(.*?)(\d+)")
 _BLOCK_NUMBERS = 1 << 22
 Blocks = Iterator[tuple[int, np.ndarray]]
@@ -61,11 +69,38 @@ def read_table(path: Path, names: Sequence[str]) -> np.ndarray:
     DataError
         The file cannot be read, has no vectors or several kinds of them, or fits no list of names.
     """
-    try:
+    with _name_faults(path):
         if path.suffix == ".npz":
             with zipfile.ZipFile(path) as archive:
                 return _gather(_open_npz(archive, path), path, names)
         return _gather(_open_parquet(pq.ParquetFile(path), path), path, names)
+
+
+def list_named(path: Path) -> list[tuple[str, str | None]] | None:
+    """(name, person) of each row of a Parquet or `.npz` file; None where it names no rows.
+
+    The person is None where the file has no column of people or the field is empty.
+    """
+    with _name_faults(path):
+        if path.suffix == ".npz":
+            with zipfile.ZipFile(path) as archive:
+                columns = _read_npz_columns(archive, path)
+        else:
+            columns = _read_parquet_columns(pq.ParquetFile(path))
+        names, people = columns
+        if names is None:
+            return None
+        return [
+            (name, person or None)
+            for name, person in zip(names, people or [""] * len(names), strict=True)
+        ]
+
+
+@contextmanager
+def _name_faults(path: Path) -> Iterator[None]:
+    """Any error of a reader as a DataError with the path."""
+    try:
+        yield
     except DataError:
         raise
     except Exception as error:  # on a broken file a reader may raise any exception
@@ -109,10 +144,10 @@ def _find_rows(table: _Table, path: Path, names: Sequence[str]) -> np.ndarray:
             )
         return np.arange(len(names))
     row_of: dict[str, int] = {}
-    for row, name in enumerate(map(_clean, table.names)):
+    for row, name in enumerate(map(clean_name, table.names)):
         if row_of.setdefault(name, row) != row:
             raise DataError(f"{path}: {name!r} is named by rows {row_of[name] + 1} and {row + 1}")
-    source = np.array([row_of.get(_clean(name), -1) for name in names], np.int64)
+    source = np.array([row_of.get(clean_name(name), -1) for name in names], np.int64)
     if len(names) and (source < 0).all():
         raise DataError(
             f"{path}: none of its names is in list.txt; its first is "
@@ -122,7 +157,8 @@ def _find_rows(table: _Table, path: Path, names: Sequence[str]) -> np.ndarray:
     return source
 
 
-def _clean(name: str) -> str:
+def clean_name(name: str) -> str:
+    """A name by which rows of several tables are found, however their writers spelt its path."""
     return name.strip().replace("\\", "/").removeprefix("./")
 
 
@@ -137,10 +173,7 @@ def _pick_name(known: Sequence[str], wanted: Sequence[str]) -> str | None:
 
 def _open_parquet(reader: pq.ParquetFile, path: Path) -> _Table:
     schema = reader.schema_arrow
-    named = [
-        field.name for field in schema if pa.types.is_integer(field.type) or _is_text(field.type)
-    ]
-    name = _pick_name(named, NAMES)
+    name = _pick_name_column(schema)
     names = None if name is None else _read_names(reader, name)
     rows = reader.metadata.num_rows
     lists = [field.name for field in schema if _is_vector(field.type)]
@@ -167,10 +200,35 @@ def _open_parquet(reader: pq.ParquetFile, path: Path) -> _Table:
     return _Table(rows, len(columns), number, lambda: _read_columns(reader, columns, number), names)
 
 
+def _read_parquet_columns(reader: pq.ParquetFile) -> tuple[list[str] | None, list[str] | None]:
+    """The names and the people of the rows."""
+    schema = reader.schema_arrow
+    name = _pick_name_column(schema)
+    if name is None:
+        return None, None
+    person = _pick_name([each for each in _list_naming(schema) if each != name], PEOPLE)
+    return _read_names(reader, name), None if person is None else _read_texts(reader, person)
+
+
+def _pick_name_column(schema: pa.Schema) -> str | None:
+    """The column that names the rows; a pandas index of texts where there is none other."""
+    name = _pick_name(_list_naming(schema), NAMES)
+    if name is None and INDEX in schema.names and _is_text(schema.field(INDEX).type):
+        return INDEX
+    return name
+
+
+def _list_naming(schema: pa.Schema) -> list[str]:
+    return [
+        field.name for field in schema if pa.types.is_integer(field.type) or _is_text(field.type)
+    ]
+
+
 def _is_text(kind: pa.DataType) -> bool:
     if pa.types.is_dictionary(kind):
         kind = kind.value_type
-    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
+    is_view = getattr(pa.types, "is_string_view", lambda kind: False)
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind) or is_view(kind))
 
 
 def _is_vector(kind: pa.DataType) -> bool:
@@ -181,12 +239,17 @@ def _is_vector(kind: pa.DataType) -> bool:
 
 
 def _read_names(reader: pq.ParquetFile, column: str) -> list[str]:
-    names: list[str] = []
-    for batch in reader.iter_batches(columns=[column]):
-        names += ["" if name is None else str(name) for name in batch.column(0).to_pylist()]
+    names = _read_texts(reader, column)
     if "" in names:
         raise DataError(f"the column {column} names no image in row {names.index('') + 1}")
     return names
+
+
+def _read_texts(reader: pq.ParquetFile, column: str) -> list[str]:
+    texts: list[str] = []
+    for batch in reader.iter_batches(columns=[column]):
+        texts += ["" if text is None else str(text) for text in batch.column(0).to_pylist()]
+    return texts
 
 
 def _find_dimensions(schema: pa.Schema) -> list[str]:
@@ -256,14 +319,7 @@ class _Member:
 
 
 def _open_npz(archive: zipfile.ZipFile, path: Path) -> _Table:
-    arrays = {
-        info.filename.removesuffix(".npy"): _read_head(archive, info)
-        for info in archive.infolist()
-        if info.filename.endswith(".npy")
-    }
-    vectors = [
-        name for name, array in arrays.items() if len(array.shape) == 2 and array.kind.kind == "f"
-    ]
+    arrays, vectors = _list_arrays(archive)
     chosen = vectors[0] if len(vectors) == 1 else _pick_name(vectors, VECTORS)
     if chosen is None:
         found = ", ".join(f"{name} {each.kind} {each.shape}" for name, each in arrays.items())
@@ -278,6 +334,19 @@ def _open_npz(archive: zipfile.ZipFile, path: Path) -> _Table:
     names = _read_npz_names(archive, path, arrays, rows)
     return _Table(rows, width, array.kind.newbyteorder("="),
                   lambda: _read_blocks(archive, array), names)  # fmt: skip
+
+
+def _list_arrays(archive: zipfile.ZipFile) -> tuple[dict[str, _Member], list[str]]:
+    """Every array of an archive, and the names of those that are vectors."""
+    arrays = {
+        info.filename.removesuffix(".npy"): _read_head(archive, info)
+        for info in archive.infolist()
+        if info.filename.endswith(".npy")
+    }
+    vectors = [
+        name for name, array in arrays.items() if len(array.shape) == 2 and array.kind.kind == "f"
+    ]
+    return arrays, vectors
 
 
 def _read_head(archive: zipfile.ZipFile, info: zipfile.ZipInfo) -> _Member:
@@ -304,10 +373,34 @@ def _skip_head(stream: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype]:
     return found
 
 
+def _read_npz_columns(
+    archive: zipfile.ZipFile, path: Path
+) -> tuple[list[str] | None, list[str] | None]:
+    """The names and the people of the rows."""
+    arrays, vectors = _list_arrays(archive)
+    rows = {arrays[name].shape[0] for name in vectors}
+    for count in rows:
+        names = _read_npz_names(archive, path, arrays, count)
+        if names is not None:
+            return names, _read_npz_texts(archive, path, arrays, count, PEOPLE)
+    return None, None
+
+
 def _read_npz_names(
     archive: zipfile.ZipFile, path: Path, arrays: Mapping[str, _Member], rows: int
 ) -> list[str] | None:
-    name = _pick_name([name for name, each in arrays.items() if each.shape == (rows,)], NAMES)
+    return _read_npz_texts(archive, path, arrays, rows, NAMES)
+
+
+def _read_npz_texts(
+    archive: zipfile.ZipFile,
+    path: Path,
+    arrays: Mapping[str, _Member],
+    rows: int,
+    wanted: Sequence[str],
+) -> list[str] | None:
+    """The first array of that many texts or whole numbers that is called as wanted."""
+    name = _pick_name([name for name, each in arrays.items() if each.shape == (rows,)], wanted)
     if name is None:
         return None
     if arrays[name].kind.kind not in "USiu":

@@ -3,9 +3,9 @@
 The contract:
 - A `.bin` file has no header. Its dimension comes from the manifest's `dims` or from a `dims.txt`
   (`<model> <dimension>` a row) in the split's folder or the one above, and with it the type:
-  float32, float16 or float64 by the size. Without a dimension the type is float32, and numbers that
-  make no sense as such are an error. Parquet and `.npz` files are read as other tools write them
-  (`pipelines.data.feature_tables`).
+  float32, float16 or float64 by the size. Without a dimension the type is float32. Numbers that
+  make no sense as such, such as those of the other byte order, are an error. Parquet and `.npz`
+  files are read as other tools write them (`pipelines.data.feature_tables`).
 - A vector that is zero or not finite makes its image unusable, in all views alike. Where more than
   `MOST_BAD` of a view are so, the file is wrong, and that is an error.
 - One model has one dimension in all splits.
@@ -94,6 +94,8 @@ def _map_array(path: Path) -> np.ndarray:
     except Exception as error:  # on a broken header the reader may raise any exception
         reason = str(error).splitlines()[0][:120] if str(error) else type(error).__name__
         raise DataError(f"{path} is not a .npy array of numbers: {reason}") from error
+    if isinstance(vectors, np.ndarray) and not vectors.dtype.isnative:
+        return vectors.astype(vectors.dtype.newbyteorder("="))
     return vectors
 
 
@@ -108,33 +110,46 @@ def _map_raw(path: Path, count: int, dimension: int | None) -> np.ndarray:
                 f"{path} has {size} bytes, which is not 2, 4 or 8 bytes a number for the {count} "
                 f"rows of list.txt and the {dimension} numbers a row of the manifest or dims.txt"
             )
-        return np.memmap(path, TYPES[width], "r", shape=(count, dimension))
+        return _map_as(path, np.dtype(TYPES[width]), count, size)
     wide, rest = divmod(size, 4 * count)
     if rest or not wide:
         raise DataError(
             f"{path} has {size} bytes, which is no whole number of float32 "
             f"vectors for the {count} rows of list.txt"
         )
-    vectors = np.memmap(path, np.float32, "r", shape=(count, wide))
+    return _map_as(path, np.dtype(np.float32), count, size)
+
+
+def _map_as(path: Path, kind: np.dtype, count: int, size: int) -> np.ndarray:
+    vectors = np.memmap(path, kind, "r", shape=(count, size // (kind.itemsize * count)))
     if not _look_plausible(vectors):
-        raise DataError(_describe_type(path, count, size))
+        raise DataError(_describe_type(path, kind, count, size))
     return vectors
 
 
-def _describe_type(path: Path, count: int, size: int) -> str:
-    """The message for numbers that are no float32: what they may be, and how to say so."""
-    for width in (8, 2):
-        wide, rest = divmod(size, width * count)
-        name = np.dtype(TYPES[width]).name
-        if not rest and wide and _look_plausible(np.memmap(path, name, "r", shape=(count, wide))):
+def _describe_type(path: Path, kind: np.dtype, count: int, size: int) -> str:
+    """The message for numbers that are of another type: what they may be, and how to say so."""
+    read = f"{path}: read as {kind.name}, its numbers spread over many orders of magnitude"
+    for other in (*(np.dtype(TYPES[width]) for width in (4, 8, 2)), kind.newbyteorder()):
+        wide, rest = divmod(size, other.itemsize * count)
+        if other == kind or rest or not wide:
+            continue
+        found = np.memmap(path, other, "r", shape=(count, wide))
+        finite = np.isfinite(found[:SAMPLE_ROWS]).all(axis=1)
+        if finite.mean() < 1 - MOST_BAD or not _look_plausible(found):
+            continue
+        if not other.isnative:
             return (
-                f"{path}: read as float32, its numbers spread over many orders of magnitude; they "
-                f"look like {name}, {wide} a row. Say so: `dims: {{{path.stem}: {wide}}}` in the "
-                f"manifest or a row `{path.stem} {wide}` in dims.txt; or write it as float32"
+                f"{read}; they look like {kind.name} of the other byte order. Write it as "
+                "vectors.astype('<f4').tofile(...), or as a .npy file, which names its byte order"
             )
+        return (
+            f"{read}; they look like {other.name}, {wide} a row. Say so: "
+            f"`dims: {{{path.stem}: {wide}}}` in the manifest or a row `{path.stem} {wide}` in "
+            "dims.txt; or write it as float32"
+        )
     return (
-        f"{path}: read as float32, its numbers spread over many orders of magnitude, which no "
-        "embedding does. Write row-major float32 without a header, or a .npy file"
+        f"{read}, which no embedding does. Write row-major float32 without a header, or a .npy file"
     )
 
 

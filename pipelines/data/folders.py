@@ -24,11 +24,15 @@ LEFT_OUT = "left out: "
 """How the fault of a file begins that no change of which makes another data set."""
 SERVICE_FOLDERS = {
     "@eadir", "@recycle", "@recently-snapshot", "@tmp", "@sharebin", "@synoresource", "#recycle",
-    "#snapshot", "~snapshot", "$recycle.bin", "recycler", "system volume information", "lost+found",
-    "__macosx",
+    "#snapshot", "~snapshot", "$recycle.bin", "recycler", "recycled", "system volume information",
+    "lost+found", "found.000", "__macosx", "network trash folder", "temporary items",
 }  # fmt: skip
 """Folders of file servers and desktops, in lower case."""
 SERVICE_FILES = {"thumbs.db", "desktop.ini", "ehthumbs.db"}
+RAW_SUFFIXES = {
+    ".3fr", ".arw", ".cr2", ".cr3", ".dng", ".nef", ".nrw", ".orf", ".pef", ".raf", ".rw2", ".srw",
+}  # fmt: skip
+"""A camera's own files; many begin like TIFF, and a reader of TIFF finds a thumbnail in them."""
 
 
 def locate(root: Path, path: str, *, links: bool = False) -> Path:
@@ -124,8 +128,11 @@ def _leave_out_file(name: str) -> str:
 
 def _find_other_content(path: str) -> str:
     """Why a file without the suffix of an image is not read, by its first bytes."""
-    if os.path.splitext(path)[1].lower() in IMAGE_SUFFIXES:
+    suffix = os.path.splitext(path)[1].lower()
+    if suffix in IMAGE_SUFFIXES:
         return ""
+    if suffix in RAW_SUFFIXES:
+        return "a camera's raw file is not read; export it as JPEG or PNG"
     from cdp.images.decode import FORMATS, name_format
     from cdp.images.plugins import describe_format
 

@@ -7,14 +7,23 @@ The contract:
 
 from __future__ import annotations
 
+import posixpath
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import AfterValidator, Field, model_validator
 
 from pipelines.config import Positive, Settings, Share
 from pipelines.data.photos import AlignSettings
 
+
+def _clean_path(path: str) -> str:
+    """One spelling of a folder: `staff/` and `./staff` are `staff`."""
+    return posixpath.normpath(path) if path else path
+
+
+Folder = Annotated[str, AfterValidator(_clean_path)]
+"""A folder below the data root."""
 SPLITS = ("labelled", "unlabelled", "evaluation")
 LARGEST_PX = 512
 """Largest side of a face in pixels; training and embedding hold thousands of them in memory."""
@@ -49,7 +58,7 @@ class PeopleSettings(Settings):
         counted.
     """
 
-    root: str
+    root: Folder
     seed: int = 0
     min_images: Positive = 2
     labelled: Share
@@ -74,7 +83,7 @@ class FolderSettings(Settings):
         tracks, where the path says track and frame, maybe the clip: `{clip}/{frame}_{track}`.
     """
 
-    root: str
+    root: Folder
     list: str | None = None
     pattern: str | None = None
     layout: Literal["people", "pile", "frames", "tracks"] | None = None
@@ -95,9 +104,9 @@ class EvaluationSettings(FolderSettings):
     probes : folder of `<person>/<image>` with real probes: of people of the gallery, and of others.
     """
 
-    root: str = ""
-    gallery: str | None = None
-    probes: str | None = None
+    root: Folder = ""
+    gallery: Folder | None = None
+    probes: Folder | None = None
 
     @model_validator(mode="before")
     @classmethod

@@ -2,7 +2,7 @@
 
 The contract:
 - Two names are one person when they agree after Unicode composition (NFC), without blanks at the
-  ends and repeated blanks inside, whatever their case.
+  ends, repeated blanks inside and characters that are not seen, whatever their case.
 - The person is called by the first spelling, composed and without those blanks.
 """
 
@@ -17,7 +17,12 @@ from pipelines.data.manifest import Entry
 
 def fold_name(name: str) -> str:
     """What all spellings of a name have in common."""
-    return _compose(_compose(name).casefold())
+    return _compose("".join(filter(_is_seen, _compose(name).casefold())))
+
+
+def _is_seen(character: str) -> bool:
+    """Whether a character is no mark of direction, joiner or byte order."""
+    return character.isascii() or unicodedata.category(character) != "Cf"
 
 
 def _compose(name: str) -> str:
@@ -27,10 +32,14 @@ def _compose(name: str) -> str:
 def unify_names(entries: Iterable[Entry]) -> list[Entry]:
     """The entries with one spelling a person: the first there is."""
     spelling: dict[str, str] = {}
+    known: dict[str, str] = {}
     unified = []
     for entry in entries:
         if entry.identity is not None:
-            name = spelling.setdefault(fold_name(entry.identity), _compose(entry.identity))
+            name = known.get(entry.identity)
+            if name is None:
+                name = spelling.setdefault(fold_name(entry.identity), _compose(entry.identity))
+                known[entry.identity] = name
             entry = entry if name == entry.identity else replace(entry, identity=name)
         unified.append(entry)
     return unified

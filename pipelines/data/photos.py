@@ -10,7 +10,8 @@ The contract:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+import posixpath
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
@@ -53,13 +54,17 @@ FACES = pa.schema(
 `part`, or -1."""
 DOUBTFUL_SCORE = 0.7
 """Faces from this score on are listed, chosen or not."""
+NEARLY_AS_LARGE = 0.75
+"""Share of the largest face's side from which on the most central face is the main one: people who
+stand beside are often as large, people in the background are not."""
 
 
 class AlignSettings(Settings):
     """How photos become aligned faces; `{}` takes every default.
 
-    faces : of each photo the "largest" face, the most "central" one, or "all"; a photo whose
-        identity is known gives one face in any case.
+    faces : of each photo the "main" face (of those nearly as large as the largest the most central
+        one), the "largest", the most "central" whatever its size, or "all"; a photo whose identity
+        is known gives one face in any case, with "all" the main one.
     min_score : smallest score of a face that is used; less sure ones are only listed.
     min_face_px : smallest side of a face in the photo; 7 finds smaller faces and takes longer, 40
         is four times as fast.
@@ -71,7 +76,7 @@ class AlignSettings(Settings):
         relative to the data root; photos it does not name are detected.
     """
 
-    faces: Literal["largest", "central", "all"] = "largest"
+    faces: Literal["main", "largest", "central", "all"] = "main"
     min_score: float = Field(0.9, gt=0, lt=1)
     min_face_px: float = Field(10, ge=4)
     longest_px: Annotated[int, Field(ge=64, le=8192)] = 1280
@@ -172,7 +177,7 @@ def _find_in_photo(
     image = decode_image(data, min_px=1, max_pixels=task.align.max_pixels)
     detector = _open_detector(task.align.model_dump_json())
     faces = _place_given(detector, image, given) if given else detector.detect(image)
-    chosen = _choose(faces, image.shape, task.align, one=one, given=bool(given))
+    chosen = choose_faces(faces, image.shape, task.align, one=one, given=bool(given))
     count = len(faces)
     aligned = [align_face(image, points, task.size_px) for points in faces.landmarks]
     standard = [face if task.size_px == 112 else align_face(image, points, 112)
@@ -237,18 +242,27 @@ def _place_given(detector: Any, image: np.ndarray, given: Sequence[Listed]) -> A
     )
 
 
-def _choose(
-    faces: Any, shape: tuple[int, ...], align: AlignSettings, *, one: bool, given: bool
+def choose_faces(
+    faces: Any, shape: tuple[int, ...], align: AlignSettings, *, one: bool, given: bool = False
 ) -> np.ndarray:
-    """(n,) bool: the faces that are used. Of equal ones the first, which has the higher score."""
+    """(n,) bool: the faces of one photo that are used. Of equal ones the first, the surer one.
+
+    shape : of the photo. one : at most one, since it shows one known person.
+    given : the faces are the user's, and all sure.
+    """
     sure = np.ones(len(faces), bool) if given else faces.score >= align.min_score
     if (align.faces == "all" and not one) or not sure.any():
         return np.asarray(sure)
-    rank = faces.side_px.astype(np.float64)
-    if align.faces == "central":
-        centre = (faces.box[:, :2] + faces.box[:, 2:]) / 2
-        rank -= 2 * np.linalg.norm(centre - np.array(shape[1::-1]) / 2, axis=1)
-    best = int(np.argmax(np.where(sure, rank, -np.inf)))
+    side = np.where(sure, faces.side_px.astype(np.float64), -np.inf)
+    centre = (faces.box[:, :2] + faces.box[:, 2:]) / 2
+    away = np.linalg.norm(centre - np.array(shape[1::-1]) / 2, axis=1)
+    if align.faces == "largest":
+        rank = side
+    elif align.faces == "central":
+        rank = side - 2 * away
+    else:
+        rank = np.where(side >= NEARLY_AS_LARGE * side.max(), -away, -np.inf)
+    best = int(np.argmax(rank))
     return np.arange(len(faces)) == best
 
 
@@ -267,6 +281,11 @@ def read_given(path: Path | None, folder: str = "") -> dict[str, list[Listed]]:
     """The faces a list gives, by the path of their photo.
 
     folder : put before the paths of the list.
+
+    Raises
+    ------
+    DataError
+        A row has no place of a face, or all places are shares of the photo instead of pixels.
     """
     given: dict[str, list[Listed]] = {}
     for listed in read_list(path) if path is not None else ():
@@ -275,6 +294,32 @@ def read_given(path: Path | None, folder: str = "") -> dict[str, list[Listed]]:
                 f"{path}: {listed.path!r} has neither a box (left, top, right, bottom) nor "
                 "landmarks (x1, y1 ... x5, y5)"
             )
-        name = f"{folder}/{listed.path}" if folder else listed.path
-        given.setdefault(name, []).append(listed)
+        name = posixpath.normpath(listed.path.strip().replace("\\", "/"))
+        given.setdefault(f"{folder}/{name}" if folder else name, []).append(listed)
+    faces = [listed for faces in given.values() for listed in faces]
+    if faces and all(_lie_in_unit(listed) for listed in faces):
+        raise DataError(
+            f"{path}: places of faces in pixels expected; all numbers are between 0 and 1, shares "
+            "of the photo. Multiply those of x by its width and those of y by its height"
+        )
     return given
+
+
+def _lie_in_unit(listed: Listed) -> bool:
+    points = () if listed.landmarks is None else listed.landmarks.ravel()
+    return all(0 <= number <= 1 for number in (*(listed.box or ()), *points))
+
+
+def find_unknown(given: Collection[str], photos: Collection[str], path: Path) -> list[str]:
+    """The photos of a list that are none of the data set's.
+
+    path : of the list, for the message. DataError where it names none that there is.
+    """
+    unknown = [name for name in given if name not in photos]
+    if given and len(unknown) == len(given):
+        raise DataError(
+            f"{path}: none of its {len(given)} paths is a photo of the data set; its first is "
+            f"{unknown[0]!r}, the data set's {next(iter(photos), '')!r}. Write them as the data "
+            "set does, from the data root on"
+        )
+    return unknown

@@ -1,8 +1,8 @@
 """Pages: HTML templates, styles and scripts of the report and of review, and their rendering.
 
 `report.html`, `report.js` are the report; `review.html`, `review.js`, `review.css` the review page;
-`page.css` and `faces.js` serve both. `figures.py` draws SVG, `face_sheets.py` chooses the faces.
-
+`page.css` and `faces.js` serve both. `figures.py` draws SVG, `face_sheets.py` chooses the faces,
+`embedding_map.py` draws the map, `model_inputs.py` what the models are shown.
 
 The contract:
 - Templates escape every value; data for a script is JSON with every `<`, `>` and `&` escaped, so no
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
     from pipelines.data.manifest import DataManifest
     from pipelines.pages.face_sheets import Sheets
+    from pipelines.pages.model_inputs import Seen
     from pipelines.verdict import Finding
 
 LISTED_ISSUES = 200
@@ -80,6 +81,8 @@ def render_report(
     rejected: pd.DataFrame,
     issues: pd.DataFrame,
     figures: Mapping[str, Markup],
+    compared: Mapping[str, Markup | str],
+    seen: Sequence[Seen],
     metrics: pd.DataFrame,
     recognizers: list[dict[str, Any]],
     sheets: Sheets,
@@ -92,6 +95,8 @@ def render_report(
     rejected : table `ingest/rejected`. issues : table `knn/label_issues`.
     metrics : table `evaluate/metrics`.
     figures : name -> SVG; where one is missing, the page gives the reason.
+    compared : measure -> SVG or sentence about labelled, unlabelled and held-out images.
+    seen : what each model is shown.
     recognizers : a row a protocol and metric: its values by subject, gap and count.
     sheets : the clusters and faces to show.
     """
@@ -125,6 +130,8 @@ def render_report(
         funnel=funnel,
         reasons=_count_reasons(rejected),
         figures=drawn,
+        compared=compared,
+        seen=seen,
         truth=dict(zip(clustering.metric, clustering.value, strict=True)),
         recognizers=recognizers,
         subjects=subjects,
@@ -139,6 +146,7 @@ def render_report(
             "random": sheets.random,
             "merges": sheets.merges,
             "bridges": sheets.bridges,
+            "mapped": sheets.mapped,
         },
         style=Markup(read_page("page.css")),
         script=Markup(script),

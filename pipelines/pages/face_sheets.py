@@ -28,6 +28,7 @@ SECTION = 24
 """Most clusters, merges or bridges of a section."""
 NEAREST, FARTHEST = 36, 12
 """Faces shown of a larger cluster."""
+NONE = np.empty(0, np.int64)
 FACE_BYTES = 10_000_000
 """Most bytes of all faces of a page, as base64."""
 
@@ -40,6 +41,7 @@ class Sheets:
     clusters : label, size, precision, weakest, faces.
     largest, doubtful, random : positions of clusters.
     merges, bridges : chance that it is one person, worth of an answer, two sides.
+    mapped : of each image of the map its face, or its name where there is no room for it.
     left_out : number of clusters for which the budget did not suffice.
     """
 
@@ -50,6 +52,7 @@ class Sheets:
     random: list[int] = field(default_factory=list)
     merges: list[dict[str, Any]] = field(default_factory=list)
     bridges: list[dict[str, Any]] = field(default_factory=list)
+    mapped: list[int | str] = field(default_factory=list)
     left_out: int = 0
 
 
@@ -61,6 +64,7 @@ def make_sheets(
     vectors: np.ndarray | None,
     thumbnails: Mapping[int, bytes],
     *,
+    mapped: np.ndarray = NONE,
     seed: int = 0,
     budget: int = FACE_BYTES,
 ) -> Sheets:
@@ -73,9 +77,11 @@ def make_sheets(
     probability : (m,) float32 in [0, 1], of each pair.
     vectors : (n, d) float32 unit length, the base view, or None.
     thumbnails : sample_id -> WebP file.
+    mapped : (p,) rows of `labels` on the map; their clusters come before those of no section.
     seed : chooses the random clusters. budget : bytes for all faces.
     """
-    return _Maker(labels, clusters, vectors, thumbnails, budget).make(pairs, probability, seed)
+    maker = _Maker(labels, clusters, vectors, thumbnails, budget)
+    return maker.make(pairs, probability, mapped, seed)
 
 
 class _Maker:
@@ -103,7 +109,9 @@ class _Maker:
         first = np.searchsorted(self.label[order], np.arange(len(clusters) + 1))
         self.rows = [order[first[c] : first[c + 1]] for c in range(len(clusters))]
 
-    def make(self, pairs: PairTable, probability: np.ndarray, seed: int) -> Sheets:
+    def make(
+        self, pairs: PairTable, probability: np.ndarray, mapped: np.ndarray, seed: int
+    ) -> Sheets:
         sheets, clusters = self.sheets, self.clusters
         size = clusters["size"].to_numpy()
         precision = clusters.expected_precision.fillna(clusters.mean_probability).to_numpy()
@@ -132,6 +140,9 @@ class _Maker:
             ):
                 self._add_question(sheets.bridges, question)
         sheets.random = self._add_clusters(np.sort(random))
+        on_map = np.unique(self.label[mapped])
+        self._add_clusters(on_map[on_map != UNLABELLED])
+        sheets.mapped = [self._add_point(row) for row in mapped.tolist()]
         self._add_clusters(np.arange(len(size)))
         sheets.left_out = len(size) - len(sheets.clusters)
         return sheets
@@ -158,6 +169,13 @@ class _Maker:
                 )
         return self.cluster_of[cluster]
 
+    def _add_point(self, row: int) -> int | str:
+        label = int(self.label[row])
+        found = self._add_rows(
+            np.array([row]), None if label == UNLABELLED else self._medoid_row(label)
+        )
+        return str(self.names[row]) if found is None else found[0]
+
     def _medoid_row(self, cluster: int) -> int:
         return int(np.searchsorted(self.sample_id, self.clusters.medoid_sample_id.iloc[cluster]))
 
@@ -175,10 +193,10 @@ class _Maker:
         worth = round(question.worth, 1)
         place.append({"chance": round(question.chance, 4), "worth": worth, "sides": sides})
 
-    def _add_rows(self, rows: np.ndarray, medoid: int) -> list[int] | None:
+    def _add_rows(self, rows: np.ndarray, medoid: int | None) -> list[int] | None:
         """Positions of the faces of these rows, in order; None when the budget does not suffice."""
         distance = None
-        if self.vectors is not None:
+        if self.vectors is not None and medoid is not None:
             distance = np.clip(1 - self.vectors[rows] @ self.vectors[medoid], 0, 2)
             order = np.lexsort((rows, distance))
             rows, distance = rows[order], distance[order]

@@ -147,6 +147,84 @@ function startExplorer(place) {
   show();
 }
 
+// The map: one tab stop; a cluster, or an image without a label, is chosen by mouse or keys.
+function startMap(place) {
+  const map = place.querySelector("svg.map");
+  const shown = place.querySelector(".shown");
+  const nameOf = (point) => {
+    const face = data.mapped[point];
+    return typeof face === "number" ? data.faces[face][0] : face;
+  };
+  const clusterOf = new Map(data.clusters.map((cluster) => [cluster.label, cluster]));
+  const items = [];
+  const prepare = (item, label) => {
+    item.setAttribute("role", "button");
+    item.setAttribute("tabindex", items.length ? -1 : 0);
+    item.setAttribute("aria-label", label);
+    items.push(item);
+  };
+  for (const group of map.querySelectorAll("g.cluster")) {
+    const cluster = clusterOf.get(Number(group.dataset.cluster));
+    const size = cluster ? cluster.size : group.childElementCount;
+    prepare(group, `Cluster ${group.dataset.cluster}, ${count(size, "image")}`);
+  }
+  for (const dot of map.querySelectorAll("g.alone circle")) prepare(dot, `${nameOf(dot.dataset.point)}, no label`);
+  const centre = (item) => {
+    const box = item.getBBox();
+    return [box.x + box.width / 2, box.y + box.height / 2];
+  };
+  const focus = (item) => {
+    for (const each of items) each.setAttribute("tabindex", each === item ? 0 : -1);
+    item.focus();
+  };
+  const choose = (item, dot) => {
+    map.classList.add("chosen");
+    for (const each of map.querySelectorAll(".on, .here")) each.classList.remove("on", "here");
+    item.classList.add("on");
+    if (dot) dot.classList.add("here");
+    const label = Number((item.dataset.cluster ?? -1));
+    const cluster = clusterOf.get(label);
+    const dots = [...(item.matches("circle") ? [item] : item.children)];
+    const faces = dots.map((each) => data.mapped[each.dataset.point]).filter((face) => typeof face === "number");
+    const lone = label < 0;
+    shown.replaceChildren(
+      make("p", {}, dot ? `Image ${nameOf(dot.dataset.point)}: ` : "", lone ? "it has no label." : `cluster ${label}.`),
+      cluster ? drawCluster(cluster)
+        : faces.length ? drawFaces(faces, faces.length)
+          : make("p", { class: "muted" }, dots.slice(0, 50).map((each) => nameOf(each.dataset.point)).join(", ")));
+  };
+  map.addEventListener("click", (event) => {
+    const dot = event.target.closest("circle");
+    if (!dot) return;
+    const item = dot.closest("g.cluster") || dot;
+    focus(item);
+    choose(item, dot);
+  });
+  map.addEventListener("keydown", (event) => {
+    const item = document.activeElement;
+    const at = items.indexOf(item);
+    if (at < 0) return;
+    let to = null;
+    const steps = { n: 1, p: -1 };
+    const ways = { ArrowRight: [1, 0], ArrowLeft: [-1, 0], ArrowDown: [0, 1], ArrowUp: [0, -1] };
+    if (event.key === "Enter" || event.key === " ") choose(item, item.matches("circle") ? item : null);
+    else if (event.key in steps) to = items[(at + steps[event.key] + items.length) % items.length];
+    else if (event.key in ways) {
+      const [x, y] = centre(item);
+      const [right, down] = ways[event.key];
+      let best = Infinity;
+      for (const other of items) {
+        const [dx, dy] = centre(other).map((each, axis) => each - [x, y][axis]);
+        const along = dx * right + dy * down;
+        const across = Math.abs(dx * down) + Math.abs(dy * right);
+        if (along > 0.5 && along + 2 * across < best) [best, to] = [along + 2 * across, other];
+      }
+    } else return;
+    event.preventDefault();
+    if (to) focus(to);
+  });
+}
+
 window.addEventListener("beforeprint", () => {
   for (const details of document.querySelectorAll("details")) details.open = true;
 });
@@ -158,4 +236,6 @@ for (const [id, kind] of [["merges", "merge"], ["bridges", "bridge"]]) {
 }
 const explorer = document.getElementById("clusters");
 if (explorer && explorer.querySelector(".sheets")) startExplorer(explorer);
+const mapped = document.getElementById("map");
+if (mapped.querySelector("svg.map")) startMap(mapped);
 document.documentElement.dataset.ready = "true";

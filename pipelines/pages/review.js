@@ -148,7 +148,7 @@ function drawFace(face, first) {
   const button = make("button", {
     type: "button", class: face.picture ? "face" : "face text", title: caption, "aria-label": caption,
     "aria-pressed": labelled ? null : String(marked.has(face.id)), "data-id": face.id, draggable: String(!labelled),
-    tabindex: first ? 0 : -1, onclick: () => (labelled ? enlarge(face.id) : mark(face.id)),
+    tabindex: first ? 0 : -1, onclick: () => (labelled ? enlarge(face) : mark(face.id)),
     ondragstart: (event) => event.dataTransfer.setData("text/plain", String(face.id)),
   }, face.picture
     ? make("img", { src: `face/${face.id}`, alt: "", loading: "lazy", draggable: "false" })
@@ -294,6 +294,7 @@ async function refresh() {
     + (estimated_f == null ? "" : ` · estimated F ${estimated_f.toFixed(3)}`)
     + (missing ? ` · ${count(missing, "image")} of earlier decisions gone` : "");
   if (!at("browse").hidden) await browse();
+  if (!at("left").hidden) await showLeft();
   if (!at("history").hidden) await showHistory();
 }
 
@@ -318,9 +319,26 @@ let sought = 0;
 async function browse() {
   const text = at("browse").querySelector("input").value.trim();
   const number = ++sought;
-  const found = await call(`clusters?${new URLSearchParams({ order, offset, text })}`);
+  const found = await call(`clusters?${new URLSearchParams({ order, offset, text, sizes: at("browse").querySelector("select").value })}`);
   if (number !== sought) return;
-  const [back, on] = at("browse").querySelectorAll(".pager button");
+  at("browse").querySelector("select").addEventListener("change", () => { offset = 0; browse(); });
+for (const button of document.querySelectorAll("[data-left]")) {
+  button.addEventListener("click", () => {
+    Object.assign(left, { which: button.dataset.left, kind: "", offset: 0 });
+    for (const each of document.querySelectorAll("[data-left]")) each.setAttribute("aria-pressed", String(each === button));
+    showLeft();
+  });
+}
+at("left").querySelector("select").addEventListener("change", (event) => {
+  Object.assign(left, { kind: event.target.value, offset: 0 });
+  showLeft();
+});
+at("left").querySelector("input").addEventListener("input", () => { left.offset = 0; showLeft(); });
+at("left").querySelectorAll(".pager button").forEach((button, number) => button.addEventListener("click", () => {
+  left.offset += number ? PER_PAGE : -PER_PAGE;
+  showLeft();
+}));
+const [back, on] = at("browse").querySelectorAll(".pager button");
   back.disabled = offset === 0;
   on.disabled = offset + 24 >= found.total;
   const pages = Math.max(1, Math.ceil(found.total / 24));
@@ -390,19 +408,87 @@ async function showHistory() {
     make("tbody", {}, ...rows))));
 }
 
+// ------------------------------------------------------------------------------------- left out
+
+const left = { which: "unlabelled", kind: "", offset: 0, sought: 0 };
+const PER_PAGE = 48;
+async function showLeft() {
+  const place = at("left");
+  const text = place.querySelector("input").value.trim();
+  const number = ++left.sought;
+  const found = await call(`left-out/${left.which}?${new URLSearchParams({ kind: left.kind, offset: left.offset, text })}`);
+  if (number !== left.sought) return;
+  const every = found.reasons.reduce((sum, reason) => sum + reason.count, 0);
+  place.querySelector("select").replaceChildren(
+    make("option", { value: "" }, `any reason (${every.toLocaleString("en")})`),
+    ...found.reasons.map(({ key, text: words, count: images }) => make("option",
+      { value: key, selected: key === left.kind }, `${words} (${images.toLocaleString("en")})`)));
+  const [before, after] = place.querySelectorAll(".pager button");
+  before.disabled = left.offset === 0;
+  after.disabled = left.offset + PER_PAGE >= found.total;
+  place.querySelector("output").textContent = `page ${left.offset / PER_PAGE + 1} of ${Math.max(1, Math.ceil(found.total / PER_PAGE))}`;
+  place.querySelector("p").textContent = !found.total ? "There is none."
+    : left.which === "unlabelled" ? "Images of no cluster, those nearest to one first. Open one to see its neighbours."
+      : "Files that the run did not use. Nothing can be decided about them here.";
+  place.querySelector(".rows").replaceChildren(...found.images.map(drawLeft));
+}
+
+function drawLeft(image) {
+  const source = left.which === "rejected" ? `rejected/${image.number}` : `face/${image.id}`;
+  const picture = image.picture ? make("img", { src: source, alt: "", loading: "lazy" }) : null;
+  const face = left.which === "rejected"
+    ? make("span", { class: "face", title: image.picture ? image.name : "cannot be shown" }, picture)
+    : make("button", { type: "button", class: "face", "aria-label": `${image.name}, larger`, onclick: () => enlarge(image) }, picture);
+  return make("li", {}, face, make("div", {}, image.name, make("br"), make("small", {}, image.reason)));
+}
+
 // ------------------------------------------------------------------------------ a larger picture
 
-function enlarge(id) {
+const larger = [];            // the pictures opened one from the other
+function enlargeFace(id) {
   const face = question && question.sides.flatMap((side) => side.faces).find((each) => each.id === id);
-  if (!face) return;
-  const rows = { file: face.name, "original size": `${face.size_px[0]} x ${face.size_px[1]} px`,
+  if (face) enlarge(face);
+}
+
+async function enlarge(face, back = false) {
+  if (!at("larger").open) larger.length = 0;
+  if (!back) larger.push(face);
+  const known = face.size_px[0] > 0;
+  const rows = { file: face.name, "original size": known ? `${face.size_px[0]} x ${face.size_px[1]} px` : "unknown, the run has features",
     confidence: face.confidence == null ? "labelled" : face.confidence.toFixed(3),
-    "distance to the middle": face.distance == null ? "unknown" : face.distance.toFixed(3) };
-  at("larger").replaceChildren(
-    face.picture ? make("img", { src: `face/${id}`, alt: face.name }) : face.name,
-    make("dl", {}, ...Object.entries(rows).flatMap(([name, value]) => [make("dt", {}, name), make("dd", {}, value)])),
-    make("form", { method: "dialog" }, make("button", { autofocus: true }, "Close (space)")));
-  at("larger").showModal();
+    "distance to the middle": face.distance == null ? null : face.distance.toFixed(3),
+    "cosine to the one before": face.cosine == null ? null : face.cosine.toFixed(3), in: face.cosine == null ? null : nameOwner(face) };
+  const near = make("div", { class: "near", "aria-live": "polite" });
+  at("larger").replaceChildren(...[
+    make("div", { class: "head" },
+      face.picture ? make("img", { src: `face/${face.id}`, alt: face.name }) : null,
+      make("dl", {}, ...Object.entries(rows).filter(([, value]) => value != null)
+        .flatMap(([name, value]) => [make("dt", {}, name), make("dd", {}, value)]))),
+    make("h3", {}, "Nearest neighbours"), near,
+    make("form", { method: "dialog" },
+      larger.length > 1 ? make("button", { type: "button", onclick: () => { larger.pop(); enlarge(larger.at(-1), true); } }, "Back") : "",
+      " ", make("button", { autofocus: true }, "Close (space)"))].filter((each) => each != null));
+  if (!at("larger").open) at("larger").showModal();
+  else at("larger").querySelector("[autofocus]").focus();
+  at("larger").scrollTop = 0;
+  try {
+    const { neighbours } = await call(`neighbours/${face.id}`);
+    near.replaceChildren(...(neighbours.length ? neighbours.map(drawNeighbour)
+      : [make("p", { class: "missing" }, "This image is in no neighbour graph.")]));
+  } catch (error) {
+    near.replaceChildren(error.message);
+  }
+}
+
+const nameOwner = (face) => (face.identity != null ? face.identity
+  : face.cluster < 0 ? "no label" : `cluster ${face.cluster}`);
+
+function drawNeighbour(face) {
+  const caption = `${face.name}, cosine ${face.cosine.toFixed(2)}, ${nameOwner(face)}`;
+  return make("figure", {},
+    make("button", { type: "button", class: face.picture ? "face" : "face text", title: caption, "aria-label": caption, onclick: () => enlarge(face) },
+      face.picture ? make("img", { src: `face/${face.id}`, alt: "", loading: "lazy" }) : face.name),
+    make("figcaption", {}, make("b", {}, face.cosine.toFixed(2)), make("br"), nameOwner(face)));
 }
 
 // The name goes with every decision; it is kept for the next visit of this browser.
@@ -414,7 +500,7 @@ function who() {
 // ---------------------------------------------------------------------------------------- start
 
 function showTab(name) {
-  for (const each of ["ask", "browse", "history"]) at(each).hidden = each !== name;
+  for (const each of ["ask", "browse", "left", "history"]) at(each).hidden = each !== name;
   for (const button of document.querySelectorAll("[data-tab]")) {
     button.setAttribute("aria-pressed", String(button.dataset.tab === name));
   }
@@ -425,6 +511,7 @@ for (const button of document.querySelectorAll("[data-tab]")) {
     showTab(button.dataset.tab);
     showMessage("", true);
     if (button.dataset.tab === "browse") await browse();
+    else if (button.dataset.tab === "left") await showLeft();
     else if (button.dataset.tab === "history") await showHistory();
     else await refresh();
   });
@@ -442,14 +529,14 @@ const [back, on] = at("browse").querySelectorAll(".pager button");
 back.addEventListener("click", () => { offset -= 24; browse(); });
 on.addEventListener("click", () => { offset += 24; browse(); });
 document.addEventListener("keydown", (event) => {
-  if (event.target.matches("input") || event.ctrlKey || event.metaKey || event.altKey) return;
+  if (event.target.matches("input, select") || event.ctrlKey || event.metaKey || event.altKey) return;
   if (at("larger").open) {
-    if (event.key === " ") { event.preventDefault(); at("larger").close(); }
+    if (event.key === " " && !event.target.matches(".near button")) { event.preventDefault(); at("larger").close(); }
     return;
   }
   if (event.key === " " && event.target.matches("#ask button.face")) {
     event.preventDefault();
-    enlarge(Number(event.target.dataset.id));
+    enlargeFace(Number(event.target.dataset.id));
     return;
   }
   const name = { s: "same", d: "different", x: "split", r: "reject", k: "skip", u: "undo", m: "several" }[event.key.toLowerCase()];

@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 from pipelines.data.crops import write_crops
 from pipelines.data.dataset import Dataset
 from pipelines.data.lists import Listed
-from pipelines.data.photos import FACES, PhotoTask, find_faces, read_given
+from pipelines.data.photos import FACES, PhotoTask, find_faces, find_unknown, read_given
 from pipelines.files import write_text
 from pipelines.stage import Stage, Work
 from pipelines.tables import write_table
@@ -40,6 +40,9 @@ def run(work: Work) -> Mapping[str, Any]:
     task = PhotoTask(align, dataset.manifest.size_px)
     given = read_given(None if align.given is None else dataset.locate(align.given))
     entries = [entry for entry in dataset.list_entries() if not entry.fault]
+    if align.given is not None:
+        photos_of = dict.fromkeys(entry.path for entry in entries)
+        find_unknown(given, photos_of, dataset.locate(align.given))
     parts = []
     for number, row in enumerate(range(0, len(entries), PART_SIZE)):
         photos = [(e.path, e.identity is not None) for e in entries[row : row + PART_SIZE]]
@@ -100,7 +103,7 @@ def detect_part(
 
 STAGE = Stage(
     name="detect",
-    version=1,
+    version=2,
     inputs=(),
     outputs={"faces": FACES, "rejected": REJECTED},
     reads=(),

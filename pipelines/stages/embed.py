@@ -31,7 +31,13 @@ from pipelines.copies import (
     describe_gap,
 )
 from pipelines.data.dataset import Dataset
-from pipelines.members import find_origin, find_preprocessing, open_view, reduce_to
+from pipelines.members import (
+    find_origin,
+    find_preprocessing,
+    open_view,
+    pack_preprocessing,
+    reduce_to,
+)
 from pipelines.stage import Stage, Work
 from pipelines.tables import SPLITS, vector_column, write_table
 
@@ -83,8 +89,11 @@ def run(work: Work) -> Mapping[str, Any]:
     found = list(work.engine.map(embed_part, parts, label="embed"))
     facts |= _embed_copies(work, samples, members, origins, shown)
     dimensions = {m.name: d for m, d in zip(members, found[-1], strict=True)}
-    described = {m.name: way.describe() for m, way in zip(members, shown, strict=True) if way}
-    return {**facts, "dimensions": dimensions, **({"shown": described} if described else {})}
+    ways = {m.name: way for m, way in zip(members, shown, strict=True) if way}
+    if ways:
+        facts["shown"] = {name: way.describe() for name, way in ways.items()}
+        facts["preprocessing"] = {name: pack_preprocessing(way) for name, way in ways.items()}
+    return {**facts, "dimensions": dimensions}
 
 
 def _embed_copies(

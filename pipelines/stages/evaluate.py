@@ -15,10 +15,10 @@ The contract:
   list, LFW's for instance), `identification` (one gallery image an identity: rank-k),
   `identification with distractors` and `open set` (half of the identities enrolled, the others
   distractors or not in the gallery: rank-k, TPIR@FPIR). Both images of a pair are probes. `sets`
-  identifies an identity by up to 1, 2, 4 or 8 pictures at once, weighed by their norms; `rejecting`
-  is rank-1 without the probes of the smallest norms, `rejecting by consistency` and `by confidence`
-  without those of the smallest such quality, where the recognizer has it
-  (`cdp.recognizer.quality`).
+  identifies an identity by up to 1, 2, 4 or 8 pictures at once, weighed by their norms or quality;
+  `rejecting` is rank-1 without the probes of the smallest norms, `rejecting by consistency` and
+  `by confidence` without those of the smallest such quality, where the recognizer has it
+  (`cdp.recognizer.quality`), `by quality` of the pictures where that weighs sets.
 - Where the manifest names a gallery and real probes, those are the protocols instead: see
   `pipelines.real_probes`.
 - `low` and `high` bound 95 % of a bootstrap over the held-out identities; NaN where there is none.
@@ -60,6 +60,8 @@ METRICS = pa.schema(
 PART_SIZE = 512
 Row = tuple[str, str, str, float, int, float, float]
 NONE = float("nan")
+LEAST_QUALITY = 1e-3
+"""Of a picture in a set: a set of blank pictures has a vector too."""
 Probe = tuple[int | None, str]
 Vectors = tuple[np.ndarray, dict[str, np.ndarray]]
 """Unit vectors and the qualities of the faces, by name."""
@@ -181,7 +183,7 @@ def _embed_held_out(
     parts = int(retrain.head_options.get("parts", 8)) if retrain.head == "subspheres" else None
     jobs = [
         (work.dataset, paths[row : row + PART_SIZE], row, dict(models), probes, work.seed,
-         work.runtime.device, parts)
+         work.runtime.device, parts, work.config.evaluate.set_weights == "quality")
         for row in range(0, len(paths), PART_SIZE)
     ]  # fmt: skip
     found = list(work.engine.map(embed_held_out_part, jobs, label="evaluate"))
@@ -206,18 +208,25 @@ def embed_held_out_part(
     seed: int,
     device: str,
     parts: int | None,
+    rated: bool,
 ) -> dict[tuple[str, Probe], Vectors]:
-    """Vectors and norms of a part of the held-out faces, decoded once for all of them."""
+    """Vectors and norms of a part of the held-out faces, decoded once for all of them.
+
+    rated : with the quality of the pictures too.
+    """
+    from cdp.images.quality import rate_crops
+
     faces = dataset.read_faces(paths)
     seeds = seed * 2**32 + np.arange(first_row, first_row + len(paths))
     views = {}
     for probe in probes:
         shown = _make_probes(faces, seeds, probe)
+        pictures = {"quality": rate_crops(shown)} if rated else {}
         for subject, (path, way) in models.items():
             embedder = open_embedder(path, device, way)
             vectors, norm = embedder.embed(shown, flip=True)
             others = _measure_qualities(embedder, shown, parts)
-            views[subject, probe] = vectors, {"norm": norm, **others}
+            views[subject, probe] = vectors, {"norm": norm, **pictures, **others}
     return views
 
 
@@ -305,12 +314,15 @@ class _Protocols:
                 ):
                     yield "rejecting" if name == "norm" else f"rejecting by {name}", score
         if self.sets is not None:
-            yield from self._score_sets(small, quality["norm"], large)
+            weight = quality["norm"]
+            if settings.set_weights == "quality":  # squared, as `Recognizer.embed_set` does
+                weight = np.maximum(quality["quality"], LEAST_QUALITY) ** 2
+            yield from self._score_sets(small, weight, large)
         if self.open_set is not None:
             yield from self._score_open_set(small, large)
 
     def _score_sets(
-        self, small: np.ndarray, norm: np.ndarray, large: np.ndarray
+        self, small: np.ndarray, weight: np.ndarray, large: np.ndarray
     ) -> Iterator[tuple[str, Any]]:
         from cdp.aggregation import pool_vectors
         from cdp.metrics import protocols
@@ -320,7 +332,7 @@ class _Protocols:
         for size in self.settings.set_sizes:
             rows = self.sets.take(size)
             names, first = np.unique(self.identity[rows], return_index=True)
-            pooled = pool_vectors(small[rows], self.identity[rows], norm[rows])
+            pooled = pool_vectors(small[rows], self.identity[rows], weight[rows])
             found = identify(pooled, names, large[gallery], self.identity[gallery])
             for score in protocols.score_ranks(found, rows[first], self.resamples, (1,)):
                 yield "sets", replace(score, metric=f"rank-1 by {size}")

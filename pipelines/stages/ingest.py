@@ -16,6 +16,7 @@ The contract:
 - `row` is the position in the list of the split, which is the row of ready features.
 - `qualities` has a row for every sample with pixels: size, sharpness, and pose where it is known.
 - The true identity of an unlabelled image, where the data set has it, is only in `truth`.
+- A part of the images that was inspected is not inspected again when the run is started anew.
 """
 
 from __future__ import annotations
@@ -24,10 +25,12 @@ import hashlib
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 
 from cdp.errors import DataError
 from pipelines.config import IngestSettings
@@ -37,6 +40,7 @@ from pipelines.data.dataset import Dataset
 from pipelines.data.folders import LEFT_OUT
 from pipelines.data.manifest import Entry
 from pipelines.data.qualities import (
+    MEASURES,
     QUALITIES,
     UNKNOWN,
     Measures,
@@ -47,6 +51,7 @@ from pipelines.data.qualities import (
 )
 from pipelines.decisions import ON_NAMES, Decision
 from pipelines.stage import Stage, Work
+from pipelines.tables import write_table
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -71,6 +76,15 @@ SAMPLES = pa.schema(
 REJECTED = pa.schema([("dataset", pa.string()), ("path", pa.string()), ("reason", pa.string())])
 TRUTH = pa.schema([("sample_id", pa.int64()), ("identity", pa.string())])
 
+FOUND = ("width", "height", "sha256", "reason")
+INSPECTED = pa.schema(
+    [
+        *zip(FOUND, (pa.int32(), pa.int32(), pa.string(), pa.string()), strict=True),
+        *((name, pa.float64()) for name in MEASURES),
+    ]
+)
+"""What is known of each image of one part; kept until the stage is published."""
+
 TWO_NAMES = "the same file is under the names"
 PART_SIZE = 1000
 """Images a part: enough parts to occupy the workers, few enough for scheduling to cost little."""
@@ -80,6 +94,7 @@ def run(work: Work) -> Mapping[str, Any]:
     entries = work.dataset.list_entries()
     rows = _number_rows(entries)
     track: dict[str, int] = {}
+    found: list[tuple[int, int, str, str]] = []
     measures: list[Measures] = []
     if work.dataset.crops is not None:
         faces, without = (work.read(f"detect.{name}").to_pandas() for name in ("faces", "rejected"))
@@ -99,14 +114,13 @@ def run(work: Work) -> Mapping[str, Any]:
         settings = work.config.ingest
         parts = [
             (work.dataset, [(e.path, e.fault) for e in entries[row : row + PART_SIZE]],
-             settings)
-            for row in range(0, len(entries), PART_SIZE)
+             settings, work.scratch / f"inspected-{number:05d}.parquet")
+            for number, row in enumerate(range(0, len(entries), PART_SIZE))
         ]  # fmt: skip
-        inspected = [
-            image for part in work.engine.map(inspect_part, parts, label="ingest") for image in part
-        ]
-        found = [image[:4] for image in inspected]
-        measures = [image[4] for image in inspected]
+        for target in work.engine.map(keep_inspected, parts, label="ingest"):
+            images = pq.read_table(target).to_pylist()
+            found += [tuple(image[name] for name in FOUND) for image in images]
+            measures += [tuple(image[name] for name in MEASURES) for image in images]
     track |= number_tracks(entries, len(set(track.values())))
     entries, found = correct_names(entries, found, work.decisions)
     reasons, twins = find_copies(entries, found)
@@ -238,6 +252,17 @@ def _list_views(work: Work) -> list[str]:
     return list(dict.fromkeys(named))
 
 
+def keep_inspected(
+    dataset: Dataset, entries: list[tuple[str, str]], settings: IngestSettings, target: Path
+) -> Path:
+    """Inspect the images of one part, unless an earlier attempt wrote `target`; returns it."""
+    if not target.exists():
+        rows = [(*image[:4], *image[4]) for image in inspect_part(dataset, entries, settings)]
+        columns = zip(*rows, strict=True)
+        write_table(target, dict(zip(INSPECTED.names, map(list, columns), strict=True)), INSPECTED)
+    return target
+
+
 def inspect_part(
     dataset: Dataset, entries: list[tuple[str, str]], settings: IngestSettings
 ) -> list[tuple[int, int, str, str, Measures]]:
@@ -263,8 +288,7 @@ def inspect_part(
             data = dataset.read_bytes(path)
             digest = hashlib.sha256(data).hexdigest()
             image = decode_image(data, min_px=settings.min_px, max_pixels=settings.max_pixels)
-            # A crop of this size or less was cut by somebody; a photo of one colour shows nobody.
-            if min(image.shape[:2]) > dataset.manifest.size_px and is_blank(image):
+            if is_blank(image):
                 raise DataError("blank: the picture is of one colour")
             found.append((image.shape[1], image.shape[0], digest, *_rate(image, settings)))
         except DataError as error:

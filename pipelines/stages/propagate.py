@@ -29,6 +29,7 @@ import pyarrow.parquet as pq
 from cdp.errors import DataError
 from cdp.types import UNLABELLED, PairTable
 from pipelines.decisions import ON_CLUSTERS, find_keys, find_names, resolve_decisions
+from pipelines.followed import find_track_constraints
 from pipelines.label_check import ASSIGNMENTS, PEOPLE
 from pipelines.stage import Stage, Work
 from pipelines.tables import SPLITS, read_pairs, read_view
@@ -224,18 +225,13 @@ def _read_representatives(work: Work, sample_id: np.ndarray) -> np.ndarray:
 
 def _add_tracks(work: Work, samples: pd.DataFrame, decided: Constraints) -> tuple[Constraints, int]:
     """The decisions of reviewers, and what tracks add to them; the number of tracks that do."""
-    from cdp.review.tracks import constrain_tracks, give_way
+    from cdp.review.tracks import give_way
 
-    if not work.config.propagate.tracks or samples.track.isna().all():
+    if not work.config.propagate.tracks:
         return decided, 0
-    track = samples.track.fillna(-1).to_numpy(np.int64)
-    number = samples.frame.fillna(0).astype(np.int64).astype(str).str.zfill(12)
-    name = samples["clip"].fillna("") + "/" + number
-    frame = name.where(samples.frame.notna() & (track >= 0)).factorize(sort=True)[0]
     members = [member.name for member in work.config.committee.all]
-    tables = [work.locate("embed.embeddings", f"{SPLITS[1]}/{member}") for member in members]
-    views = [partial(_read_vectors, table) for table in tables]
-    found = constrain_tracks(track, frame, views, seed=work.seed)
+    views = [work.locate("embed.embeddings", f"{SPLITS[1]}/{member}") for member in members]
+    found = find_track_constraints(samples, views, seed=work.seed)
     return give_way(found, decided), len(found.same)
 
 

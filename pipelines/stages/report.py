@@ -12,6 +12,7 @@ The contract:
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -19,9 +20,17 @@ import pyarrow as pa
 
 from cdp.arrays.scratch import BLOCK
 from cdp.arrays.threads import list_blocks
+from cdp.errors import DataError
 from cdp.types import UNLABELLED, PairTable
+from pipelines.config import MemberSettings
 from pipelines.files import write_text
-from pipelines.members import reduce_to
+from pipelines.members import (
+    describe_origin,
+    find_origin,
+    open_view,
+    read_preprocessing,
+    reduce_to,
+)
 from pipelines.results import HEADLINES, describe_loss, recommend_subjects
 from pipelines.stage import Stage, Work
 from pipelines.tables import find_rows, read_pairs, read_vectors
@@ -174,12 +183,17 @@ def _tabulate(recognition: Any, gap: Any) -> list[str]:
 
 def _draw_page(work: Work, metrics: Any, verdict: list[Finding]) -> str:
     from pipelines.pages import render_report
+    from pipelines.pages.compared_sets import compare_sets
 
     labels = work.read("propagate.labels").to_pandas()
     clusters = work.read("propagate.clusters").to_pandas()
     scores = ("base_similarity", "probability")
     pairs, table = read_pairs(work.locate("mediate.pairs"), labels.sample_id.to_numpy(), scores)
     probability = table["probability"]
+    samples = work.read("ingest.samples").to_pandas()
+    base = work.config.committee.base.name
+    vectors = read_vectors(work.locate("embed.embeddings", f"unlabelled/{base}"), "embedding")
+    mapped, drawn_map = _draw_map(vectors, labels, work.seed)
     return render_report(
         name=work.runtime.config.name,
         dataset=work.dataset.manifest,
@@ -190,11 +204,55 @@ def _draw_page(work: Work, metrics: Any, verdict: list[Finding]) -> str:
         rejected=work.read("ingest.rejected").to_pandas(),
         issues=work.read("knn.label_issues").to_pandas(),
         figures=_draw_figures(work, labels, clusters, pairs, table)
-        | _draw_recognition(work, metrics),
+        | _draw_recognition(work, metrics)
+        | drawn_map,
+        compared=compare_sets(samples, work.read("ingest.qualities").to_pandas()),
+        seen=_show_inputs(work, samples),
         metrics=metrics,
         recognizers=_list_recognizers(metrics),
-        sheets=_make_sheets(work, labels, clusters, pairs, probability),
+        sheets=_make_sheets(work, labels, clusters, pairs, probability, vectors, mapped),
     )
+
+
+def _draw_map(vectors: Any, labels: Any, seed: int) -> tuple[np.ndarray, dict[str, Any]]:
+    """The rows of `labels` on the map, and the map by its name; nothing for very few images."""
+    from pipelines.pages.embedding_map import choose_rows, draw_map, place_rows
+
+    label = labels.pseudo_label.to_numpy()
+    rows = choose_rows(label, seed)
+    places = place_rows(vectors[rows], seed)
+    if places is None:
+        return rows[:0], {}
+    return rows, {"map": draw_map(places, label[rows])}
+
+
+def _show_inputs(work: Work, samples: Any) -> list[Any]:
+    """Faces as each committee member is shown them; empty where the images cannot be read."""
+    from pipelines.pages.model_inputs import choose_images, show_inputs
+
+    if work.dataset.kind == "features":
+        return []
+    try:
+        faces = {
+            title: work.dataset.read_faces(paths)
+            for title, paths in choose_images(samples, work.seed).items()
+        }
+    except (DataError, OSError):
+        return []
+    members = [
+        (member.name, describe_origin(member), partial(_open_member, work, member))
+        for member in work.config.committee.all
+        if member.features is None
+    ]
+    return show_inputs(faces, partial(reduce_to, size_px=work.config.embed.reduce_px), members)
+
+
+def _open_member(work: Work, member: MemberSettings) -> Any:
+    origin = find_origin(work, member)
+    if origin is None:
+        raise DataError("it has ready features")
+    way = read_preprocessing(work, member, origin)
+    return open_view(work.dataset, member, origin, work.runtime.device, way)
 
 
 def _list_costs(work: Work) -> list[dict[str, Any]]:
@@ -378,7 +436,13 @@ def _list_recognizers(metrics: Any) -> list[dict[str, Any]]:
 
 
 def _make_sheets(
-    work: Work, labels: Any, clusters: Any, pairs: PairTable, probability: np.ndarray
+    work: Work,
+    labels: Any,
+    clusters: Any,
+    pairs: PairTable,
+    probability: np.ndarray,
+    vectors: np.ndarray,
+    mapped: np.ndarray,
 ) -> Any:
     from pipelines.pages.face_sheets import make_sheets
 
@@ -388,14 +452,14 @@ def _make_sheets(
         thumbnails = dict(
             zip(table["sample_id"].to_pylist(), table["image"].to_pylist(), strict=True)
         )
-    base = work.config.committee.base.name
-    vectors = read_vectors(work.locate("embed.embeddings", f"unlabelled/{base}"), "embedding")
-    return make_sheets(labels, clusters, pairs, probability, vectors, thumbnails, seed=work.seed)
+    return make_sheets(
+        labels, clusters, pairs, probability, vectors, thumbnails, mapped=mapped, seed=work.seed
+    )
 
 
 STAGE = Stage(
     name="report",
-    version=7,
+    version=8,
     inputs=(
         "detect.faces",
         "ingest.samples",
@@ -415,6 +479,6 @@ STAGE = Stage(
         "thumbnails.thumbnails",
     ),
     outputs={"summary": SUMMARY},
-    reads=("name", "committee", "propagate", "retrain"),
+    reads=("name", "committee", "embed", "propagate", "retrain"),
     run=run,
 )

@@ -3,6 +3,8 @@
 The contract:
 - One WebP picture an image, at most `SIDE_PX` a side; smaller faces are not enlarged. Those of
   unlabelled images are in `thumbnails`, those of labelled ones in `labelled`.
+- `rejected` has pictures of rejected files that can be decoded, at most `REJECTED_MOST` of them and
+  as evenly over the reasons as they come.
 - Report and review read only these, no image file of the data set.
 - A part whose file exists is not computed again.
 """
@@ -16,11 +18,15 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from cdp.errors import DataError
 from pipelines.data.dataset import Dataset
 from pipelines.stage import Stage, Work
 from pipelines.tables import write_table
 
 THUMBNAILS = pa.schema([("sample_id", pa.int64()), ("image", pa.binary())])
+REJECTED = pa.schema([("path", pa.string()), ("image", pa.binary())])
+REJECTED_MOST, REJECTED_EACH = 1000, 200
+"""Rejected files with a picture at most: of all reasons, and of reasons with the same start."""
 TABLES = {"unlabelled": "thumbnails", "labelled": "labelled"}
 """Split -> table of its pictures."""
 SIDE_PX = 64
@@ -43,7 +49,47 @@ def run(work: Work) -> Mapping[str, Any]:
             work.write(table, THUMBNAILS.empty_table())
     for _ in work.engine.map(make_part, parts, label="thumbnails"):
         pass
+    rejected = _choose_rejected(work)
+    jobs = [
+        (work.dataset, rejected[row : row + PART_SIZE],
+         work.path("rejected") / f"part-{number:05d}.parquet")
+        for number, row in enumerate(range(0, len(rejected), PART_SIZE))
+    ]  # fmt: skip
+    for _ in work.engine.map(make_rejected, jobs, label="thumbnails"):
+        pass
+    if not jobs:
+        work.write("rejected", REJECTED.empty_table())
     return {"images": int(samples.split.isin([*TABLES]).sum())}
+
+
+def _choose_rejected(work: Work) -> list[str]:
+    """Paths of the rejected files to show, as far as the data set has files."""
+    if work.dataset.kind == "synthetic":
+        return []
+    rejected = work.read("ingest.rejected", columns=["path", "reason"]).to_pandas()
+    start = rejected.reason.str.slice(0, 12)
+    chosen = rejected[rejected.groupby(start).cumcount() < REJECTED_EACH]
+    return chosen.path.tolist()[:REJECTED_MOST]
+
+
+def make_rejected(dataset: Dataset, paths: list[str], target: Path) -> None:
+    """Make and write the pictures of those rejected files that can be decoded."""
+    from PIL import Image
+
+    from cdp.images.decode import decode_image, pad_square
+
+    if target.exists():
+        return
+    found = {}
+    for path in paths:
+        try:
+            picture = Image.fromarray(decode_image(dataset.read_bytes(path), min_px=1))
+        except DataError:
+            continue
+        picture.thumbnail((SIDE_PX, SIDE_PX))
+        found[path] = encode_thumbnail(pad_square(np.asarray(picture)))
+    columns = {"path": list(found), "image": list(found.values())}
+    write_table(target, columns, REJECTED)
 
 
 def make_part(dataset: Dataset, sample_id: np.ndarray, paths: list[str], target: Path) -> None:
@@ -70,9 +116,9 @@ def encode_thumbnail(face: np.ndarray) -> bytes:
 
 STAGE = Stage(
     name="thumbnails",
-    version=2,
-    inputs=("ingest.samples",),
-    outputs={"thumbnails": THUMBNAILS, "labelled": THUMBNAILS},
+    version=3,
+    inputs=("ingest.samples", "ingest.rejected"),
+    outputs={"thumbnails": THUMBNAILS, "labelled": THUMBNAILS, "rejected": REJECTED},
     reads=(),
     run=run,
     needs_images=True,

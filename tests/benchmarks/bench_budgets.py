@@ -49,7 +49,7 @@ CURVES: dict[str, list[dict[str, Any]]] = {
     "default": [{}],
     "pairs": [{"pair_budget": n} for n in (25_000, 50_000, 200_000, None)],
     "epochs": [{"epochs": n} for n in (4, 16)],
-    "rows": [{"rows": n} for n in (250, 500, 1000)],
+    "rows": [{"rows": n} for n in (500, 1000, 2000)],
     "curriculum": [{"steps": n} for n in (1, 2, 3)],
     "joint": [{"joint": False}],
     "mlps": [{"ensemble_size": n, "folds": n} for n in (2, 3, 8)],

@@ -4,9 +4,11 @@
 data root in CDP_DATA_ROOT: `photos/people/<person>/<photo>.jpg`, the ready crops
 `lfw112/<person>/<photo>.jpg` of the same photos, `photos/groups/*`, and `onnx/edgeface_xs.onnx`.
 
-Tables: the crops of the stage detect beside the ready ones; photos reduced before detection, the
-sharp photo aligned on these landmarks; the photos of groups; photos a second by size; with
-`--stage N` the stage detect on N photos by two workers. Times are CPU times.
+Tables: the crops of the stage detect beside the ready ones; whose face is chosen, on these photos
+and where somebody else stands small in the middle; photos reduced before detection, the sharp photo
+aligned on these landmarks; the photos of groups; photos a second by size; with `--stage N` the
+stage detect on N photos by two workers. Times are CPU times. The stage alone, as of 13,000 photos:
+`python -m tests.benchmarks.bench_detection --tables --stage 13000`.
 """
 
 from __future__ import annotations
@@ -31,12 +33,13 @@ from cdp.embedding import OnnxEmbedder
 from cdp.images.align import align_face
 from cdp.images.decode import decode_image
 from cdp.images.detection import DetectionSettings, Detector
-from pipelines.data.photos import AlignSettings, PhotoTask, find_faces
+from pipelines.data.photos import AlignSettings, PhotoTask, choose_faces, find_faces
 
 TASKS = ((1.0, 10), (1.0, 20), (1.0, 40), (0.3, 10), (0.3, 7), (0.2, 10), (0.2, 7), (0.15, 7))
 """Share of the photo's side, and `min_face_px`."""
 SIDES = (150, 300, 640, 1280, 2560)
-TABLES = ("crops", "reduced", "groups", "sides")
+TABLES = ("crops", "choice", "reduced", "groups", "sides")
+RULES = ("main", "largest", "central")
 
 
 def main() -> None:
@@ -51,6 +54,8 @@ def main() -> None:
     paths = sorted((root / "photos/people").glob("*/*.jpg"))[:: options.every]
     if {"crops", "reduced"} & set(options.tables):
         compare_crops(root, paths, options.tables)
+    if "choice" in options.tables:
+        compare_rules([decode_image(path.read_bytes()) for path in paths])
     if "groups" in options.tables:
         find_groups(root / "photos/groups", options.pictures)
     if "sides" in options.tables:
@@ -70,7 +75,7 @@ def compare_crops(root: Path, paths: list[Path], tables: tuple[str, ...]) -> Non
         f"{len(paths)} photos; pairs of the ready crops: {verify(wanted, people, rows):.4f} right"
     )
     if "crops" in tables:
-        for faces in ("largest", "central"):
+        for faces in RULES:
             compare_stage(paths, faces, embedder, wanted, people)
     if "reduced" not in tables:
         return
@@ -116,6 +121,28 @@ def compare_stage(
         f"{verify(wanted[rows], people, rows):.4f}",
         flush=True,
     )
+
+
+def compare_rules(photos: list[np.ndarray]) -> None:
+    """How often each rule chooses somebody else, where one stands aside and another behind.
+
+    The person's photo, twice as large, is the left half of a picture; the next person's, half as
+    large, is pasted over its middle.
+    """
+    detector = Detector()
+    wrong = dict.fromkeys(RULES, 0)
+    for photo, other in zip(photos, photos[1:] + photos[:1], strict=True):
+        picture = np.full((300, 600, 3), 110, np.uint8)
+        picture[:, :300] = cv2.resize(photo, (300, 300), interpolation=cv2.INTER_CUBIC)
+        picture[100:175, 300:375] = cv2.resize(other, (75, 75), interpolation=cv2.INTER_AREA)
+        faces = detector.detect(picture)
+        centre = faces.box[:, ::2].mean(1)
+        for rule in RULES:
+            align = AlignSettings(faces=rule)
+            chosen = choose_faces(faces, picture.shape, align, one=True)
+            wrong[rule] += int((centre[chosen] > 300).any())
+    print(f"somebody small in the middle of {len(photos)} pictures is taken for the person by "
+          + ", ".join(f"{rule}: {count}" for rule, count in wrong.items()), flush=True)  # fmt: skip
 
 
 def find(

@@ -15,7 +15,7 @@ import torch
 
 from cdp.errors import ConfigError
 from cdp.models.auxiliary.angular import AngularLoss
-from cdp.models.auxiliary.auxiliary import Auxiliary, Seen, Twin, TwinKind
+from cdp.models.auxiliary.auxiliary import Auxiliary, MapLoss, Seen, Twin, TwinKind
 from cdp.models.auxiliary.batch_triplet import BatchTripletLoss
 from cdp.models.auxiliary.center import CenterLoss
 from cdp.models.auxiliary.coco import CocoLoss
@@ -34,7 +34,15 @@ from cdp.models.auxiliary.spatial_diversity import SpatialDiversityLoss
 from cdp.models.backbone import Backbone
 from cdp.models.heads import check_params
 
-__all__ = ["AUXILIARIES", "Auxiliary", "Seen", "Twin", "TwinKind", "build_auxiliary"]
+__all__ = [
+    "AUXILIARIES",
+    "Auxiliary",
+    "MapLoss",
+    "Seen",
+    "Twin",
+    "TwinKind",
+    "build_auxiliary",
+]
 
 AUXILIARIES: dict[str, type[Auxiliary]] = {
     "angular": AngularLoss,

@@ -38,6 +38,14 @@ class Twin:
     map: Tensor | None = None
     info: Tensor | None = None
 
+    def require_map(self) -> Tensor:
+        """The map, for a loss that `reads` one."""
+        return _require(self.map, "map of the twin")
+
+    def require_info(self) -> Tensor:
+        """What was done to the images, for a twin of which something is said."""
+        return _require(self.info, "info of the twin")
+
 
 @dataclass(frozen=True)
 class Seen:
@@ -76,10 +84,35 @@ class Seen:
     head: Head | None = None
     progress: float = 0.0
 
+    def require_map(self) -> Tensor:
+        """The map, for a loss that `reads` one."""
+        return _require(self.map, "map")
+
+    def require_twin(self) -> Twin:
+        """The twin, for a loss that names its kind."""
+        return _require(self.twin, "twin")
+
+    def require_seeds(self) -> Tensor:
+        """The images' seeds, for a loss that draws."""
+        return _require(self.seeds, "seeds")
+
+    def require_head(self) -> Head:
+        """The head, for a loss that asks it."""
+        return _require(self.head, "head")
+
     def to_float(self) -> Seen:
         """The same in float32."""
         twin = None if self.twin is None else _to_float(self.twin)
         return replace(_to_float(self), twin=twin)
+
+
+_Thing = TypeVar("_Thing")
+
+
+def _require(thing: _Thing | None, name: str) -> _Thing:
+    """What a training gives to a loss that asks for it."""
+    assert thing is not None, f"the loss asks for the {name}, and none was given"
+    return thing
 
 
 _Row = TypeVar("_Row", Seen, Twin)
@@ -100,7 +133,7 @@ class Auxiliary(nn.Module):
 
     reads: ClassVar[Literal["map", "early_map"] | None] = None
     """The feature map it reads: the trunk's last, or the last one that is twice as large. Such a
-    loss is built with the map's channels and side after the identity count."""
+    loss is a `MapLoss`."""
     twin: ClassVar[TwinKind | None] = None
     """The twin it reads."""
     sees_variations: ClassVar[bool] = False
@@ -132,6 +165,19 @@ class Auxiliary(nn.Module):
     def score(self, embedding: Tensor, label: Tensor) -> Tensor:
         """The loss of embeddings alone, (b,), in their own precision."""
         raise NotImplementedError
+
+
+class MapLoss(Auxiliary):
+    """Base of the losses that read a feature map: they are built with its channels and side too."""
+
+    reads: ClassVar[Literal["map", "early_map"] | None] = "map"
+
+    def __init__(
+        self, embedding_dim: int, identity_count: int, map_channels: int, map_side: int
+    ) -> None:
+        super().__init__(embedding_dim, identity_count)
+        self.map_channels = map_channels
+        self.map_side = map_side
 
 
 class _Reversal(torch.autograd.Function):

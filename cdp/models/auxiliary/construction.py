@@ -8,17 +8,17 @@ of 7 cells a side at 448 px.
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from cdp.models.auxiliary.auxiliary import Auxiliary, Seen, TwinKind
+from cdp.models.auxiliary.auxiliary import MapLoss, Seen, TwinKind
 from cdp.models.heads import score_quietly
 
 
-class ConstructionLoss(Auxiliary):
+class ConstructionLoss(MapLoss):
     """The head's loss of the shuffled image, a classifier of whole and shuffled, and locations.
 
     classes : float
@@ -30,7 +30,6 @@ class ConstructionLoss(Auxiliary):
         Factor on the distance (mean absolute) between each cell's predicted and true origin.
     """
 
-    reads: ClassVar[Literal["map", "early_map"] | None] = "map"
     twin: ClassVar[TwinKind | None] = "shuffled"
 
     def __init__(
@@ -44,27 +43,23 @@ class ConstructionLoss(Auxiliary):
         adversary: float = 0.1,
         alignment: float = 0.1,
     ) -> None:
-        super().__init__(embedding_dim, identity_count)
+        super().__init__(embedding_dim, identity_count, map_channels, map_side)
         self.classes, self.adversary, self.alignment = classes, adversary, alignment
         self.whole = nn.Linear(embedding_dim, 2)
         self.location = nn.Conv2d(map_channels, 2, 1)
 
     def judge(self, seen: Seen) -> Tensor:
-        twin = seen.twin
-        assert twin is not None
-        assert twin.map is not None
-        assert twin.info is not None
-        assert seen.map is not None
-        assert seen.head is not None
-        total = self.classes * score_quietly(seen.head, twin.embedding, seen.label).loss
+        whole_map, twin = seen.require_map(), seen.require_twin()
+        origin = twin.require_info()
+        total = self.classes * score_quietly(seen.require_head(), twin.embedding, seen.label).loss
         for number, embedding in enumerate((seen.embedding, twin.embedding)):
             target = torch.full_like(seen.label, number)
             found = functional.cross_entropy(self.whole(embedding), target, reduction="none")
             total = total + self.adversary * found / 2
-        side = seen.map.shape[-1]
-        in_place = torch.arange(side * side, device=seen.label.device).expand_as(twin.info)
-        away = measure_displacement(self._locate(seen.map), in_place, side)
-        away = away + measure_displacement(self._locate(twin.map), twin.info, side)
+        side = whole_map.shape[-1]
+        in_place = torch.arange(side * side, device=seen.label.device).expand_as(origin)
+        away = measure_displacement(self._locate(whole_map), in_place, side)
+        away = away + measure_displacement(self._locate(twin.require_map()), origin, side)
         return total + self.alignment * away / 2
 
     def _locate(self, feature_map: Tensor) -> Tensor:

@@ -33,10 +33,10 @@ class DomainLoss(Auxiliary):
         )
 
     def judge(self, seen: Seen) -> Tensor:
-        assert seen.twin is not None
+        twin = seen.require_twin()
         strength = rise(seen.progress)
         total = seen.embedding.new_zeros(len(seen.label))
-        for number, embedding in enumerate((seen.embedding, seen.twin.embedding)):
+        for number, embedding in enumerate((seen.embedding, twin.embedding)):
             # The reversed gradient is scaled by the strength; the classifier's own is not.
             mixed = reverse_gradient(strength * embedding) + (1 - strength) * embedding.detach()
             logit = self.classifier(mixed)[:, 0]

@@ -11,26 +11,18 @@ from typing import ClassVar, Literal
 from torch import Tensor
 from torch.nn import functional
 
-from cdp.models.auxiliary.auxiliary import Auxiliary, Seen, TwinKind
+from cdp.models.auxiliary.auxiliary import MapLoss, Seen, TwinKind
 
 
-class FeatureDiversityLoss(Auxiliary):
+class FeatureDiversityLoss(MapLoss):
     """Mean absolute difference of the map to that of the covered image, over uncovered cells."""
 
     reads: ClassVar[Literal["map", "early_map"] | None] = "early_map"
     twin: ClassVar[TwinKind | None] = "covered"
 
-    def __init__(
-        self, embedding_dim: int, identity_count: int, map_channels: int, map_side: int
-    ) -> None:
-        super().__init__(embedding_dim, identity_count)
-
     def judge(self, seen: Seen) -> Tensor:
-        assert seen.map is not None
-        assert seen.twin is not None
-        assert seen.twin.map is not None
-        assert seen.twin.info is not None
-        return compare_uncovered(seen.map, seen.twin.map, seen.twin.info)
+        twin = seen.require_twin()
+        return compare_uncovered(seen.require_map(), twin.require_map(), twin.require_info())
 
 
 def compare_uncovered(first: Tensor, second: Tensor, cover: Tensor) -> Tensor:

@@ -6,21 +6,19 @@ a small network's map has fewer channels than there are classes; the mask is dra
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
-
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from cdp.errors import ConfigError
 from cdp.images.degradation import draw_uniform
-from cdp.models.auxiliary.auxiliary import Auxiliary, Seen
+from cdp.models.auxiliary.auxiliary import MapLoss, Seen
 
 MOST_CLASSES = 20_000
 _STREAM = 4
 
 
-class MutualChannelLoss(Auxiliary):
+class MutualChannelLoss(MapLoss):
     """discriminality x cross-entropy over pooled channels + diversity x (1 - mean spread).
 
     channels : int
@@ -32,8 +30,6 @@ class MutualChannelLoss(Auxiliary):
         Share of a class's channels that the discriminality term sees, drawn for each image; at
         least one.
     """
-
-    reads: ClassVar[Literal["map", "early_map"] | None] = "map"
 
     def __init__(
         self,
@@ -47,7 +43,7 @@ class MutualChannelLoss(Auxiliary):
         diversity: float = 20.0,
         kept: float = 0.6,
     ) -> None:
-        super().__init__(embedding_dim, identity_count)
+        super().__init__(embedding_dim, identity_count, map_channels, map_side)
         if identity_count > MOST_CLASSES:
             raise ConfigError(
                 f"mutual_channel computes a map of every class: at most {MOST_CLASSES} classes "
@@ -64,11 +60,9 @@ class MutualChannelLoss(Auxiliary):
         self.convolution = nn.Conv2d(map_channels, self.channels * identity_count, 1, bias=False)
 
     def judge(self, seen: Seen) -> Tensor:
-        assert seen.map is not None
-        assert seen.seeds is not None
-        grouped = self.convolution(seen.map).flatten(2)
+        grouped = self.convolution(seen.require_map()).flatten(2)
         grouped = grouped.unflatten(1, (self.identity_count, self.channels))
-        logits = pool_channels(grouped, self._draw_mask(seen.seeds))
+        logits = pool_channels(grouped, self._draw_mask(seen.require_seeds()))
         loss = functional.cross_entropy(logits, seen.label, reduction="none")
         spread = measure_spread(grouped).mean(1) / self.channels
         return self.discriminality * loss + self.diversity * (1 - spread)

@@ -9,31 +9,23 @@ the network itself on the sharp image, without a gradient, in place of one train
 
 from __future__ import annotations
 
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 from torch import Tensor
 from torch.nn import functional
 
-from cdp.models.auxiliary.auxiliary import Auxiliary, Seen, TwinKind
+from cdp.models.auxiliary.auxiliary import Auxiliary, MapLoss, Seen, TwinKind
 
 
-class MapDistillationLoss(Auxiliary):
+class MapDistillationLoss(MapLoss):
     """1 - cosine of an image's flattened map and its sharp twin's, which is held fixed."""
 
-    reads: ClassVar[Literal["map", "early_map"] | None] = "map"
     twin: ClassVar[TwinKind | None] = "sharp"
 
-    def __init__(
-        self, embedding_dim: int, identity_count: int, map_channels: int, map_side: int
-    ) -> None:
-        super().__init__(embedding_dim, identity_count)
-
     def judge(self, seen: Seen) -> Tensor:
-        assert seen.map is not None
-        assert seen.twin is not None
-        assert seen.twin.map is not None
+        sharp = seen.require_twin().require_map().detach()
         return 1 - functional.cosine_similarity(
-            seen.map.flatten(1), seen.twin.map.detach().flatten(1), dim=1
+            seen.require_map().flatten(1), sharp.flatten(1), dim=1
         )
 
 
@@ -43,7 +35,6 @@ class RelationDistillationLoss(Auxiliary):
     twin: ClassVar[TwinKind | None] = "sharp"
 
     def judge(self, seen: Seen) -> Tensor:
-        assert seen.twin is not None
         own = functional.normalize(seen.embedding, dim=1)
-        sharp = functional.normalize(seen.twin.embedding.detach(), dim=1)
+        sharp = functional.normalize(seen.require_twin().embedding.detach(), dim=1)
         return (own @ own.T - sharp @ sharp.T).square().mean(1)

@@ -14,12 +14,12 @@ from torch.nn import functional
 
 from cdp.errors import ConfigError
 from cdp.images.degradation import draw_uniform
-from cdp.models.auxiliary.auxiliary import Auxiliary, Seen
+from cdp.models.auxiliary.auxiliary import MapLoss, Seen
 
 _STREAM = 5
 
 
-class SpatialDiversityLoss(Auxiliary):
+class SpatialDiversityLoss(MapLoss):
     """Mean over pairs of filters of the cosine of their absolute response maps.
 
     channels : int
@@ -38,17 +38,15 @@ class SpatialDiversityLoss(Auxiliary):
         *,
         channels: float = 32,
     ) -> None:
-        super().__init__(embedding_dim, identity_count)
+        super().__init__(embedding_dim, identity_count, map_channels, map_side)
         if channels < 2:
             raise ConfigError(f"2 channels or more expected, got {channels}")
         self.channels = min(int(channels), map_channels)
 
     def judge(self, seen: Seen) -> Tensor:
-        assert seen.map is not None
-        assert seen.seeds is not None
-        drawn = draw_uniform(seen.seeds, seen.map.shape[1], stream=_STREAM)
+        flat = seen.require_map().flatten(2)
+        drawn = draw_uniform(seen.require_seeds(), flat.shape[1], stream=_STREAM)
         chosen = drawn.argsort(1)[:, : self.channels]
-        flat = seen.map.flatten(2)
         return measure_overlap(flat.gather(1, chosen[:, :, None].expand(-1, -1, flat.shape[2])))
 
 

@@ -1,9 +1,11 @@
 """Centralized coordinate learning (Qi and Zhang 2018): centred features, class vectors on a sphere.
 
 Source: features are centred and scaled coordinate by coordinate with running moments, their length
-stays in the logits, class vectors have unit length. Ours: the form of the adaptive angular margin
-(the abstract names one; neither its formula nor code of the authors was found), the scale, and that
-the first batch sets the moments.
+stays in the logits, class vectors have unit length. Read: the abstract (arXiv 1801.05678) and a
+re-implementation of others (`CclNorm2d`), a batch normalisation without scale and shift, momentum
+.1, behind one factor; no text of the paper beyond the abstract, and no code of the authors, could
+be read. Ours: the form of the adaptive angular margin, which the abstract names without a formula,
+its .5, the scale, and that the first batch sets the moments.
 """
 
 from __future__ import annotations

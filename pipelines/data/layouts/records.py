@@ -4,7 +4,8 @@ The contract:
 - A record is a magic number, its length, and its bytes; those of an image begin with a header that
   holds the label. The name of a record is its key, in eight digits.
 - Records without an image (InsightFace's first one, and its list of identities) are left out.
-- A record that is cut, lies about its length or is none at all is a member with a fault.
+- A record that is cut, lies about its length or is none at all is a member with a fault. Without an
+  index the next record is found by its magic number.
 
 Source: the format of dmlc-core's RecordIO and of MXNet's image records, read anew.
 """
@@ -17,6 +18,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import IO
 
+import numpy as np
+
 from cdp.errors import DataError
 from pipelines.data.layouts.member import LARGEST_MEMBER, Member
 
@@ -28,6 +31,7 @@ LABEL = struct.Struct("<IfQQ")
 """Count of further labels, label, and two ids, at the start of a record's bytes."""
 WHOLE, FIRST, MIDDLE, LAST = range(4)
 MOST_LABELS = 1 << 16
+BLOCK_BYTES = 1 << 20
 
 
 def list_members(path: Path) -> Iterator[Member]:
@@ -69,14 +73,43 @@ def _iterate_offsets(path: Path, stream: IO[bytes], size: int) -> Iterator[tuple
     if index.is_file() and not index.is_symlink():  # a link could lead out of the data root
         yield from _read_index(index)
         return
-    key = offset = 0
+    key = offset = last = 0
     while offset < size:
         yield key, offset
         try:
-            offset = _find_end(stream, offset, size)
-        except DataError:  # reported for this record; what follows cannot be found
-            return
+            end = _find_end(stream, offset, size)
+        except DataError:  # reported for this record; the one before may have said a wrong length
+            tried = {last, offset}
+            offset = last = _find_next(stream, last + HEAD.size, size, tried)
+        else:
+            last, offset = offset, _find_next(stream, offset + HEAD.size, end, set(), to_end=True)
         key += 1
+
+
+def _find_next(
+    stream: IO[bytes], start: int, end: int, tried: set[int], *, to_end: bool = False
+) -> int:
+    """The first byte from `start` on at which a whole record begins; `end` where none does.
+
+    Inside a record no four bytes at a multiple of four are the magic number: writers cut there.
+    tried : bytes at which a record was looked for already.
+    to_end : only a record after which others follow up to `end` without a gap.
+    """
+    for first in range(start, end, BLOCK_BYTES):
+        stream.seek(first)
+        data = stream.read(min(BLOCK_BYTES, end - first))
+        words = np.frombuffer(data, "<u4", len(data) // 4)
+        for word in np.flatnonzero(words == MAGIC).tolist():
+            offset = following = first + 4 * word
+            try:
+                if offset not in tried:
+                    following = _find_end(stream, offset, end)
+                    while to_end and following < end:
+                        following = _find_end(stream, following, end)
+                    return offset
+            except DataError:
+                continue
+    return end
 
 
 def _read_index(index: Path) -> Iterator[tuple[int, int]]:

@@ -4,7 +4,8 @@ The contract:
 - An image is a regular member with the suffix of one. Its person is the text of `<same name>.cls`,
   the `label`, `identity` or `person` of `<same name>.json`, or else the first folder of its name.
 - Nothing is unpacked. Links, devices, names with `..` and members beyond the end of the file are
-  members with a fault; so is what follows the place where a file is cut.
+  members with a fault; so is the place where a file is cut or damaged. The members after a damaged
+  place, or after an end in the middle of the file, are found by their headers.
 """
 
 from __future__ import annotations
@@ -70,24 +71,47 @@ def _index_members(path: Path, size: int, _changed: int) -> dict[str, tuple[int,
 def _iterate_members(path: Path, size: int) -> Iterator[tuple[str, int, int, str]]:
     """(name, byte, length, fault) of every member that is no folder; each name once."""
     seen: set[str] = set()
-    number = 0
-    try:
-        with tarfile.open(path, "r:") as tar:
-            for number, member in enumerate(tar, 1):
-                tar.members = []  # type: ignore[attr-defined] # else the list grows with the file
-                if member.isdir():
-                    continue
-                name = posixpath.normpath(member.name)
-                fault = _find_fault(member, name, size)
-                if name in seen:
-                    name, fault = f"{name} ({number})", fault or "a name that the shard has already"
-                seen.add(name)
-                yield name, member.offset_data, member.size, fault
-            if tar.offset > size:
-                yield f"end ({number})", -1, 0, f"the shard is cut: it has {size} bytes"
-    except (tarfile.TarError, OSError, ValueError, EOFError, UnicodeError, OverflowError) as error:
-        reason = str(error).splitlines()[0][:80] if str(error) else type(error).__name__
-        yield f"end ({number})", -1, 0, f"the shard cannot be read any further: {reason}"
+    number = start = 0
+    while True:
+        before, following, reason = number, start + tarfile.BLOCKSIZE, ""
+        try:
+            with path.open("rb") as stream:
+                stream.seek(start)
+                # From the second time on blocks that are no header are passed over.
+                with tarfile.open(fileobj=stream, mode="r:", ignore_zeros=start > 0) as tar:
+                    for member in tar:
+                        number += 1
+                        tar.members = []  # type: ignore[attr-defined] # else it grows
+                        following = max(following, member.offset_data)
+                        if not member.isdir():
+                            yield _describe_member(member, number, size, seen)
+                    if tar.offset > size:
+                        reason = f"the file has only {size} bytes"
+                    elif not start:
+                        stream.seek(tar.offset)
+                        if any(stream.read(tarfile.BLOCKSIZE)):
+                            reason = f"no header at byte {tar.offset}"
+                        else:
+                            following = max(following, tar.offset)
+        except (tarfile.TarError, OSError, ValueError, EOFError, OverflowError) as error:
+            reason = str(error).splitlines()[0][:80] if str(error) else type(error).__name__
+        if reason:
+            said = f"is damaged after {number} files" if number else "cannot be read"
+            yield f"end ({number})", -1, 0, f"the shard {said}: {reason}"
+        if (number == before and (start or reason)) or following >= size:
+            return
+        start = following
+
+
+def _describe_member(
+    member: tarfile.TarInfo, number: int, size: int, seen: set[str]
+) -> tuple[str, int, int, str]:
+    name = posixpath.normpath(member.name)
+    fault = _find_fault(member, name, size)
+    if name in seen:
+        name, fault = f"{name} ({number})", fault or "a name that the shard has already"
+    seen.add(name)
+    return name, member.offset_data, member.size, fault
 
 
 def _find_fault(member: tarfile.TarInfo, name: str, size: int) -> str:
