@@ -6,7 +6,8 @@ The contract:
   may show a labelled person, which are no negative examples.
 - An unlabelled row is adopted where it shows a labelled person with a probability above
   `cdp.label_check.people.BELIEVED`, as a labelled row is believed; none is where people are then
-  clearly less like those of the unlabelled set in size (`WORSE`). Without such rows nothing changes.
+  clearly less like those of the unlabelled set in size (`WORSE`). Without such rows nothing
+  changes.
 - At most `cdp.mediator.curriculum.LABELLED_ROWS` rows together; one of each near-equal group.
 
 Source: ours. On LFW, where half of the images of each labelled person were unlabelled, pairwise /
