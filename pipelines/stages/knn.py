@@ -131,7 +131,7 @@ def run(work: Work) -> Mapping[str, Any]:
         "graphs": len(views) + len(members) * joint,
         "labelled_searched": counts[SPLITS[0]],
         "adopted_searched": len(adopted),
-        "shortage": shortage,
+        **({"shortage": shortage} if shortage else {}),
         "near_equal": {split: each.facts for split, each in near.items() if each.collapsed},
         "joint": joint,
         **facts,

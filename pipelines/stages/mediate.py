@@ -192,7 +192,7 @@ def _fit_scorer(work: Work, settings: MediateSettings, unlabelled_count: int) ->
 
     searched = work.input_facts("knn")
     if not searched["labelled_searched"]:
-        raise ShortageError(searched["shortage"] or describe_shortage(_list_kept(work)))
+        raise ShortageError(searched.get("shortage") or describe_shortage(_list_kept(work)))
     split = _map_split(work, SPLITS if searched["adopted_searched"] else SPLITS[:1], "labelled")
     imbalance = describe_imbalance(_list_identities(work, split), unlabelled_count)
     if imbalance:
