@@ -13,6 +13,7 @@ from cdp.knn.graph import build_knn_graph
 from cdp.label_check import LabelledPeople, check_labels, list_issues
 from cdp.mediator.trained_rows import choose_trained
 from cdp.metrics.clustering import score_pairwise
+from pipelines.decisions import CorrectionTable, find_keys
 from pipelines.label_check import divide_people
 from pipelines.run import main
 from pipelines.tables import read_vectors
@@ -127,11 +128,15 @@ def test_few_people_are_believed(labelled, people):
     assert not len(list_issues(check, person[rows], np.flatnonzero(rows), np.arange(people)))
 
 
-def make_world(share_wrong, shared):
-    """Labelled views and labels, unlabelled views and truth: `shared` labelled people in both."""
+def make_world(share_wrong, shared, *, others=OTHERS, images=4, alone=200):
+    """Labelled views and labels, unlabelled views and truth: `shared` labelled people in both.
+
+    others : unlabelled people of as many images. alone : people of one image.
+    """
     person = np.repeat(np.arange(PEOPLE), IMAGES)
-    others = np.repeat(np.arange(PEOPLE, PEOPLE + OTHERS), 4)
-    truth = np.concatenate([others, np.arange(200, 400), np.repeat(np.arange(shared), 4)])
+    several = np.repeat(np.arange(PEOPLE, PEOPLE + others), images)
+    single = np.arange(400 - alone, 400)
+    truth = np.concatenate([several, single, np.repeat(np.arange(shared), images)])
     label = swap_labels(person, share_wrong)[0] if share_wrong else person
     return draw_images(person), label, draw_images(truth, seed=3), truth
 
@@ -225,8 +230,8 @@ def test_people_are_divided_whole(monkeypatch):
     assert divide_people(number, np.arange(48)) == []
 
 
-def test_the_pipeline_gives_the_same_labels_and_lists_the_issues(tmp_path):
-    views, label, unlabelled, truth = make_world(0.1, 20)
+def test_pipeline_and_estimator_adopt_the_same_images_and_give_the_same_labels(tmp_path):
+    views, label, unlabelled, truth = make_world(0.1, 20, others=30, images=12, alone=0)
     names = np.array([f"labelled/{number}" for number in range(400)])
     root = tmp_path / "data"
     for split, vectors, people in (("l", views, label), ("u", unlabelled, truth)):
@@ -257,6 +262,13 @@ def test_the_pipeline_gives_the_same_labels_and_lists_the_issues(tmp_path):
     seems = issues.seems.notna().to_numpy()
     assert (issues.seems[seems].to_numpy() == names[person[row[seems]]]).all()
 
+    adopted = pd.read_parquet(run / "knn/adopted.parquet")
+    samples = pd.read_parquet(run / "ingest/samples.parquet").set_index("sample_id")
+    assert (samples.split[adopted.sample_id] == "unlabelled").all()
+    row = samples.path[adopted.sample_id].str.extract(r"/(\d+)\.jpg")[0].astype(int).to_numpy()
+    assert len(adopted) >= 0.8 * (truth < 20).sum()
+    assert (adopted.identity.to_numpy() == names[truth[row]]).mean() >= 0.95
+
     assigned = pd.read_parquet(run / "propagate/assignments.parquet")
     row = assigned.path.str.extract(r"/(\d+)\.jpg")[0].astype(int).to_numpy()
     assert (assigned.identity.to_numpy() == names[truth[row]]).mean() >= 0.95
@@ -273,3 +285,13 @@ def test_the_pipeline_gives_the_same_labels_and_lists_the_issues(tmp_path):
     published = pd.read_parquet(run / "propagate/labels.parquet").pseudo_label.to_numpy()
     np.testing.assert_array_equal(clusterer.labels_, published)
     np.testing.assert_array_equal(clusterer.assignments_.label, assigned.identity)
+
+    kept = int(issues.sample_id[0])
+    table = run / "knn/neighbours/labelled/view0.parquet"
+    assert kept not in pd.read_parquet(table).sample_id.to_numpy()
+    keys = find_keys(samples.loc[[kept]].reset_index())
+    CorrectionTable(run).append("ada", "keep", [keys])
+    assert main([*options, "--runs-dir", str(run.parent), "--stage", "knn"]) == 0
+    assert kept in pd.read_parquet(table).sample_id.to_numpy()
+    asked = pd.read_parquet(run / "knn/label_issues.parquet").sample_id
+    assert set(asked) == set(issues.sample_id) - {kept}
