@@ -445,7 +445,7 @@ class ConsensusClusterer(ClusterMixin, BaseEstimator):
         """The quality of the labels, withheld where its assumptions are seen to fail."""
         found = estimate_quality(label, pairs, scores, representative, unlisted=scorer.unlisted)
         if SELF_TRAINED in doubts:
-            return found.withhold(*doubts)
+            return found.withhold(*doubts).withhold_clusters()
         largest = int(np.bincount(label[label != UNLABELLED], minlength=1).max())
         size = np.unique(np.asarray(labelled_ids), return_counts=True)[1]
         found = found.withhold(*doubts, describe_few_people(labelled_ids))

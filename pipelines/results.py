@@ -337,10 +337,9 @@ class Cluster:
         return len(self.images)
 
     def __repr__(self) -> str:
-        return (
-            f"Cluster {self.label}: {len(self)} images, {len(self.pairs)} pairs, expected "
-            f"precision {self.facts['expected_precision']:.3f}"
-        )
+        precision = self.facts["expected_precision"]
+        known = "" if np.isnan(precision) else f", expected precision {precision:.3f}"
+        return f"Cluster {self.label}: {len(self)} images, {len(self.pairs)} pairs{known}"
 
     @cached_property
     def graph(self) -> networkx.Graph:

@@ -81,7 +81,9 @@ class ReviewSession:
         self.probability = run.pairs.probability.to_numpy()
         threshold = run.manifest("propagate")["facts"].get("threshold")
         self.threshold = float(threshold) if isinstance(threshold, int | float) else 0.5
-        self.voted = run.manifest("mediate")["facts"].get("method") == "vote"
+        scored = run.manifest("mediate")["facts"]
+        self.voted = scored.get("method") == "vote"
+        self.is_precision_known = not (self.voted or scored.get("self_trained"))
         self.withheld = run.manifest("propagate")["facts"].get("withheld", [])
         self.size_px = samples[["width", "height"]].to_numpy()
         self.vectors = run.view_of(self.sample_id)
@@ -286,7 +288,7 @@ class ReviewSession:
         return {
             "name": list(name_question(question)),
             "kind": question.kind,
-            "chance": round(question.chance, 4),
+            "chance": round(question.chance, 4) if self.is_precision_known else None,
             "worth": round(question.worth, 1),
             "sides": [self._describe_side(rows) for rows in sides],
         }
@@ -393,7 +395,9 @@ class ReviewSession:
             "total": len(chosen),
             "clusters": [
                 {
-                    "precision": None if self.voted else round(float(precision[label]), 4),
+                    "precision": round(float(precision[label]), 4)
+                    if self.is_precision_known
+                    else None,
                     **self._describe_side(np.flatnonzero(self.label == label), limit=12),
                 }
                 for label in chosen[offset : offset + limit].tolist()

@@ -154,6 +154,10 @@ def test_an_estimate_can_be_withheld_with_reasons():
     whole = half.withhold("too few", "lists are full")
     assert (whole.precision, whole.reasons) == (None, ("lists are full", "too few"))
     np.testing.assert_array_equal(whole.confidence, found.confidence)
+    assert not np.isnan(whole.expected_precision).any()
+    hidden = whole.withhold_clusters()
+    assert np.isnan(hidden.expected_precision).all()
+    assert len(hidden.expected_precision) == len(found.expected_precision)
 
 
 def test_pairs_that_no_list_names_lower_recall():

@@ -235,6 +235,23 @@ def test_a_large_cluster_shows_its_middle_and_its_edge():
     assert (len(small.clusters), small.left_out) == (0, 1)
 
 
+@pytest.mark.parametrize(("precision", "chance"), [(0.9, 0.2), (np.nan, None)])
+def test_no_chance_is_shown_where_no_precision_is_known(precision, chance):
+    labels = pd.DataFrame({"sample_id": [0, 1, 2], "path": "x", "pseudo_label": [0, 0, -1],
+                           "confidence": 0.5})  # fmt: skip
+    clusters = pd.DataFrame(
+        {"size": [2], "expected_precision": [precision], "mean_probability": [0.9],
+         "weakest_edge": [0.7], "medoid_sample_id": [0]}
+    )  # fmt: skip
+    pairs = PairTable(np.array([0, 1]), np.array([1, 2]))
+    found = make_sheets(labels, clusters, pairs, np.array([0.9, 0.2]), None, {})
+    assert found.merges
+    assert found.bridges
+    assert (found.merges[0]["chance"] is None) == (chance is None)
+    assert (found.bridges[0]["chance"] is None) == (chance is None)
+    assert found.clusters[0]["precision"] == (None if chance is None else precision)
+
+
 def test_figures_are_the_same_every_time_and_follow_the_page():
     size = np.array([2, 3, 3, 40])
     assert draw_sizes(size) == draw_sizes(size)

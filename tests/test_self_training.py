@@ -48,6 +48,7 @@ def test_a_mediator_trained_on_votes_is_better_than_votes(pile):
     assert now > 0.9
     assert voted.quality_ is None
     assert (trained.quality_.precision, trained.quality_.reasons) == (None, (SELF_TRAINED,))
+    assert np.isnan(trained.quality_.expected_precision).all()
 
 
 def test_votes_are_final_where_somebody_chose_a_cosine(pile):

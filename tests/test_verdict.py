@@ -11,7 +11,9 @@ import pytest
 import yaml
 
 from cdp.errors import StageError
+from pipelines.export.__main__ import main as export
 from pipelines.results import open_run
+from pipelines.review_session import ReviewSession
 from pipelines.run import main
 from pipelines.verdict import JUDGES, Finding, compose_verdict, reach_verdict
 
@@ -168,6 +170,14 @@ def test_two_labelled_people_are_not_enough_and_votes_train_the_mediator(tmp_pat
     assert len(run.clusters) == 20
     facts = run.manifest("propagate")["facts"]
     assert facts["estimated_precision"] is facts["estimated_f"] is None
+    assert run.clusters.expected_precision.isna().all()
+    assert "precision" not in repr(run.cluster(0))
+    exported = ["labels", "--run", str(run.directory), "--to", "csv", "--out", "x.csv"]
+    assert export([*exported, "--min-precision", "0.5"]) == 2
+    assert "no expected precision: the mediator was trained" in capsys.readouterr().err
+    session = ReviewSession(run, "ada")
+    assert session.list_clusters(order="precision")["clusters"][0]["precision"] is None
+    assert all(session.describe_question(each)["chance"] is None for each in session.questions)
     summary = (run.directory / "report" / "summary.txt").read_text()
     assert "estimated precision" not in summary
     for text in ("no quality is stated: the mediator was trained on clusters", "2 labelled people",

@@ -65,7 +65,8 @@ class QualityEstimate:
 
     precision, recall, f : pairwise; rows without label counted as clusters of one. None where
         withheld.
-    expected_precision : (clusters,) float32, share of the cluster's pairs that are positive.
+    expected_precision : (clusters,) float32, share of the cluster's pairs that are positive; NaN
+        where withheld too.
     confidence : (n,) float32, probability that the row belongs to its cluster; 0 without label.
     reasons : why figures are withheld; empty where none is. `expected_precision` and `confidence`
         then still order clusters and rows, and are no probabilities.
@@ -77,6 +78,10 @@ class QualityEstimate:
     expected_precision: np.ndarray
     confidence: np.ndarray
     reasons: tuple[str, ...] = ()
+
+    def withhold_clusters(self) -> QualityEstimate:
+        """The estimate without any cluster's expected precision."""
+        return replace(self, expected_precision=np.full_like(self.expected_precision, np.nan))
 
     def withhold(self, *reasons: str, recall_only: bool = False) -> QualityEstimate:
         """The estimate without its figures, or without recall and F; empty reasons do not count."""

@@ -80,8 +80,9 @@ def export_labels(options: argparse.Namespace) -> str:
     if options.min_precision:
         if labels.expected_precision.isna().all():
             raise DataError(
-                f"--min-precision: the clusters of {options.run} have no expected precision, "
-                "because the committee voted. Leave the option out, or label people and run again"
+                f"--min-precision: the clusters of {options.run} have no expected precision: "
+                f"{run.manifest('propagate')['facts']['withheld'][0]}. "
+                "Leave the option out, or label people and run again"
             )
         labels = labels[labels.expected_precision >= options.min_precision]
     if options.reviewed_only:

@@ -40,7 +40,8 @@ class Sheets:
     faces : name, confidence, distance, picture (base64 or "").
     clusters : label, size, precision, weakest, faces.
     largest, doubtful, random : positions of clusters.
-    merges, bridges : chance that it is one person, worth of an answer, two sides.
+    merges, bridges : chance that it is one person (null where no cluster's precision is known),
+        worth of an answer, two sides.
     mapped : of each image of the map its face, or its name where there is no room for it.
     left_out : number of clusters for which the budget did not suffice.
     """
@@ -190,8 +191,9 @@ class _Maker:
             if shown is None:
                 return
             sides.append({"label": label, "size": len(rows), "faces": shown})
-        worth = round(question.worth, 1)
-        place.append({"chance": round(question.chance, 4), "worth": worth, "sides": sides})
+        known = self.clusters.expected_precision.notna().any()
+        chance = round(question.chance, 4) if known else None
+        place.append({"chance": chance, "worth": round(question.worth, 1), "sides": sides})
 
     def _add_rows(self, rows: np.ndarray, medoid: int | None) -> list[int] | None:
         """Positions of the faces of these rows, in order; None when the budget does not suffice."""

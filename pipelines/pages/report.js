@@ -45,12 +45,15 @@ function drawQuestion(question, kind) {
     make("h3", {}, kind === "merge" ? nameSide(side) : at ? "The other side" : "One side"),
     make("p", { class: "muted" }, count(side.size, "image")),
     drawFaces(side.faces, side.size)));
-  const title = kind === "merge"
+  const known = question.chance != null;
+  const title = !known
+    ? kind === "merge" ? "One person, or two?" : `Cluster ${question.sides[0].label}: one person, or two?`
+    : kind === "merge"
     ? `${percent(question.chance)} likely one person`
     : `Cluster ${question.sides[0].label}: ${percent(1 - question.chance)} likely two people`;
   return make("article", { class: "card sheet" },
     make("header", {}, make("h3", {}, title),
-      make("span", {}, `an answer corrects about ${count(about(question.worth), "pair")} of images`)),
+      !known ? null : make("span", {}, `an answer corrects about ${count(about(question.worth), "pair")} of images`)),
     make("div", { class: "sides" }, ...sides));
 }
 

@@ -246,7 +246,9 @@ function drawQuestion() {
   const explanation = question.kind === "parts"
     ? `Cut where pairs are less than ${(100 * question.threshold).toFixed(question.threshold > 0.99 ? 2 : 0)} % likely one person.`
       + (question.more ? ` ${count(question.more, "further image")} stay as they are.` : "")
-    : !asked ? "Opened by hand." : `${percent(question.chance)} ${evidence}; an answer corrects about `
+    : !asked ? "Opened by hand."
+    : question.chance == null ? "No quality is estimated in this run: how likely this is, is not known."
+    : `${percent(question.chance)} ${evidence}; an answer corrects about `
     + `${count(about(question.worth), "pair")} of images.`;
   const act = (name, text, key, options) => make("button",
     { type: "button", "data-act": name, onclick: () => runAlone(answers[name]), ...options },

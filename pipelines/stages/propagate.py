@@ -109,11 +109,10 @@ def run(work: Work) -> Mapping[str, Any]:
     clusters = _describe_clusters(few, score, label[groups.rows], seen["quality"][groups.rows])
     quality = _estimate(work, label, pairs, probability, representative)
     voted = work.input_facts("mediate")["method"] == "vote"
-    precision, confidence = quality.expected_precision, quality.confidence
+    confidence = quality.confidence
     if voted:  # cosines are no probabilities
-        precision = np.full(len(precision), np.nan, np.float32)
         confidence = average_inside(label[groups.rows], few, score, threshold)[groups.group]
-    clusters["expected_precision"] = precision
+    clusters["expected_precision"] = quality.expected_precision
     size = np.bincount(label[label != UNLABELLED], minlength=1)
     work.write(
         "labels",
@@ -183,11 +182,11 @@ def _estimate(
     unlisted = float(scored.get("unlisted_share", 0))
     found = estimate_quality(label, pairs, probability, representative, unlisted=unlisted)
     if scored["method"] == "vote":
-        return found.withhold(VOTED)
+        return found.withhold(VOTED).withhold_clusters()
     largest = int(np.bincount(label[label != UNLABELLED], minlength=1).max())
     found = found.withhold(*scored.get("doubts", []))
     if scored.get("self_trained"):
-        return found
+        return found.withhold_clusters()
     groups = RowGroups.of(representative, label)
     few = groups.reduce_pairs(pairs, probability)[0]
     full = FULL_LISTS if are_lists_full(label[groups.rows], few, k) else ""
