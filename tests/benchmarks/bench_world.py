@@ -1,7 +1,8 @@
 """The default chain on data as people have it: true quality, estimate, and what the check found.
 
     python -m tests.benchmarks.bench_world [--seeds 3] [--first-seed 0]
-        [--sets lfw synthetic mild surveillance] [--views DIR] [--situations clean overlap noise labels bursts dominating few sharp]
+        [--sets lfw synthetic mild surveillance] [--views DIR]
+        [--situations clean overlap noise labels bursts dominating few sharp]
 
 A row a situation, the mean over the seeds; no setting is changed between rows.
 
