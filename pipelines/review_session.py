@@ -35,12 +35,12 @@ from pipelines.decisions import (
     list_active,
     resolve_decisions,
 )
-from pipelines.followed import find_track_constraints
 from pipelines.results import RunResults, open_run
 from pipelines.review_left_out import PAGE, RejectedFiles, UnlabelledImages
 from pipelines.review_neighbours import NeighbourLists
 from pipelines.review_people import DoubtQuestion, LabelledPeople, PersonQuestion
 from pipelines.tables import find_rows, list_pairs
+from pipelines.track_constraints import find_track_constraints
 
 Question = ClusterQuestion | PersonQuestion | DoubtQuestion
 

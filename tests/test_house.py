@@ -30,7 +30,7 @@ pipelines.store pipelines.decisions pipelines.data
 pipelines.verdict
 pipelines.stage pipelines.results
 pipelines.members pipelines.label_check
-pipelines.copies pipelines.followed
+pipelines.copies pipelines.track_constraints
 pipelines.export pipelines.review_people pipelines.review_neighbours pipelines.review_left_out
 pipelines.review_session
 pipelines.training pipelines.pages pipelines.real_probes

@@ -19,7 +19,8 @@ from pipelines.data.photos import AlignSettings
 
 def _clean_path(path: str) -> str:
     """One spelling of a folder: `staff/` and `./staff` are `staff`."""
-    return posixpath.normpath(path) if path else path
+    is_plain = path and ".." not in path.split("/")
+    return posixpath.normpath(path) if is_plain else path
 
 
 Folder = Annotated[str, AfterValidator(_clean_path)]

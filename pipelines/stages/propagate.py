@@ -29,10 +29,10 @@ import pyarrow.parquet as pq
 from cdp.errors import DataError
 from cdp.types import UNLABELLED, PairTable
 from pipelines.decisions import ON_CLUSTERS, find_keys, find_names, resolve_decisions
-from pipelines.followed import find_track_constraints
 from pipelines.label_check import ASSIGNMENTS, PEOPLE
 from pipelines.stage import Stage, Work
 from pipelines.tables import SPLITS, read_pairs, read_view
+from pipelines.track_constraints import find_track_constraints
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -1,7 +1,8 @@
 """The default chain on data as people have it: true quality, estimate, and what the check found.
 
-    python -m tests.benchmarks.bench_world [--seeds 3] [--sets lfw synthetic mild surveillance]
-        [--views DIR] [--situations clean overlap noise labels bursts dominating few sharp]
+    python -m tests.benchmarks.bench_world [--seeds 3] [--first-seed 0]
+        [--sets lfw synthetic mild surveillance] [--views DIR]
+        [--situations clean overlap noise labels bursts dominating few sharp]
 
 A row a situation, the mean over the seeds; no setting is changed between rows.
 
@@ -248,6 +249,7 @@ def judge(case: Case, seed: int) -> dict[str, float | str]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--seeds", type=int, default=1)
+    parser.add_argument("--first-seed", type=int, default=0)
     sets = ["lfw", "synthetic", *CAMERAS]
     parser.add_argument("--sets", nargs="+", default=["lfw"], choices=sets)
     parser.add_argument("--kept", type=Path, help="folder of embedded faces, sharp and poor")
@@ -256,7 +258,7 @@ def main() -> None:
     arguments = parser.parse_args()
     for name in arguments.sets:
         rows = []
-        for seed in range(arguments.seeds):
+        for seed in range(arguments.first_seed, arguments.first_seed + arguments.seeds):
             if name in CAMERAS:
                 cases = list_sharp_cases(name, seed, arguments.kept)
             else:
