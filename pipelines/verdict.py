@@ -145,6 +145,10 @@ def judge_quality(evidence: Evidence) -> Findings:
     known = facts["estimated_precision"]
     shown = "" if known is None else f"; estimated precision {known:.2f}, recall unknown"
     advice = f"Judge the clusters by eye: {evidence.review}"
+    if evidence.facts("mediate").get("self_trained"):
+        advice = (
+            f"Label 20 people or more of the unlabelled images, 4 images or more of each. {advice}"
+        )
     yield Finding("doubt", f"no quality is stated: {'; '.join(facts['withheld'])}{shown}", advice)
 
 
@@ -214,12 +218,6 @@ def judge_votes(evidence: Evidence) -> Findings:
             f"the committee voted: pairs above the cosine {facts['cosine']:.2f} were joined, and "
             "people of many images may lie in pieces",
             "Label 20 people or more, 4 images or more of each, to train a mediator",
-        )
-    elif facts.get("self_trained"):
-        yield Finding(
-            "doubt",
-            "the mediator was trained on clusters that the committee voted for, not on labels",
-            "Label 20 people or more of the unlabelled images, 4 images or more of each",
         )
 
 
