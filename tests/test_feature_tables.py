@@ -173,6 +173,9 @@ def test_names_of_every_type_of_text(tmp_path, text):
             pytest.skip("Arrow of this version has no views of strings")
         kind = pa.string_view()
     columns = {"path": pa.array(NAMES).cast(kind), "e": np.eye(4).tolist()}
-    pq.write_table(pa.table(columns), tmp_path / "a.parquet")
+    try:
+        pq.write_table(pa.table(columns), tmp_path / "a.parquet")
+    except pa.ArrowNotImplementedError:
+        pytest.skip("Arrow of this version writes no views of strings")
     found = read_table(tmp_path / "a.parquet", NAMES[::-1])
     np.testing.assert_array_equal(found, np.eye(4)[::-1])
