@@ -32,7 +32,8 @@ class NeighbourLists:
         if published is None:
             return
         base = published.manifest["ingredients"]["config"]["committee"]["base"]["name"]
-        for split in SPLITS:
+        # Adopted unlabelled images are in the labelled graph too: their own split comes first.
+        for split in reversed(SPLITS):
             table = f"neighbours/{split}/{base}"
             path = published.path(table)
             if path.exists():
@@ -55,4 +56,5 @@ class NeighbourLists:
             if row < len(ids) and ids[row] == sample:
                 listed = zip(neighbour[row].tolist(), cosine[row].tolist(), strict=True)
                 found += [(other, near) for other, near in listed if other >= 0]
+                break
         return found

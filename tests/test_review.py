@@ -10,18 +10,23 @@ import sys
 import threading
 import time
 from contextlib import contextmanager
+from types import SimpleNamespace
 
 import numpy as np
 import pandas as pd
 import psutil
+import pyarrow.parquet as pq
 import pytest
 from known_clusters import SIZES
 
 import cdp
 from cdp.errors import DataError, StageError
 from pipelines.decisions import CorrectionTable
+from pipelines.review_neighbours import NeighbourLists
 from pipelines.review_session import ReviewSession, find_moved, name_question
 from pipelines.run import main
+from pipelines.stages.knn import describe_neighbours
+from pipelines.tables import vector_column, write_table
 
 pytestmark = [pytest.mark.torch, pytest.mark.slow, pytest.mark.trains]
 
@@ -510,3 +515,29 @@ def test_clusters_are_listed_by_size(client, known_run):
     found = client.get("clusters?sizes=4-6")[1]
     assert found["total"] == ((size >= 4) & (size <= 6)).sum() > 0
     assert client.get("clusters?sizes=x")[1]["total"] == len(size)
+
+
+def test_an_adopted_image_has_the_neighbours_of_its_own_split(tmp_path):
+    """An unlabelled image that trains the mediator is in the labelled graph too."""
+    lists = {"labelled": ([1, 7], [[7, -1], [1, -1]]), "unlabelled": ([7, 8, 9], [[8, 9]] * 3)}
+    for split, (ids, neighbour) in lists.items():
+        similarity = np.full((len(ids), 2), 0.5, np.float32)
+        columns = {
+            "sample_id": np.array(ids),
+            "neighbour": vector_column(np.array(neighbour)),
+            "similarity": vector_column(similarity),
+        }
+        target = tmp_path / "neighbours" / split / "base"
+        target.mkdir(parents=True)
+        write_table(target / "part-0.parquet", columns, describe_neighbours(2))
+
+    settings = {"config": {"committee": {"base": {"name": "base"}}}}
+    published = SimpleNamespace(
+        manifest={"ingredients": settings},
+        path=lambda table: tmp_path / table,
+        read=lambda table, columns: pq.read_table(tmp_path / table, columns=columns),
+    )
+    found = NeighbourLists(SimpleNamespace(find=lambda _stage: published))
+    assert [other for other, _ in found.find(7)] == [8, 9]
+    assert [other for other, _ in found.find(1)] == [7]
+    assert found.find(2) == []
