@@ -73,12 +73,12 @@ def check_splits(
     chosen: np.ndarray,
     members: list[str],
     unlabelled: list[Path],
-    lists: Path,
+    lists: Path | None,
 ) -> CheckedLabels:
     """Check the labels of the `chosen` images, and look for their people in the other split.
 
     chosen : ascending sample ids. unlabelled : folders of the other split's vectors, one a member;
-    none without such images. lists : the table of its base graph.
+    none without such images. lists : the table of its base graph, None without.
     """
     samples = work.read(
         "ingest.samples", columns=["sample_id", "path", "split", "identity", "sha256"]
@@ -146,7 +146,7 @@ def _list_kept(work: Work, labelled: pd.DataFrame) -> np.ndarray:
 def check_views(
     tables: list[Path],
     unlabelled: list[Path],
-    lists: Path,
+    lists: Path | None,
     chosen: np.ndarray,
     identity: Any,
     confirmed: np.ndarray,
@@ -179,7 +179,7 @@ def check_views(
         [view[rows] for view in views],
         number[rows],
         [np.load(path, mmap_mode="r") for path in unlabelled],
-        read_vectors(lists, "similarity") if unlabelled else np.empty((0, 0), np.float32),
+        np.empty((0, 0), np.float32) if lists is None else read_vectors(lists, "similarity"),
         distinct=distinct,
         confirmed=confirmed,
         seed=seed,

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from cdp.review.constraints import Constraints
-from pipelines.tables import read_view
+from pipelines.tables import read_vectors
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -39,9 +39,5 @@ def find_track_constraints(
     number = samples.frame.fillna(0).astype(np.int64).astype(str).str.zfill(12)
     name = samples["clip"].fillna("") + "/" + number
     frame = name.where(samples.frame.notna() & (track >= 0)).factorize(sort=True)[0]
-    read = [partial(_read_vectors, view) for view in views]
+    read = [partial(read_vectors, view, "embedding") for view in views]
     return constrain_tracks(track, frame, read, seed=seed)
-
-
-def _read_vectors(view: Path) -> np.ndarray:
-    return read_view([view])[1]

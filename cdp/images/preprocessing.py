@@ -61,22 +61,24 @@ class Preprocessing:
         """(n, 3, p, p) float32 RGB in 0..255 -> what the model is shown, in layout nchw."""
         if self.channels == "bgr":
             faces = faces[:, ::-1]
-        mean, scale = (
-            np.broadcast_to(np.asarray(value, np.float32), 3)[:, None, None]
-            for value in (self.mean, self.scale)
-        )
+        mean, scale = self._spread()
         return np.ascontiguousarray((faces - mean) / scale, dtype=np.float32)
 
     def undo(self, shown: np.ndarray) -> np.ndarray:
         """What the model is shown, (n, 3, p, p) -> pixels (n, p, p, 3) uint8 RGB, to look at."""
-        mean, scale = (
-            np.broadcast_to(np.asarray(value, np.float32), 3)[:, None, None]
-            for value in (self.mean, self.scale)
-        )
+        mean, scale = self._spread()
         pixels = np.clip(np.rint(shown * scale + mean), 0, 255).astype(np.uint8)
         if self.channels == "bgr":
             pixels = pixels[:, ::-1]
         return np.ascontiguousarray(pixels.transpose(0, 2, 3, 1))
+
+    def _spread(self) -> tuple[np.ndarray, np.ndarray]:
+        """Mean and scale of each channel, (3, 1, 1) float32 each."""
+        mean, scale = (
+            np.broadcast_to(np.asarray(value, np.float32), 3)[:, None, None]
+            for value in (self.mean, self.scale)
+        )
+        return mean, scale
 
     @property
     def keeps_range(self) -> bool:

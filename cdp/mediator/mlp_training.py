@@ -71,6 +71,7 @@ def train_ensemble(
         rows, held = rows.take(chosen), held[chosen]
     rows.weight[:] = weight
     count = settings.ensemble_size
+    # as many as there are threads, a thread each; the rest two threads each
     alone = (count // workers * workers or count) if workers < 2 * count else 0
     with limit_blas(), ExitStack() as stack:
 
@@ -89,7 +90,6 @@ def train_ensemble(
             )
             return network.layers, history
 
-        # as many as there are threads, a thread each; the rest two threads each
         trained: list[tuple[list[np.ndarray], list[dict[str, float]]]] = []
         for members, at_once in ((range(alone), workers), (range(alone, count), workers // 2)):
             pool = stack.enter_context(ThreadPoolExecutor(max(at_once, 1)))

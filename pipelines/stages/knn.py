@@ -102,7 +102,7 @@ def run(work: Work) -> Mapping[str, Any]:
     adopted, person = chosen[:0], _number_people(work, chosen)
     facts: dict[str, Any] = {}
     if len(chosen) and settings.label_check:
-        lists = tables[SPLITS[1], members[0]] if pile else work.directory
+        lists = tables[SPLITS[1], members[0]] if pile else None
         checked = check_splits(work, chosen, members, [places[view] for view in pile], lists)
         chosen, adopted, person = checked.trained, checked.adopted, checked.person
         left_out, facts = checked.left_out, checked.facts

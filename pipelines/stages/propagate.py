@@ -19,7 +19,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -31,7 +30,7 @@ from cdp.types import UNLABELLED, PairTable
 from pipelines.decisions import ON_CLUSTERS, find_keys, find_names, resolve_decisions
 from pipelines.label_check import ASSIGNMENTS, PEOPLE
 from pipelines.stage import Stage, Work
-from pipelines.tables import SPLITS, read_pairs, read_view
+from pipelines.tables import SPLITS, read_pairs, read_vectors
 from pipelines.track_constraints import find_track_constraints
 
 if TYPE_CHECKING:
@@ -249,7 +248,7 @@ def _assign_people(
         return _write_assignments(work, samples, none, none.astype(object), none.astype(np.float32))
     members = [member.name for member in work.config.committee.all]
     tables = [work.locate("embed.embeddings", f"{SPLITS[1]}/{member}") for member in members]
-    views = [partial(_read_vectors, table) for table in tables]
+    views = [partial(read_vectors, table, "embedding") for table in tables]
     person, probability = LabelledPeople.from_state(state).assign(views, label, confidence)
     identity = work.read("ingest.samples", columns=["identity", "split"]).to_pandas()
     names = np.sort(identity.identity[identity.split == SPLITS[0]].unique())
@@ -309,10 +308,6 @@ def _follow_reviewers(work: Work, samples: pd.DataFrame, found: pd.DataFrame) ->
         {"identity": names.identity[named], "probability": np.float32(1)}, index=sample_id[named]
     )
     return pd.concat([found[~out], added]).sort_index()
-
-
-def _read_vectors(table: Path) -> np.ndarray:
-    return read_view([table])[1]
 
 
 def _cluster(

@@ -129,17 +129,20 @@ def name_clusters(samples: Any, pseudo_label: Any, decisions: Sequence[Decision]
     samples : table of samples, copies included. pseudo_label : Series by sample_id.
     decisions : of reviewers, on unlabelled images.
     """
+    import pandas as pd
+
     pile = samples[samples.split == SPLITS[1]]
     said = find_names(decisions, find_keys(pile)).identity
     label = pile.sample_id.map(pseudo_label).fillna(UNLABELLED).to_numpy(np.int64)
-    named = said != None  # noqa: E711
+    named = pd.notna(said)
     inside = label != UNLABELLED
     person = dict(zip(label[named & inside], said[named & inside], strict=True))
     follows = inside & ~named
     said[follows] = [person.get(each) for each in label[follows].tolist()]
     found = samples.copy()
-    rows = pile.index[said != None]  # noqa: E711
-    found.loc[rows, "identity"] = said[said != None]  # noqa: E711
+    known = pd.notna(said)
+    rows = pile.index[known]
+    found.loc[rows, "identity"] = said[known]
     found.loc[rows, "split"] = SPLITS[0]
     return found
 

@@ -176,8 +176,6 @@ class MapLoss(Auxiliary):
         self, embedding_dim: int, identity_count: int, map_channels: int, map_side: int
     ) -> None:
         super().__init__(embedding_dim, identity_count)
-        self.map_channels = map_channels
-        self.map_side = map_side
 
 
 class _Reversal(torch.autograd.Function):
