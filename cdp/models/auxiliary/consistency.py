@@ -1,7 +1,8 @@
 """Weighted two-way KL consistency (Zhao et al. 2022): the parts of a neck decide alike.
 
 Source: that parts agree by a weighted KL divergence in both directions, weighed by the concept
-branch, is the paper's. Ours: its form, and the entropy that keeps the weights apart from 0 and 1.
+branch, is the paper's, of which the abstract and summaries could be read. Ours: its form, and the
+entropy that keeps the weights apart from 0 and 1.
 """
 
 from __future__ import annotations
