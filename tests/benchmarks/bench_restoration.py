@@ -4,13 +4,13 @@
         [--steps 300] [--people 100] [--embedder onnx/edgeface_xs.onnx]
 
 With the data root in CDP_DATA_ROOT: `lfw112/<person>/<image>.jpg`, `photos/people/*/*.jpg` and the
-embedder. A restorer is trained on sharp faces of a set; other people's faces are reduced, and the
-embedder sees them enlarged bilinearly, as it enlarges any face, and restored. A line a size: PSNR
-beside the sharp face, mean cosine to its vector, accuracy at the best threshold over all genuine
-and as many impostor pairs, TAR@FAR=1e-2 over all pairs, with the interval of the difference over
-people drawn anew. *photos*: LFW's photos reduced until a face has some 10 px, enlarged four times
-bilinearly, bicubically and by a restorer of LFW's faces, before faces are looked for; beside the
-detector alone.
+embedder. One restorer is trained on sharp faces of a set, from the smallest side; other people's
+faces are reduced, and the embedder sees them enlarged bilinearly, as it enlarges any face, and
+restored. A line a size: PSNR beside the sharp face, mean cosine to its vector, accuracy at the best
+threshold over all genuine and as many impostor pairs, TAR@FAR=1e-2 over all pairs, with the
+interval of the difference over people drawn anew. *photos*: LFW's photos reduced until a face has
+some 10 px, enlarged four times bilinearly, bicubically and by the restorer of LFW's faces, before
+faces are looked for; beside the detector alone.
 """
 
 from __future__ import annotations
@@ -37,9 +37,8 @@ from tests.benchmarks.bench_detection import measure_error, verify
 IMAGES = 3
 """Of each person that is verified."""
 TRAINED_FACES = 1500
-SHARE, FACE_PX = 0.15, 10
-"""To which the photos are reduced, and the side of their faces then."""
-LEAST_PX = 7
+SHARE, LEAST_PX = 0.15, 7
+"""To which the photos are reduced, and the smallest face that is looked for then."""
 
 
 def main() -> None:
@@ -56,14 +55,18 @@ def main() -> None:
     options = parser.parse_args()
     root = Path(os.environ["CDP_DATA_ROOT"])
     embedder = open_model(root, options.embedder)
+    sizes = sorted(int(px) for px in options.px.split(","))
+    restorers: dict[str, Restorer] = {}
     for name in options.sets:
+        source = "lfw" if name == "photos" else name
+        trained, faces, person = DRAWN[source](root, options.people)
+        if source not in restorers:
+            restorers[source] = train(trained, sizes[0], options.steps)
         if name == "photos":
-            compare_detection(root, embedder, options.steps, options.photos)
+            compare_detection(root, embedder, restorers[source], options.photos)
             continue
-        draw = draw_synthetic if name == "synthetic" else read_lfw
-        trained, faces, person = draw(root, options.people)
-        for px in options.px.split(","):
-            compare_views(name, int(px), trained, faces, person, embedder, options.steps)
+        for px in sizes:
+            compare_views(name, px, restorers[source], faces, person, embedder)
 
 
 def open_model(root: Path, name: str) -> Embedder:
@@ -101,6 +104,9 @@ def read(paths: list[Path]) -> np.ndarray:
     return np.stack([decode_image(path.read_bytes()) for path in paths])
 
 
+DRAWN = {"synthetic": draw_synthetic, "lfw": read_lfw}
+
+
 def train(faces: np.ndarray, small_px: int, steps: int) -> Restorer:
     """A restorer, and a line of what it cost."""
     started = time.process_time()
@@ -112,11 +118,10 @@ def train(faces: np.ndarray, small_px: int, steps: int) -> Restorer:
 
 
 def compare_views(
-    name: str, px: int, trained: np.ndarray, faces: np.ndarray, person: np.ndarray,
-    embedder: Embedder, steps: int,
+    name: str, px: int, restorer: Restorer, faces: np.ndarray, person: np.ndarray,
+    embedder: Embedder,
 ) -> None:  # fmt: skip
     """Lines of one size: enlarged bilinearly, and restored."""
-    restorer = train(trained, px, steps)
     small = reduce_faces(faces, px)
     goal = reduce_faces(faces, ENLARGEMENT * px)
     views = {"bilinear": enlarge(small, ENLARGEMENT, cv2.INTER_LINEAR),
@@ -149,7 +154,7 @@ def enlarge(images: np.ndarray, factor: int, interpolation: int) -> np.ndarray:
                      for each in images])  # fmt: skip
 
 
-def compare_detection(root: Path, embedder: Embedder, steps: int, count: int) -> None:
+def compare_detection(root: Path, embedder: Embedder, restorer: Restorer, count: int) -> None:
     """A line a way to enlarge the photos before faces are looked for."""
     paths = sorted((root / "photos/people").glob("*/*.jpg"))
     paths = paths[:: max(1, len(paths) // count)]
@@ -157,7 +162,6 @@ def compare_detection(root: Path, embedder: Embedder, steps: int, count: int) ->
     people = np.array([path.parent.name for path in paths])
     ready = read([root / "lfw112" / path.parent.name / path.name for path in paths])
     wanted = embedder.embed(ready)[0]
-    restorer = train(read_lfw(root, 1)[0], FACE_PX, steps)
     small = [cv2.resize(photo, None, fx=SHARE, fy=SHARE, interpolation=cv2.INTER_AREA)
              for photo in photos]  # fmt: skip
     four = ENLARGEMENT
