@@ -63,13 +63,3 @@ def weigh_divergence(log_probability: Tensor, weight: Tensor) -> Tensor:
     divergence = measure_divergence(log_probability)  # 0 on the diagonal in value
     apart = 1 - torch.eye(parts, device=weight.device, dtype=divergence.dtype)
     return (weight[:, :, None] * divergence * apart).sum((1, 2)) / (parts * (parts - 1))
-
-
-def score_consistency(log_probability: Tensor) -> Tensor:
-    """2 sigmoid(-mean divergence over pairs, both ways averaged), in (0, 1]: (b, k, c) to (b,).
-
-    Ours, in the form of SER-FIQ's quality (Terhoerst et al. 2020); large for a good picture.
-    """
-    parts = log_probability.shape[1]
-    divergence = measure_divergence(log_probability)
-    return 2 * torch.sigmoid(-divergence.sum((1, 2)) / (parts * (parts - 1)))
