@@ -256,7 +256,7 @@ def check_export(name: str, neck: str) -> None:
 
 @pytest.mark.parametrize(
     ("name", "neck"),
-    zip(["residual", "mixer", "separable", "inception"], sorted(NECKS), strict=True),
+    list(zip(["residual", "mixer", "separable", "inception"], sorted(NECKS), strict=True)),
 )
 def test_necks_are_exported(name: str, neck: str) -> None:
     check_export(name, neck)

@@ -49,7 +49,7 @@ def main() -> None:
     parser.add_argument("--px", default="12,16", help="sides of the small faces, between commas")
     parser.add_argument("--steps", type=int, default=300, help="of the restorer's training")
     parser.add_argument("--people", type=int, default=100, help="that are verified")
-    parser.add_argument("--photos", type=int, default=165, help="that are looked at")
+    parser.add_argument("--photos", type=int, default=165, help="that are looked at, 10 or more")
     parser.add_argument("--embedder", default="onnx/edgeface_xs.onnx", help="below the data root, "
                         "or the path of a network of ours (.safetensors)")  # fmt: skip
     options = parser.parse_args()
@@ -123,7 +123,8 @@ def compare_views(
 ) -> None:  # fmt: skip
     """Lines of one size: enlarged bilinearly, and restored."""
     small = reduce_faces(faces, px)
-    goal = reduce_faces(faces, ENLARGEMENT * px)
+    side = min(ENLARGEMENT * px, faces.shape[1])
+    goal = reduce_faces(faces, side)
     views = {"bilinear": enlarge(small, ENLARGEMENT, cv2.INTER_LINEAR),
              "restored": restore_faces(restorer, small)}  # fmt: skip
     sharp = embedder.embed(faces, flip=True)[0]
@@ -132,10 +133,10 @@ def compare_views(
     draws = {}
     for view, shown in views.items():
         vectors = embedder.embed(small if view == "bilinear" else shown, flip=True)[0]
-        error = np.square(shown.astype(np.float64) - goal).mean()
+        error = np.square(reduce_faces(shown, side).astype(np.float64) - goal).mean()
         (tar,) = [
             score for score in score_all_pairs(vectors, rows, resamples, (0.01,))
-            if score.metric.startswith("TAR")
+            if score.metric.startswith("tar@")
         ]  # fmt: skip
         draws[view] = np.append(tar.draws, tar.value)
         print(f"{name} {px} px {view}: PSNR {10 * np.log10(255**2 / error):.2f} dB, cosine "
@@ -156,8 +157,7 @@ def enlarge(images: np.ndarray, factor: int, interpolation: int) -> np.ndarray:
 
 def compare_detection(root: Path, embedder: Embedder, restorer: Restorer, count: int) -> None:
     """A line a way to enlarge the photos before faces are looked for."""
-    paths = sorted((root / "photos/people").glob("*/*.jpg"))
-    paths = paths[:: max(1, len(paths) // count)]
+    paths = sorted((root / "photos/people").glob("*/*.jpg"))[:count]
     photos = [decode_image(path.read_bytes()) for path in paths]
     people = np.array([path.parent.name for path in paths])
     ready = read([root / "lfw112" / path.parent.name / path.name for path in paths])
