@@ -278,7 +278,9 @@ def adapt(
         adapt_moments(backbone, camera, device=device)
     else:
         plan = AdaptationPlan(steps=200, seed=seed)
-        backbone, _ = adapt_encoder(backbone, faces["labelled_images"], camera, plan, device=device)
+        backbone, _ = adapt_encoder(
+            backbone, faces["labelled_images"], camera, plan, device=device, progress=False
+        )
     return Recognizer(backbone, device=device)
 
 
