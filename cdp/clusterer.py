@@ -38,7 +38,7 @@ from cdp.committee.pairs import choose_candidates, make_pairs
 from cdp.errors import CdpWarning, ConfigError, DataError
 from cdp.knn.graph import build_knn_graphs
 from cdp.knn.near_equal import find_near_equal
-from cdp.label_check import LabelCheck, list_issues
+from cdp.label_check import list_issues
 from cdp.label_check.people import BELIEVED
 from cdp.mediator.curriculum import choose_labelled
 from cdp.mediator.labelled_rows import choose_distinct_labelled
@@ -54,7 +54,12 @@ from cdp.mediator.shortage import (
     describe_reach,
     describe_shortage,
 )
-from cdp.mediator.trained_rows import build_joint_set, choose_trained, stack_rows
+from cdp.mediator.trained_rows import (
+    TrainedRows,
+    build_joint_set,
+    choose_trained,
+    stack_rows,
+)
 from cdp.propagation.clustering import SPLITS, cluster_pairs
 from cdp.propagation.doubt import describe_doubt
 from cdp.propagation.quality import (
@@ -264,14 +269,14 @@ class ConsensusClusterer(ClusterMixin, BaseEstimator):
         count = len(graphs[0])
         if not count:
             raise DataError("views must hold at least one row, got 0 sample(s)")
-        representative, everything = np.arange(count), given
+        representative = np.arange(count)
         if self.near_equal:
             near = find_near_equal(given, graphs[0], seed=seed)
             representative = near.representative
             if near.collapsed:
                 given = [_keep_rows(view, near.kept) for view in given]
                 graphs = self._build_graphs(given, seed)
-        self._check: LabelCheck | None = None
+        self._chosen: TrainedRows | None = None
         self.label_issues_ = list_issues(None)
         scorer, doubts = self._make_scorer(given, graphs, labelled_views, labelled_ids, seed)
         pairs = make_pairs(graphs, candidates=scorer.candidates)
@@ -311,7 +316,7 @@ class ConsensusClusterer(ClusterMixin, BaseEstimator):
             self.probabilities_ = mean[groups.group]
         kept = np.unique(representative)
         self.centres_ = ClusterCentres.fit(given, found.label[kept], seed)
-        self.assignments_ = self._assign_people(everything, found.label)
+        self.assignments_ = self._assign_people(given, kept)
         doubt = describe_doubt(found.label)
         if doubt:
             warnings.warn(doubt, CdpWarning, stacklevel=2)
@@ -495,7 +500,7 @@ class ConsensusClusterer(ClusterMixin, BaseEstimator):
                 threads=self.threads,
             )
             self.label_issues_ = list_issues(chosen.check, identity, rows, names)
-            self._check, self._names = chosen.check, names
+            self._chosen, self._names = chosen, names
             labelled = [
                 stack_rows(one, chosen.labelled, other, chosen.adopted)
                 for one, other in zip(labelled, views, strict=True)
@@ -530,13 +535,21 @@ class ConsensusClusterer(ClusterMixin, BaseEstimator):
             threads=self.threads,
         )
 
-    def _assign_people(self, views: list[View], label: np.ndarray) -> pd.DataFrame:
-        if self._check is None or self._check.people is None:
+    def _assign_people(self, views: list[View], kept: np.ndarray) -> pd.DataFrame:
+        """The rows that show a labelled person; those of near-equal rows as the one for them.
+
+        views : of the rows `kept`, which stand for all others.
+        """
+        chosen = self._chosen
+        if chosen is None or chosen.check.people is None:
             return pd.DataFrame({"row": [], "label": [], "probability": []})
-        person, probability = self._check.people.assign(views, label, self.probabilities_)
-        row = np.flatnonzero(probability > BELIEVED)
+        label, confidence = self.labels_[kept], self.probabilities_[kept]
+        person, probability = chosen.check.people.assign(views, label, confidence, chosen.found)
+        group = np.searchsorted(kept, self.representatives_)
+        row = np.flatnonzero(probability[group] > BELIEVED)
+        shown = group[row]
         return pd.DataFrame(
-            {"row": row, "label": self._names[person[row]], "probability": probability[row]}
+            {"row": row, "label": self._names[person[shown]], "probability": probability[shown]}
         )
 
     def _choose_settings(self) -> MediatorSettings:

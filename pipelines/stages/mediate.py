@@ -475,7 +475,7 @@ def _save_array(path: Path, array: np.ndarray, draft: str | None = None) -> None
 
 STAGE = Stage(
     name="mediate",
-    version=19,
+    version=20,
     inputs=(
         "ingest.samples",
         "embed.embeddings",
