@@ -31,7 +31,7 @@ from sklearn.base import BaseEstimator, ClusterMixin
 from sklearn.utils import check_array, check_random_state
 from sklearn.utils.validation import check_is_fitted, validate_data
 
-from cdp.arrays.cosine import make_unit, take_unit
+from cdp.arrays.cosine import as_readonly, make_unit, measure_pairs, take_unit
 from cdp.assignment import ClusterCentres
 from cdp.committee.features import VARIANTS
 from cdp.committee.pairs import choose_candidates, make_pairs
@@ -127,8 +127,8 @@ class ConsensusClusterer(ClusterMixin, BaseEstimator):
     ----------
     labels_ : (n,) int64, 0 .. n_clusters_ - 1; -1 none.
     probabilities_ : (n,) float32; with labels the probability that the row belongs to its cluster
-        (`cdp.propagation.quality`), without the mean base cosine (clipped at 0) to it; 0 where the
-        label is -1.
+        (`cdp.propagation.quality`), without, where votes decided or trained the mediator, the mean
+        base cosine (clipped at 0) to it; 0 where the label is -1.
     n_clusters_ : int.
     n_features_in_ : int, width of the base view; absent if that is given as a function.
     feature_names_in_ : columns of the view, if one DataFrame is given.
@@ -309,12 +309,11 @@ class ConsensusClusterer(ClusterMixin, BaseEstimator):
             estimate = partial(self._estimate, found.label, pairs, scores, representative)
             self.quality_ = estimate((*doubts, *scored.doubts), scorer, labelled_ids)
             self.probabilities_ = self.quality_.confidence
-        else:
-            groups = RowGroups.of(representative, found.label)
-            table, value = groups.reduce_pairs(pairs, scores)
-            mean = average_inside(found.label[groups.rows], table, value, found.threshold)
-            self.probabilities_ = mean[groups.group]
         kept = np.unique(representative)
+        if SELF_TRAINED in doubts:
+            self.probabilities_ = self._average_cosines(given[0], -1)
+        elif self.quality_ is None:
+            self.probabilities_ = self._average_cosines(given[0], found.threshold)
         self.centres_ = ClusterCentres.fit(given, found.label[kept], seed)
         self.assignments_ = self._assign_people(given, kept)
         doubt = describe_doubt(found.label)
@@ -458,6 +457,19 @@ class ConsensusClusterer(ClusterMixin, BaseEstimator):
         few = groups.reduce_pairs(pairs, scores)[0]
         full = FULL_LISTS if are_lists_full(label[groups.rows], few, self.k) else ""
         return found.withhold(describe_reach(int(size.max()), largest), full, recall_only=True)
+
+    def _average_cosines(self, base: View, threshold: float) -> np.ndarray:
+        """(n,) float32, the mean base cosine of a row to its cluster, by pairs above a threshold.
+
+        base : of the rows that stand for all others. threshold : on the votes' cosines; -1: scores
+            are no cosines, and all pairs count.
+        """
+        groups = RowGroups.of(self.representatives_, self.labels_)
+        table, value = groups.reduce_pairs(self.pairs_, self.pair_scores_)
+        if threshold < 0:
+            unit, value = as_readonly(make_unit(load_view(base))[0]), np.empty_like(value)
+            measure_pairs(unit, table.source, table.target, value)
+        return average_inside(self.labels_[groups.rows], table, value, threshold)[groups.group]
 
     def _choose_threshold(
         self, scorer: PairScorer | PairVoter, scored: PairScores, labelled_ids: Any

@@ -86,7 +86,9 @@ def run(work: Work) -> Mapping[str, Any]:
     samples = samples.to_pandas()
     samples = samples[samples.split == "unlabelled"]
     sample_id = samples.sample_id.to_numpy()
-    pairs, scored = read_pairs(work.locate("mediate.pairs"), sample_id)
+    unmeasured = bool(work.input_facts("mediate").get("self_trained"))
+    columns = ("probability", "base_similarity") if unmeasured else ("probability",)
+    pairs, scored = read_pairs(work.locate("mediate.pairs"), sample_id, columns)
     probability = scored["probability"]
     corrections, gone = resolve_decisions(work.decisions, find_keys(samples))
     constraints, linked = _add_tracks(work, samples, corrections)
@@ -113,6 +115,9 @@ def run(work: Work) -> Mapping[str, Any]:
     confidence = quality.confidence
     if voted:  # cosines are no probabilities
         confidence = average_inside(label[groups.rows], few, score, threshold)[groups.group]
+    elif unmeasured:  # nor are scores that were measured on nobody
+        few, cosine = groups.reduce_pairs(pairs, scored["base_similarity"])
+        confidence = average_inside(label[groups.rows], few, cosine, -1)[groups.group]
     clusters["expected_precision"] = quality.expected_precision
     size = np.bincount(label[label != UNLABELLED], minlength=1)
     work.write(
