@@ -296,7 +296,8 @@ async function refresh() {
   const { decisions, pending, questions, missing, worth, reviewer, asked_at_most, estimated_f } = value.progress;
   if (!at("who").value) at("who").value = reviewer;
   at("progress").textContent = `${count(decisions, "decision")} · ${count(pending, "image")} will move · `
-    + `${questions === asked_at_most ? "more than " : ""}${count(questions, "open question")}, worth about ${count(about(worth), "pair")}`
+    + `${questions === asked_at_most ? "more than " : ""}${count(questions, "open question")}`
+    + (certainty === "confidence" ? `, worth about ${count(about(worth), "pair")}` : "")
     + (estimated_f == null ? "" : ` · estimated F ${estimated_f.toFixed(3)}`)
     + (missing ? ` · ${count(missing, "image")} of earlier decisions gone` : "");
   if (!at("browse").hidden) await browse();
