@@ -31,11 +31,6 @@ if TYPE_CHECKING:
 
 COPIES = "copies"
 """The split of degraded copies."""
-DEGRADED = (
-    "the mediator was trained on degraded copies of sharper labelled pictures, which are easier to "
-    "compare than the unlabelled ones: an estimate was up to .29 too high"
-)
-"""Why no quality is estimated then."""
 COPY_STEP = 1 << 40
 """More than there are sample ids."""
 SAMPLE = 400
@@ -116,11 +111,21 @@ def choose_pictures(samples: pd.DataFrame, seed: int) -> tuple[pd.DataFrame, int
     from cdp.mediator.curriculum import LABELLED_ROWS, choose_labelled
 
     labelled = samples[samples.split == SPLITS[0]]
-    usual = float(labelled.groupby("identity").size().median())
-    count = int(np.clip(np.ceil(ROWS_A_PERSON / usual), 1, ROWS_A_PERSON))
     identity = labelled.identity.factorize(sort=True)[0]
+    count = count_copies(identity)
     rows = choose_labelled(identity, limit=max(LABELLED_ROWS // count, 1), seed=seed)
     return labelled.iloc[rows], count
+
+
+def count_copies(identity: np.ndarray) -> int:
+    """Copies of each labelled picture; identity : (n,) int64, n >= 1."""
+    usual = float(np.median(np.unique(identity, return_counts=True)[1]))
+    return int(np.clip(np.ceil(ROWS_A_PERSON / usual), 1, ROWS_A_PERSON))
+
+
+def seed_copies(sample_id: np.ndarray, copy: int, seed: int) -> np.ndarray:
+    """(n,) int64, what copy `copy` of each picture is drawn by."""
+    return np.asarray((np.asarray(sample_id) * 31 + copy + seed * 7919) % COPY_STEP)
 
 
 def degrade_copies(
@@ -137,8 +142,7 @@ def degrade_copies(
 
     faces = dataset.read_faces(paths)
     side = faces.shape[1] if reduce_px is None else min(reduce_px, faces.shape[1])
-    seeds = (np.asarray(sample_id) * 31 + copy + seed * 7919) % COPY_STEP
-    return match_pile(faces, appearance, seeds, size_px=side)
+    return match_pile(faces, appearance, seed_copies(sample_id, copy, seed), size_px=side)
 
 
 def describe_gap(gap: SharpnessGap | None) -> dict[str, Any]:
