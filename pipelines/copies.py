@@ -6,6 +6,7 @@ The contract:
   `embed.degrade_labelled` says; never where a member is of ready features.
 - Copies stand in `embed/embeddings` as the split `copies`: knn and mediate take them in place of
   the split `labelled`. The sample id of copy c is that of its picture plus c times `COPY_STEP`.
+- The first copy of a picture that is no sharper than the pile's median is the picture itself.
 - Copies of one picture show one identity, so a person with one picture has pairs to learn from.
 """
 
@@ -141,8 +142,30 @@ def degrade_copies(
     from cdp.images.matching import match_pile
 
     faces = dataset.read_faces(paths)
-    side = faces.shape[1] if reduce_px is None else min(reduce_px, faces.shape[1])
-    return match_pile(faces, appearance, seed_copies(sample_id, copy, seed), size_px=side)
+    seeds = seed_copies(sample_id, copy, seed)
+    shown = reduce_to(faces, reduce_px)
+    if copy > 1:
+        return match_pile(faces, appearance, seeds, size_px=shown.shape[1])
+    return degrade_sharp(faces, shown, appearance, seeds)
+
+
+def degrade_sharp(
+    faces: np.ndarray, shown: np.ndarray, appearance: np.ndarray, seeds: np.ndarray
+) -> np.ndarray:
+    """Faces as they are `shown` to the embedders, the sharp ones degraded to look like the pile.
+
+    faces : (n, s, s, 3) uint8. shown : (n, t, t, 3) uint8, the same. appearance : of the pile.
+    """
+    from cdp.images.appearance import measure_appearance
+    from cdp.images.matching import match_pile
+    from cdp.images.sharpness_gap import find_poor
+
+    copies = shown.copy()
+    sharp = ~find_poor(measure_appearance(shown), appearance)
+    if sharp.any():
+        side = shown.shape[1]
+        copies[sharp] = match_pile(faces[sharp], appearance, seeds[sharp], size_px=side)
+    return copies
 
 
 def describe_gap(gap: SharpnessGap | None) -> dict[str, Any]:

@@ -27,7 +27,7 @@ from cdp.images.appearance import measure_appearance
 from cdp.images.decode import decode_image, fit_square
 from cdp.images.degradation import DEGRADATIONS, Degradation, degrade_pixels
 from cdp.images.matching import match_pile
-from pipelines.copies import SAMPLE, count_copies, seed_copies
+from pipelines.copies import SAMPLE, count_copies, degrade_sharp, seed_copies
 
 MOST_PHOTOS = 14
 """Photos of a labelled person, at most."""
@@ -168,7 +168,14 @@ def match_copies(
     seeds = np.concatenate([seed_copies(enrolled, copy, seed) for copy in range(1, copies + 1)])
 
     def match(faces: np.ndarray, number: np.ndarray) -> np.ndarray:
-        return match_pile(faces, appearance, seeds[number])
+        copies, first = np.empty_like(faces), number < len(world.identity)
+        for part, change in (
+            (first, partial(degrade_sharp, shown=faces[first])),
+            (~first, match_pile),
+        ):
+            if part.any():
+                copies[part] = change(faces[part], appearance=appearance, seeds=seeds[number[part]])
+        return copies
 
     return embed_photos(root, listed, file, match, 0), photo
 
