@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import partial
 from numbers import Integral, Real
 from typing import Any, Literal
@@ -44,7 +44,7 @@ from cdp.mediator.curriculum import choose_labelled
 from cdp.mediator.labelled_rows import choose_distinct_labelled
 from cdp.mediator.pair_scorer import PairScorer
 from cdp.mediator.pair_voter import PairScores, PairVoter, choose_first_level
-from cdp.mediator.self_training import SELF_TRAINED, describe_fallback, fit_on_votes
+from cdp.mediator.self_training import DEGRADED, SELF_TRAINED, describe_fallback, fit_on_votes
 from cdp.mediator.set_gap import describe_gap
 from cdp.mediator.settings import MediatorSettings
 from cdp.mediator.shortage import (
@@ -75,6 +75,27 @@ from cdp.types import UNLABELLED, KnnGraph, PairTable, View, load_view
 Views = Any
 """(n, d) array, DataFrame, tensor or Series of vectors; or a sequence or dict of such, or of
 functions that load them."""
+
+
+@dataclass(frozen=True)
+class TrainingRows:
+    """Rows to train on: unit `views`, the `identity` of each, and the unlabelled rows `left_out`.
+
+    are_copies : whether they are degraded copies of labelled images.
+    """
+
+    views: list[np.ndarray]
+    identity: np.ndarray
+    left_out: np.ndarray | None
+    are_copies: bool = False
+
+
+@dataclass(frozen=True)
+class DegradedCopies:
+    """Views of degraded copies, and the labelled row `of` which each is one."""
+
+    views: list[View]
+    of: np.ndarray
 
 
 class ConsensusClusterer(ClusterMixin, BaseEstimator):
@@ -223,6 +244,8 @@ class ConsensusClusterer(ClusterMixin, BaseEstimator):
         *,
         labelled_views: Views | None = None,
         labelled_ids: Any = None,
+        degraded_views: Views | None = None,
+        degraded_of: Any = None,
     ) -> ConsensusClusterer:
         """Cluster the rows of `views`.
 
@@ -233,6 +256,10 @@ class ConsensusClusterer(ClusterMixin, BaseEstimator):
         y : ignored, as scikit-learn's clusterers do.
         labelled_views : the same models' embeddings of labelled images, as `views`; or None.
         labelled_ids : (l,) integers or strings, the identities of their rows; or None.
+        degraded_views : the same models' embeddings of copies of the labelled images, degraded
+            until they look like the unlabelled ones (`cdp.images.matching`). They are trained on in
+            place of the labelled images, where these are sharper than the unlabelled ones; or None.
+        degraded_of : (c,) integers, the row of `labelled_views` that each is a copy of; or None.
 
         Returns
         -------
@@ -262,6 +289,7 @@ class ConsensusClusterer(ClusterMixin, BaseEstimator):
                 "labelled_views and labelled_ids belong together: give both to train a mediator, "
                 "or neither to let the committee vote"
             )
+        degraded = _read_degraded(degraded_views, degraded_of, labelled_ids)
         seed = self._draw_seed()
         given = _read_views(views, "views")
         self._note_features(views, given)
@@ -278,7 +306,9 @@ class ConsensusClusterer(ClusterMixin, BaseEstimator):
                 graphs = self._build_graphs(given, seed)
         self._chosen: TrainedRows | None = None
         self.label_issues_ = list_issues(None)
-        scorer, doubts = self._make_scorer(given, graphs, labelled_views, labelled_ids, seed)
+        scorer, doubts = self._make_scorer(
+            given, graphs, labelled_views, labelled_ids, degraded, seed
+        )
         pairs = make_pairs(graphs, candidates=scorer.candidates)
         scored = scorer.score(given, graphs, pairs, threads=self.threads)
         scores = scored.probability
@@ -391,24 +421,30 @@ class ConsensusClusterer(ClusterMixin, BaseEstimator):
         graphs: list[KnnGraph],
         labelled_views: Views | None,
         labelled_ids: Any,
+        degraded: DegradedCopies | None,
         seed: int,
     ) -> tuple[PairScorer | PairVoter, tuple[str, ...]]:
         """A pair scorer, or a voter where nothing can train one; why its quality is withheld."""
-        shortage = ""
+        shortage, copies = "", None
         if labelled_views is not None:
             try:
                 if not len(labelled_ids):
                     raise ShortageError(describe_shortage(np.empty(0)))
-                return self._fit_scorer(views, graphs, labelled_views, labelled_ids, seed), ()
+                rows = self._choose_rows(
+                    views, graphs, labelled_views, labelled_ids, degraded, seed
+                )
+                copies = None if degraded is None else rows
+                scorer = self._fit_scorer(views, graphs, rows, seed)
+                return scorer, () if degraded is None else (DEGRADED,)
             except ShortageError as error:
                 shortage = str(error)
         candidates = self.candidates or choose_candidates("vote")
         voter = PairVoter(self.min_similarity, self.min_votes, candidates)
-        scorer = self._train_on_votes(views, graphs, voter, bool(shortage), seed)
+        found = self._train_on_votes(views, graphs, voter, bool(shortage), copies, seed)
         if shortage:
-            text = describe_fallback(shortage, trained=scorer is not None)
+            text = describe_fallback(shortage, trained=found is not None, copies=copies is not None)
             warnings.warn(text, CdpWarning, stacklevel=3)
-        return (voter, ()) if scorer is None else (scorer, (SELF_TRAINED,))
+        return (voter, ()) if found is None else (found, (SELF_TRAINED,))
 
     def _train_on_votes(
         self,
@@ -416,6 +452,7 @@ class ConsensusClusterer(ClusterMixin, BaseEstimator):
         graphs: list[KnnGraph],
         voter: PairVoter,
         labels_given: bool,
+        copies: TrainingRows | None,
         seed: int,
     ) -> PairScorer | None:
         """A pair scorer trained on the voted clusters, None where votes are final."""
@@ -428,6 +465,8 @@ class ConsensusClusterer(ClusterMixin, BaseEstimator):
                 graphs,
                 voter,
                 settings=self._choose_settings(),
+                copies=() if copies is None else copies.views,
+                copy_identity=None if copies is None else copies.identity,
                 candidates=self.candidates,
                 second_stage=self.second_stage,
                 seed=seed,
@@ -482,62 +521,97 @@ class ConsensusClusterer(ClusterMixin, BaseEstimator):
             return choose_first_level(scored.cosine, None if replaced else given)
         return scorer.threshold if given is None else given
 
-    def _fit_scorer(
+    def _choose_rows(
         self,
         views: list[View],
         graphs: list[KnnGraph],
         labelled_views: Views,
         labelled_ids: Any,
+        degraded: DegradedCopies | None,
         seed: int,
-    ) -> PairScorer:
+    ) -> TrainingRows:
+        """The rows to train on, by the check of their labels; of degraded copies where given."""
         everything = _read_views(labelled_views, "labelled_views")
         _check_models(everything, views)
         names, identity = _number_identities(labelled_ids, len(load_view(everything[0])))
+        moved = np.empty(0, np.int64)
         if self.near_equal:
-            rows = choose_distinct_labelled(everything, identity, seed=seed, threads=self.threads)[
-                0
-            ]
+            rows, near = choose_distinct_labelled(
+                everything, identity, seed=seed, threads=self.threads
+            )
+            if near is not None:
+                moved = np.flatnonzero(near.representative != np.arange(len(identity)))
         else:
             rows = choose_labelled(identity, seed=seed)
-        labelled, identity = [_take_rows(view, rows) for view in everything], identity[rows]
-        settings, joint, left_out = self._choose_settings(), None, None
-        if self.label_check:
-            chosen = choose_trained(
-                labelled,
-                identity,
-                views,
-                graphs[0].similarity,
-                distinct=self.near_equal,
-                seed=seed,
-                threads=self.threads,
-            )
-            self.label_issues_ = list_issues(chosen.check, identity, rows, names)
-            self._chosen, self._names = chosen, names
-            labelled = [
-                stack_rows(one, chosen.labelled, other, chosen.adopted)
-                for one, other in zip(labelled, views, strict=True)
-            ]
-            identity, left_out = chosen.identity, chosen.left_out
+        labelled, own = [_take_rows(view, rows) for view in everything], identity[rows]
+        if not self.label_check:
+            if degraded is None:
+                return TrainingRows(labelled, own, None)
+            return self._take_copies(views, degraded, identity, moved, None, seed)
+        chosen = choose_trained(
+            labelled,
+            own,
+            views,
+            graphs[0].similarity,
+            distinct=self.near_equal,
+            seed=seed,
+            threads=self.threads,
+        )
+        self.label_issues_ = list_issues(chosen.check, own, rows, names)
+        self._chosen, self._names = chosen, names
+        if degraded is not None:
+            person = identity.copy()
+            person[rows] = chosen.check.person
+            doubted = np.setdiff1d(rows, rows[chosen.labelled])
+            left_out = np.union1d(moved, doubted)
+            return self._take_copies(views, degraded, person, left_out, chosen.left_out, seed)
+        labelled = [
+            stack_rows(one, chosen.labelled, other, chosen.adopted)
+            for one, other in zip(labelled, views, strict=True)
+        ]
+        return TrainingRows(labelled, chosen.identity, chosen.left_out)
+
+    def _take_copies(
+        self,
+        views: list[View],
+        degraded: DegradedCopies,
+        person: np.ndarray,
+        without: np.ndarray,
+        left_out: np.ndarray | None,
+        seed: int,
+    ) -> TrainingRows:
+        """The copies to train on: of all labelled rows but those `without`, whom `person` names."""
+        _check_models(degraded.views, views, "degraded_views")
+        kept = np.flatnonzero(~np.isin(degraded.of, without))
+        kept = kept[choose_labelled(person[degraded.of[kept]], seed=seed)]
+        copies = [_take_rows(view, kept) for view in degraded.views]
+        return TrainingRows(copies, person[degraded.of[kept]], left_out, are_copies=True)
+
+    def _fit_scorer(
+        self, views: list[View], graphs: list[KnnGraph], rows: TrainingRows, seed: int
+    ) -> PairScorer:
+        settings, joint = self._choose_settings(), None
+        identity = rows.identity
         shortage = describe_shortage(identity) or describe_imbalance(identity, len(graphs[0]))
         if shortage:
             raise ShortageError(shortage)
-        labelled_graphs = self._build_graphs(labelled, seed)
+        own_graphs = self._build_graphs(rows.views, seed)
         if self.joint and settings.variant == "extended":
             joint = build_joint_set(
-                labelled,
-                labelled_graphs,
+                rows.views,
+                own_graphs,
                 identity,
                 views,
                 graphs,
-                left_out=left_out,
+                left_out=rows.left_out,
                 threads=self.threads,
             )
-            gap = describe_gap(joint, len(graphs[0]))
+            gap = describe_gap(joint, len(graphs[0]), copies=rows.are_copies)
             if gap:
                 raise ShortageError(gap)
         return PairScorer.fit(
-            labelled,
-            labelled_graphs,
+            rows.views,
+            own_graphs,
             identity,
             settings=settings,
             candidates=self.candidates,
@@ -602,16 +676,39 @@ def _read_array(view: Any, name: str) -> np.ndarray:
     return array
 
 
-def _check_models(labelled: list[View], views: list[View]) -> None:
+def _read_degraded(views: Views | None, of: Any, labelled_ids: Any) -> DegradedCopies | None:
+    """The degraded copies that are given, checked; None without."""
+    if (views is None) != (of is None):
+        raise DataError("degraded_views and degraded_of belong together: give both, or neither")
+    if views is None:
+        return None
+    if labelled_ids is None:
+        raise DataError("degraded_views are copies of labelled_views: give these too")
+    copies, row = _read_views(views, "degraded_views"), np.asarray(of)
+    count = len(load_view(copies[0]))
+    if row.shape != (count,) or row.dtype.kind not in "iu":
+        raise DataError(
+            f"degraded_of must be {count} integers, one a degraded row, got shape {row.shape} of "
+            f"{row.dtype}"
+        )
+    if count and not 0 <= row.min() <= row.max() < len(labelled_ids):
+        raise DataError(
+            f"degraded_of names rows of labelled_views, 0 to {len(labelled_ids) - 1}, got "
+            f"{row.min()} to {row.max()}"
+        )
+    return DegradedCopies(copies, row.astype(np.int64)) if count else None
+
+
+def _check_models(labelled: list[View], views: list[View], name: str = "labelled_views") -> None:
     if len(labelled) != len(views):
         raise DataError(
-            f"labelled_views must come from the same models as views, got {len(labelled)} views "
+            f"{name} must come from the same models as views, got {len(labelled)} views "
             f"for {len(views)}"
         )
     for number, (one, other) in enumerate(zip(labelled, views, strict=True)):
         if not (callable(one) or callable(other)) and one.shape[1] != other.shape[1]:
             raise DataError(
-                f"view {number} has {one.shape[1]} dimensions labelled and {other.shape[1]} "
+                f"view {number} has {one.shape[1]} dimensions in {name} and {other.shape[1]} "
                 "unlabelled: they are not of one model"
             )
 

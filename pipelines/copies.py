@@ -6,6 +6,7 @@ The contract:
   `embed.degrade_labelled` says; never where a member is of ready features.
 - Copies stand in `embed/embeddings` as the split `copies`: knn and mediate take them in place of
   the split `labelled`. The sample id of copy c is that of its picture plus c times `COPY_STEP`.
+- The first copy of a picture that is no sharper than the pile's median is the picture itself.
 - Copies of one picture show one identity, so a person with one picture has pairs to learn from.
 """
 
@@ -31,11 +32,6 @@ if TYPE_CHECKING:
 
 COPIES = "copies"
 """The split of degraded copies."""
-DEGRADED = (
-    "the mediator was trained on degraded copies of sharper labelled pictures, which are easier to "
-    "compare than the unlabelled ones: an estimate was up to .29 too high"
-)
-"""Why no quality is estimated then."""
 COPY_STEP = 1 << 40
 """More than there are sample ids."""
 SAMPLE = 400
@@ -116,11 +112,21 @@ def choose_pictures(samples: pd.DataFrame, seed: int) -> tuple[pd.DataFrame, int
     from cdp.mediator.curriculum import LABELLED_ROWS, choose_labelled
 
     labelled = samples[samples.split == SPLITS[0]]
-    usual = float(labelled.groupby("identity").size().median())
-    count = int(np.clip(np.ceil(ROWS_A_PERSON / usual), 1, ROWS_A_PERSON))
     identity = labelled.identity.factorize(sort=True)[0]
+    count = count_copies(identity)
     rows = choose_labelled(identity, limit=max(LABELLED_ROWS // count, 1), seed=seed)
     return labelled.iloc[rows], count
+
+
+def count_copies(identity: np.ndarray) -> int:
+    """Copies of each labelled picture; identity : (n,) int64, n >= 1."""
+    usual = float(np.median(np.unique(identity, return_counts=True)[1]))
+    return int(np.clip(np.ceil(ROWS_A_PERSON / usual), 1, ROWS_A_PERSON))
+
+
+def seed_copies(sample_id: np.ndarray, copy: int, seed: int) -> np.ndarray:
+    """(n,) int64, what copy `copy` of each picture is drawn by."""
+    return np.asarray((np.asarray(sample_id) * 31 + copy + seed * 7919) % COPY_STEP)
 
 
 def degrade_copies(
@@ -136,9 +142,30 @@ def degrade_copies(
     from cdp.images.matching import match_pile
 
     faces = dataset.read_faces(paths)
-    side = faces.shape[1] if reduce_px is None else min(reduce_px, faces.shape[1])
-    seeds = (np.asarray(sample_id) * 31 + copy + seed * 7919) % COPY_STEP
-    return match_pile(faces, appearance, seeds, size_px=side)
+    seeds = seed_copies(sample_id, copy, seed)
+    shown = reduce_to(faces, reduce_px)
+    if copy > 1:
+        return match_pile(faces, appearance, seeds, size_px=shown.shape[1])
+    return degrade_sharp(faces, shown, appearance, seeds)
+
+
+def degrade_sharp(
+    faces: np.ndarray, shown: np.ndarray, appearance: np.ndarray, seeds: np.ndarray
+) -> np.ndarray:
+    """Faces as they are `shown` to the embedders, the sharp ones degraded to look like the pile.
+
+    faces : (n, s, s, 3) uint8. shown : (n, t, t, 3) uint8, the same. appearance : of the pile.
+    """
+    from cdp.images.appearance import measure_appearance
+    from cdp.images.matching import match_pile
+    from cdp.images.sharpness_gap import find_poor
+
+    copies = shown.copy()
+    sharp = ~find_poor(measure_appearance(shown), appearance)
+    if sharp.any():
+        side = shown.shape[1]
+        copies[sharp] = match_pile(faces[sharp], appearance, seeds[sharp], size_px=side)
+    return copies
 
 
 def describe_gap(gap: SharpnessGap | None) -> dict[str, Any]:

@@ -9,13 +9,15 @@ from cdp.errors import DataError
 from cdp.images.appearance import APPEARANCE, measure_appearance
 from cdp.images.degradation import DEGRADATIONS, Degradation, degrade_pixels
 from cdp.images.matching import match_pile
-from cdp.images.sharpness_gap import measure_sharpness_gap
+from cdp.images.sharpness_gap import SharpnessGap, find_poor, measure_sharpness_gap
 from cdp.images.two_samples import compare_samples
 from cdp.synthetic.identities import SyntheticFaces
+from pipelines.copies import degrade_sharp
 
 pytestmark = pytest.mark.torch
 
 SEEDS = np.arange(40)
+POOR = Degradation(low_res_rate=1.0, low_res_px=(10, 16), noise_rate=0.5, noise_sigma=(0.01, 0.03))
 
 
 @pytest.fixture(scope="module")
@@ -78,6 +80,32 @@ def test_faces_alike_show_no_gap_and_poor_ones_a_wide_one(faces):
     assert turned.sharpness == pytest.approx(-gap.sharpness)
     assert not turned.is_wide
     assert "less sharp" in turned.describe()
+
+
+def test_a_set_that_is_sharp_in_part_is_seen(faces):
+    poor = degrade_pixels(faces, SEEDS, POOR, 56)
+    pile = measure_appearance(poor)
+    mixed = measure_appearance(np.concatenate([poor[:24], faces[24:]]))
+    gap = measure_sharpness_gap(mixed, pile)
+    assert gap.is_wide
+    assert 0.2 < gap.sharper < 0.4
+    alike = measure_sharpness_gap(pile[::2], pile[1::2])
+    assert not alike.is_wide
+    sharp = SharpnessGap(gap.shifts, 0.5, gap.sharper)
+    assert sharp.describe().endswith(
+        "of the labelled pictures are sharper than nine tenths of the pile's"
+    )
+
+
+def test_only_the_sharp_ones_are_degraded(faces):
+    poor = degrade_pixels(faces[:20], SEEDS[:20], POOR, 56)
+    pile = measure_appearance(poor)
+    both = np.concatenate([poor, faces[20:]])
+    copies = degrade_sharp(both, both, pile, SEEDS)
+    same = (copies == both).all(axis=(1, 2, 3))
+    np.testing.assert_array_equal(same, find_poor(measure_appearance(both), pile))
+    assert 4 <= same[:20].sum() <= 16
+    assert not same[20:].any()
 
 
 def test_copies_have_the_appearance_of_the_pile(faces):

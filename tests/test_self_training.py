@@ -5,14 +5,16 @@ import pytest
 
 from cdp import ConsensusClusterer
 from cdp.arrays.cosine import make_unit
-from cdp.errors import CdpWarning
+from cdp.committee.pairs import make_pairs
+from cdp.errors import CdpWarning, DataError
 from cdp.knn import build_knn_graphs
 from cdp.knn.joint import join_graphs
 from cdp.mediator import JointSet, MediatorSettings, PairVoter
-from cdp.mediator.self_training import SELF_TRAINED, fit_on_votes
+from cdp.mediator.self_training import DEGRADED, SELF_TRAINED, fit_on_votes
 from cdp.mediator.set_gap import describe_gap
 from cdp.mediator.shortage import ShortageError
 from cdp.metrics.clustering import score_pairwise
+from cdp.propagation.clustering import cluster_pairs
 
 pytestmark = [pytest.mark.torch]
 DIMENSIONS = (64, 48, 40)
@@ -100,3 +102,87 @@ def test_labels_unlike_the_unlabelled_rows_are_not_trained_on(pile):
     assert score_pairwise(identity, clusterer.labels_)[2] > 0.9
     alone = ConsensusClusterer(k=15, backend="exact").fit_predict(views)
     np.testing.assert_array_equal(clusterer.labels_, alone)
+
+
+def fit_copies(pile, copies, **settings):
+    """Sharp labelled rows, and copies of them as `copies` are."""
+    labelled, names = draw(40, 6, 0.3, 2, quality=1.0)
+    clusterer = ConsensusClusterer(k=15, backend="exact", **settings)
+    return clusterer.fit(
+        pile[0],
+        labelled_views=labelled,
+        labelled_ids=names,
+        degraded_views=copies,
+        degraded_of=np.arange(len(names)),
+    )
+
+
+def test_copies_like_the_unlabelled_rows_are_trained_on_in_place_of_labels(pile):
+    copies, names = draw(40, 6, 0.75, 2)
+    found = fit_copies(pile, copies, near_equal=False)
+    alike = ConsensusClusterer(k=15, backend="exact", near_equal=False, label_check=False).fit(
+        pile[0], labelled_views=copies, labelled_ids=names
+    )
+    assert score_pairwise(pile[1], found.labels_)[2] > 0.9
+    assert found.scorer_.threshold == alike.scorer_.threshold
+    np.testing.assert_array_equal(found.pair_scores_, alike.pair_scores_)
+    assert found.quality_.reasons == (DEGRADED,)
+    assert found.quality_.precision is None
+    assert alike.quality_.precision is not None
+
+
+def test_copies_unlike_the_unlabelled_rows_are_trained_on_beside_clusters(pile):
+    copies, _ = draw(40, 6, 0.6, 2, quality=0.8)
+    with pytest.warns(CdpWarning, match="even degraded until they look like") as caught:
+        found = fit_copies(pile, copies)
+    assert "its clusters and on degraded copies of the labelled images" in str(caught[0].message)
+    assert found.quality_.reasons == (SELF_TRAINED,)
+    assert score_pairwise(pile[1], found.labels_)[2] > 0.9
+    with pytest.warns(CdpWarning, match="differ from the unlabelled ones"):
+        alone = ConsensusClusterer(k=15, backend="exact").fit(
+            pile[0], labelled_views=copies, labelled_ids=np.repeat(np.arange(40), 6)
+        )
+    assert not np.array_equal(found.pair_scores_, alone.pair_scores_)
+
+
+def test_a_person_in_clusters_and_copies_is_one():
+    """Copies of people whom the unlabelled set shows too cost nothing."""
+    views, identity = draw(60, 15, 0.75, 0)
+    shown = np.arange(len(identity)) % 15 < 9
+    pile = [view[shown] for view in views]
+    graphs = build_knn_graphs(pile, 15, backend="exact")
+    scorer = fit_on_votes(
+        pile,
+        graphs,
+        PairVoter(),
+        settings=MediatorSettings.named("extended"),
+        copies=[view[~shown] for view in views],
+        copy_identity=identity[~shown],
+    )
+    pairs = make_pairs(graphs, candidates=scorer.candidates)
+    scored = scorer.score(pile, graphs, pairs)
+    found = cluster_pairs(pairs, scored.probability, shown.sum(), threshold=scorer.threshold)
+    assert score_pairwise(identity[shown], found.label)[2] > 0.95
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"degraded_of": None}, "degraded_views and degraded_of belong together"),
+        ({"degraded_of": [0, 1]}, "degraded_of must be 3 integers"),
+        ({"degraded_of": [0, 1, 9]}, "rows of labelled_views, 0 to 3, got 0 to 9"),
+        ({"labelled_views": None, "labelled_ids": None}, "copies of labelled_views"),
+        ({"degraded_views": [np.ones((3, 4))]}, "degraded_views must come from the same models"),
+    ],
+)
+def test_copies_that_do_not_fit_are_named(wrong, message):
+    random = np.random.default_rng(0)
+    views = [random.normal(size=(30, 5)) for _ in range(2)]
+    given = {
+        "labelled_views": [view[:4] for view in views],
+        "labelled_ids": [0, 0, 1, 1],
+        "degraded_views": [view[4:7] for view in views],
+        "degraded_of": [0, 1, 2],
+    }
+    with pytest.raises(DataError, match=message):
+        ConsensusClusterer(k=5, backend="exact").fit(views, **{**given, **wrong})

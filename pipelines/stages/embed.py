@@ -109,7 +109,11 @@ def _embed_copies(
     work.write("appearance", describe_gap(gap))
     if compared is None or gap is None:
         return {}
-    facts: dict[str, Any] = {"sharpness_gap": round(gap.sharpness, 3), "gap": gap.describe()}
+    facts: dict[str, Any] = {
+        "sharpness_gap": round(gap.sharpness, 3),
+        "sharper_share": round(gap.sharper, 3),
+        "gap": gap.describe(),
+    }
     settings = work.config.embed
     if not (gap.is_wide or settings.degrade_labelled == "always"):
         return facts
@@ -245,7 +249,7 @@ def list_borrowed_runs(config: RunConfig) -> tuple[str, ...]:
 
 STAGE = Stage(
     name="embed",
-    version=3,
+    version=4,
     inputs=("ingest.samples", "train.history", "train.people"),
     outputs={"embeddings": describe_embeddings(0), "appearance": APPEARANCE_TABLE},
     reads=("committee", "embed"),

@@ -5,8 +5,8 @@ The contract:
   on held-out identities, and scores every candidate pair of the unlabelled split. `vote` needs no
   labels: the probability of a pair is then its base cosine if the committee keeps it, else 0. Where
   no mediator can be trained on the labelled images, one is trained on the clusters that the
-  committee votes for (`cdp.mediator.self_training`), and where that cannot be done either the votes
-  are final; a warning says so.
+  committee votes for (`cdp.mediator.self_training`), with the degraded copies where embed made
+  some, and where that cannot be done either the votes are final; a warning says so.
 - Pairs are made, scored by the first stage and written in blocks; a block does not depend on the
   others. Prior correction and second stage then see all pairs.
 - With a second stage, the threshold chosen on held-out identities and their precision by threshold
@@ -32,7 +32,7 @@ from cdp.arrays.scratch import allocate
 from cdp.errors import DataError
 from cdp.types import UNLABELLED, KnnGraph, PairTable
 from pipelines.config import MediateSettings
-from pipelines.copies import COPIES, DEGRADED, find_originals, find_trained_split
+from pipelines.copies import COPIES, find_originals, find_trained_split
 from pipelines.files import save_arrays
 from pipelines.stage import Stage, Work
 from pipelines.tables import JOINT, SPLITS, read_vectors, read_view, write_table
@@ -96,6 +96,8 @@ class Split:
 
 
 def run(work: Work) -> Mapping[str, Any]:
+    from cdp.mediator.self_training import DEGRADED
+
     split = _map_split(work, SPLITS[1:], "unlabelled")
     settings, scorer, facts = _make_scorer(work, split)
     facts |= {"method": settings.method, "mediator": {}}
@@ -118,7 +120,8 @@ def run(work: Work) -> Mapping[str, Any]:
     scores = scorer.finish(split.views, pairs, probability, len(split.sample_id))
     if scores.rate is not None:
         facts["estimated_true_share"] = round(float(scores.rate), 4)
-    copied = [DEGRADED] if work.input_facts("embed").get(COPIES) and scorer.calibrated else []
+    on_copies = _has_copies(work) and scorer.calibrated and not facts[SELF_TRAINING]
+    copied = [DEGRADED] if on_copies else []
     facts["doubts"] = [*facts.get("doubts", []), *copied, *scores.doubts]
     if scores.cosine is not None:
         facts["cosine"] = scores.cosine
@@ -150,7 +153,7 @@ def _make_scorer(work: Work, split: Split) -> tuple[MediateSettings, Any, dict[s
     trained = scorer is not None
     facts = {
         SELF_TRAINING: trained,
-        "warnings": [describe_fallback(shortage, trained=trained)],
+        "warnings": [describe_fallback(shortage, trained=trained, copies=_has_copies(work))],
         "doubts": [SELF_TRAINED] if trained else [],
     }
     return (settings, scorer, facts) if trained else (voting, _make_voter(voting), facts)
@@ -166,12 +169,15 @@ def _train_on_votes(
     final = settings.vote.min_similarity != "auto" or settings.method != "extended"
     if final or not settings.self_training:
         return None
+    copies = _map_split(work, SPLITS[:1], "labelled") if _has_copies(work) else None
     try:
         scorer = fit_on_votes(
             split.views,
             split.graphs,
             _make_voter(voting),
             settings=_choose_mediator(settings),
+            copies=() if copies is None else copies.views,
+            copy_identity=None if copies is None else _list_identities(work, copies),
             candidates=settings.candidates,
             second_stage=settings.second_stage,
             seed=work.seed,
@@ -180,6 +186,12 @@ def _train_on_votes(
         return None
     _save_scorer(work, scorer)
     return scorer
+
+
+def _has_copies(work: Work) -> bool:
+    """Whether degraded copies stand in place of the labelled images."""
+    found = work.input_facts("embed").get(COPIES) and work.input_facts("knn")["labelled_searched"]
+    return bool(found)
 
 
 def _fit_scorer(work: Work, settings: MediateSettings, unlabelled_count: int) -> Any:
@@ -200,7 +212,7 @@ def _fit_scorer(work: Work, settings: MediateSettings, unlabelled_count: int) ->
     if settings.method == "extended" and work.input_facts("knn")["joint"]:
         both = _map_split(work, SPLITS, JOINT)
         joint = JointSet(both.views, both.graphs, _list_identities(work, both))
-        gap = describe_gap(joint, unlabelled_count)
+        gap = describe_gap(joint, unlabelled_count, copies=_has_copies(work))
         if gap:
             raise ShortageError(gap)
     scorer = PairScorer.fit(

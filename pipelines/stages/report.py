@@ -123,10 +123,12 @@ def _describe_gap(work: Work) -> list[str]:
     if "gap" not in embed:
         return []
     trained = ""
-    if embed.get("copies"):
+    mediate = work.input_facts("mediate")
+    if embed.get("copies") and mediate["method"] != "vote":
+        clusters = " and on clusters of votes" if mediate["self_trained"] else ""
         trained = (
             f"; the mediator was trained on {embed['copies']:,} copies of them, degraded until "
-            "they look like the pile's"
+            f"they look like the pile's{clusters}"
         )
     return [f"Pictures  {embed['gap']}{trained}"]
 

@@ -2,7 +2,7 @@
 
     python -m tests.benchmarks.bench_world [--seeds 3] [--first-seed 0]
         [--sets lfw synthetic mild surveillance] [--views DIR]
-        [--situations clean overlap noise labels bursts dominating few images sharp]
+        [--situations clean overlap noise labels bursts dominating few images sharp copies]
 
 A row a situation, the mean over the seeds; no setting is changed between rows.
 
@@ -21,6 +21,8 @@ A row a situation, the mean over the seeds; no setting is changed between rows.
 - `sharp`: sharp labelled photos of 45 people, 14, 3 or 1 of each, and a poor pile, and the same
   labels of the pile's quality; sets `mild` and `surveillance` only (`worlds_sharp`), whose faces
   are embedded once into `--kept`.
+- `copies`: the same sharp labels with copies of them that were degraded until they look like the
+  pile's, as a run with images makes them; `mild` and `surveillance` only.
 
 Images without a label count as clusters of one.
 """
@@ -41,7 +43,7 @@ import pandas as pd
 from cdp import ConsensusClusterer
 from cdp.metrics.clustering import score_bcubed, score_pairwise
 from tests.benchmarks.bench_pseudo_labels import read_release, split_wild
-from tests.benchmarks.worlds_sharp import CAMERAS, draw_sharp_world
+from tests.benchmarks.worlds_sharp import CAMERAS, draw_sharp_world, match_copies
 
 LARGE = 100
 """Images of the person that is made half of the unlabelled ones, at least."""
@@ -55,6 +57,7 @@ SITUATIONS = (
     "few",
     "images",
     "sharp",
+    "copies",
 )
 Views = list[np.ndarray]
 
@@ -82,7 +85,7 @@ class Case:
     """One situation: what is given, and the truth.
 
     label : given labels of the labelled rows. truth : of the unlabelled rows. person : true person
-    of the labelled rows.
+    of the labelled rows. degraded : copies of the labelled rows, and the row of each; or None.
     """
 
     name: str
@@ -91,6 +94,7 @@ class Case:
     person: np.ndarray
     unlabelled: Views
     truth: np.ndarray
+    degraded: tuple[Views, np.ndarray] | tuple[None, None] = (None, None)
 
 
 def read_world(name: str, seed: int, folder: Path | None) -> World:
@@ -191,15 +195,21 @@ def list_cases(world: World, seed: int, situations: list[str]) -> Iterator[Case]
             yield Case(f"{number} images a person", few, person[kept], person[kept], rest, truth)
 
 
-def list_sharp_cases(camera: str, seed: int, kept: Path | None) -> Iterator[Case]:
+def list_sharp_cases(
+    camera: str, seed: int, kept: Path | None, situations: list[str]
+) -> Iterator[Case]:
     if kept is None:
         raise SystemExit(f"the set {camera} embeds faces: name a folder for them by --kept")
     root = find_data()
     for photos in (14, 3, 1):
         world = draw_sharp_world(root, kept, photos, seed, camera)
-        for name, labelled in (("alike", world.alike), ("sharp", world.labelled)):
-            yield Case(f"{photos} photos, {name}", labelled, world.identity, world.identity,
-                       world.pile, world.truth)  # fmt: skip
+        own = (world.identity, world.identity, world.pile, world.truth)
+        if "sharp" in situations:
+            yield Case(f"{photos} photos, alike", world.alike, *own)
+            yield Case(f"{photos} photos, sharp", world.labelled, *own)
+        if "copies" in situations:
+            copies = match_copies(root, kept, world, seed, camera)
+            yield Case(f"{photos} photos, from images", world.labelled, *own, copies)
 
 
 def share_people(world: World, share: float, seed: int) -> Iterator[Case]:
@@ -225,7 +235,11 @@ def judge(case: Case, seed: int) -> dict[str, float | str]:
         warnings.simplefilter("always")
         try:
             fitted = ConsensusClusterer(backend="exact", random_state=seed).fit(
-                case.unlabelled, labelled_views=case.labelled, labelled_ids=case.label
+                case.unlabelled,
+                labelled_views=case.labelled,
+                labelled_ids=case.label,
+                degraded_views=case.degraded[0],
+                degraded_of=case.degraded[1],
             )
         except ValueError as error:
             return {"situation": case.name, "said": str(error)[:60]}
@@ -278,7 +292,7 @@ def main() -> None:
         rows = []
         for seed in range(arguments.first_seed, arguments.first_seed + arguments.seeds):
             if name in CAMERAS:
-                cases = list_sharp_cases(name, seed, arguments.kept)
+                cases = list_sharp_cases(name, seed, arguments.kept, arguments.situations)
             else:
                 world = read_world(name, seed, arguments.views)
                 cases = list_cases(world, seed, arguments.situations)

@@ -6,6 +6,9 @@ The faces are those of `lfw112` under `CDP_DATA_ROOT`, embedded by the networks 
 people have fourteen photos or more, of which `photos` are used, sharp at 112 px. The pile shows
 everybody else through one of `CAMERAS`.
 
+A run with images also degrades the labelled photos until they look like the pile's, as
+`pipelines.copies` does: `match_copies`.
+
 The contract:
 - Each kind of photo is embedded once and kept under `views_root`; a world is a choice of rows.
 - No person is both labelled and in the pile. The same arguments give the same world.
@@ -20,7 +23,11 @@ from pathlib import Path
 
 import numpy as np
 
+from cdp.images.appearance import measure_appearance
+from cdp.images.decode import decode_image, fit_square
 from cdp.images.degradation import DEGRADATIONS, Degradation, degrade_pixels
+from cdp.images.matching import match_pile
+from pipelines.copies import SAMPLE, count_copies, degrade_sharp, seed_copies
 
 MOST_PHOTOS = 14
 """Photos of a labelled person, at most."""
@@ -51,6 +58,8 @@ CAMERAS = {
     ),
 }
 """Of each, a degradation or the name of one, and the side of the faces in pixels."""
+SIDE_PX = 112
+"""Side of the faces of `lfw112`, to which a run brings all of them."""
 COPIES_AT = 1 << 20
 """The seeds of degraded copies start here, those of the pile at 0."""
 Views = list[np.ndarray]
@@ -111,7 +120,6 @@ def embed_photos(
         with np.load(file) as stored:
             return [stored[name] for name in sorted(stored.files)]
     from cdp.embedding import OnnxEmbedder
-    from cdp.images.decode import decode_image
 
     models = [
         OnnxEmbedder(path.read_bytes(), threads=1, name=path.stem)
@@ -119,7 +127,7 @@ def embed_photos(
     ]
     parts: list[list[np.ndarray]] = [[] for _ in models]
     for start in range(0, len(paths), 256):
-        faces = np.stack([decode_image(path.read_bytes()) for path in paths[start : start + 256]])
+        faces = read_faces(paths[start : start + 256])
         if change is not None:
             faces = change(faces, first_seed + np.arange(start, start + len(faces)))
         for model, found in zip(models, parts, strict=True):
@@ -128,6 +136,48 @@ def embed_photos(
     file.parent.mkdir(parents=True, exist_ok=True)
     np.savez(file, **{model.name: view for model, view in zip(models, views, strict=True)})
     return views
+
+
+def read_faces(paths: Sequence[Path]) -> np.ndarray:
+    return np.stack([decode_image(path.read_bytes()) for path in paths])
+
+
+def match_copies(
+    root: Path, kept: Path, world: SharpWorld, seed: int, camera: str
+) -> tuple[Views, np.ndarray]:
+    """Copies of the labelled photos that look like the pile's, made as a run with images does.
+
+    Returns
+    -------
+    views : (c, d_v) float32 a network. photo : (c,) int64, the labelled row each is a copy of.
+    """
+    photos = len(world.identity) // LABELLED_PEOPLE
+    copies = count_copies(world.identity)
+    photo = np.tile(np.arange(len(world.identity)), copies)
+    file = kept / f"matched_{camera}_{photos}_{seed}"
+    if file.with_suffix(".npz").exists():
+        return embed_photos(root, (), file, None, 0), photo
+    paths, identity, may_be = choose_photos(root)
+    rest = np.flatnonzero(~np.isin(identity, world.identity))
+    random = np.random.default_rng(seed)
+    sample = np.sort(random.permutation(rest)[:SAMPLE])
+    poor = degrade_to_pile(read_faces([paths[row] for row in sample]), sample, camera)
+    appearance = measure_appearance(np.stack([fit_square(face, SIDE_PX) for face in poor]))
+    enrolled = np.flatnonzero(may_be)[world.rows]
+    listed = [paths[row] for row in enrolled[photo]]
+    seeds = np.concatenate([seed_copies(enrolled, copy, seed) for copy in range(1, copies + 1)])
+
+    def match(faces: np.ndarray, number: np.ndarray) -> np.ndarray:
+        copies, first = np.empty_like(faces), number < len(world.identity)
+        for part, change in (
+            (first, partial(degrade_sharp, shown=faces[first])),
+            (~first, match_pile),
+        ):
+            if part.any():
+                copies[part] = change(faces[part], appearance=appearance, seeds=seeds[number[part]])
+        return copies
+
+    return embed_photos(root, listed, file, match, 0), photo
 
 
 def draw_sharp_world(
