@@ -51,7 +51,7 @@ def test_the_table_counts_true_identities():
     ]
 
 
-def test_a_precision_that_nobody_knows_is_no_number():
+def test_a_precision_that_is_not_known_is_no_number():
     run = make_results([["ada", "ada"], ["bob"] * 3])
     assert demo.explain_unknown(run) == ""
     run.clusters["expected_precision"] = np.nan

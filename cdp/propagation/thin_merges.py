@@ -8,7 +8,7 @@ The contract:
   merged again, by its own pairs, and each merge is judged by the mean log-odds of the pairs between
   its two parts, and by how many they are of those that one identity would have: the odds are
   multiplied by that share.
-- Only parts of `LEAST_ROWS` rows or more are judged: of smaller ones each row's own pairs tell.
+- Only parts of `LEAST_ROWS` rows or more are judged: of smaller ones each row's own pairs decide.
 
 Source: ours. On 30,000 drawn rows with look-alikes merges of two identities had .003 to .13 of the
 pairs that one would have, on LFW merges of the parts of one person .35 and more. Estimated
