@@ -31,14 +31,14 @@ from sklearn.base import BaseEstimator, ClusterMixin
 from sklearn.utils import check_array, check_random_state
 from sklearn.utils.validation import check_is_fitted, validate_data
 
-from cdp.arrays.cosine import make_unit, take_unit
+from cdp.arrays.cosine import as_readonly, make_unit, measure_pairs, take_unit
 from cdp.assignment import ClusterCentres
 from cdp.committee.features import VARIANTS
 from cdp.committee.pairs import choose_candidates, make_pairs
 from cdp.errors import CdpWarning, ConfigError, DataError
 from cdp.knn.graph import build_knn_graphs
 from cdp.knn.near_equal import find_near_equal
-from cdp.label_check import LabelCheck, list_issues
+from cdp.label_check import list_issues
 from cdp.label_check.people import BELIEVED
 from cdp.mediator.curriculum import choose_labelled
 from cdp.mediator.labelled_rows import choose_distinct_labelled
@@ -54,7 +54,12 @@ from cdp.mediator.shortage import (
     describe_reach,
     describe_shortage,
 )
-from cdp.mediator.trained_rows import build_joint_set, choose_trained, stack_rows
+from cdp.mediator.trained_rows import (
+    TrainedRows,
+    build_joint_set,
+    choose_trained,
+    stack_rows,
+)
 from cdp.propagation.clustering import SPLITS, cluster_pairs
 from cdp.propagation.doubt import describe_doubt
 from cdp.propagation.quality import (
@@ -143,8 +148,8 @@ class ConsensusClusterer(ClusterMixin, BaseEstimator):
     ----------
     labels_ : (n,) int64, 0 .. n_clusters_ - 1; -1 none.
     probabilities_ : (n,) float32; with labels the probability that the row belongs to its cluster
-        (`cdp.propagation.quality`), without the mean base cosine (clipped at 0) to it; 0 where the
-        label is -1.
+        (`cdp.propagation.quality`), without, where votes decided or trained the mediator, the mean
+        base cosine (clipped at 0) to it; 0 where the label is -1.
     n_clusters_ : int.
     n_features_in_ : int, width of the base view; absent if that is given as a function.
     feature_names_in_ : columns of the view, if one DataFrame is given.
@@ -292,14 +297,14 @@ class ConsensusClusterer(ClusterMixin, BaseEstimator):
         count = len(graphs[0])
         if not count:
             raise DataError("views must hold at least one row, got 0 sample(s)")
-        representative, everything = np.arange(count), given
+        representative = np.arange(count)
         if self.near_equal:
             near = find_near_equal(given, graphs[0], seed=seed)
             representative = near.representative
             if near.collapsed:
                 given = [_keep_rows(view, near.kept) for view in given]
                 graphs = self._build_graphs(given, seed)
-        self._check: LabelCheck | None = None
+        self._chosen: TrainedRows | None = None
         self.label_issues_ = list_issues(None)
         scorer, doubts = self._make_scorer(
             given, graphs, labelled_views, labelled_ids, degraded, seed
@@ -334,14 +339,13 @@ class ConsensusClusterer(ClusterMixin, BaseEstimator):
             estimate = partial(self._estimate, found.label, pairs, scores, representative)
             self.quality_ = estimate((*doubts, *scored.doubts), scorer, labelled_ids)
             self.probabilities_ = self.quality_.confidence
-        else:
-            groups = RowGroups.of(representative, found.label)
-            table, value = groups.reduce_pairs(pairs, scores)
-            mean = average_inside(found.label[groups.rows], table, value, found.threshold)
-            self.probabilities_ = mean[groups.group]
         kept = np.unique(representative)
+        if SELF_TRAINED in doubts:
+            self.probabilities_ = self._average_cosines(given[0], -1)
+        elif self.quality_ is None:
+            self.probabilities_ = self._average_cosines(given[0], found.threshold)
         self.centres_ = ClusterCentres.fit(given, found.label[kept], seed)
-        self.assignments_ = self._assign_people(everything, found.label)
+        self.assignments_ = self._assign_people(given, kept)
         doubt = describe_doubt(found.label)
         if doubt:
             warnings.warn(doubt, CdpWarning, stacklevel=2)
@@ -493,6 +497,19 @@ class ConsensusClusterer(ClusterMixin, BaseEstimator):
         full = FULL_LISTS if are_lists_full(label[groups.rows], few, self.k) else ""
         return found.withhold(describe_reach(int(size.max()), largest), full, recall_only=True)
 
+    def _average_cosines(self, base: View, threshold: float) -> np.ndarray:
+        """(n,) float32, the mean base cosine of a row to its cluster, by pairs above a threshold.
+
+        base : of the rows that stand for all others. threshold : on the votes' cosines; -1: scores
+            are no cosines, and all pairs count.
+        """
+        groups = RowGroups.of(self.representatives_, self.labels_)
+        table, value = groups.reduce_pairs(self.pairs_, self.pair_scores_)
+        if threshold < 0:
+            unit, value = as_readonly(make_unit(load_view(base))[0]), np.empty_like(value)
+            measure_pairs(unit, table.source, table.target, value)
+        return average_inside(self.labels_[groups.rows], table, value, threshold)[groups.group]
+
     def _choose_threshold(
         self, scorer: PairScorer | PairVoter, scored: PairScores, labelled_ids: Any
     ) -> float:
@@ -541,7 +558,7 @@ class ConsensusClusterer(ClusterMixin, BaseEstimator):
             threads=self.threads,
         )
         self.label_issues_ = list_issues(chosen.check, own, rows, names)
-        self._check, self._names = chosen.check, names
+        self._chosen, self._names = chosen, names
         if degraded is not None:
             person = identity.copy()
             person[rows] = chosen.check.person
@@ -604,13 +621,21 @@ class ConsensusClusterer(ClusterMixin, BaseEstimator):
             threads=self.threads,
         )
 
-    def _assign_people(self, views: list[View], label: np.ndarray) -> pd.DataFrame:
-        if self._check is None or self._check.people is None:
+    def _assign_people(self, views: list[View], kept: np.ndarray) -> pd.DataFrame:
+        """The rows that show a labelled person; those of near-equal rows as the one for them.
+
+        views : of the rows `kept`, which stand for all others.
+        """
+        chosen = self._chosen
+        if chosen is None or chosen.check.people is None:
             return pd.DataFrame({"row": [], "label": [], "probability": []})
-        person, probability = self._check.people.assign(views, label, self.probabilities_)
-        row = np.flatnonzero(probability > BELIEVED)
+        label, confidence = self.labels_[kept], self.probabilities_[kept]
+        person, probability = chosen.check.people.assign(views, label, confidence, chosen.found)
+        group = np.searchsorted(kept, self.representatives_)
+        row = np.flatnonzero(probability[group] > BELIEVED)
+        shown = group[row]
         return pd.DataFrame(
-            {"row": row, "label": self._names[person[row]], "probability": probability[row]}
+            {"row": row, "label": self._names[person[shown]], "probability": probability[shown]}
         )
 
     def _choose_settings(self) -> MediatorSettings:

@@ -3,7 +3,8 @@
 The contract:
 - Runs `configs/demo.yaml` of the package, all stages, as `cdp run` does; a second call does what is
   missing or stale alone. Exit codes are those of `cdp run`.
-- Prints the largest clusters with their true identities, the pairwise F, and the page to open.
+- Prints the largest clusters with their true identities, the pairwise F, and the page to open; of
+  clusters whose precision nobody could estimate, why.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 CONFIG = PACKAGE / CONFIGS / "demo.yaml"
 ROWS = 10
 """Clusters in the table."""
+UNKNOWN = "not known"
 COLUMNS = ["cluster", "images", "expected precision", "true identity", "of that identity"]
 
 
@@ -104,12 +106,20 @@ def describe_results(run: RunResults) -> str:
 {len(run.clusters)} clusters of unlabelled faces. The largest, with their true identities:
 
 {tabulate_clusters(run).to_string(index=False)}
-
+{explain_unknown(run)}
 Pairwise precision {scores["pairwise_precision"]:.2f}, recall {scores["pairwise_recall"]:.2f}, \
 F {scores["pairwise_f"]:.2f} over all clusters.
 
 Open in a browser to see every cluster: {page.as_uri()}
 To correct clusters by hand:            {review}"""
+
+
+def explain_unknown(run: RunResults) -> str:
+    """Why no cluster's precision is estimated, as a line; "" where it is."""
+    if not len(run.clusters) or run.clusters.expected_precision.notna().any():
+        return ""
+    reasons = run.manifest("propagate")["facts"]["withheld"]
+    return f"No expected precision is known: {'; '.join(reasons)}.\n"
 
 
 def tabulate_clusters(run: RunResults) -> Any:
@@ -121,7 +131,8 @@ def tabulate_clusters(run: RunResults) -> Any:
     rows = []
     for cluster in largest.head(ROWS).itertuples():
         counts = both.identity[both.pseudo_label == cluster.pseudo_label].value_counts()
-        precision = f"{cluster.expected_precision:.0%}"
+        known = pd.notna(cluster.expected_precision)
+        precision = f"{cluster.expected_precision:.0%}" if known else UNKNOWN
         rows.append(
             (cluster.pseudo_label, cluster.size, precision, counts.index[0], counts.iloc[0])
         )

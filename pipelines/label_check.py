@@ -50,6 +50,9 @@ ASSIGNMENTS = pa.schema(
 ADOPTED = pa.schema([("sample_id", pa.int64()), ("identity", pa.string())])
 PEOPLE = "labelled_people.safetensors"
 """The labelled people: `LabelledPeople.from_state(load_file(...))`, beside `label_issues`."""
+FOUND = "found_people.npz"
+"""Whom each unlabelled image shows by itself, beside `PEOPLE`: `FoundPeople.from_state`, and `ids`.
+Not there where labelled people were added after the unlabelled images were searched."""
 
 
 @dataclass(frozen=True)
@@ -191,12 +194,16 @@ def check_views(
     if check.people is not None:
         person, believed = number.copy(), np.ones(len(ids), bool)
         person[rows], believed[rows] = check.person, check.believed
-        for part in divide_people(number, rows):
+        parts = divide_people(number, rows)
+        for part in parts:
             other = check_labels([view[part] for view in views], number[part], seed=seed)
             person[part], believed[part] = other.person, other.believed
             listed.append(list_issues(other, number[part], part, names.to_numpy()))
-        everybody = check.people.extend(views, person, believed)
+        everybody = check.people.extend(views, person, believed) if parts else check.people
         state = everybody.state()
+        if trained.found is not None and not parts:
+            shown = np.load(unlabelled[0].with_name("ids.npy"))
+            save_arrays(people.with_name(FOUND), ids=shown, **trained.found.state())
         _find_names(listed, everybody, views, names.to_numpy())
     issues = pd.concat([part for part in listed if len(part)] or listed, ignore_index=True)
     draft = people.with_suffix(".draft")
@@ -250,6 +257,6 @@ def _find_names(
         unknown = np.flatnonzero(issues.seems.isna())
         if len(unknown):
             rows = issues.row.to_numpy(np.int64)[unknown]
-            person, probability = people.find([view[rows] for view in views])
-            sure = probability > BELIEVED
-            issues.loc[unknown[sure], "seems"] = names[person[sure]]
+            found = people.find([view[rows] for view in views])
+            sure = found.probability > BELIEVED
+            issues.loc[unknown[sure], "seems"] = names[found.label[sure]]

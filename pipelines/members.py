@@ -131,7 +131,7 @@ def rank_member(
     key = (origin, origin.stat().st_mtime_ns, given, chosen, size_px, dataset.manifest.square)
     if key not in _ranked:
         people = np.array([str(identity[row]) for row in rows.tolist()])
-        _ranked[key] = _rank(dataset, given, origin, chosen, people)
+        _ranked[key] = rank_ways(dataset, given, origin, chosen, people)
     return _ranked[key]
 
 
@@ -139,9 +139,13 @@ _ranked: dict[Any, tuple[tuple[Preprocessing, Separation], ...]] = {}
 """What was found in this process: the check before a run and stage embed ask the same."""
 
 
-def _rank(
+def rank_ways(
     dataset: Dataset, given: Preprocessing, origin: Path, paths: Sequence[str], people: np.ndarray
 ) -> tuple[tuple[Preprocessing, Separation], ...]:
+    """The ways to show an ONNX model the faces of some people, best first.
+
+    people : (n,) whom each of the n paths shows.
+    """
     from cdp.embedding import OnnxEmbedder
 
     faces = reduce_to(dataset.read_faces(paths), REDUCED_PX)

@@ -258,6 +258,7 @@ class ReviewSession:
             "asked_at_most": ASKED,
             "worth": round(float(sum(question.worth for question in self.questions)), 1),
             "estimated_f": self._estimate_f(),
+            "certainty": "confidence" if self.is_precision_known else "mean cosine",
             "clusters": int(self.label.max(initial=UNLABELLED)) + 1,
             "pending": self.count_pending(),
             "missing": self.missing,

@@ -51,6 +51,15 @@ def test_the_table_counts_true_identities():
     ]
 
 
+def test_a_precision_that_nobody_knows_is_no_number():
+    run = make_results([["ada", "ada"], ["bob"] * 3])
+    assert demo.explain_unknown(run) == ""
+    run.clusters["expected_precision"] = np.nan
+    run.manifest = lambda stage: {"facts": {"withheld": ["nobody was held out"]}}
+    assert demo.tabulate_clusters(run)["expected precision"].tolist() == ["not known"] * 2
+    assert demo.explain_unknown(run) == "No expected precision is known: nobody was held out.\n"
+
+
 def test_the_table_holds_the_largest_clusters():
     table = demo.tabulate_clusters(make_results([["ada"] * size for size in range(1, 30)]))
     assert table.images.tolist() == list(range(29, 29 - demo.ROWS, -1))

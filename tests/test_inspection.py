@@ -3,16 +3,19 @@
 import numpy as np
 import pytest
 import torch
+from onnx import TensorProto, helper
 from PIL import Image
 from torch import nn
 
-from cdp.embedding import BackboneEmbedder
+from cdp.embedding import BackboneEmbedder, OnnxEmbedder
 from cdp.errors import ConfigError, DataError
+from cdp.images.preprocessing import PRESETS
 from cdp.inspection import locate_filters, map_attention, map_occlusion, overlay_maps
 from cdp.inspection.occlusion import find_span
 from cdp.models import build_backbone, save_model
 from cdp.models.backbone import Backbone, BackboneSpec
 from pipelines.export.__main__ import main
+from pipelines.export.heatmaps import draw_model
 
 pytestmark = [pytest.mark.torch, pytest.mark.usefixtures("one_thread")]
 
@@ -108,3 +111,50 @@ def test_a_page_of_heat_maps(tmp_path, capsys) -> None:
     assert "exists already" in capsys.readouterr().err
     assert main(["heatmaps", "--model", "none.onnx", "--out", str(tmp_path / "b.png")]) == 2
     assert "a model expected at none.onnx" in capsys.readouterr().err
+
+
+def write_cells(path) -> None:
+    """An ONNX model whose vector is the brightness of 4 x 4 cells: the range of pixels matters."""
+    pool = helper.make_node(
+        "AveragePool", ["image"], ["cells"], kernel_shape=[4, 4], strides=[4, 4]
+    )
+    flat = helper.make_node("Flatten", ["cells"], ["embedding"])
+    image = helper.make_tensor_value_info("image", TensorProto.FLOAT, ["n", 3, 16, 16])
+    vector = helper.make_tensor_value_info("embedding", TensorProto.FLOAT, ["n", 48])
+    graph = helper.make_graph([pool, flat], "cells", [image], [vector])
+    made = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 18)], ir_version=9)
+    path.write_bytes(made.SerializeToString())
+
+
+def test_an_onnx_model_is_shown_its_preset(tiny, tmp_path, capsys) -> None:
+    """By name, one for all or one for each; else by the labelled people of the data set."""
+    model = tmp_path / "cells.onnx"
+    write_cells(model)
+    faces = np.random.default_rng(0).integers(0, 256, (2, 16, 16, 3)).astype(np.uint8)
+    signed = PRESETS["insightface"]
+    found = draw_model(model, faces, 2, signed)["cells\nocclusion"]
+    embedder = OnnxEmbedder(model.read_bytes(), preprocessing=signed)
+    assert np.array_equal(found, overlay_maps(faces, map_occlusion(embedder, faces)))
+    assert not np.array_equal(found, draw_model(model, faces, 2)["cells\nocclusion"])
+
+    def export(*options):
+        pages = len(list(tmp_path.glob("*.png")))
+        out = tmp_path / f"{pages}.png"
+        data = ["--data", str(tiny.parents[1] / "data.yaml"), "--count", "2"]
+        code = main(["heatmaps", "--model", str(model), *options, *data, "--out", str(out)])
+        return code, "".join(capsys.readouterr()), out
+
+    pages = {}
+    for preset in ("plain", "insightface", "adaface"):
+        code, text, out = export("--preset", preset)
+        assert code == 0
+        assert f"cells is shown {PRESETS[preset].describe()}" in text
+        pages[preset] = np.asarray(Image.open(out))
+    assert not np.array_equal(pages["plain"], pages["insightface"])
+    code, text, out = export()  # the labelled people are separated better by signed pixels
+    assert code == 0
+    assert "it separates the labelled people better so than by RGB in 0..255" in text
+    assert not np.array_equal(np.asarray(Image.open(out)), pages["plain"])
+    code, text, _ = export("--preset", "plain", "adaface")
+    assert code == 2
+    assert "one for all ONNX models or one for each expected, got 2 for 1 of them" in text

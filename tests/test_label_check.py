@@ -11,6 +11,7 @@ from cdp import ConsensusClusterer
 from cdp.arrays.cosine import make_unit
 from cdp.knn.graph import build_knn_graph
 from cdp.label_check import LabelledPeople, check_labels, list_issues
+from cdp.label_check.people import FoundPeople
 from cdp.mediator.trained_rows import choose_trained
 from cdp.metrics.clustering import score_pairwise
 from pipelines.decisions import CorrectionTable, find_keys
@@ -57,7 +58,7 @@ def test_right_labels_are_all_believed(labelled):
     assert check.wrong_share < 1e-3
     np.testing.assert_array_equal(check.person, person)
     others = draw_images(np.arange(PEOPLE, 400), seed=1)
-    assert (check.people.find(others)[1] < 0.05).all()
+    assert (check.people.find(others).probability < 0.05).all()
 
 
 @pytest.mark.parametrize("share", [0.02, 0.1, 0.2])
@@ -96,26 +97,44 @@ def test_labelled_people_are_found_among_others(labelled):
     label = np.where(truth < 20, truth, -1)
     seen = draw_images(truth, seed=2)
     known = truth < 20
-    found, alone = people.find(seen)
-    right = found == truth
+    found = people.find(seen)
+    right, alone = found.label == truth, found.probability
     assert (alone > 0.5)[known].mean() >= 0.8
     assert right[alone > 0.5].mean() >= 0.95
     assert alone.sum() == pytest.approx(known.sum(), rel=0.15)
-    found, together = people.find(seen, label)
+    assert found.share == pytest.approx(known.mean(), abs=0.02)
+    shown, together = people.find_clusters(seen, label, found)
     assert (together > 0.5)[known].mean() >= 0.9
-    assert (found == truth)[together > 0.5].mean() >= 0.98
+    assert (shown == truth)[together > 0.5].mean() >= 0.98
     mixed = np.where(truth < 20, truth // 2, np.arange(len(truth)) % 10)  # others in every cluster
     cluster = np.where(np.arange(len(truth)) % 3, label, mixed)
     belongs = np.where(np.arange(len(truth)) % 3, 1, 0.4)
-    found, likely = people.assign(seen, cluster, belongs)
-    assert (found == truth)[likely > 0.5].mean() >= 0.95
-    assert (likely > 0.5)[known].mean() >= 0.65
+    shown, likely = people.assign(seen, cluster, belongs)
+    assert (shown == truth)[likely > 0.5].mean() >= 0.97
+    assert (likely > 0.5)[known].mean() >= 0.7
     restored = LabelledPeople.from_state(people.state())
-    for one, other in zip(restored.find(seen), (people.find(seen)), strict=True):
+    again = restored.find(seen)
+    np.testing.assert_array_equal(again.label, found.label)
+    np.testing.assert_array_equal(again.probability, found.probability)
+    kept = FoundPeople.from_state(found.state(), restored)
+    for one, other in zip(
+        restored.assign(seen, cluster, belongs, kept), (shown, likely), strict=True
+    ):
         np.testing.assert_array_equal(one, other)
     everybody = people.extend(views, person, np.ones(len(person), bool))
     np.testing.assert_array_equal(everybody.label, people.label)
-    np.testing.assert_allclose(everybody.find(seen)[1], alone, atol=0.05)
+    np.testing.assert_allclose(everybody.find(seen).probability, alone, atol=0.05)
+
+
+def test_nobody_is_found_where_nobody_is_shown(labelled):
+    """The fit of the open set holds without any image of a labelled person, and with them alone."""
+    people = check_labels(*labelled).people
+    found = people.find(draw_images(np.arange(PEOPLE, 400), seed=7))
+    assert found.share < 0.01
+    assert found.open_set.slope > 0
+    everyone = people.find(draw_images(np.repeat(np.arange(PEOPLE), 3), seed=8))
+    assert everyone.share > 0.9
+    assert people.find([view[:0] for view in labelled[0]]).share == 0
 
 
 @pytest.mark.parametrize("people", [1, 2, 9])
@@ -214,7 +233,7 @@ def test_an_assignment_needs_the_cluster_and_the_image(labelled):
     found, probability = people.assign(images, mixed, sure)
     assert (probability[100:110] > 0.5).sum() <= 1
     alone = people.assign(images, np.full(len(truth), -1), sure)[1]
-    assert ((alone > 0.5) == (people.find(images)[1] > 0.5)).all()
+    assert ((alone > 0.5) == (people.find(images).probability > 0.5)).all()
 
 
 def test_people_are_divided_whole(monkeypatch):

@@ -7,6 +7,7 @@ import torch
 
 from cdp.embedding import OnnxEmbedder
 from cdp.errors import BackendError
+from cdp.inspection import map_occlusion
 from cdp.models import build_backbone
 from cdp.recognizer import onnx_export as portable
 from cdp.recognizer.recognizer import Recognizer
@@ -46,6 +47,16 @@ def test_the_file_describes_itself(model) -> None:
     assert [value.name for value in proto.graph.input] == ["image"]
     assert [value.name for value in proto.graph.output] == ["embedding"]
     assert {prop.key: prop.value for prop in proto.metadata_props}["made of"] == "noise"
+
+
+def test_a_network_and_its_export_look_at_the_same_places(recognizer, model) -> None:
+    """The export sees the mirror image too, so the network is asked for it."""
+    faces = np.random.default_rng(2).integers(0, 256, (3, 20, 20, 3)).astype(np.uint8)
+    ours = map_occlusion(recognizer.embedder, faces, cells=4, flip=True)
+    theirs = map_occlusion(OnnxEmbedder(model), faces, cells=4)
+    np.testing.assert_allclose(ours, theirs, atol=1e-4)
+    assert ours.max() > 0.01
+    assert np.abs(map_occlusion(recognizer.embedder, faces, cells=4) - theirs).max() > 1e-3
 
 
 def test_a_model_that_differs_is_refused(recognizer, model) -> None:

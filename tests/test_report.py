@@ -289,8 +289,25 @@ def test_curves_of_error_versus_reject_start_where_nothing_is_rejected() -> None
     assert hard[hard.quality == " by consistency"].rejected.tolist() == [0, 10]
     figure = str(draw_rejection(metrics, ["ours"]))
     assert "16px surveillance" in figure  # the harder kind alone
-    assert "ours by consistency" in figure
+    assert "by norm" in figure
+    assert "by consistency" in figure
     assert draw_rejection(metrics, ["nobody"]) is None
+
+
+@pytest.mark.parametrize("width", [4.0, 8.0])
+def test_a_legend_stays_within_its_figure(width: float) -> None:
+    """However many lines there are, and however long their names."""
+    from pipelines.pages.figures import Canvas
+
+    canvas = Canvas("Many lines", width, 3)
+    with canvas as axes:
+        for number in range(10):
+            axes.plot([0, 1], [number, 2], label=f"labelled pseudo by consistency {number}")
+        canvas.add_legend(*axes.get_legend_handles_labels())
+        canvas._figure.draw_without_rendering()
+        box = canvas._figure.legends[0].get_window_extent()
+        assert box.x0 >= 0
+        assert box.x1 <= canvas._figure.bbox.x1
 
 
 def test_the_report_shows_what_recognizers_reject_and_where_they_look(page) -> None:

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from cdp import ConsensusClusterer
+from cdp.arrays.cosine import make_unit
 from cdp.committee.pairs import make_pairs
 from cdp.errors import CdpWarning, DataError
 from cdp.knn import build_knn_graphs
@@ -51,6 +52,12 @@ def test_a_mediator_trained_on_votes_is_better_than_votes(pile):
     assert voted.quality_ is None
     assert (trained.quality_.precision, trained.quality_.reasons) == (None, (SELF_TRAINED,))
     assert np.isnan(trained.quality_.expected_precision).all()
+    inside = trained.labels_ >= 0
+    cosine = make_unit(views[0])[0] @ make_unit(views[0])[0].T
+    mean = trained.probabilities_[inside]
+    assert mean.max() < cosine[~np.eye(len(cosine), dtype=bool)].max()
+    assert 0 < mean.mean() < 0.9  # cosines, no probabilities: nobody was held out
+    assert (trained.probabilities_[~inside] == 0).all()
 
 
 def test_votes_are_final_where_somebody_chose_a_cosine(pile):

@@ -16,9 +16,6 @@ from cdp.images.degradation import DEGRADATIONS, degrade
 from cdp.models import Backbone
 from cdp.training.plan import resolve_device
 
-USUAL_IMAGES = 2000
-"""Images from which moments are steady; fewer than a tenth of it are refused."""
-
 
 def adapt_moments(
     backbone: Backbone, images: np.ndarray, *, batch_size: int = 256, device: str = "auto"

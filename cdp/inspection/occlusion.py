@@ -15,7 +15,12 @@ GREY = 128
 
 
 def map_occlusion(
-    embedder: Embedder, images: np.ndarray, *, cells: int = 8, patch: float = 0.25
+    embedder: Embedder,
+    images: np.ndarray,
+    *,
+    cells: int = 8,
+    patch: float = 0.25,
+    flip: bool = False,
 ) -> np.ndarray:
     """Loss of cosine for each place of a grey patch.
 
@@ -27,6 +32,9 @@ def map_occlusion(
         Places of the patch a side.
     patch : float
         Its side as a share of the face's, in 0..1.
+    flip : bool
+        Of the vector of a face and its mirror image, as `Recognizer.embed` and the exported ONNX
+        models of ours give it: the patch covers the mirrored place too.
 
     Returns
     -------
@@ -41,14 +49,14 @@ def map_occlusion(
     if cells < 1 or not 0 < patch <= 1:
         raise ConfigError(f"1 cell or more and a patch of 0..1 expected, got {cells} and {patch}")
     side = images.shape[1]
-    whole = embedder.embed(images)[0]
+    whole = embedder.embed(images, flip=flip)[0]
     loss = np.empty((len(images), cells, cells), np.float32)
     for row in range(cells):
         for column in range(cells):
             covered = images.copy()
             down, across = (find_span(cell, cells, patch, side) for cell in (row, column))
             covered[:, down, across] = GREY
-            seen = embedder.embed(covered)[0]
+            seen = embedder.embed(covered, flip=flip)[0]
             loss[:, row, column] = 1 - np.einsum("nd,nd->n", whole, seen)
     return np.maximum(loss, 0)
 

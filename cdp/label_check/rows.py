@@ -19,6 +19,7 @@ from cdp.label_check.people import (
     APART,
     BELIEVED,
     LabelledPeople,
+    OpenSet,
     add_exponentials,
     estimate_share,
     group_rows,
@@ -166,6 +167,7 @@ class LabelledRows:
         ratio[:, self.size <= _LEAST_SIZE] = -np.inf
         self.best, top, total = ratio.argmax(1), ratio.max(1), add_exponentials(ratio)
         slope, shift = self.open_set = self._fit_open_set(top, self.right)
+        self.best_other = top
         other = slope * top + shift
         evidence = np.stack([own, other, np.zeros(len(own))])
         for _ in range(50):
@@ -231,8 +233,15 @@ class LabelledRows:
         assert self.likelihood is not None
         present = np.flatnonzero(self.size > _LEAST_SIZE)
         centres = tuple(centre[present] for centre in self.centres)
+        weight = self._limit(self.right, self.identity, self.own_size)[self.has_others]
+        open_set = OpenSet(
+            *self.open_set,
+            self.own_ratio[self.has_others].astype(np.float32),
+            weight.astype(np.float32),
+            self.best_other.astype(np.float32),
+        )
         return LabelledPeople(
-            self.likelihood, centres, self.size[present], labels[present], self.open_set
+            self.likelihood, centres, self.size[present], labels[present], open_set
         )
 
 

@@ -125,7 +125,7 @@ def fit_on_votes(
         raise ShortageError(describe_shortage(identity))
     left_out = np.isin(label, label[rows])
     if check.people is not None:
-        left_out |= check.people.find(views)[1] > APART
+        left_out |= check.people.find(views).probability > APART
     labelled = [view[kept] for view in chosen]
     k = load_graph(graphs[0]).neighbour.shape[1]
     own = build_knn_graphs(labelled, k, backend="exact", seed=seed, threads=threads)

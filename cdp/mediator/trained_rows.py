@@ -6,8 +6,8 @@ The contract:
   may show a labelled person, which are no negative examples.
 - An unlabelled row is adopted where it shows a labelled person with a probability above
   `cdp.label_check.people.BELIEVED`, as a labelled row is believed; none is where people are then
-  clearly less like those of the unlabelled set in size (`WORSE`). Without such rows nothing
-  changes.
+  clearly less like those of the unlabelled set in size (`SIZE_TOLERANCE`). Without such rows
+  nothing changes.
 - At most `cdp.mediator.curriculum.LABELLED_ROWS` rows together; one of each near-equal group.
 
 Source: ours. On LFW, where half of the images of each labelled person were unlabelled, pairwise /
@@ -26,12 +26,12 @@ from cdp.arrays.cosine import make_unit
 from cdp.knn.joint import join_graphs
 from cdp.knn.near_equal import choose_distinct
 from cdp.label_check import LabelCheck, check_labels
-from cdp.label_check.people import APART, BELIEVED
+from cdp.label_check.people import APART, BELIEVED, FoundPeople
 from cdp.mediator.curriculum import LABELLED_ROWS, JointSet
 from cdp.mediator.labelled_rows import find_near_rows
 from cdp.types import UNLABELLED, Graph, View, load_view
 
-WORSE = 0.1
+SIZE_TOLERANCE = 0.1
 """How much further, in the logarithm of the size, adopted rows may take the labelled people from
 those of the unlabelled set. With all people shared it was -.5 to .04 on LFW (six draws), where
 adopted rows gain, and .6 on a synthetic set (three draws), where they cost 3 to 9 points of F."""
@@ -43,7 +43,8 @@ class TrainedRows:
 
     check : of the labels. labelled : (r,) int64, ascending rows of the labelled views.
     adopted : (a,) int64, ascending rows of the unlabelled views. identity : (r + a,) int64, of
-    both. left_out : (u,) bool, the unlabelled rows that may show a labelled person.
+    both. left_out : (u,) bool, the unlabelled rows that may show a labelled person. found : the
+    labelled person that each unlabelled row shows by itself; None where nobody was looked for.
     """
 
     check: LabelCheck
@@ -51,6 +52,7 @@ class TrainedRows:
     adopted: np.ndarray
     identity: np.ndarray
     left_out: np.ndarray
+    found: FoundPeople | None = None
 
 
 def choose_trained(
@@ -85,7 +87,8 @@ def choose_trained(
     if not len(unlabelled) or check.people is None:
         count = len(load_view(unlabelled[0])) if len(unlabelled) else 0
         return TrainedRows(check, rows, nobody, person, np.zeros(count, bool))
-    shown, probability = check.people.find(unlabelled)
+    found = check.people.find(unlabelled)
+    shown, probability = found.label, found.probability
     adopted = np.flatnonzero((probability > BELIEVED) & np.isin(shown, person))
     room = max(LABELLED_ROWS - len(rows), 0)
     adopted = np.sort(np.random.default_rng([seed, 0x6164]).permutation(adopted)[:room])
@@ -94,7 +97,7 @@ def choose_trained(
     if not len(adopted) or not _match_sizes(
         stack_rows(labelled[0], rows, unlabelled[0], adopted), both, len(rows), listed
     ):
-        return TrainedRows(check, rows, nobody, person, left_out)
+        return TrainedRows(check, rows, nobody, person, left_out, found)
     if distinct:
         views = [
             stack_rows(one, rows, other, adopted)
@@ -103,7 +106,7 @@ def choose_trained(
         kept = choose_distinct(find_near_rows(views, seed, threads), both)
         adopted, rows = adopted[kept[kept >= len(rows)] - len(rows)], rows[kept[kept < len(rows)]]
         both = both[kept]
-    return TrainedRows(check, rows, adopted, both, left_out)
+    return TrainedRows(check, rows, adopted, both, left_out, found)
 
 
 def _match_sizes(unit: np.ndarray, person: np.ndarray, labelled: int, listed: np.ndarray) -> bool:
@@ -123,7 +126,7 @@ def _match_sizes(unit: np.ndarray, person: np.ndarray, labelled: int, listed: np
         for count in (labelled, len(person))
     ]
     without, together = np.abs(np.log(np.array(sizes) / wanted))
-    return bool(together < without + WORSE)
+    return bool(together < without + SIZE_TOLERANCE)
 
 
 def _compare_people(unit: np.ndarray, person: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

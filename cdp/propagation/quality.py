@@ -5,6 +5,8 @@ The contract:
 - A row belongs to its cluster with the probability that its pairs inside give together. Pairs of
   one row are correlated (`PAIR_CORRELATION`), so many of them weigh as much as two; two rows of a
   cluster that were never candidates are a positive pair when both belong.
+- Parts of a cluster that few pairs hold together may be two identities; their pairs are counted as
+  wrong with that probability (`cdp.propagation.thin_merges`).
 - Each pair is weighted by `listings`, as in the consensus split.
 - Two clusters are one identity with the mean probability of the pairs between them: these are the
   positives that the clustering may have missed. One identity would have about as many candidate
@@ -32,6 +34,7 @@ from cdp.arrays.scratch import BLOCK
 from cdp.arrays.threads import list_blocks
 from cdp.propagation.representatives import RowGroups
 from cdp.propagation.scored_pairs import check_probability, mark_inside
+from cdp.propagation.thin_merges import count_thin_pairs
 from cdp.types import UNLABELLED, PairTable
 
 PAIR_CORRELATION = 0.5
@@ -148,6 +151,7 @@ def _estimate(
     belongs[alone | ((np.bincount(group)[group] == 1) & (images > 1))] = 1
     together = size * (size - 1) / 2
     expected = _count_positives(group, len(size), pairs, value, belongs, images)
+    expected[:clusters] -= count_thin_pairs(label, pairs, value, images)
     positive = np.clip(expected, 0, together)
     missed = sum(
         float((apart.chance * size[apart.first] * size[apart.second]).sum())

@@ -140,6 +140,7 @@ def render_report(
         has_pictures=any(face[3] for face in sheets.faces),
         data={
             "faces": sheets.faces,
+            "certainty": "confidence" if sheets.measured else "mean cosine",
             "clusters": sheets.clusters,
             "largest": sheets.largest,
             "doubtful": sheets.doubtful,

@@ -44,6 +44,7 @@ class Sheets:
         worth of an answer, two sides.
     mapped : of each image of the map its face, or its name where there is no room for it.
     left_out : number of clusters for which the budget did not suffice.
+    measured : whether confidences are probabilities, and no cosines.
     """
 
     faces: list[tuple[str, float, float | None, str]] = field(default_factory=list)
@@ -55,6 +56,7 @@ class Sheets:
     bridges: list[dict[str, Any]] = field(default_factory=list)
     mapped: list[int | str] = field(default_factory=list)
     left_out: int = 0
+    measured: bool = True
 
 
 def make_sheets(
@@ -94,7 +96,7 @@ class _Maker:
         thumbnails: Mapping[int, bytes],
         budget: int,
     ) -> None:
-        self.sheets = Sheets()
+        self.sheets = Sheets(measured=bool(clusters.expected_precision.notna().any()))
         self.label = labels.pseudo_label.to_numpy()
         self.names = labels.path.tolist()
         self.confidence = labels.confidence.to_numpy()
@@ -164,7 +166,7 @@ class _Maker:
                         "label": cluster,
                         "size": len(rows),
                         "precision": _round(row.expected_precision),
-                        "weakest": round(float(row.weakest_edge), 4),
+                        "weakest": _round(row.weakest_edge) if self.sheets.measured else None,
                         "faces": shown,
                     }
                 )
@@ -191,8 +193,7 @@ class _Maker:
             if shown is None:
                 return
             sides.append({"label": label, "size": len(rows), "faces": shown})
-        known = self.clusters.expected_precision.notna().any()
-        chance = round(question.chance, 4) if known else None
+        chance = round(question.chance, 4) if self.sheets.measured else None
         place.append({"chance": chance, "worth": round(question.worth, 1), "sides": sides})
 
     def _add_rows(self, rows: np.ndarray, medoid: int | None) -> list[int] | None:

@@ -47,6 +47,9 @@ STYLE: dict[Any, Any] = {
     "lines.linewidth": 1.6,
 }
 
+ENTRY_IN, LETTER_IN = 0.55, 0.075
+"""Inches of a legend's entry beside its label, and of each letter of it."""
+
 
 class Canvas:
     """One figure in the page's style: `with Canvas("title", 6, 3) as axes: ...`, then `str()`."""
@@ -68,8 +71,12 @@ class Canvas:
         return axes
 
     def add_legend(self, handles: Sequence[Any], labels: Sequence[str]) -> None:
-        """One legend for all panels, above them."""
-        self._figure.legend(handles, labels, loc="outside upper center", ncols=6, handlelength=1.6)
+        """One legend for all panels, above them, in as many columns as its longest label allows."""
+        entry = ENTRY_IN + LETTER_IN * max(map(len, labels), default=0)
+        columns = min(6, max(1, int(self._size[0] / entry)))
+        self._figure.legend(
+            handles, labels, loc="outside upper center", ncols=columns, handlelength=1.6
+        )
 
     def __exit__(self, kind: Any, *rest: object) -> None:
         try:

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from markupsafe import Markup
 
-from pipelines.pages.figures import SERIES, Canvas
+from pipelines.pages.figures import MUTED, SERIES, Canvas
 
 if TYPE_CHECKING:
     import pandas as pd
+    from matplotlib.lines import Line2D
 
 MOST_PANELS = 4
 _REJECTED = re.compile(r"rank-1, (\d+)% rejected")
 _PROTOCOL = re.compile(r"rejecting(?P<quality>(?: by \w+)?) (?P<probe>.+)")
-_STYLES = {"": "-", " by consistency": "--", " by confidence": ":"}
+_STYLES: dict[str, Any] = {"": "-", " by consistency": "--", " by confidence": ":"}
 
 
 def collect_curves(metrics: pd.DataFrame) -> pd.DataFrame:
@@ -42,7 +43,9 @@ def collect_curves(metrics: pd.DataFrame) -> pd.DataFrame:
 
 
 def draw_rejection(metrics: pd.DataFrame, subjects: list[str]) -> Markup | None:
-    """A panel a probe, the hardest kind; a line a subject and quality; None without such metrics.
+    """A panel a probe, the hardest kind; a line a subject (colour) and quality (style).
+
+    None without such metrics.
 
     subjects : those that are drawn, in this order.
     """
@@ -67,10 +70,29 @@ def draw_rejection(metrics: pd.DataFrame, subjects: list[str]) -> Markup | None:
                     axes.plot(
                         line.rejected, line.error, _STYLES.get(str(quality), "-."), marker="o",
                         markersize=3, color=SERIES[number % len(SERIES)],
-                        label=subject.replace("_", " ") + str(quality),
                     )  # fmt: skip
             axes.set_ylim(0, 1.05 * float(points[points.probe.isin(probes)].error.max()) or 1)
         first = [panels] if len(probes) == 1 else panels
         first[0].set_ylabel("rank-1 error, %")
-        canvas.add_legend(*first[0].get_legend_handles_labels())
+        canvas.add_legend(*_explain(subjects, points))
     return canvas.svg
+
+
+def _explain(subjects: list[str], points: pd.DataFrame) -> tuple[list[Line2D], list[str]]:
+    """A line of the legend for each subject, by colour, and for each quality, by style."""
+    from matplotlib.lines import Line2D
+
+    known = set(points.subject)
+    named = [
+        (Line2D([], [], color=SERIES[number % len(SERIES)], marker="o", markersize=3), subject)
+        for number, subject in enumerate(subjects)
+        if subject in known
+    ]
+    qualities = sorted(set(points.quality))
+    if len(qualities) > 1:
+        named += [
+            (Line2D([], [], color=MUTED, linestyle=_STYLES.get(each, "-.")), each or "by norm")
+            for each in qualities
+        ]
+    handles, labels = zip(*named, strict=True)
+    return list(handles), [label.replace("_", " ").strip() for label in labels]

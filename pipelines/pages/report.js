@@ -4,7 +4,7 @@ const PER_PAGE = 12;
 
 function drawFace(number, first) {
   const [name, confidence, distance, picture] = data.faces[number];
-  const caption = `${name}, confidence ${confidence.toFixed(2)}`
+  const caption = `${name}, ${data.certainty} ${confidence.toFixed(2)}`
     + (distance == null ? "" : `, ${distance.toFixed(2)} from the medoid`);
   const inner = picture
     ? make("img", { src: `data:image/webp;base64,${picture}`, alt: "", loading: "lazy", decoding: "async" })
@@ -34,7 +34,7 @@ function drawCluster(cluster) {
       make("h3", {}, `Cluster ${cluster.label}`),
       make("span", {}, count(cluster.size, "image")),
       cluster.precision == null ? null : make("span", {}, `expected precision ${percent(cluster.precision)}`),
-      make("span", {}, `weakest link ${cluster.weakest.toFixed(2)}`)),
+      cluster.weakest == null ? null : make("span", {}, `weakest link ${cluster.weakest.toFixed(2)}`)),
     drawFaces(cluster.faces, cluster.size));
 }
 
@@ -63,7 +63,7 @@ function showFace(number) {
   const row = (term, text) => [make("dt", {}, term), make("dd", {}, text)];
   dialog.replaceChildren(
     picture ? make("img", { src: `data:image/webp;base64,${picture}`, alt: name }) : "",
-    make("dl", {}, ...row("file", name), ...row("confidence", confidence.toFixed(3)),
+    make("dl", {}, ...row("file", name), ...row(data.certainty, confidence.toFixed(3)),
       ...(distance == null ? [] : row("from the medoid", distance.toFixed(3)))),
     make("form", { method: "dialog" }, make("button", { autofocus: true }, "Close")));
   dialog.showModal();

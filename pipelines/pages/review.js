@@ -141,10 +141,13 @@ const answers = {
 
 // ---------------------------------------------------------------------------------------- faces
 
+// What the number of a face is: "confidence", or "mean cosine" where no probability is known.
+let certainty = "confidence";
+
 // Faces of labelled images cannot be marked: a click shows them larger.
 function drawFace(face, first) {
   const labelled = face.confidence == null;
-  const caption = labelled ? `${face.name}, labelled` : `${face.name}, confidence ${face.confidence.toFixed(2)}`;
+  const caption = labelled ? `${face.name}, labelled` : `${face.name}, ${certainty} ${face.confidence.toFixed(2)}`;
   const button = make("button", {
     type: "button", class: face.picture ? "face" : "face text", title: caption, "aria-label": caption,
     "aria-pressed": labelled ? null : String(marked.has(face.id)), "data-id": face.id, draggable: String(!labelled),
@@ -288,11 +291,13 @@ async function refresh() {
   asked = true;
   marked.clear();
   question = value.question;
+  certainty = value.progress.certainty;
   if (question) drawQuestion(); else drawDone();
   const { decisions, pending, questions, missing, worth, reviewer, asked_at_most, estimated_f } = value.progress;
   if (!at("who").value) at("who").value = reviewer;
   at("progress").textContent = `${count(decisions, "decision")} · ${count(pending, "image")} will move · `
-    + `${questions === asked_at_most ? "more than " : ""}${count(questions, "open question")}, worth about ${count(about(worth), "pair")}`
+    + `${questions === asked_at_most ? "more than " : ""}${count(questions, "open question")}`
+    + (certainty === "confidence" ? `, worth about ${count(about(worth), "pair")}` : "")
     + (estimated_f == null ? "" : ` · estimated F ${estimated_f.toFixed(3)}`)
     + (missing ? ` · ${count(missing, "image")} of earlier decisions gone` : "");
   if (!at("browse").hidden) await browse();
@@ -440,7 +445,7 @@ async function enlarge(face, back = false) {
   if (!back) larger.push(face);
   const known = face.size_px[0] > 0;
   const rows = { file: face.name, "original size": known ? `${face.size_px[0]} x ${face.size_px[1]} px` : "unknown, the run has features",
-    confidence: face.confidence == null ? "labelled" : face.confidence.toFixed(3),
+    [certainty]: face.confidence == null ? "labelled" : face.confidence.toFixed(3),
     "distance to the middle": face.distance == null ? null : face.distance.toFixed(3),
     "cosine to the one before": face.cosine == null ? null : face.cosine.toFixed(3), in: face.cosine == null ? null : nameOwner(face) };
   const near = make("div", { class: "near", "aria-live": "polite" });

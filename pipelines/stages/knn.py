@@ -560,7 +560,7 @@ def measure_view(place: Path, neighbours: Path, sample: int, seed: int) -> float
 
 STAGE = Stage(
     name="knn",
-    version=11,
+    version=12,
     inputs=("ingest.samples", "embed.embeddings"),
     outputs={
         "neighbours": describe_neighbours(0),

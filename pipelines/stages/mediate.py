@@ -101,12 +101,11 @@ def run(work: Work) -> Mapping[str, Any]:
     split = _map_split(work, SPLITS[1:], "unlabelled")
     settings, scorer, facts = _make_scorer(work, split)
     facts |= {"method": settings.method, "mediator": {}}
-    if scorer.calibrated:
+    if scorer.calibrated and not facts[SELF_TRAINING]:
         facts |= _describe_mediator(scorer.mediator.report)
+        facts |= _describe_people(_list_kept(work), scorer)
         _write_calibration(work, scorer.mediator.report.reliability)
-        if not facts[SELF_TRAINING]:
-            facts |= _describe_people(_list_kept(work), scorer)
-    else:
+    else:  # nobody whose name is known was held out
         work.write("calibration", CALIBRATION.empty_table())
     whitened = scorer.whiten(split.views)
     if whitened is not None:
@@ -487,7 +486,7 @@ def _save_array(path: Path, array: np.ndarray, draft: str | None = None) -> None
 
 STAGE = Stage(
     name="mediate",
-    version=20,
+    version=21,
     inputs=(
         "ingest.samples",
         "embed.embeddings",

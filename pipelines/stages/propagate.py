@@ -19,6 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -28,7 +29,7 @@ import pyarrow.parquet as pq
 from cdp.errors import DataError
 from cdp.types import UNLABELLED, PairTable
 from pipelines.decisions import ON_CLUSTERS, find_keys, find_names, resolve_decisions
-from pipelines.label_check import ASSIGNMENTS, PEOPLE
+from pipelines.label_check import ASSIGNMENTS, FOUND, PEOPLE
 from pipelines.stage import Stage, Work
 from pipelines.tables import SPLITS, read_pairs, read_vectors
 from pipelines.track_constraints import find_track_constraints
@@ -36,6 +37,7 @@ from pipelines.track_constraints import find_track_constraints
 if TYPE_CHECKING:
     import pandas as pd
 
+    from cdp.label_check.people import FoundPeople, LabelledPeople
     from cdp.propagation.clustering import Clustering
     from cdp.propagation.quality import QualityEstimate
     from cdp.review.constraints import Constraints
@@ -84,7 +86,9 @@ def run(work: Work) -> Mapping[str, Any]:
     samples = samples.to_pandas()
     samples = samples[samples.split == "unlabelled"]
     sample_id = samples.sample_id.to_numpy()
-    pairs, scored = read_pairs(work.locate("mediate.pairs"), sample_id)
+    unmeasured = bool(work.input_facts("mediate").get("self_trained"))
+    columns = ("probability", "base_similarity") if unmeasured else ("probability",)
+    pairs, scored = read_pairs(work.locate("mediate.pairs"), sample_id, columns)
     probability = scored["probability"]
     corrections, gone = resolve_decisions(work.decisions, find_keys(samples))
     constraints, linked = _add_tracks(work, samples, corrections)
@@ -111,6 +115,9 @@ def run(work: Work) -> Mapping[str, Any]:
     confidence = quality.confidence
     if voted:  # cosines are no probabilities
         confidence = average_inside(label[groups.rows], few, score, threshold)[groups.group]
+    elif unmeasured:  # nor are scores that were measured on nobody
+        few, cosine = groups.reduce_pairs(pairs, scored["base_similarity"])
+        confidence = average_inside(label[groups.rows], few, cosine, -1)[groups.group]
     clusters["expected_precision"] = quality.expected_precision
     size = np.bincount(label[label != UNLABELLED], minlength=1)
     work.write(
@@ -126,7 +133,7 @@ def run(work: Work) -> Mapping[str, Any]:
             **{name: pa.array(value, mask=np.isnan(value)) for name, value in seen.items()},
         },
     )
-    assigned = _assign_people(work, samples, label, confidence)
+    assigned = _assign_people(work, samples, label, confidence, representative)
     clusters["medoid_sample_id"] = sample_id[groups.rows[clusters.pop("medoid")]]
     clusters["size"] = np.bincount(label[label != UNLABELLED], minlength=len(clusters["size"]))
     work.write("clusters", clusters)
@@ -234,9 +241,16 @@ def _add_tracks(work: Work, samples: pd.DataFrame, decided: Constraints) -> tupl
 
 
 def _assign_people(
-    work: Work, samples: pd.DataFrame, label: np.ndarray, confidence: np.ndarray
+    work: Work,
+    samples: pd.DataFrame,
+    label: np.ndarray,
+    confidence: np.ndarray,
+    representative: np.ndarray,
 ) -> int:
-    """Write the unlabelled images that show a labelled person; their number."""
+    """Write the unlabelled images that show a labelled person; their number.
+
+    Of near-equal images the one that stands for them is compared.
+    """
     from safetensors.numpy import load_file
 
     from cdp.label_check.people import BELIEVED, LabelledPeople
@@ -246,15 +260,37 @@ def _assign_people(
     if not state:
         none = np.empty(0, np.int64)
         return _write_assignments(work, samples, none, none.astype(object), none.astype(np.float32))
+    people, kept = LabelledPeople.from_state(state), np.unique(representative)
     members = [member.name for member in work.config.committee.all]
     tables = [work.locate("embed.embeddings", f"{SPLITS[1]}/{member}") for member in members]
-    views = [partial(read_vectors, table, "embedding") for table in tables]
-    person, probability = LabelledPeople.from_state(state).assign(views, label, confidence)
+    views = [partial(_read_rows, table, kept) for table in tables]
+    sample_id = samples.sample_id.to_numpy()
+    found = _read_found(place.with_name(FOUND), people, sample_id[kept])
+    person, probability = people.assign(views, label[kept], confidence[kept], found)
     identity = work.read("ingest.samples", columns=["identity", "split"]).to_pandas()
     names = np.sort(identity.identity[identity.split == SPLITS[0]].unique())
-    row = np.flatnonzero(probability > BELIEVED)
-    same = samples.sample_id.to_numpy()[row]
-    return _write_assignments(work, samples, same, names[person[row]], probability[row])
+    group = np.searchsorted(kept, representative)
+    row = np.flatnonzero(probability[group] > BELIEVED)
+    shown = group[row]
+    return _write_assignments(
+        work, samples, sample_id[row], names[person[shown]], probability[shown]
+    )
+
+
+def _read_rows(table: Path, rows: np.ndarray) -> np.ndarray:
+    return read_vectors(table, "embedding")[rows]
+
+
+def _read_found(place: Path, people: LabelledPeople, sample_id: np.ndarray) -> FoundPeople | None:
+    """Whom each image shows by itself, as the stage knn found it; None where not of all images."""
+    from cdp.label_check.people import FoundPeople
+
+    if not place.exists():
+        return None
+    stored = np.load(place)
+    if not np.array_equal(stored["ids"], sample_id):
+        return None
+    return FoundPeople.from_state(stored, people)
 
 
 def _write_assignments(
@@ -392,7 +428,7 @@ def _describe_clusters(
 
 STAGE = Stage(
     name="propagate",
-    version=12,
+    version=13,
     inputs=(
         "ingest.samples",
         "ingest.qualities",

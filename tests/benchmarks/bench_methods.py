@@ -57,12 +57,14 @@ class Method:
     """Smallest pseudo-class; 1 makes a class of every image that is alone."""
     teacher: bool = False
     """Follow the vectors of the teacher; `--faces` alone has one."""
+    share: tuple[float, float] | None = None
+    """Part of the unlabelled images in the loss at the start and at the end; None: as of images."""
 
     @property
     def training(self) -> str:
         """What determines its training; equal for methods that share one."""
         return json.dumps(
-            [self.spec, self.plan, self.degradation, self.min_size, self.teacher],
+            [self.spec, self.plan, self.degradation, self.min_size, self.teacher, self.share],
             sort_keys=True,
             default=str,
         )
@@ -91,6 +93,8 @@ METHODS: dict[str, Method] = {
     "bbn": Method("twofold", {"neck": "twofold"}, {"sampling": "bilateral"}),
     "reversed": Method(plan={"sampling": "reversed"}),
     "balanced": Method("domain_balance", spec={"head": "domain_balance", "neck": "balanced"}),
+    # on average as large as that of the images, so that the batches of `plain` are these
+    "moving share": Method(share=(0.9, 0.3)),
 }
 METHODS |= {
     "fused parts": Method("subspheres", spec={"head": "subspheres"}, pool="parts"),
@@ -166,6 +170,19 @@ def train_methods(
     device: str,
 ) -> list[dict[str, Any]]:  # fmt: skip
     """One training, and a row of figures a method that it serves."""
+    recognizer, shared = train_one(METHODS[names[0]], seed, folder, base, device)
+    faces = load_faces(folder)
+    return [
+        {"method": name, "against": METHODS[name].against, **shared,
+         "values": score(METHODS[name], recognizer, faces, probe_px, seed, device)}
+        for name in names
+    ]  # fmt: skip
+
+
+def train_one(
+    method: Method, seed: int, folder: str, base: Mapping[str, Any], device: str
+) -> tuple[Any, dict[str, Any]]:
+    """The recognizer of one training, and what its rows say of how it was made."""
     import torch
 
     from cdp.images.degradation import get_degradation
@@ -175,31 +192,26 @@ def train_methods(
 
     torch.set_num_threads(1)
     started = time.perf_counter()
-    first, faces = METHODS[names[0]], load_faces(folder)
-    degradation = replace(get_degradation("surveillance"), **first.degradation)
-    plan = TrainingPlan(**{**base, **first.plan}, seed=seed, degradation=degradation)
+    faces = load_faces(folder)
+    degradation = replace(get_degradation("surveillance"), **method.degradation)
+    plan = TrainingPlan(**{**base, **method.plan}, seed=seed, degradation=degradation)
     recognizer, history = train_recognizer(
-        make_set(faces, "labelled", first.teacher),
-        make_set(faces, "unlabelled", first.teacher, min_size=first.min_size),
-        spec=RecognizerSpec(**{"backbone": "plain", **first.spec}),
+        make_set(faces, "labelled", method.teacher),
+        make_set(faces, "unlabelled", method.teacher, min_size=method.min_size),
+        spec=RecognizerSpec(**{"backbone": "plain", **method.spec}),
         plan=plan,
+        pseudo_share=method.share,
         device=device,
         progress=False,
     )
-    trained = time.perf_counter() - started
     where = resolve_device(device)
-    shared = {
+    return recognizer, {
         "seed": seed,
-        "seconds": round(trained, 2),
+        "seconds": round(time.perf_counter() - started, 2),
         "device": torch.cuda.get_device_name(where) if where.type == "cuda" else "cpu",
         "precision": str(resolve_precision(plan.precision, where)).removeprefix("torch."),
         "loss": history[-1]["loss"],
     }
-    return [
-        {"method": name, "against": METHODS[name].against, **shared,
-         "values": score(METHODS[name], recognizer, faces, probe_px, seed, device)}
-        for name in names
-    ]  # fmt: skip
 
 
 def make_set(faces: Mapping[str, np.ndarray], split: str, follows: bool, min_size: int = 1) -> Any:
@@ -266,7 +278,9 @@ def adapt(
         adapt_moments(backbone, camera, device=device)
     else:
         plan = AdaptationPlan(steps=200, seed=seed)
-        backbone, _ = adapt_encoder(backbone, faces["labelled_images"], camera, plan, device=device)
+        backbone, _ = adapt_encoder(
+            backbone, faces["labelled_images"], camera, plan, device=device, progress=False
+        )
     return Recognizer(backbone, device=device)
 
 

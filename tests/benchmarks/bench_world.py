@@ -2,7 +2,7 @@
 
     python -m tests.benchmarks.bench_world [--seeds 3] [--first-seed 0]
         [--sets lfw synthetic mild surveillance] [--views DIR]
-        [--situations clean overlap noise labels bursts dominating few sharp images]
+        [--situations clean overlap noise labels bursts dominating few images sharp degraded]
 
 A row a situation, the mean over the seeds; no setting is changed between rows.
 
@@ -17,11 +17,11 @@ A row a situation, the mean over the seeds; no setting is changed between rows.
 - `labels`: a quarter of the labelled people have two labels, their images dealt to both.
 - `bursts`: each unlabelled image of 300 people is repeated, with noise of .01 a number.
 - `dominating`: half of the unlabelled images show one person.
-- `few`: so many labelled people, or none.
+- `few`: so many labelled people, or none. `images`: so many labelled images of each person at most.
 - `sharp`: sharp labelled photos of 45 people, 14, 3 or 1 of each, and a poor pile, and the same
   labels of the pile's quality; sets `mild` and `surveillance` only (`worlds_sharp`), whose faces
   are embedded once into `--kept`.
-- `images`: the same sharp labels with copies of them that were degraded until they look like the
+- `degraded`: the same sharp labels with copies of them that were degraded until they look like the
   pile's, as a run with images makes them; `mild` and `surveillance` only.
 
 Images without a label count as clusters of one.
@@ -55,8 +55,9 @@ SITUATIONS = (
     "bursts",
     "dominating",
     "few",
-    "sharp",
     "images",
+    "sharp",
+    "degraded",
 )
 Views = list[np.ndarray]
 
@@ -184,6 +185,14 @@ def list_cases(world: World, seed: int, situations: list[str]) -> Iterator[Case]
             kept = np.isin(person, random.permutation(people)[:number])
             few = [view[kept] for view in own]
             yield Case(f"{number} labelled people", few, person[kept], person[kept], rest, truth)
+    if "images" in situations:
+        shuffled = random.permutation(len(person))
+        rank = np.empty(len(person), np.int64)
+        rank[shuffled] = pd.Series(person[shuffled]).groupby(person[shuffled]).cumcount()
+        for number in (1, 2, 3):
+            kept = rank < number
+            few = [view[kept] for view in own]
+            yield Case(f"{number} images a person", few, person[kept], person[kept], rest, truth)
 
 
 def list_sharp_cases(
@@ -198,7 +207,7 @@ def list_sharp_cases(
         if "sharp" in situations:
             yield Case(f"{photos} photos, alike", world.alike, *own)
             yield Case(f"{photos} photos, sharp", world.labelled, *own)
-        if "images" in situations:
+        if "degraded" in situations:
             copies = match_copies(root, kept, world, seed, camera)
             yield Case(f"{photos} photos, from images", world.labelled, *own, copies)
 

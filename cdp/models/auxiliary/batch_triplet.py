@@ -1,8 +1,9 @@
 """Batch triplet loss (Trigueros et al. 2017): genuine and impostor scores narrow and apart.
 
-Source: the triplet loss with the standard deviations of both kinds of scores added. Ours: scores
-are cosines over all pairs of a batch, with a hinge on their means. It needs two images of an
-identity in a batch: `sampling: identity` with `images_per_identity` of 2 or more.
+Source: the triplet loss with the standard deviations of both kinds of scores added. Read: the
+abstract (arXiv 1707.07923), which says so without a formula. Ours: scores are cosines over all
+pairs of a batch, with a hinge on their means; the margin of .8 and the factor of 1. It needs two
+images of an identity in a batch: `sampling: identity` with `images_per_identity` of 2 or more.
 """
 
 from __future__ import annotations

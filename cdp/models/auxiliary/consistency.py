@@ -1,7 +1,8 @@
 """Weighted two-way KL consistency (Zhao et al. 2022): the parts of a neck decide alike.
 
 Source: that parts agree by a weighted KL divergence in both directions, weighed by the concept
-branch, is the paper's. Ours: its form, and the entropy that keeps the weights apart from 0 and 1.
+branch, is the paper's, of which the abstract and summaries could be read. Ours: its form, and the
+entropy that keeps the weights apart from 0 and 1.
 """
 
 from __future__ import annotations
@@ -62,13 +63,3 @@ def weigh_divergence(log_probability: Tensor, weight: Tensor) -> Tensor:
     divergence = measure_divergence(log_probability)  # 0 on the diagonal in value
     apart = 1 - torch.eye(parts, device=weight.device, dtype=divergence.dtype)
     return (weight[:, :, None] * divergence * apart).sum((1, 2)) / (parts * (parts - 1))
-
-
-def score_consistency(log_probability: Tensor) -> Tensor:
-    """2 sigmoid(-mean divergence over pairs, both ways averaged), in (0, 1]: (b, k, c) to (b,).
-
-    Ours, in the form of SER-FIQ's quality (Terhoerst et al. 2020); large for a good picture.
-    """
-    parts = log_probability.shape[1]
-    divergence = measure_divergence(log_probability)
-    return 2 * torch.sigmoid(-divergence.sum((1, 2)) / (parts * (parts - 1)))

@@ -1,9 +1,9 @@
 """Decorrelation of variations (Shi et al. 2020, URFace): half of the parts know each variation.
 
 Source: for each variation a random half of the sub-embeddings is trained to predict it, the other
-half so that it cannot. Ours: linear classifiers, a reversed gradient (a re-implementation draws
-the other half's prediction to one half instead), and the variations of the degradation (small,
-covered, noisy).
+half so that it cannot. Read: the abstract and a re-implementation of others. Ours: linear
+classifiers, a reversed gradient (a re-implementation draws the other half's prediction to one half
+instead), and the variations of the degradation (small, covered, noisy).
 """
 
 from __future__ import annotations

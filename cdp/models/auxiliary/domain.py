@@ -1,8 +1,8 @@
 """Domain-adversarial loss (Ganin and Lempitsky 2015): sharp and degraded faces look alike.
 
-Source: the reversed gradient (eq. 5 of the paper), as SSPP-DAN (Hong et al. 2017) uses it for
-surveillance faces, and the schedule of its factor. Ours: the domains are an image as it is degraded
-and the same image sharp, and the classifier is one hidden layer.
+Source: the reversed gradient, as SSPP-DAN (Hong et al. 2017, of which the abstract was read) uses
+it for surveillance faces, and the schedule of its factor, from memory. Ours: the domains are an
+image as it is degraded and the same image sharp, and the classifier is one hidden layer.
 """
 
 from __future__ import annotations

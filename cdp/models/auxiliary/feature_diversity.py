@@ -1,7 +1,8 @@
 """Feature activation diversity (Yin et al. 2019): a cover changes nothing beside itself.
 
-Source: responses to what is not covered should stay as they are. Ours: the map is compared cell by
-cell, since here every dimension of the embedding mixes all cells.
+Source: responses to what is not covered should stay as they are. Read: the abstract and the
+project's page, which have no formula. Ours: the map is compared cell by cell, since here every
+dimension of the embedding mixes all cells.
 """
 
 from __future__ import annotations

@@ -1,7 +1,9 @@
 """Promotion of underrepresented classes (Guo and Zhang 2017): longer vectors of rare classes.
 
-Source: the squared norms of rare classes' vectors come near the mean of the other classes'. It is
-for heads whose class vectors have a length, `softmax` and `l2softmax`.
+Source: the squared norms of rare classes' vectors come near the mean of the other classes'. Read:
+others' summaries of the term, without its constants. Ours: that 2 images or fewer make a class
+rare, where the paper has one image of some classes; the weight is not checked. It is for heads
+whose class vectors have a length, `softmax` and `l2softmax`.
 """
 
 from __future__ import annotations

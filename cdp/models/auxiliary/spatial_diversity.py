@@ -1,7 +1,7 @@
 """Spatial activation diversity (Yin et al. 2019): different filters look at different places.
 
-Source: the responses of filters should not overlap. Ours: the form, a mean cosine, and the random
-subset of channels.
+Source: the responses of filters should not overlap. Read: the abstract and the project's page,
+which have no formula. Ours: the form, a mean cosine, and the random subset of channels.
 """
 
 from __future__ import annotations

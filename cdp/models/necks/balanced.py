@@ -1,7 +1,8 @@
 """Residual balancing map (Cao et al. 2020, domain balancing): a gated change of the embedding.
 
-Source: x + f(x) R(x), a soft gate f and a light residual R. Ours: the layers' sizes, a gate within
-0..2, and the normalisation after it. The loss `gate` brings the gate to the class's factor.
+Source: x + f(x) R(x), a soft gate f and a light residual R. Read: a summary of the paper (ntechlab,
+2020); no code of the authors was found. Ours: the layers' sizes, a gate within 0..2, and the
+normalisation after it. The loss `gate` brings the gate to the class's factor.
 """
 
 from __future__ import annotations

@@ -1,7 +1,8 @@
 """Trunk-branch ensemble (Ding and Tao 2018): branches look at the parts of an aligned face.
 
 Source: branches on patches around facial parts share the low layers with the trunk, and their
-features are concatenated. Ours: three windows of the five-point template on the early map.
+features are concatenated. Read: the abstract (arXiv 1607.05427). Ours: three windows of the
+five-point template on the early map.
 """
 
 from __future__ import annotations
