@@ -2,7 +2,7 @@
 
     python -m tests.benchmarks.bench_world [--seeds 3] [--first-seed 0]
         [--sets lfw synthetic mild surveillance] [--views DIR]
-        [--situations clean overlap noise labels bursts dominating few images sharp degraded]
+        [--situations clean overlap noise labels bursts dominating few images sharp copies]
 
 A row a situation, the mean over the seeds; no setting is changed between rows.
 
@@ -21,7 +21,7 @@ A row a situation, the mean over the seeds; no setting is changed between rows.
 - `sharp`: sharp labelled photos of 45 people, 14, 3 or 1 of each, and a poor pile, and the same
   labels of the pile's quality; sets `mild` and `surveillance` only (`worlds_sharp`), whose faces
   are embedded once into `--kept`.
-- `degraded`: the same sharp labels with copies of them that were degraded until they look like the
+- `copies`: the same sharp labels with copies of them that were degraded until they look like the
   pile's, as a run with images makes them; `mild` and `surveillance` only.
 
 Images without a label count as clusters of one.
@@ -57,7 +57,7 @@ SITUATIONS = (
     "few",
     "images",
     "sharp",
-    "degraded",
+    "copies",
 )
 Views = list[np.ndarray]
 
@@ -207,7 +207,7 @@ def list_sharp_cases(
         if "sharp" in situations:
             yield Case(f"{photos} photos, alike", world.alike, *own)
             yield Case(f"{photos} photos, sharp", world.labelled, *own)
-        if "degraded" in situations:
+        if "copies" in situations:
             copies = match_copies(root, kept, world, seed, camera)
             yield Case(f"{photos} photos, from images", world.labelled, *own, copies)
 
