@@ -21,7 +21,7 @@ from pipelines.run import main
 
 pytestmark = [pytest.mark.nmslib, pytest.mark.torch, pytest.mark.slow, pytest.mark.trains]
 POOR = Degradation(low_res_rate=1.0, low_res_px=(9, 14), noise_rate=0.5, noise_sigma=(0.01, 0.03))
-PHOTOS = (LABELLED[1], 1)
+PHOTOS = (LABELLED[1], pytest.param(1, marks=pytest.mark.long))
 
 
 def degrade_folder(folder):

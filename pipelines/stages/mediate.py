@@ -486,7 +486,7 @@ def _save_array(path: Path, array: np.ndarray, draft: str | None = None) -> None
 
 STAGE = Stage(
     name="mediate",
-    version=20,
+    version=21,
     inputs=(
         "ingest.samples",
         "embed.embeddings",
