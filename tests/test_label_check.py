@@ -197,7 +197,7 @@ def test_images_of_labelled_people_are_adopted_where_sizes_match():
         assert bool(len(found.adopted)) == adopts
         known = truth < PEOPLE
         assert found.left_out[known].mean() > 0.8
-        assert found.left_out[~known].mean() < 0.2
+        assert found.left_out[~known].mean() < 0.25
         np.testing.assert_array_equal(found.labelled, np.arange(len(person)))
         if adopts:
             assert len(found.adopted) > 0.7 * known.sum()

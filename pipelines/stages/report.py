@@ -461,7 +461,7 @@ def _make_sheets(
 
 STAGE = Stage(
     name="report",
-    version=8,
+    version=9,
     inputs=(
         "detect.faces",
         "ingest.samples",
