@@ -45,7 +45,7 @@ from cdp.mediator.labelled_rows import choose_distinct_labelled
 from cdp.mediator.pair_scorer import PairScorer
 from cdp.mediator.pair_voter import PairScores, PairVoter, choose_first_level
 from cdp.mediator.self_training import DEGRADED, SELF_TRAINED, describe_fallback, fit_on_votes
-from cdp.mediator.set_gap import describe_gap
+from cdp.mediator.set_gap import describe_difference, describe_gap
 from cdp.mediator.settings import MediatorSettings
 from cdp.mediator.shortage import (
     ShortageError,
@@ -81,12 +81,14 @@ functions that load them."""
 class TrainingRows:
     """Rows to train on: unit `views`, the `identity` of each, and the unlabelled rows `left_out`.
 
-    are_copies : whether they are degraded copies of labelled images.
+    adopted : how many of them, the last ones, are unlabelled rows. are_copies : whether they are
+    degraded copies of labelled images.
     """
 
     views: list[np.ndarray]
     identity: np.ndarray
     left_out: np.ndarray | None
+    adopted: int = 0
     are_copies: bool = False
 
 
@@ -569,7 +571,7 @@ class ConsensusClusterer(ClusterMixin, BaseEstimator):
             stack_rows(one, chosen.labelled, other, chosen.adopted)
             for one, other in zip(labelled, views, strict=True)
         ]
-        return TrainingRows(labelled, chosen.identity, chosen.left_out)
+        return TrainingRows(labelled, chosen.identity, chosen.left_out, len(chosen.adopted))
 
     def _take_copies(
         self,
@@ -593,6 +595,10 @@ class ConsensusClusterer(ClusterMixin, BaseEstimator):
         settings, joint = self._choose_settings(), None
         identity = rows.identity
         shortage = describe_shortage(identity) or describe_imbalance(identity, len(graphs[0]))
+        if not shortage and not rows.are_copies and settings.variant == "extended":
+            own = len(identity) - rows.adopted
+            labelled = [view[:own] for view in rows.views]
+            shortage = describe_difference(labelled, identity[:own], views, graphs[0], seed=seed)
         if shortage:
             raise ShortageError(shortage)
         own_graphs = self._build_graphs(rows.views, seed)
@@ -606,7 +612,7 @@ class ConsensusClusterer(ClusterMixin, BaseEstimator):
                 left_out=rows.left_out,
                 threads=self.threads,
             )
-            gap = describe_gap(joint, len(graphs[0]), copies=rows.are_copies)
+            gap = describe_gap(joint, len(graphs[0])) if rows.are_copies else ""
             if gap:
                 raise ShortageError(gap)
         return PairScorer.fit(

@@ -96,8 +96,7 @@ def voted_run(known, known_run, tmp_path_factory):
 
 def test_a_self_trained_run(known, known_run, tmp_path, monkeypatch, capsys):
     """Labelled images that differ from the unlabelled ones are not trained on, by either way."""
-    monkeypatch.setattr("cdp.mediator.set_gap.MOST_FREQUENT", 0.0)
-    monkeypatch.setattr("cdp.mediator.set_gap.DEVIATIONS", 0.0)
+    monkeypatch.setattr("cdp.mediator.set_gap.MOST_SEPARATE", 0.0)
     passing = shutil.ignore_patterns("logs", ".*draft*")
     shutil.copytree(known_run.parent, tmp_path / "runs", symlinks=True, ignore=passing)
     options = [*known, "--runs-dir", str(tmp_path / "runs")]

@@ -11,7 +11,7 @@ from cdp.knn import build_knn_graphs
 from cdp.knn.joint import join_graphs
 from cdp.mediator import JointSet, MediatorSettings, PairVoter
 from cdp.mediator.self_training import DEGRADED, SELF_TRAINED, fit_on_votes
-from cdp.mediator.set_gap import describe_gap
+from cdp.mediator.set_gap import describe_difference, describe_gap, measure_separation
 from cdp.mediator.shortage import ShortageError
 from cdp.metrics.clustering import score_pairwise
 from cdp.propagation.clustering import cluster_pairs
@@ -79,6 +79,25 @@ def test_a_gap_between_the_sets_is_seen(pile, quality):
     labelled, names = draw(40, 6, 0.3, 2, quality)
     text = describe_gap(join(labelled, names, pile[0]), len(pile[0][0]))
     assert ("times as frequent as by chance" in text) == bool(quality)
+    first = build_knn_graphs(pile[0][:1], 15, backend="exact")[0]
+    text = describe_difference(labelled, names, pile[0], first)
+    assert ("is recognised as labelled in" in text) == bool(quality)
+
+
+def test_who_is_shown_does_not_separate_the_sets(pile):
+    """Few people who look unlike all others are no other camera; a shift of their images is."""
+    graph = build_knn_graphs(pile[0][:1], 15, backend="exact")[0]
+    random = np.random.default_rng(8)
+    way = random.normal(size=pile[0][0].shape[1])
+    for people in (10, 40):
+        (view, *_), names = draw(people, 6, 0.3, 9)
+        unit = make_unit(view)[0]
+        moved = make_unit(unit + 0.5 * way / np.linalg.norm(way))[0]
+        alike = measure_separation([unit], names, pile[0][:1], graph)
+        apart = measure_separation([moved], names, pile[0][:1], graph)
+        assert alike < 0.6
+        assert apart > 0.75
+    assert measure_separation([unit[:3]], np.arange(3), pile[0][:1], graph) == 0
 
 
 def join(labelled, names, unlabelled):

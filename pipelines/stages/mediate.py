@@ -30,7 +30,7 @@ import pyarrow.parquet as pq
 
 from cdp.arrays.scratch import allocate
 from cdp.errors import DataError
-from cdp.types import UNLABELLED, KnnGraph, PairTable
+from cdp.types import UNLABELLED, KnnGraph, PairTable, load_view
 from pipelines.config import MediateSettings
 from pipelines.copies import COPIES, find_originals, find_trained_split
 from pipelines.files import save_arrays
@@ -145,7 +145,7 @@ def _make_scorer(work: Work, split: Split) -> tuple[MediateSettings, Any, dict[s
     if settings.method == "vote":
         return settings, _make_voter(settings), {SELF_TRAINING: False}
     try:
-        return settings, _fit_scorer(work, settings, len(split.sample_id)), {SELF_TRAINING: False}
+        return settings, _fit_scorer(work, settings, split), {SELF_TRAINING: False}
     except ShortageError as error:
         shortage = str(error)
     voting = settings.model_copy(update={"method": "vote"})
@@ -194,31 +194,39 @@ def _has_copies(work: Work) -> bool:
     return bool(found)
 
 
-def _fit_scorer(work: Work, settings: MediateSettings, unlabelled_count: int) -> Any:
+def _fit_scorer(work: Work, settings: MediateSettings, unlabelled: Split) -> Any:
     """Train the pair scorer on the labelled split, and publish it."""
     from cdp.mediator.curriculum import JointSet
     from cdp.mediator.pair_scorer import PairScorer
-    from cdp.mediator.set_gap import describe_gap
+    from cdp.mediator.set_gap import describe_difference, describe_gap
     from cdp.mediator.shortage import ShortageError, describe_imbalance, describe_shortage
 
     searched = work.input_facts("knn")
     if not searched["labelled_searched"]:
         raise ShortageError(searched.get("shortage") or describe_shortage(_list_kept(work)))
     split = _map_split(work, SPLITS if searched["adopted_searched"] else SPLITS[:1], "labelled")
-    imbalance = describe_imbalance(_list_identities(work, split), unlabelled_count)
-    if imbalance:
-        raise ShortageError(imbalance)
+    identity, count = _list_identities(work, split), len(unlabelled.sample_id)
+    unfit = describe_imbalance(identity, count)
+    if not unfit and settings.method == "extended" and not _has_copies(work):
+        own = ~np.isin(split.sample_id, work.read("knn.adopted").to_pandas().sample_id)
+        labelled = [load_view(view)[own] for view in split.views]
+        first = unlabelled.graphs[0]
+        unfit = describe_difference(
+            labelled, identity[own], unlabelled.views, first, seed=work.seed
+        )
+    if unfit:
+        raise ShortageError(unfit)
     joint = None
     if settings.method == "extended" and work.input_facts("knn")["joint"]:
         both = _map_split(work, SPLITS, JOINT)
         joint = JointSet(both.views, both.graphs, _list_identities(work, both))
-        gap = describe_gap(joint, unlabelled_count, copies=_has_copies(work))
+        gap = describe_gap(joint, count) if _has_copies(work) else ""
         if gap:
             raise ShortageError(gap)
     scorer = PairScorer.fit(
         split.views,
         split.graphs,
-        _list_identities(work, split),
+        identity,
         settings=_choose_mediator(settings),
         candidates=settings.candidates,
         joint=joint,
@@ -486,7 +494,7 @@ def _save_array(path: Path, array: np.ndarray, draft: str | None = None) -> None
 
 STAGE = Stage(
     name="mediate",
-    version=21,
+    version=22,
     inputs=(
         "ingest.samples",
         "embed.embeddings",
