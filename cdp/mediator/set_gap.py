@@ -62,7 +62,8 @@ def describe_difference(
     return (
         "the labelled images differ from the unlabelled ones, as sharp photos differ from those of "
         "a camera: by an embedding alone, whoever is shown, a labelled one is recognised as "
-        f"labelled in {found:.0%} of all comparisons with an unlabelled one (half by chance)"
+        f"labelled in at least {found:.0%} of all comparisons with an unlabelled one (half by "
+        "chance)"
     )
 
 

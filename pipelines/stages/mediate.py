@@ -210,9 +210,8 @@ def _fit_scorer(work: Work, settings: MediateSettings, unlabelled: Split) -> Any
     if not unfit and settings.method == "extended" and not _has_copies(work):
         own = ~np.isin(split.sample_id, work.read("knn.adopted").to_pandas().sample_id)
         labelled = [load_view(view)[own] for view in split.views]
-        first = unlabelled.graphs[0]
         unfit = describe_difference(
-            labelled, identity[own], unlabelled.views, first, seed=work.seed
+            labelled, identity[own], unlabelled.views, unlabelled.graphs[0], seed=work.seed
         )
     if unfit:
         raise ShortageError(unfit)
