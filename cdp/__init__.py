@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     import cdp.embedding as embedding
     import cdp.errors as errors
     import cdp.images as images
+    import cdp.inputs as inputs
     import cdp.inspection as inspection
     import cdp.knn as knn
     import cdp.label_check as label_check
@@ -116,6 +117,7 @@ __all__ = [
     "errors",
     "estimate_quality",
     "images",
+    "inputs",
     "inspection",
     "knn",
     "label_check",

@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from numbers import Integral, Real
 from typing import Any, Literal
@@ -28,37 +28,36 @@ from typing import Any, Literal
 import numpy as np
 import pandas as pd
 from sklearn.base import BaseEstimator, ClusterMixin
-from sklearn.utils import check_array, check_random_state
+from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted, validate_data
 
-from cdp.arrays.cosine import as_readonly, make_unit, measure_pairs, take_unit
+from cdp.arrays.cosine import as_readonly, make_unit, measure_pairs
 from cdp.assignment import ClusterCentres
 from cdp.committee.features import VARIANTS
 from cdp.committee.pairs import choose_candidates, make_pairs
 from cdp.errors import CdpWarning, ConfigError, DataError
+from cdp.inputs import Views, check_models, keep_rows, number_identities, read_copies, read_views
 from cdp.knn.graph import build_knn_graphs
 from cdp.knn.near_equal import find_near_equal
 from cdp.label_check import list_issues
 from cdp.label_check.people import BELIEVED
-from cdp.mediator.curriculum import choose_labelled
-from cdp.mediator.labelled_rows import choose_distinct_labelled
+from cdp.mediator.believed_rows import BelievedRows
 from cdp.mediator.pair_scorer import PairScorer
 from cdp.mediator.pair_voter import PairScores, PairVoter, choose_first_level
 from cdp.mediator.self_training import DEGRADED, SELF_TRAINED, describe_fallback, fit_on_votes
-from cdp.mediator.set_gap import describe_difference, describe_gap
 from cdp.mediator.settings import MediatorSettings
 from cdp.mediator.shortage import (
     ShortageError,
     describe_few_people,
-    describe_imbalance,
     describe_reach,
     describe_shortage,
 )
-from cdp.mediator.trained_rows import (
-    TrainedRows,
+from cdp.mediator.training_set import (
+    ChosenSet,
+    DegradedCopies,
+    TrainingSet,
     build_joint_set,
-    choose_trained,
-    stack_rows,
+    choose_training_set,
 )
 from cdp.propagation.clustering import SPLITS, cluster_pairs
 from cdp.propagation.doubt import describe_doubt
@@ -71,33 +70,6 @@ from cdp.propagation.quality import (
 )
 from cdp.propagation.representatives import RowGroups, link_rows
 from cdp.types import UNLABELLED, KnnGraph, PairTable, View, load_view
-
-Views = Any
-"""(n, d) array, DataFrame, tensor or Series of vectors; or a sequence or dict of such, or of
-functions that load them."""
-
-
-@dataclass(frozen=True)
-class TrainingRows:
-    """Rows to train on: unit `views`, the `identity` of each, and the unlabelled rows `left_out`.
-
-    adopted : how many of them, the last ones, are unlabelled rows. are_copies : whether they are
-    degraded copies of labelled images.
-    """
-
-    views: list[np.ndarray]
-    identity: np.ndarray
-    left_out: np.ndarray | None
-    adopted: int = 0
-    are_copies: bool = False
-
-
-@dataclass(frozen=True)
-class DegradedCopies:
-    """Views of degraded copies, and the labelled row `of` which each is one."""
-
-    views: list[View]
-    of: np.ndarray
 
 
 class ConsensusClusterer(ClusterMixin, BaseEstimator):
@@ -291,9 +263,9 @@ class ConsensusClusterer(ClusterMixin, BaseEstimator):
                 "labelled_views and labelled_ids belong together: give both to train a mediator, "
                 "or neither to let the committee vote"
             )
-        degraded = _read_degraded(degraded_views, degraded_of, labelled_ids)
+        degraded = read_copies(degraded_views, degraded_of, labelled_ids)
         seed = self._draw_seed()
-        given = _read_views(views, "views")
+        given = read_views(views, "views")
         self._note_features(views, given)
         graphs = self._build_graphs(given, seed)
         count = len(graphs[0])
@@ -304,9 +276,9 @@ class ConsensusClusterer(ClusterMixin, BaseEstimator):
             near = find_near_equal(given, graphs[0], seed=seed)
             representative = near.representative
             if near.collapsed:
-                given = [_keep_rows(view, near.kept) for view in given]
+                given = [keep_rows(view, near.kept) for view in given]
                 graphs = self._build_graphs(given, seed)
-        self._chosen: TrainedRows | None = None
+        self._believed: BelievedRows | None = None
         self.label_issues_ = list_issues(None)
         scorer, doubts = self._make_scorer(
             given, graphs, labelled_views, labelled_ids, degraded, seed
@@ -367,7 +339,7 @@ class ConsensusClusterer(ClusterMixin, BaseEstimator):
             pairs decided.
         """
         check_is_fitted(self, "centres_")
-        given = _read_views(views, "views")
+        given = read_views(views, "views")
         if hasattr(self, "n_features_in_") and not isinstance(views, Mapping | list | tuple):
             validate_data(self, views, reset=False, skip_check_array=True)
         return self.centres_.assign(given)
@@ -432,11 +404,11 @@ class ConsensusClusterer(ClusterMixin, BaseEstimator):
             try:
                 if not len(labelled_ids):
                     raise ShortageError(describe_shortage(np.empty(0)))
-                rows = self._choose_rows(
+                chosen = self._choose_set(
                     views, graphs, labelled_views, labelled_ids, degraded, seed
                 )
-                copies = None if degraded is None else rows
-                scorer = self._fit_scorer(views, graphs, rows, seed)
+                copies = chosen.trained if chosen.trained.are_copies else None
+                scorer = self._fit_scorer(views, graphs, chosen, seed)
                 return scorer, () if degraded is None else (DEGRADED,)
             except ShortageError as error:
                 shortage = str(error)
@@ -454,7 +426,7 @@ class ConsensusClusterer(ClusterMixin, BaseEstimator):
         graphs: list[KnnGraph],
         voter: PairVoter,
         labels_given: bool,
-        copies: TrainingRows | None,
+        copies: TrainingSet | None,
         seed: int,
     ) -> PairScorer | None:
         """A pair scorer trained on the voted clusters, None where votes are final."""
@@ -467,8 +439,7 @@ class ConsensusClusterer(ClusterMixin, BaseEstimator):
                 graphs,
                 voter,
                 settings=self._choose_settings(),
-                copies=() if copies is None else copies.views,
-                copy_identity=None if copies is None else copies.identity,
+                copies=copies,
                 candidates=self.candidates,
                 second_stage=self.second_stage,
                 seed=seed,
@@ -523,102 +494,60 @@ class ConsensusClusterer(ClusterMixin, BaseEstimator):
             return choose_first_level(scored.cosine, None if replaced else given)
         return scorer.threshold if given is None else given
 
-    def _choose_rows(
+    def _choose_set(
         self,
         views: list[View],
         graphs: list[KnnGraph],
         labelled_views: Views,
         labelled_ids: Any,
-        degraded: DegradedCopies | None,
+        copies: DegradedCopies | None,
         seed: int,
-    ) -> TrainingRows:
-        """The rows to train on, by the check of their labels; of degraded copies where given."""
-        everything = _read_views(labelled_views, "labelled_views")
-        _check_models(everything, views)
-        names, identity = _number_identities(labelled_ids, len(load_view(everything[0])))
-        moved = np.empty(0, np.int64)
-        if self.near_equal:
-            rows, near = choose_distinct_labelled(
-                everything, identity, seed=seed, threads=self.threads
-            )
-            if near is not None:
-                moved = np.flatnonzero(near.representative != np.arange(len(identity)))
-        else:
-            rows = choose_labelled(identity, seed=seed)
-        labelled, own = [_take_rows(view, rows) for view in everything], identity[rows]
-        if not self.label_check:
-            if degraded is None:
-                return TrainingRows(labelled, own, None)
-            return self._take_copies(views, degraded, identity, moved, None, seed)
-        chosen = choose_trained(
+    ) -> ChosenSet:
+        """The rows to train on; sets `label_issues_` and the people to be found."""
+        labelled = read_views(labelled_views, "labelled_views")
+        check_models(labelled, views)
+        if copies is not None:
+            check_models(list(copies.views), views, "degraded_views")
+        names, identity = number_identities(labelled_ids, len(load_view(labelled[0])))
+        chosen = choose_training_set(
             labelled,
-            own,
+            identity,
             views,
             graphs[0].similarity,
-            distinct=self.near_equal,
+            copies=copies,
+            near_equal=self.near_equal,
+            label_check=self.label_check,
             seed=seed,
             threads=self.threads,
         )
-        self.label_issues_ = list_issues(chosen.check, own, rows, names)
-        self._chosen, self._names = chosen, names
-        if degraded is not None:
-            person = identity.copy()
-            person[rows] = chosen.check.person
-            doubted = np.setdiff1d(rows, rows[chosen.labelled])
-            left_out = np.union1d(moved, doubted)
-            return self._take_copies(views, degraded, person, left_out, chosen.left_out, seed)
-        labelled = [
-            stack_rows(one, chosen.labelled, other, chosen.adopted)
-            for one, other in zip(labelled, views, strict=True)
-        ]
-        return TrainingRows(labelled, chosen.identity, chosen.left_out, len(chosen.adopted))
-
-    def _take_copies(
-        self,
-        views: list[View],
-        degraded: DegradedCopies,
-        person: np.ndarray,
-        without: np.ndarray,
-        left_out: np.ndarray | None,
-        seed: int,
-    ) -> TrainingRows:
-        """The copies to train on: of all labelled rows but those `without`, whom `person` names."""
-        _check_models(degraded.views, views, "degraded_views")
-        kept = np.flatnonzero(~np.isin(degraded.of, without))
-        kept = kept[choose_labelled(person[degraded.of[kept]], seed=seed)]
-        copies = [_take_rows(view, kept) for view in degraded.views]
-        return TrainingRows(copies, person[degraded.of[kept]], left_out, are_copies=True)
+        if chosen.believed is not None:
+            check = chosen.believed.check
+            self.label_issues_ = list_issues(check, identity[chosen.rows], chosen.rows, names)
+            self._believed, self._names = chosen.believed, names
+        return chosen
 
     def _fit_scorer(
-        self, views: list[View], graphs: list[KnnGraph], rows: TrainingRows, seed: int
+        self, views: list[View], graphs: list[KnnGraph], chosen: ChosenSet, seed: int
     ) -> PairScorer:
-        settings, joint = self._choose_settings(), None
-        identity = rows.identity
-        shortage = describe_shortage(identity) or describe_imbalance(identity, len(graphs[0]))
-        if not shortage and not rows.are_copies and settings.variant == "extended":
-            own = len(identity) - rows.adopted
-            labelled = [view[:own] for view in rows.views]
-            shortage = describe_difference(labelled, identity[:own], views, graphs[0], seed=seed)
-        if shortage:
-            raise ShortageError(shortage)
-        own_graphs = self._build_graphs(rows.views, seed)
-        if self.joint and settings.variant == "extended":
+        settings, joint, trained = self._choose_settings(), None, chosen.trained
+        extended = settings.variant == "extended"
+        trained.require_fit(views, graphs[0], compared=extended, seed=seed)
+        own_graphs = self._build_graphs(trained.views, seed)
+        if self.joint and extended:
             joint = build_joint_set(
-                rows.views,
+                trained.views,
                 own_graphs,
-                identity,
+                trained.identity,
                 views,
                 graphs,
-                left_out=rows.left_out,
+                left_out=chosen.left_out,
                 threads=self.threads,
             )
-            gap = describe_gap(joint, len(graphs[0])) if rows.are_copies else ""
-            if gap:
-                raise ShortageError(gap)
+            trained.require_no_gap(joint, len(graphs[0]))
         return PairScorer.fit(
-            rows.views,
+            trained.views,
             own_graphs,
-            identity,
+            trained.identity,
             settings=settings,
             candidates=self.candidates,
             joint=joint,
@@ -632,11 +561,11 @@ class ConsensusClusterer(ClusterMixin, BaseEstimator):
 
         views : of the rows `kept`, which stand for all others.
         """
-        chosen = self._chosen
-        if chosen is None or chosen.check.people is None:
+        believed = self._believed
+        if believed is None or believed.check.people is None:
             return pd.DataFrame({"row": [], "label": [], "probability": []})
         label, confidence = self.labels_[kept], self.probabilities_[kept]
-        person, probability = chosen.check.people.assign(views, label, confidence, chosen.found)
+        person, probability = believed.check.people.assign(views, label, confidence, believed.found)
         group = np.searchsorted(kept, self.representatives_)
         row = np.flatnonzero(probability[group] > BELIEVED)
         shown = group[row]
@@ -648,96 +577,3 @@ class ConsensusClusterer(ClusterMixin, BaseEstimator):
         if self.mediator_settings is None:
             return MediatorSettings.named(self.variant)
         return replace(self.mediator_settings, variant=self.variant)
-
-
-def _read_views(views: Views, name: str) -> list[View]:
-    """The views as a list, base first, checked as far as possible without loading any."""
-    if len(getattr(views, "shape", ())) == 2:  # an array, a DataFrame, a tensor, a sparse matrix
-        listed = [views]
-    elif isinstance(views, Mapping):  # the views by the name of their model, base first
-        listed = list(views.values())
-    elif len(views) and all(not callable(view) and np.ndim(view) == 1 for view in views):
-        listed = [list(views)]  # rows: a list or a Series of vectors
-    else:
-        listed = list(views)
-    if not listed:
-        raise DataError(f"{name} must hold at least one (n, d) array, got none")
-    read = [view if callable(view) else _read_array(view, name) for view in listed]
-    counts = [len(view) for view in read if not callable(view)]
-    if len(set(counts)) > 1:
-        raise DataError(f"all {name} must show the same rows, got {counts} rows")
-    return read
-
-
-def _read_array(view: Any, name: str) -> np.ndarray:
-    """One view as an array of floats, not copied where it is one; its values are checked later."""
-    if hasattr(view, "detach"):  # a tensor, maybe on a GPU or with gradients
-        view = view.detach().cpu().numpy()
-    try:
-        array: np.ndarray = check_array(
-            view, dtype=(np.float64, np.float32, np.float16), ensure_all_finite=False
-        )
-    except ValueError as error:
-        raise DataError(f"{name} must be an (n, d) array or a list of such: {error}") from error
-    return array
-
-
-def _read_degraded(views: Views | None, of: Any, labelled_ids: Any) -> DegradedCopies | None:
-    """The degraded copies that are given, checked; None without."""
-    if (views is None) != (of is None):
-        raise DataError("degraded_views and degraded_of belong together: give both, or neither")
-    if views is None:
-        return None
-    if labelled_ids is None:
-        raise DataError("degraded_views are copies of labelled_views: give these too")
-    copies, row = _read_views(views, "degraded_views"), np.asarray(of)
-    count = len(load_view(copies[0]))
-    if row.shape != (count,) or row.dtype.kind not in "iu":
-        raise DataError(
-            f"degraded_of must be {count} integers, one a degraded row, got shape {row.shape} of "
-            f"{row.dtype}"
-        )
-    if count and not 0 <= row.min() <= row.max() < len(labelled_ids):
-        raise DataError(
-            f"degraded_of names rows of labelled_views, 0 to {len(labelled_ids) - 1}, got "
-            f"{row.min()} to {row.max()}"
-        )
-    return DegradedCopies(copies, row.astype(np.int64)) if count else None
-
-
-def _check_models(labelled: list[View], views: list[View], name: str = "labelled_views") -> None:
-    if len(labelled) != len(views):
-        raise DataError(
-            f"{name} must come from the same models as views, got {len(labelled)} views "
-            f"for {len(views)}"
-        )
-    for number, (one, other) in enumerate(zip(labelled, views, strict=True)):
-        if not (callable(one) or callable(other)) and one.shape[1] != other.shape[1]:
-            raise DataError(
-                f"view {number} has {one.shape[1]} dimensions in {name} and {other.shape[1]} "
-                "unlabelled: they are not of one model"
-            )
-
-
-def _number_identities(labelled_ids: Any, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """The identities in sorted order, and that of each row as (count,) int64."""
-    ids = np.asarray(labelled_ids)
-    kinds = {type(each) for each in ids.ravel()} if ids.dtype.kind == "O" else set()
-    if ids.shape != (count,) or ids.dtype.kind not in "iuUTO" or not kinds <= {str}:
-        raise DataError(
-            f"labelled_ids must be {count} integers or {count} strings, one a labelled row, got "
-            f"shape {ids.shape} of {ids.dtype}"
-        )
-    names, number = np.unique(ids, return_inverse=True)
-    return names, number.astype(np.int64)
-
-
-def _take_rows(view: View, rows: np.ndarray) -> np.ndarray:
-    """Some rows of a view as unit vectors, each checked by its own row number."""
-    loaded = load_view(view)
-    return make_unit(loaded)[0] if len(rows) == len(loaded) else take_unit(loaded, rows)
-
-
-def _keep_rows(view: View, rows: np.ndarray) -> View:
-    """`_take_rows`, when the view is loaded if it is given as a function."""
-    return partial(_take_rows, view, rows) if callable(view) else _take_rows(view, rows)

@@ -168,7 +168,7 @@ def degrade_sharp(
     return copies
 
 
-def describe_gap(gap: SharpnessGap | None) -> dict[str, Any]:
+def tabulate_gap(gap: SharpnessGap | None) -> dict[str, Any]:
     """Columns of the table `appearance`."""
     shifts = () if gap is None else gap.shifts
     return {name: [getattr(each, name) for each in shifts] for name in APPEARANCE_TABLE.names}

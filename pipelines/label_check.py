@@ -5,7 +5,7 @@ The contract:
   `propagate` to find among the unlabelled images, and the images that the graphs leave out.
 - The images that the mediator is trained on are checked together, the others in parts of whole
   people: two labels of one person are found where both are in one part.
-- Unlabelled images that show a labelled person are trained on too (`cdp.mediator.trained_rows`).
+- Unlabelled images that show a labelled person are trained on too (`cdp.mediator.believed_rows`).
 - An image whose name a reviewer confirmed is trained on and is no issue.
 """
 
@@ -169,7 +169,7 @@ def check_views(
     from safetensors.numpy import save_file
 
     from cdp.label_check import check_labels, list_issues
-    from cdp.mediator.trained_rows import choose_trained
+    from cdp.mediator.believed_rows import choose_believed
 
     if target.exists() and people.exists():
         return
@@ -178,7 +178,7 @@ def check_views(
     number = code[np.searchsorted(identity.index, ids)].astype(np.int64)
     rows = np.searchsorted(ids, chosen)
     views = [read_view([table])[1] for table in tables]
-    trained = choose_trained(
+    trained = choose_believed(
         [view[rows] for view in views],
         number[rows],
         [np.load(path, mmap_mode="r") for path in unlabelled],

@@ -10,7 +10,7 @@ from cdp import clusterer
 from cdp.arrays.cosine import make_unit, take_unit
 from cdp.clusterer import ConsensusClusterer
 from cdp.errors import DataError
-from cdp.mediator import ensemble, labelled_rows, trained_rows
+from cdp.mediator import believed_rows, ensemble, labelled_rows, training_set
 from cdp.mediator.curriculum import choose_labelled
 from cdp.mediator.pair_scorer import PairScorer
 from cdp.mediator.settings import MediatorSettings
@@ -36,9 +36,9 @@ def test_a_fit_holds_only_the_chosen_rows_and_pairs(count, monkeypatch):
         trained.append(len(weight))
         return train(rows, held_out, weight, settings, *rest)
 
-    for module in (clusterer, labelled_rows):
+    for module in (training_set, labelled_rows):
         monkeypatch.setattr(module, "choose_labelled", partial(choose_labelled, limit=LIMIT))
-    monkeypatch.setattr(trained_rows, "LABELLED_ROWS", LIMIT)
+    monkeypatch.setattr(believed_rows, "LABELLED_ROWS", LIMIT)
     monkeypatch.setattr(clusterer.PairScorer, "fit", fit)
     monkeypatch.setattr(ensemble, "train_ensemble", count_rows)
     model = ConsensusClusterer(

@@ -21,6 +21,7 @@ cdp.images cdp.metrics cdp.synthetic
 cdp.models
 cdp.knn cdp.label_check cdp.committee cdp.propagation cdp.training cdp.aggregation
 cdp.embedding cdp.mediator cdp.review cdp.adaptation cdp.assignment
+cdp.inputs
 cdp.recognizer cdp.clusterer cdp.inspection cdp.restoration cdp.separation
 cdp
 pipelines

@@ -12,7 +12,7 @@ from cdp.arrays.cosine import make_unit
 from cdp.knn.graph import build_knn_graph
 from cdp.label_check import LabelledPeople, check_labels, list_issues
 from cdp.label_check.people import FoundPeople
-from cdp.mediator.trained_rows import choose_trained
+from cdp.mediator.believed_rows import choose_believed
 from cdp.metrics.clustering import score_pairwise
 from pipelines.decisions import CorrectionTable, find_keys
 from pipelines.label_check import divide_people
@@ -183,7 +183,7 @@ def test_the_estimator_on_wrong_names_and_shared_people():
 
 def choose(views, person, others, **options):
     listed = build_knn_graph(others[0], 10, backend="exact").similarity
-    return choose_trained(views, person, others, listed, **options)
+    return choose_believed(views, person, others, listed, **options)
 
 
 def test_images_of_labelled_people_are_adopted_where_sizes_match():

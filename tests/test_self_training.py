@@ -13,6 +13,7 @@ from cdp.mediator import JointSet, MediatorSettings, PairVoter
 from cdp.mediator.self_training import DEGRADED, SELF_TRAINED, fit_on_votes
 from cdp.mediator.set_gap import describe_difference, describe_gap, measure_separation
 from cdp.mediator.shortage import ShortageError
+from cdp.mediator.training_set import TrainingSet
 from cdp.metrics.clustering import score_pairwise
 from cdp.propagation.clustering import cluster_pairs
 
@@ -169,14 +170,15 @@ def test_a_person_in_clusters_and_copies_is_one():
     views, identity = draw(60, 15, 0.75, 0)
     shown = np.arange(len(identity)) % 15 < 9
     pile = [view[shown] for view in views]
+    copied = [view[~shown] for view in views]
+    copies = TrainingSet(copied, identity[~shown], np.zeros((~shown).sum(), bool), are_copies=True)
     graphs = build_knn_graphs(pile, 15, backend="exact")
     scorer = fit_on_votes(
         pile,
         graphs,
         PairVoter(),
         settings=MediatorSettings.named("extended"),
-        copies=[view[~shown] for view in views],
-        copy_identity=identity[~shown],
+        copies=copies,
     )
     pairs = make_pairs(graphs, candidates=scorer.candidates)
     scored = scorer.score(pile, graphs, pairs)

@@ -35,7 +35,7 @@ from cdp.mediator.pair_scorer import PairScorer
 from cdp.mediator.pair_voter import PairVoter, choose_first_level
 from cdp.mediator.settings import MediatorSettings
 from cdp.mediator.shortage import ShortageError, describe_shortage
-from cdp.mediator.trained_rows import build_joint_set
+from cdp.mediator.training_set import TrainingSet, build_joint_set
 from cdp.propagation.clustering import cluster_pairs
 from cdp.propagation.doubt import holds_most_rows
 from cdp.types import UNLABELLED, Graph, View, load_graph, load_view
@@ -75,8 +75,7 @@ def fit_on_votes(
     voter: PairVoter,
     *,
     settings: MediatorSettings,
-    copies: Sequence[View] = (),
-    copy_identity: np.ndarray | None = None,
+    copies: TrainingSet | None = None,
     candidates: str | None = None,
     second_stage: bool = True,
     seed: int = 0,
@@ -89,9 +88,7 @@ def fit_on_votes(
     views, graphs : one each a model over the same n rows, the base first, or functions that load
         them.
     voter : what votes on the pairs.
-    copies : one (c, d_v) array a model, or a function that loads it: degraded copies of labelled
-        images, which are trained on too; none.
-    copy_identity : (c,) int64 >= 0, whom they show.
+    copies : degraded copies of labelled images, which are trained on too; None: none.
     settings, candidates, second_stage, seed, threads : as for `PairScorer.fit`; the variant is
         "extended".
 
@@ -104,20 +101,20 @@ def fit_on_votes(
     if holds_most_rows(label):
         raise ShortageError("one cluster of the votes holds most of the images")
     beside = np.empty(0, np.int64)
-    if copy_identity is not None:
-        beside = choose_labelled(copy_identity, limit=LABELLED_ROWS // 2, seed=seed)
+    if copies is not None:
+        beside = choose_labelled(copies.identity, limit=LABELLED_ROWS // 2, seed=seed)
     rows = _choose_clustered(label, density, LABELLED_ROWS - len(beside), seed)
     shortage = describe_shortage(label[rows])
     if shortage:
         raise ShortageError(shortage)
     chosen = [make_unit(load_view(view)[rows])[0] for view in views]
     shown = label[rows]
-    if copy_identity is not None and len(beside):
+    if copies is not None and len(beside):
         chosen = [
             np.concatenate([one, make_unit(load_view(other)[beside])[0]])
-            for one, other in zip(chosen, copies, strict=True)
+            for one, other in zip(chosen, copies.views, strict=True)
         ]
-        shown = np.concatenate([shown, label.max() + 1 + copy_identity[beside]])
+        shown = np.concatenate([shown, label.max() + 1 + copies.identity[beside]])
     check = check_labels(chosen, shown, seed=seed)
     kept = check.trained
     identity = check.person[kept]

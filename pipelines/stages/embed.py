@@ -28,7 +28,7 @@ from pipelines.copies import (
     choose_pictures,
     compare_pictures,
     degrade_copies,
-    describe_gap,
+    tabulate_gap,
 )
 from pipelines.data.dataset import Dataset
 from pipelines.members import (
@@ -106,7 +106,7 @@ def _embed_copies(
     """Compare labelled pictures with the pile's; embed degraded copies where these are poorer."""
     compared = compare_pictures(work, samples)
     gap = compared[0] if compared else None
-    work.write("appearance", describe_gap(gap))
+    work.write("appearance", tabulate_gap(gap))
     if compared is None or gap is None:
         return {}
     facts: dict[str, Any] = {

@@ -8,7 +8,7 @@ The contract:
 - Where embed made degraded copies of the labelled images, these stand in their place.
 - Of the labelled images only those are searched that the mediator is trained on
   (`cdp.mediator.curriculum.choose_labelled`), without those whose label is doubted and with the
-  unlabelled images of their people, in the table `adopted` (`cdp.mediator.trained_rows`;
+  unlabelled images of their people, in the table `adopted` (`cdp.mediator.believed_rows`;
   `knn.label_check: false` trusts all labels and adopts none), and none where all these are too few
   to train one on (`cdp.mediator.shortage`). A list of fewer than k other images is padded with -1.
 - Copies of other files (`ingest.samples.copy_of`) are not searched. Near-equal images

@@ -22,7 +22,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -30,12 +30,15 @@ import pyarrow.parquet as pq
 
 from cdp.arrays.scratch import allocate
 from cdp.errors import DataError
-from cdp.types import UNLABELLED, KnnGraph, PairTable, load_view
+from cdp.types import UNLABELLED, KnnGraph, PairTable
 from pipelines.config import MediateSettings
 from pipelines.copies import COPIES, find_originals, find_trained_split
 from pipelines.files import save_arrays
 from pipelines.stage import Stage, Work
 from pipelines.tables import JOINT, SPLITS, read_vectors, read_view, write_table
+
+if TYPE_CHECKING:
+    from cdp.mediator.training_set import TrainingSet
 
 PAIRS = pa.schema(
     [
@@ -144,23 +147,29 @@ def _make_scorer(work: Work, split: Split) -> tuple[MediateSettings, Any, dict[s
     settings = work.config.mediate
     if settings.method == "vote":
         return settings, _make_voter(settings), {SELF_TRAINING: False}
+    labelled = _open_labelled(work)
     try:
-        return settings, _fit_scorer(work, settings, split), {SELF_TRAINING: False}
+        return settings, _fit_scorer(work, settings, labelled, split), {SELF_TRAINING: False}
     except ShortageError as error:
         shortage = str(error)
     voting = settings.model_copy(update={"method": "vote"})
-    scorer = _train_on_votes(work, split, settings, voting)
+    copies = labelled.trained if labelled is not None and labelled.trained.are_copies else None
+    scorer = _train_on_votes(work, split, settings, voting, copies)
     trained = scorer is not None
     facts = {
         SELF_TRAINING: trained,
-        "warnings": [describe_fallback(shortage, trained=trained, copies=_has_copies(work))],
+        "warnings": [describe_fallback(shortage, trained=trained, copies=copies is not None)],
         "doubts": [SELF_TRAINED] if trained else [],
     }
     return (settings, scorer, facts) if trained else (voting, _make_voter(voting), facts)
 
 
 def _train_on_votes(
-    work: Work, split: Split, settings: MediateSettings, voting: MediateSettings
+    work: Work,
+    split: Split,
+    settings: MediateSettings,
+    voting: MediateSettings,
+    copies: TrainingSet | None,
 ) -> Any:
     """A pair scorer trained on the voted clusters, published; None where votes are final."""
     from cdp.mediator.self_training import fit_on_votes
@@ -169,15 +178,13 @@ def _train_on_votes(
     final = settings.vote.min_similarity != "auto" or settings.method != "extended"
     if final or not settings.self_training:
         return None
-    copies = _map_split(work, SPLITS[:1], "labelled") if _has_copies(work) else None
     try:
         scorer = fit_on_votes(
             split.views,
             split.graphs,
             _make_voter(voting),
             settings=_choose_mediator(settings),
-            copies=() if copies is None else copies.views,
-            copy_identity=None if copies is None else _list_identities(work, copies),
+            copies=copies,
             candidates=settings.candidates,
             second_stage=settings.second_stage,
             seed=work.seed,
@@ -194,38 +201,49 @@ def _has_copies(work: Work) -> bool:
     return bool(found)
 
 
-def _fit_scorer(work: Work, settings: MediateSettings, unlabelled: Split) -> Any:
-    """Train the pair scorer on the labelled split, and publish it."""
-    from cdp.mediator.curriculum import JointSet
-    from cdp.mediator.pair_scorer import PairScorer
-    from cdp.mediator.set_gap import describe_difference, describe_gap
-    from cdp.mediator.shortage import ShortageError, describe_imbalance, describe_shortage
+@dataclass(frozen=True)
+class LabelledRows:
+    """The rows to train on as knn chose them, mapped, and their graphs."""
+
+    trained: TrainingSet
+    graphs: list[Any]
+
+
+def _open_labelled(work: Work) -> LabelledRows | None:
+    """None where knn searched no labelled image."""
+    from cdp.mediator.training_set import TrainingSet
 
     searched = work.input_facts("knn")
     if not searched["labelled_searched"]:
-        raise ShortageError(searched.get("shortage") or describe_shortage(_list_kept(work)))
-    split = _map_split(work, SPLITS if searched["adopted_searched"] else SPLITS[:1], "labelled")
-    identity, count = _list_identities(work, split), len(unlabelled.sample_id)
-    unfit = describe_imbalance(identity, count)
-    if not unfit and settings.method == "extended" and not _has_copies(work):
-        own = ~np.isin(split.sample_id, work.read("knn.adopted").to_pandas().sample_id)
-        labelled = [load_view(view)[own] for view in split.views]
-        unfit = describe_difference(
-            labelled, identity[own], unlabelled.views, unlabelled.graphs[0], seed=work.seed
-        )
-    if unfit:
-        raise ShortageError(unfit)
-    joint = None
-    if settings.method == "extended" and work.input_facts("knn")["joint"]:
+        return None
+    spanned = SPLITS if searched["adopted_searched"] else SPLITS[:1]
+    split = _map_split(work, spanned, "labelled")
+    adopted = np.isin(split.sample_id, work.read("knn.adopted").to_pandas().sample_id)
+    identity, copies = _list_identities(work, split), _has_copies(work)
+    return LabelledRows(TrainingSet(split.views, identity, adopted, copies), split.graphs)
+
+
+def _fit_scorer(
+    work: Work, settings: MediateSettings, labelled: LabelledRows | None, unlabelled: Split
+) -> Any:
+    """Train the pair scorer on the labelled rows, and publish it."""
+    from cdp.mediator.curriculum import JointSet
+    from cdp.mediator.pair_scorer import PairScorer
+    from cdp.mediator.shortage import ShortageError, describe_shortage
+
+    facts, extended = work.input_facts("knn"), settings.method == "extended"
+    if labelled is None:
+        raise ShortageError(facts.get("shortage") or describe_shortage(_list_kept(work)))
+    trained, joint = labelled.trained, None
+    trained.require_fit(unlabelled.views, unlabelled.graphs[0], compared=extended, seed=work.seed)
+    if extended and facts["joint"]:
         both = _map_split(work, SPLITS, JOINT)
         joint = JointSet(both.views, both.graphs, _list_identities(work, both))
-        gap = describe_gap(joint, count) if _has_copies(work) else ""
-        if gap:
-            raise ShortageError(gap)
+        trained.require_no_gap(joint, len(unlabelled.sample_id))
     scorer = PairScorer.fit(
-        split.views,
-        split.graphs,
-        identity,
+        trained.views,
+        labelled.graphs,
+        trained.identity,
         settings=_choose_mediator(settings),
         candidates=settings.candidates,
         joint=joint,

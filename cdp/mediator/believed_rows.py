@@ -1,4 +1,4 @@
-"""The rows a pair scorer is trained on: believed labelled rows, unlabelled ones of their people.
+"""Believed rows: labelled rows whose label is believed, and unlabelled rows of their people.
 
 The contract:
 - Enters: labelled rows and their labels, and the unlabelled rows. Leaves: the labelled rows to
@@ -23,13 +23,12 @@ from dataclasses import dataclass
 import numpy as np
 
 from cdp.arrays.cosine import make_unit
-from cdp.knn.joint import join_graphs
 from cdp.knn.near_equal import choose_distinct
 from cdp.label_check import LabelCheck, check_labels
 from cdp.label_check.people import APART, BELIEVED, FoundPeople
-from cdp.mediator.curriculum import LABELLED_ROWS, JointSet
+from cdp.mediator.curriculum import LABELLED_ROWS
 from cdp.mediator.labelled_rows import find_near_rows
-from cdp.types import UNLABELLED, Graph, View, load_view
+from cdp.types import View, load_view
 
 SIZE_TOLERANCE = 0.1
 """How much further, in the logarithm of the size, adopted rows may take the labelled people from
@@ -38,7 +37,7 @@ adopted rows gain, and .6 on a synthetic set (three draws), where they cost 3 to
 
 
 @dataclass(frozen=True)
-class TrainedRows:
+class BelievedRows:
     """What a pair scorer is trained on.
 
     check : of the labels. labelled : (r,) int64, ascending rows of the labelled views.
@@ -55,7 +54,7 @@ class TrainedRows:
     found: FoundPeople | None = None
 
 
-def choose_trained(
+def choose_believed(
     labelled: Sequence[View],
     identity: np.ndarray,
     unlabelled: Sequence[View],
@@ -65,7 +64,7 @@ def choose_trained(
     confirmed: np.ndarray | None = None,
     seed: int = 0,
     threads: int | None = None,
-) -> TrainedRows:
+) -> BelievedRows:
     """Check the labels, and look for the labelled people among the unlabelled rows.
 
     Parameters
@@ -86,7 +85,7 @@ def choose_trained(
     nobody = np.empty(0, np.int64)
     if not len(unlabelled) or check.people is None:
         count = len(load_view(unlabelled[0])) if len(unlabelled) else 0
-        return TrainedRows(check, rows, nobody, person, np.zeros(count, bool))
+        return BelievedRows(check, rows, nobody, person, np.zeros(count, bool))
     found = check.people.find(unlabelled)
     shown, probability = found.label, found.probability
     adopted = np.flatnonzero((probability > BELIEVED) & np.isin(shown, person))
@@ -97,7 +96,7 @@ def choose_trained(
     if not len(adopted) or not _match_sizes(
         stack_rows(labelled[0], rows, unlabelled[0], adopted), both, len(rows), listed
     ):
-        return TrainedRows(check, rows, nobody, person, left_out, found)
+        return BelievedRows(check, rows, nobody, person, left_out, found)
     if distinct:
         views = [
             stack_rows(one, rows, other, adopted)
@@ -106,7 +105,7 @@ def choose_trained(
         kept = choose_distinct(find_near_rows(views, seed, threads), both)
         adopted, rows = adopted[kept[kept >= len(rows)] - len(rows)], rows[kept[kept < len(rows)]]
         both = both[kept]
-    return TrainedRows(check, rows, adopted, both, left_out, found)
+    return BelievedRows(check, rows, adopted, both, left_out, found)
 
 
 def _match_sizes(unit: np.ndarray, person: np.ndarray, labelled: int, listed: np.ndarray) -> bool:
@@ -152,28 +151,3 @@ def stack_rows(one: View, rows: np.ndarray, other: View, more: np.ndarray) -> np
     """Some rows of one set of vectors, and below them some of another, at unit length."""
     few = make_unit(load_view(one)[rows])[0]
     return np.concatenate([few, make_unit(load_view(other)[more])[0]]) if len(more) else few
-
-
-def build_joint_set(
-    labelled: Sequence[np.ndarray],
-    labelled_graphs: Sequence[Graph],
-    identity: np.ndarray,
-    unlabelled: Sequence[View],
-    unlabelled_graphs: Sequence[Graph],
-    *,
-    left_out: np.ndarray | None = None,
-    threads: int | None = None,
-) -> JointSet:
-    """Labelled rows and the unlabelled ones that share a list with them; see `join_graphs`.
-
-    labelled : (r, d_v) unit rows a model. identity : (r,) int64.
-    """
-    near, graphs = join_graphs(
-        labelled, labelled_graphs, unlabelled, unlabelled_graphs, left_out=left_out, threads=threads
-    )
-    views = [
-        np.concatenate([one, make_unit(load_view(view)[near])[0]])
-        for one, view in zip(labelled, unlabelled, strict=True)
-    ]
-    unknown = np.full(len(near), UNLABELLED, np.int64)
-    return JointSet(views, graphs, np.concatenate([identity, unknown]))
