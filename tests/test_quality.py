@@ -164,7 +164,7 @@ def test_pairs_that_no_list_names_lower_recall():
     pairs, probability, identity = draw(0)
     label = agglomerate(pairs, probability, len(identity)).label
     seen = estimate_quality(label, pairs, probability)
-    unseen = estimate_quality(label, pairs, probability, unlisted=0.2)
+    unseen = estimate_quality(label, pairs, probability, unlisted=np.array([[2, 0.2], [1000, 0.2]]))
     assert unseen.recall == pytest.approx(0.8 * seen.recall)
     assert unseen.precision == seen.precision
     assert unseen.f < seen.f

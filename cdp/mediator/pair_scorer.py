@@ -80,9 +80,9 @@ class PairScorer:
         return None if self.second_stage is None else self.second_stage.precision_curve
 
     @property
-    def unlisted(self) -> float:
-        """Share of positive pairs that no list names, from the second stage; 0 without it."""
-        return 0.0 if self.second_stage is None else self.second_stage.unlisted
+    def unlisted(self) -> np.ndarray:
+        """(s, 2) share of positive pairs that no list names, by images of a person; see there."""
+        return np.empty((0, 2)) if self.second_stage is None else self.second_stage.unlisted
 
     @classmethod
     def fit(

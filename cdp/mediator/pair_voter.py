@@ -61,7 +61,6 @@ class PairVoter:
     candidates: str = "base"
     calibrated: ClassVar[bool] = False
     precision_curve: ClassVar[None] = None
-    unlisted: ClassVar[float] = 0.0
 
     def __post_init__(self) -> None:
         check_candidates(self.candidates)

@@ -24,7 +24,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -49,6 +49,7 @@ from cdp.propagation.threshold import (
     choose_threshold,
     measure_precision_curve,
 )
+from cdp.propagation.unlisted import fit_unlisted
 from cdp.types import UNLABELLED, PairTable, View, load_view
 
 SINGLETON_SHARES = (0.0, 0.5, 0.8)
@@ -85,15 +86,16 @@ class SecondStage:
     precision_curve : (t, 2) float64, rising thresholds and the pairwise precision of the held-out
         identities when cut there, the mean over the steps, never falling. No row where not every
         labelled pair was held out.
-    unlisted : share of the positive pairs of held-out people that lie in two clusters without any
-        candidate pair, clustered together with the unlabelled rows at `threshold`; 0 where unknown.
+    unlisted : (s, 2) float64, numbers of images of a person, and the share of the positive pairs of
+        such held-out people that lie in two clusters without any candidate pair, clustered together
+        with the unlabelled rows at `threshold` (`cdp.propagation.unlisted`); no row where unknown.
     """
 
     mediator: Mediator
     even_rate: float
     threshold: float
     precision_curve: np.ndarray
-    unlisted: float = 0.0
+    unlisted: np.ndarray = field(default_factory=lambda: np.empty((0, 2)))
 
     def score(
         self,
@@ -163,8 +165,8 @@ class SecondStage:
             )
         rest = {name: value for name, value in state.items() if name not in names}
         rate, threshold = float(state["even_rate"]), float(state["threshold"])
-        curve, unlisted = state["precision_curve"], float(state["unlisted"])
-        return cls(Mediator.from_state(rest), rate, threshold, curve, unlisted)
+        curves = state["precision_curve"], state["unlisted"]
+        return cls(Mediator.from_state(rest), rate, threshold, *curves)
 
 
 def fit_second_stage(
@@ -315,8 +317,8 @@ class _JointTraining:
         cuts = [found.cut(threshold) for threshold in THRESHOLDS]
         return np.array([score_with_distractors(self.joint.identity, label)[2] for label in cuts])
 
-    def measure_unlisted(self, label: np.ndarray) -> float:
-        """Share of the positive pairs of labelled rows in two clusters that no pair joins.
+    def measure_unlisted(self, label: np.ndarray) -> np.ndarray:
+        """Share of the positive pairs of labelled people in two clusters that no pair joins.
 
         label : (n,) int64, of all rows; -1 none.
         """
@@ -325,15 +327,18 @@ class _JointTraining:
         low = np.minimum(group[pairs.source], group[pairs.target])
         high = np.maximum(group[pairs.source], group[pairs.target])
         joined = np.sort(low * 2 * len(label) + high)
-        positive = unlisted = 0
+        images, share = [], []
         for person in np.unique(identity[identity >= 0]):
             own, size = np.unique(group[identity == person], return_counts=True)
-            positive += int(size.sum() * (size.sum() - 1) // 2)
+            if size.sum() < 2:
+                continue
             one, other = np.triu_indices(len(own), 1)
             key = own[one] * 2 * len(label) + own[other]
             place = np.minimum(np.searchsorted(joined, key), len(joined) - 1)
-            unlisted += int((size[one] * size[other])[joined[place] != key].sum())
-        return unlisted / max(positive, 1)
+            unlisted = (size[one] * size[other])[joined[place] != key].sum()
+            images.append(int(size.sum()))
+            share.append(unlisted / (size.sum() * (size.sum() - 1) / 2))
+        return fit_unlisted(np.array(images), np.array(share))
 
 
 def _cluster_steps(

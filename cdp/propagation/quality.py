@@ -12,8 +12,8 @@ The contract:
   positives that the clustering may have missed. One identity would have about as many candidate
   pairs between the two as within them: where only a share of those appears, the odds are
   multiplied by its square root.
-- True pairs that no k-NN graph proposes are counted at the share they had among held-out people
-  (`unlisted`, from the second stage), where that is known.
+- True pairs that no k-NN graph proposes are counted at the share they had among held-out people of
+  as many images (`cdp.propagation.unlisted`), where that is known.
 - An estimate whose assumptions are seen to fail is withheld: it has reasons instead of figures.
 - Near-equal rows (`representative`) are evidence once, and counted as the images that they are.
 - Estimates are as good as the calibration: give probabilities after the second stage
@@ -35,6 +35,7 @@ from cdp.arrays.threads import list_blocks
 from cdp.propagation.representatives import RowGroups
 from cdp.propagation.scored_pairs import check_probability, mark_inside
 from cdp.propagation.thin_merges import count_thin_pairs
+from cdp.propagation.unlisted import average_unlisted
 from cdp.types import UNLABELLED, PairTable
 
 PAIR_CORRELATION = 0.5
@@ -102,7 +103,7 @@ def estimate_quality(
     probability: np.ndarray,
     representative: np.ndarray | None = None,
     *,
-    unlisted: float = 0.0,
+    unlisted: np.ndarray | None = None,
 ) -> QualityEstimate:
     """Estimate pairwise precision, recall and F, and the confidence of each cluster and row.
 
@@ -113,7 +114,8 @@ def estimate_quality(
     probability : (m,) float in [0, 1], calibrated.
     representative : (n,) int64, the row that stands for each row, see `cdp.knn.near_equal`; None:
         every row for itself.
-    unlisted : share of the positive pairs between clusters without any candidate pair, in [0, 1).
+    unlisted : (s, 2) float64, share of the positive pairs between clusters without any candidate
+        pair, by images of a person (`fit_unlisted`); None: there are none.
 
     Returns
     -------
@@ -138,7 +140,11 @@ def estimate_quality(
 
 
 def _estimate(
-    label: np.ndarray, pairs: PairTable, value: np.ndarray, images: np.ndarray, unlisted: float
+    label: np.ndarray,
+    pairs: PairTable,
+    value: np.ndarray,
+    images: np.ndarray,
+    unlisted: np.ndarray | None,
 ) -> QualityEstimate:
     """The estimate, where row i stands for `images[i]` images."""
     clusters = int(label.max(initial=UNLABELLED)) + 1
@@ -159,7 +165,8 @@ def _estimate(
     )
     correct, predicted = float(positive.sum()), float(together.sum())
     precision = correct / max(predicted, 1)
-    recall = (1 - unlisted) * correct / (correct + missed) if correct + missed else 1.0
+    seen = 1 - average_unlisted(unlisted, size[:clusters])
+    recall = seen * correct / (correct + missed) if correct + missed else 1.0
     harmonic = 2 * precision * recall / (precision + recall) if precision + recall else 0.0
     estimate = QualityEstimate(
         precision=precision,

@@ -306,13 +306,15 @@ def _describe_mediator(report: Any) -> dict[str, Any]:
 def _describe_people(identity: np.ndarray, scorer: Any) -> dict[str, Any]:
     """Facts that the estimate of quality rests on: who was held out, and why they are too few."""
     from cdp.mediator.shortage import describe_few_people
+    from cdp.propagation.unlisted import average_unlisted
 
     size = np.unique(identity.astype(str), return_counts=True)[1]
     few = describe_few_people(identity.astype(str))
     return {
         "people": int((size >= 2).sum()),
         "largest_person": int(size.max()),
-        "unlisted_share": round(scorer.unlisted, 4),
+        "unlisted": scorer.unlisted.round(5).tolist(),
+        "unlisted_share": round(average_unlisted(scorer.unlisted, size), 4),
         "doubts": [few] if few else [],
     }
 
@@ -511,7 +513,7 @@ def _save_array(path: Path, array: np.ndarray, draft: str | None = None) -> None
 
 STAGE = Stage(
     name="mediate",
-    version=22,
+    version=23,
     inputs=(
         "ingest.samples",
         "embed.embeddings",

@@ -185,7 +185,7 @@ def _estimate(
     from cdp.propagation.representatives import RowGroups
 
     scored, k = work.input_facts("mediate"), int(work.input_facts("knn")["k"])
-    unlisted = float(scored.get("unlisted_share", 0))
+    unlisted = np.array(scored.get("unlisted", []), np.float64).reshape(-1, 2)
     found = estimate_quality(label, pairs, probability, representative, unlisted=unlisted)
     if scored["method"] == "vote":
         return found.withhold(VOTED).withhold_clusters()
@@ -428,7 +428,7 @@ def _describe_clusters(
 
 STAGE = Stage(
     name="propagate",
-    version=13,
+    version=14,
     inputs=(
         "ingest.samples",
         "ingest.qualities",
