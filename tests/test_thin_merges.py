@@ -5,8 +5,11 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from cdp.propagation.quality import estimate_quality
-from cdp.propagation.thin_merges import count_thin_pairs
+from cdp.arrays.log_odds import to_log_odds, to_probability
+from cdp.propagation import quality
+from cdp.propagation.average_linkage import agglomerate
+from cdp.propagation.quality import estimate_cuts, estimate_quality
+from cdp.propagation.thin_merges import find_sparse, find_thin_merges
 from cdp.types import PairTable
 
 pytestmark = pytest.mark.torch
@@ -36,6 +39,11 @@ def join(sizes, reach, between):
     return PairTable(pairs[:, 0], pairs[:, 1]), probability
 
 
+def count(label, pairs, probability, images):
+    sparse = find_sparse(label, pairs)
+    return find_thin_merges(label, sparse, pairs, probability, images).count(label)
+
+
 def estimate(sizes, reach, between):
     pairs, probability = join(sizes, reach, between)
     label = np.zeros(sum(sizes), np.int64)
@@ -60,7 +68,7 @@ def test_small_and_dense_clusters_are_left_alone():
     dense = join((30,), 14, 0)
     few = join((4, 30), 3, 2)
     for (pairs, probability), rows in ((dense, 30), (few, 34)):
-        found = count_thin_pairs(np.zeros(rows, np.int64), pairs, probability, np.ones(rows))
+        found = count(np.zeros(rows, np.int64), pairs, probability, np.ones(rows))
         assert found.shape == (1,)
         assert found[0] < 1
 
@@ -68,7 +76,32 @@ def test_small_and_dense_clusters_are_left_alone():
 def test_images_that_rows_stand_for_are_counted():
     pairs, probability = join((80, 60), 12, 4)
     label, images = np.zeros(140, np.int64), np.ones(140)
-    one = count_thin_pairs(label, pairs, probability, images)
-    three = count_thin_pairs(label, pairs, probability, 3 * images)
+    one = count(label, pairs, probability, images)
+    three = count(label, pairs, probability, 3 * images)
     np.testing.assert_allclose(three, 9 * one)
-    assert not len(count_thin_pairs(np.full(140, -1), pairs, probability, images))
+    assert not len(count(np.full(140, -1), pairs, probability, images))
+
+
+def test_cuts_are_estimated_as_each_alone(monkeypatch):
+    """Stricter clusters are parts of the loosest ones, whose merges are looked at once."""
+    random = np.random.default_rng(1)
+    pairs, probability = join((80, 60, 25, 40), 9, 6)
+    probability = to_probability(to_log_odds(probability) - random.exponential(5.0, len(pairs)))
+    merged = agglomerate(pairs, probability, 205, threshold=0.02)
+    cuts = [merged.cut(threshold) for threshold in (0.02, 0.1, 0.3, 0.5, 0.7, 0.9, 0.97)]
+    searches = []
+
+    def search(*given):
+        searches.append(given)
+        return find_thin_merges(*given)
+
+    monkeypatch.setattr(quality, "find_thin_merges", search)
+    together = list(estimate_cuts(cuts, pairs, probability))
+    assert len(searches) == 1
+    for label, found in zip(cuts, together, strict=True):
+        alone = estimate_quality(label, pairs, probability)
+        assert found.precision == pytest.approx(alone.precision, abs=1e-12)
+        assert found.recall == pytest.approx(alone.recall, abs=1e-12)
+        np.testing.assert_allclose(found.expected_precision, alone.expected_precision, atol=1e-6)
+    assert len({found.precision for found in together}) > 3
+    assert len(searches) > len(cuts)

@@ -22,7 +22,7 @@ The contract:
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -34,7 +34,7 @@ from cdp.arrays.scratch import BLOCK
 from cdp.arrays.threads import list_blocks
 from cdp.propagation.representatives import RowGroups
 from cdp.propagation.scored_pairs import check_probability, mark_inside
-from cdp.propagation.thin_merges import count_thin_pairs
+from cdp.propagation.thin_merges import ThinMerges, find_sparse, find_thin_merges
 from cdp.propagation.unlisted import average_unlisted
 from cdp.types import UNLABELLED, PairTable
 
@@ -129,14 +129,40 @@ def estimate_quality(
 
     Source: ours.
     """
-    label = np.asarray(label)
+    labels = [np.asarray(label)]
+    return next(estimate_cuts(labels, pairs, probability, representative, unlisted=unlisted))
+
+
+def estimate_cuts(
+    labels: Iterable[np.ndarray],
+    pairs: PairTable,
+    probability: np.ndarray,
+    representative: np.ndarray | None = None,
+    *,
+    unlisted: np.ndarray | None = None,
+) -> Iterator[QualityEstimate]:
+    """`estimate_quality` of several labellings of the same rows, one after the other.
+
+    labels : the loosest first: what the stricter ones have in common with it is computed once.
+    """
     value = check_probability(probability, len(pairs))
-    if representative is None:
-        return _estimate(label, pairs, value, np.ones(len(label)), unlisted)
-    rows = RowGroups.of(representative, label)
-    few, value = rows.reduce_pairs(pairs, value)
-    found = _estimate(label[rows.rows], few, value, rows.size.astype(float), unlisted)
-    return replace(found, confidence=found.confidence[rows.group])
+    merges: ThinMerges | None = None
+    stands = np.empty(0, np.int64)
+    for label in labels:
+        few, score = pairs, value
+        rows, images = np.arange(len(label)), np.ones(len(label))
+        group = slice(None)
+        if representative is not None:
+            groups = RowGroups.of(representative, label)
+            few, score = groups.reduce_pairs(pairs, value)
+            rows, images, group = groups.rows, groups.size.astype(float), groups.group
+        own = label[rows]
+        sparse = find_sparse(own, few)
+        known = merges is not None and np.array_equal(stands, rows)
+        if merges is None or not (known and merges.explain(own, sparse)):
+            merges, stands = find_thin_merges(own, sparse, few, score, images), rows
+        found = _estimate(own, few, score, images, merges.count(own), unlisted)
+        yield replace(found, confidence=found.confidence[group])
 
 
 def _estimate(
@@ -144,9 +170,10 @@ def _estimate(
     pairs: PairTable,
     value: np.ndarray,
     images: np.ndarray,
+    thin: np.ndarray,
     unlisted: np.ndarray | None,
 ) -> QualityEstimate:
-    """The estimate, where row i stands for `images[i]` images."""
+    """The estimate, where row i stands for `images[i]` images, and `thin` pairs are wrong."""
     clusters = int(label.max(initial=UNLABELLED)) + 1
     alone = label == UNLABELLED
     group = label.astype(np.int64)
@@ -157,7 +184,7 @@ def _estimate(
     belongs[alone | ((np.bincount(group)[group] == 1) & (images > 1))] = 1
     together = size * (size - 1) / 2
     expected = _count_positives(group, len(size), pairs, value, belongs, images)
-    expected[:clusters] -= count_thin_pairs(label, pairs, value, images)
+    expected[:clusters] -= thin
     positive = np.clip(expected, 0, together)
     missed = sum(
         float((apart.chance * size[apart.first] * size[apart.second]).sum())

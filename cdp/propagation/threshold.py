@@ -15,7 +15,7 @@ import numpy as np
 from cdp.errors import ConfigError
 from cdp.metrics.clustering import score_pairwise
 from cdp.propagation.average_linkage import Agglomeration
-from cdp.propagation.quality import estimate_quality
+from cdp.propagation.quality import estimate_cuts
 from cdp.types import PairTable
 
 THRESHOLDS = (0.15, 0.2, 0.25, 0.3, 0.35, 0.4, 0.45, 0.5, 0.55, 0.6, 0.7, 0.8)
@@ -101,8 +101,9 @@ def choose_cut(
     if precision_curve is not None and len(precision_curve):
         enough = precision_curve[precision_curve[:, 1] >= target_precision, 0]
         loosest = max(loosest, float(enough.min() if len(enough) else precision_curve[-1, 0]))
-    for threshold in (loosest, *(level for level in TARGET_THRESHOLDS if level > loosest)):
-        found = estimate_quality(cut(threshold), pairs, probability, representative)
+    levels = [loosest, *(level for level in TARGET_THRESHOLDS if level > loosest)]
+    found_at = estimate_cuts(map(cut, levels), pairs, probability, representative)
+    for threshold, found in zip(levels, found_at, strict=True):
         if found.precision is None or found.precision >= target_precision:  # None: no pair left
             return threshold
     return max(TARGET_THRESHOLDS[-1], loosest)

@@ -381,7 +381,7 @@ def _sweep_thresholds(work: Work, labels: Any, pairs: PairTable, probability: np
     from cdp.mediator.pair_voter import choose_first_level
     from cdp.metrics.clustering import score_pairwise
     from cdp.propagation.clustering import sweep_thresholds
-    from cdp.propagation.quality import estimate_quality
+    from cdp.propagation.quality import estimate_cuts
 
     settings = work.config.propagate
     representative = find_rows(labels)
@@ -405,10 +405,11 @@ def _sweep_thresholds(work: Work, labels: Any, pairs: PairTable, probability: np
         calibrated=not voted,
     )
     rows = []
+    estimates = estimate_cuts(cuts, pairs, probability, representative)
     for threshold, label in zip(THRESHOLDS, cuts, strict=True):
         row: dict[str, float | None] = {"threshold": threshold}
         if not voted:  # votes are no probabilities: nothing can be estimated from them
-            found = estimate_quality(label, pairs, probability, representative).withhold(*withheld)
+            found = next(estimates).withhold(*withheld)
             row |= {"estimated_precision": found.precision, "estimated_recall": found.recall}
         if known:
             row["true_precision"], row["true_recall"], _ = score_pairwise(truth_label, label)
