@@ -2,7 +2,8 @@
 
     python -m tests.benchmarks.bench_world [--seeds 3] [--first-seed 0]
         [--sets lfw synthetic mild surveillance] [--views DIR]
-        [--situations clean overlap noise labels bursts dominating few images sharp copies]
+        [--situations clean overlap noise labels bursts dominating few images sharp copies
+        mixed seen]
 
 A row a situation, the mean over the seeds; no setting is changed between rows.
 
@@ -23,6 +24,8 @@ A row a situation, the mean over the seeds; no setting is changed between rows.
   are embedded once into `--kept`.
 - `copies`: the same sharp labels with copies of them that were degraded until they look like the
   pile's, as a run with images makes them; `mild` and `surveillance` only.
+- `mixed`: 14 photos, every second one of them sharp, without and with copies. `seen`: 14 photos,
+  and the pile shows the labelled people too: labels of its quality, sharp ones, those with copies.
 
 Images without a label count as clusters of one.
 """
@@ -43,7 +46,7 @@ import pandas as pd
 from cdp import ConsensusClusterer
 from cdp.metrics.clustering import score_bcubed, score_pairwise
 from tests.benchmarks.bench_pseudo_labels import read_release, split_wild
-from tests.benchmarks.worlds_sharp import CAMERAS, draw_sharp_world, match_copies
+from tests.benchmarks.worlds_sharp import CAMERAS, SharpWorld, draw_sharp_world, match_copies
 
 LARGE = 100
 """Images of the person that is made half of the unlabelled ones, at least."""
@@ -58,6 +61,8 @@ SITUATIONS = (
     "images",
     "sharp",
     "copies",
+    "mixed",
+    "seen",
 )
 Views = list[np.ndarray]
 
@@ -203,6 +208,9 @@ def list_sharp_cases(
     root = find_data()
     for photos in (14, 3, 1):
         world = draw_sharp_world(root, kept, photos, seed, camera)
+        if photos == 14 and {"mixed", "seen"} & set(situations):
+            copies = match_copies(root, kept, world, seed, camera)
+            yield from list_mixed_cases(world, copies, situations)
         own = (world.identity, world.identity, world.pile, world.truth)
         if "sharp" in situations:
             yield Case(f"{photos} photos, alike", world.alike, *own)
@@ -210,6 +218,30 @@ def list_sharp_cases(
         if "copies" in situations:
             copies = match_copies(root, kept, world, seed, camera)
             yield Case(f"{photos} photos, from images", world.labelled, *own, copies)
+
+
+def list_mixed_cases(
+    world: SharpWorld, copies: tuple[Views, np.ndarray], situations: list[str]
+) -> Iterator[Case]:
+    """Labels that are sharp in part; and sharp ones of people whom the pile shows too."""
+    label = world.identity
+    if "mixed" in situations:
+        sharp = pd.Series(label).groupby(label).cumcount().to_numpy() % 2 == 0
+        pick = sharp[:, None]
+        half = [np.where(pick, *each) for each in zip(world.labelled, world.alike, strict=True)]
+        degraded = [
+            np.concatenate([np.where(pick, view[: len(label)], poor), view[len(label) :]])
+            for view, poor in zip(copies[0], world.alike, strict=True)
+        ]
+        own = (half, label, label, world.pile, world.truth)
+        yield Case("half of 14 photos sharp", *own)
+        yield Case("half of 14 photos sharp, from images", *own, (degraded, copies[1]))
+    if "seen" in situations:
+        pile = [np.concatenate(each) for each in zip(world.pile, world.seen, strict=True)]
+        own = (label, label, pile, np.concatenate([world.truth, world.seen_truth]))
+        yield Case("seen, 14 photos, alike", world.alike, *own)
+        yield Case("seen, 14 photos, sharp", world.labelled, *own)
+        yield Case("seen, 14 photos, from images", world.labelled, *own, copies)
 
 
 def share_people(world: World, share: float, seed: int) -> Iterator[Case]:

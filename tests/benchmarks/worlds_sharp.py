@@ -85,6 +85,9 @@ class SharpWorld:
     truth: np.ndarray
     rows: np.ndarray
     """Of the labelled photos among those of `choose_people`."""
+    seen: Views
+    """The other photos of the labelled people, as the pile shows them."""
+    seen_truth: np.ndarray
 
 
 def choose_photos(root: Path) -> tuple[list[Path], np.ndarray, np.ndarray]:
@@ -201,7 +204,9 @@ def draw_sharp_world(
     rank = np.empty(len(order), np.int64)
     rank[order] = np.arange(len(order)) % MOST_PHOTOS
     rows = np.flatnonzero(np.isin(identity[enrolled], people) & (rank < photos))
-    rest = np.flatnonzero(~np.isin(identity, people))
+    labelled = np.isin(identity, people)
+    rest = np.flatnonzero(~labelled)
+    seen = np.setdiff1d(np.flatnonzero(labelled), enrolled[rows])
     return SharpWorld(
         labelled=[view[rows] for view in sharp],
         identity=identity[enrolled[rows]],
@@ -210,4 +215,6 @@ def draw_sharp_world(
         pile=[view[rest] for view in pile],
         truth=identity[rest],
         rows=rows,
+        seen=[view[seen] for view in pile],
+        seen_truth=identity[seen],
     )
