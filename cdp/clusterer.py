@@ -45,6 +45,7 @@ from cdp.mediator.believed_rows import BelievedRows
 from cdp.mediator.pair_scorer import PairScorer
 from cdp.mediator.pair_voter import PairScores, PairVoter, choose_first_level
 from cdp.mediator.self_training import DEGRADED, SELF_TRAINED, describe_fallback, fit_on_votes
+from cdp.mediator.set_gap import describe_unlike
 from cdp.mediator.settings import MediatorSettings
 from cdp.mediator.shortage import (
     ShortageError,
@@ -409,7 +410,10 @@ class ConsensusClusterer(ClusterMixin, BaseEstimator):
                 )
                 copies = chosen.trained if chosen.trained.are_copies else None
                 scorer = self._fit_scorer(views, graphs, chosen, seed)
-                return scorer, () if degraded is None else (DEGRADED,)
+                if copies is not None:
+                    return scorer, (DEGRADED,)
+                unlike = 0 if chosen.believed is None else chosen.believed.unlike
+                return scorer, (describe_unlike(unlike, len(chosen.rows)),)
             except ShortageError as error:
                 shortage = str(error)
         candidates = self.candidates or choose_candidates("vote")
@@ -513,7 +517,7 @@ class ConsensusClusterer(ClusterMixin, BaseEstimator):
             labelled,
             identity,
             views,
-            graphs[0].similarity,
+            graphs[0],
             copies=copies,
             near_equal=self.near_equal,
             label_check=self.label_check,

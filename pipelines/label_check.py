@@ -12,6 +12,7 @@ The contract:
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +20,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from cdp.types import UNLABELLED
 from pipelines.decisions import find_keys
 from pipelines.files import save_arrays
 from pipelines.stage import Work
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from cdp.label_check import LabelledPeople
+    from cdp.types import KnnGraph
 
 LABEL_ISSUES = pa.schema(
     [
@@ -77,11 +80,14 @@ def check_splits(
     members: list[str],
     unlabelled: list[Path],
     lists: Path | None,
+    *,
+    compared: bool = True,
 ) -> CheckedLabels:
     """Check the labels of the `chosen` images, and look for their people in the other split.
 
     chosen : ascending sample ids. unlabelled : folders of the other split's vectors, one a member;
-    none without such images. lists : the table of its base graph, None without.
+    none without such images. lists : the table of its base graph, None without. compared : whether
+    images unlike those of the other split are left out.
     """
     samples = work.read(
         "ingest.samples", columns=["sample_id", "path", "split", "identity", "sha256"]
@@ -95,7 +101,7 @@ def check_splits(
     confirmed = np.isin(chosen, kept)
     distinct = work.config.knn.near_equal
     job = (tables, [place / "vectors.npy" for place in unlabelled], lists, chosen, identity,
-           confirmed, distinct, work.seed, found, people)  # fmt: skip
+           confirmed, distinct, compared, work.seed, found, people)  # fmt: skip
     for _ in work.engine.map(check_views, [job], label="knn checks the labels"):
         pass
     stored = np.load(found, allow_pickle=False)
@@ -133,6 +139,7 @@ def check_splits(
             "second_labels": len(np.unique(issues["label"][second])),
             "shared_images": int(stored["left_out"].sum()),
             "adopted": len(adopted),
+            "unlike": int(stored["unlike"]),
         },
     )
 
@@ -154,6 +161,7 @@ def check_views(
     identity: Any,
     confirmed: np.ndarray,
     distinct: bool,
+    compared: bool,
     seed: int,
     target: Path,
     people: Path,
@@ -163,6 +171,7 @@ def check_views(
     tables : embeddings of the labelled split. lists : the base graph of the others. identity :
     Series of all labelled images' names by ascending sample id. confirmed : (r,) bool, chosen
     images whose labels are right. distinct : whether of near-equal images one is trained on.
+    compared : whether images unlike the others are left out.
     target : the result, as arrays. people : a file for the labelled people.
     """
     import pandas as pd
@@ -182,9 +191,10 @@ def check_views(
         [view[rows] for view in views],
         number[rows],
         [np.load(path, mmap_mode="r") for path in unlabelled],
-        np.empty((0, 0), np.float32) if lists is None else read_vectors(lists, "similarity"),
+        partial(_read_graph, lists or Path(), unlabelled),
         distinct=distinct,
         confirmed=confirmed,
+        compared=compared,
         seed=seed,
         threads=1,
     )
@@ -225,8 +235,18 @@ def check_views(
         person=trained.identity,
         left_out=trained.left_out,
         wrong_share=np.array(check.wrong_share),
+        unlike=np.array(trained.unlike),
         **columns,
     )
+
+
+def _read_graph(lists: Path, vectors: list[Path]) -> KnnGraph:
+    """The base graph of the unlabelled images, by row."""
+    from cdp.types import KnnGraph
+
+    ids, named = np.load(vectors[0].with_name("ids.npy")), read_vectors(lists, "neighbour")
+    rows = np.where(named == UNLABELLED, UNLABELLED, np.searchsorted(ids, named))
+    return KnnGraph(rows, read_vectors(lists, "similarity"))
 
 
 def divide_people(number: np.ndarray, chosen: np.ndarray) -> list[np.ndarray]:

@@ -182,8 +182,8 @@ def test_the_estimator_on_wrong_names_and_shared_people():
 
 
 def choose(views, person, others, **options):
-    listed = build_knn_graph(others[0], 10, backend="exact").similarity
-    return choose_believed(views, person, others, listed, **options)
+    graph = build_knn_graph(others[0], 10, backend="exact")
+    return choose_believed(views, person, others, graph, **options)
 
 
 def test_images_of_labelled_people_are_adopted_where_sizes_match():

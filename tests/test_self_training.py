@@ -11,7 +11,12 @@ from cdp.knn import build_knn_graphs
 from cdp.knn.joint import join_graphs
 from cdp.mediator import JointSet, MediatorSettings, PairVoter
 from cdp.mediator.self_training import DEGRADED, SELF_TRAINED, fit_on_votes
-from cdp.mediator.set_gap import describe_difference, describe_gap, measure_separation
+from cdp.mediator.set_gap import (
+    describe_difference,
+    describe_gap,
+    find_unlike,
+    measure_separation,
+)
 from cdp.mediator.shortage import ShortageError
 from cdp.mediator.training_set import TrainingSet
 from cdp.metrics.clustering import score_pairwise
@@ -122,6 +127,27 @@ def test_labels_unlike_the_unlabelled_rows_are_not_trained_on(pile):
     assert score_pairwise(identity, clusterer.labels_)[2] > 0.9
     alone = ConsensusClusterer(k=15, backend="exact").fit_predict(views)
     np.testing.assert_array_equal(clusterer.labels_, alone)
+
+
+def test_labels_unlike_in_part_are_left_out_in_part(pile):
+    """Half of each person's images come from another camera."""
+    views, identity = pile
+    alike, names = draw(60, 16, 0.75, 2)
+    sharp = draw(60, 16, 0.3, 2, quality=0.7)[0]
+    other = np.arange(len(names)) % 2 == 0
+    labelled = [np.where(other[:, None], *each) for each in zip(sharp, alike, strict=True)]
+    graph = build_knn_graphs(views[:1], 15, backend="exact")[0]
+    unlike = find_unlike(labelled, names, views, graph)
+    assert unlike[other].mean() > 0.6
+    assert unlike[~other].mean() < 0.2
+    assert not find_unlike(alike, names, views, graph).any()
+    assert not find_unlike(sharp, names, views, graph).any(), "a whole set is refused elsewhere"
+    fitted = ConsensusClusterer(k=15, backend="exact").fit(
+        views, labelled_views=labelled, labelled_ids=names
+    )
+    assert score_pairwise(identity, fitted.labels_)[2] > 0.9
+    assert fitted.quality_.precision is None
+    assert f"{unlike.sum()} of {len(names)} labelled images differ" in fitted.quality_.reasons[0]
 
 
 def fit_copies(pile, copies, **settings):

@@ -3,8 +3,9 @@
 The contract:
 - Leaves: a reason why the labelled images are not like the unlabelled ones, or "".
 - `describe_difference` looks at embeddings: how well one linear function of them separates the
-  sets. No person is on both sides of the fit, so nobody's looks count, and what is left is how the
-  images were taken.
+  sets. `find_unlike` says which labelled rows it separates, where a part of them differs. No person
+  is on both sides of the fit, so nobody's looks count, and what is left is how the images were
+  taken.
 - `describe_gap` looks at joint graphs, for degraded copies: the neighbours of a copy that are not
   of its identity. If both sets are alike, copies are among them by chance.
 
@@ -32,6 +33,13 @@ people, with labelled people in the pile and on synthetic sets, .58 to .60 on se
 people (15 draws); .44 to .51 with 45 people of 14, 3 or 1 photos of the pile's quality, .65 where
 half of them are sharp, .87 to 1 with sharp photos and a poor pile (12 draws each); .89 with sharp
 photos that a run reduced to 24 px as it did the pile's."""
+UNLIKE_RANK = 0.9
+"""Share of the unlabelled rows, above which a labelled row is further out than is usual."""
+MOST_UNLIKE = 0.2
+"""Share of labelled rows above `UNLIKE_RANK`, less two standard errors: at most .14 on LFW at 24
+and 16 px with all, 20 or only frequent people, with 45 people of 14 or 3 photos of the pile's
+quality, and on synthetic sets (38 draws); .26 to .67 where half of the photos are sharp, .09 to .33
+where a quarter is (12 draws each)."""
 LEAST_PEOPLE = 8
 """Fewer people in either set are not compared."""
 PILE_ROWS = 20_000
@@ -54,7 +62,7 @@ def describe_difference(
 ) -> str:
     """Why the labelled images cannot stand for the unlabelled ones; "" where they can.
 
-    Parameters and errors as of `measure_separation`.
+    Parameters as of `separate_sets`.
     """
     found = measure_separation(labelled, identity, unlabelled, graph, seed=seed)
     if found <= MOST_SEPARATE:
@@ -77,6 +85,69 @@ def measure_separation(
 ) -> float:
     """How well one linear function of an embedding separates the labelled from the unlabelled rows.
 
+    Parameters as of `separate_sets`.
+
+    Returns
+    -------
+    float: the probability that a labelled image has the higher value, the mean over people less two
+        standard errors (of both sets' people), of the model that separates best. 0 with fewer than
+        `LEAST_PEOPLE` people in either set.
+    """
+    found = separate_sets(labelled, identity, unlabelled, graph, seed=seed)
+    return max((each.mean for each in found), default=0.0)
+
+
+def find_unlike(
+    labelled: Sequence[View],
+    identity: np.ndarray,
+    unlabelled: Sequence[View],
+    graph: Graph,
+    *,
+    seed: int = 0,
+) -> np.ndarray:
+    """Which labelled rows are unlike the unlabelled ones, where a part of them is.
+
+    Parameters as of `separate_sets`.
+
+    Returns
+    -------
+    (l,) bool: the rows above `UNLIKE_RANK` of the unlabelled ones, where they are more than
+        `MOST_UNLIKE` of all; none where the sets are alike, nor where they differ as a whole
+        (`describe_difference`).
+    """
+    found = separate_sets(labelled, identity, unlabelled, graph, seed=seed)
+    none = np.zeros(len(identity), bool)
+    if not found or max(each.mean for each in found) > MOST_SEPARATE:
+        return none
+    furthest = max(found, key=lambda each: each.unlike)
+    return furthest.rank > UNLIKE_RANK if furthest.unlike > MOST_UNLIKE else none
+
+
+@dataclass(frozen=True)
+class Separation:
+    """How one model separates two sets.
+
+    rank : (l,) float64, the share of the unlabelled rows that have a lower value than each labelled
+        row. mean : its mean over people less two standard errors of both sets' people.
+    unlike : the share of labelled rows above `UNLIKE_RANK`, the mean over people less two standard
+        errors.
+    """
+
+    rank: np.ndarray
+    mean: float
+    unlike: float
+
+
+def separate_sets(
+    labelled: Sequence[View],
+    identity: np.ndarray,
+    unlabelled: Sequence[View],
+    graph: Graph,
+    *,
+    seed: int = 0,
+) -> list[Separation]:
+    """Separate the labelled from the unlabelled rows by one linear function of each embedding.
+
     The people of both sets are halved. The function is fitted on one half, and its value for the
     labelled images of the other half is compared with that for the unlabelled ones of the other
     half, and the other way round.
@@ -92,9 +163,7 @@ def measure_separation(
 
     Returns
     -------
-    float: the probability that a labelled image has the higher value, the mean over people less two
-        standard errors (of both sets' people), of the model that separates best. 0 with fewer than
-        `LEAST_PEOPLE` people in either set.
+    One `Separation` a model; none with fewer than `LEAST_PEOPLE` people in either set.
     """
     random = np.random.default_rng([seed, 0x676170])
     named = _halve(np.asarray(identity), random)
@@ -102,12 +171,12 @@ def measure_separation(
     rows = np.sort(random.permutation(len(group))[:PILE_ROWS])
     rest = _halve(group[rows], random)
     if min(len(named.second), len(rest.second)) < LEAST_PEOPLE:
-        return 0.0
+        return []
     with limit_blas():
-        return max(
+        return [
             _separate(load_view(one), named, load_view(other)[rows], rest)
             for one, other in zip(labelled, unlabelled, strict=True)
-        )
+        ]
 
 
 @dataclass(frozen=True)
@@ -141,8 +210,8 @@ def _group_neighbours(nearest: np.ndarray) -> np.ndarray:
     return np.asarray(connected_components(links, directed=False)[1])
 
 
-def _separate(labelled: np.ndarray, named: _People, pile: np.ndarray, rest: _People) -> float:
-    """`measure_separation` of one model."""
+def _separate(labelled: np.ndarray, named: _People, pile: np.ndarray, rest: _People) -> Separation:
+    """`separate_sets` of one model."""
     own, other = (make_unit(view)[0] for view in (labelled, pile))
     size = 1 / np.bincount(named.person)[named.person]
     above, below = np.empty(len(own)), np.empty(len(other))
@@ -154,12 +223,24 @@ def _separate(labelled: np.ndarray, named: _People, pile: np.ndarray, rest: _Peo
         above[judged] = _rank(values, other_values)
         below[others] = 1 - _rank(other_values, values)
     mean, error = named.average(above)
-    return mean - 2 * float(np.hypot(error, rest.average(below)[1]))
+    share, deviation = named.average((above > UNLIKE_RANK).astype(np.float64))
+    bound = mean - 2 * float(np.hypot(error, rest.average(below)[1]))
+    return Separation(above, bound, share - 2 * deviation)
 
 
 def _rank(values: np.ndarray, among: np.ndarray) -> np.ndarray:
     """The share of `among` that each value exceeds."""
     return np.asarray(np.searchsorted(np.sort(among), values) / len(among))
+
+
+def describe_unlike(unlike: int, labelled: int) -> str:
+    """Why no quality is estimated where a part of the labelled images was left out; "" if none."""
+    if not unlike:
+        return ""
+    return (
+        f"{unlike} of {labelled} labelled images differ from the unlabelled ones, as sharp photos "
+        "do from those of a camera, and were not trained on; others of the kind may have been"
+    )
 
 
 def describe_gap(joint: JointSet, unlabelled_count: int) -> str:

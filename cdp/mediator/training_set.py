@@ -103,7 +103,7 @@ def choose_training_set(
     labelled: Sequence[View],
     identity: np.ndarray,
     unlabelled: Sequence[View],
-    listed: np.ndarray,
+    graph: Graph,
     *,
     copies: DegradedCopies | None = None,
     near_equal: bool = True,
@@ -117,7 +117,7 @@ def choose_training_set(
     ----------
     labelled, unlabelled : one array a model, or a function that loads it, the base first.
     identity : (n,) int64, the labels.
-    listed : (m, k) float32, the cosines of the unlabelled rows' base lists.
+    graph : the base graph of the unlabelled rows, or a function that loads it.
     copies : of the labelled rows, trained on in place of them; None: none.
     near_equal, label_check : whether one of each near-equal group is chosen, and whether labels are
         checked.
@@ -135,8 +135,9 @@ def choose_training_set(
             own,
             identity[rows],
             unlabelled,
-            listed,
+            graph,
             distinct=near_equal,
+            compared=copies is None,
             seed=seed,
             threads=threads,
         )

@@ -151,7 +151,7 @@ def estimate_cuts(
     for label in labels:
         few, score = pairs, value
         rows, images = np.arange(len(label)), np.ones(len(label))
-        group = slice(None)
+        group = rows
         if representative is not None:
             groups = RowGroups.of(representative, label)
             few, score = groups.reduce_pairs(pairs, value)

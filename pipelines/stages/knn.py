@@ -103,7 +103,8 @@ def run(work: Work) -> Mapping[str, Any]:
     facts: dict[str, Any] = {}
     if len(chosen) and settings.label_check:
         lists = tables[SPLITS[1], members[0]] if pile else None
-        checked = check_splits(work, chosen, members, [places[view] for view in pile], lists)
+        vectors, compared = [places[view] for view in pile], not embedded.get(COPIES)
+        checked = check_splits(work, chosen, members, vectors, lists, compared=compared)
         chosen, adopted, person = checked.trained, checked.adopted, checked.person
         left_out, facts = checked.left_out, checked.facts
     else:
@@ -560,7 +561,7 @@ def measure_view(place: Path, neighbours: Path, sample: int, seed: int) -> float
 
 STAGE = Stage(
     name="knn",
-    version=12,
+    version=13,
     inputs=("ingest.samples", "embed.embeddings"),
     outputs={
         "neighbours": describe_neighbours(0),

@@ -124,8 +124,8 @@ def run(work: Work) -> Mapping[str, Any]:
     if scores.rate is not None:
         facts["estimated_true_share"] = round(float(scores.rate), 4)
     on_copies = _has_copies(work) and scorer.calibrated and not facts[SELF_TRAINING]
-    copied = [DEGRADED] if on_copies else []
-    facts["doubts"] = [*facts.get("doubts", []), *copied, *scores.doubts]
+    doubts = [DEGRADED] if on_copies else [_describe_unlike(work)]
+    facts["doubts"] = [*facts.get("doubts", []), *filter(None, doubts), *scores.doubts]
     if scores.cosine is not None:
         facts["cosine"] = scores.cosine
     if scorer.precision_curve is not None:
@@ -317,6 +317,14 @@ def _describe_people(identity: np.ndarray, scorer: Any) -> dict[str, Any]:
         "unlisted_share": round(average_unlisted(scorer.unlisted, size), 4),
         "doubts": [few] if few else [],
     }
+
+
+def _describe_unlike(work: Work) -> str:
+    from cdp.mediator.set_gap import describe_unlike
+
+    searched = work.input_facts("knn")
+    unlike, adopted = searched.get("unlike", 0), searched["adopted_searched"]
+    return describe_unlike(unlike, searched["labelled_searched"] - adopted + unlike)
 
 
 def _list_kept(work: Work) -> np.ndarray:
