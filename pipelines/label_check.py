@@ -140,6 +140,7 @@ def check_splits(
             "shared_images": int(stored["left_out"].sum()),
             "adopted": len(adopted),
             "unlike": int(stored["unlike"]),
+            "labelled_checked": len(chosen),
         },
     )
 

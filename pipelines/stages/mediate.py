@@ -323,8 +323,7 @@ def _describe_unlike(work: Work) -> str:
     from cdp.mediator.set_gap import describe_unlike
 
     searched = work.input_facts("knn")
-    unlike, adopted = searched.get("unlike", 0), searched["adopted_searched"]
-    return describe_unlike(unlike, searched["labelled_searched"] - adopted + unlike)
+    return describe_unlike(searched.get("unlike", 0), searched.get("labelled_checked", 0))
 
 
 def _list_kept(work: Work) -> np.ndarray:
