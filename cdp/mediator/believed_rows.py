@@ -95,12 +95,12 @@ def choose_believed(
     if not len(unlabelled) or check.people is None:
         count = len(load_view(unlabelled[0])) if len(unlabelled) else 0
         return BelievedRows(check, rows, nobody, person, np.zeros(count, bool))
+    found = check.people.find(unlabelled)
     unlike = np.zeros(len(rows), bool)
     if compared:
         believed = [load_view(view)[rows] for view in labelled]
         unlike = find_unlike(believed, person, unlabelled, graph, seed=seed)
         rows, person = rows[~unlike], person[~unlike]
-    found = check.people.find(unlabelled)
     shown, probability = found.label, found.probability
     adopted = np.flatnonzero((probability > BELIEVED) & np.isin(shown, person))
     room = max(LABELLED_ROWS - len(rows), 0)
