@@ -91,8 +91,9 @@ class ConsensusClusterer(ClusterMixin, BaseEstimator):
         the variant "extended" only. Every pair of a labelled and an unlabelled row is taken for
         negative, but those of rows that may show a labelled identity (`label_check`).
     label_check : whether labels are checked before they are trained on (`cdp.label_check`): rows
-        with a wrong label are left out, two labels of one person are joined, and labelled people
-        among the unlabelled rows are found; with labels only.
+        with a wrong label are left out, two labels of one person are joined, labelled people among
+        the unlabelled rows are found, and labelled rows unlike the unlabelled ones are left out
+        where only a part is (`cdp.mediator.set_gap`); with labels only.
     near_equal : whether near-equal rows, such as the frames of one track, are represented by one of
         them, whose label goes to all (`cdp.knn.near_equal`). Rows without near-equal ones get the
         same labels either way.
@@ -511,7 +512,7 @@ class ConsensusClusterer(ClusterMixin, BaseEstimator):
         labelled = read_views(labelled_views, "labelled_views")
         check_models(labelled, views)
         if copies is not None:
-            check_models(list(copies.views), views, "degraded_views")
+            check_models(copies.views, views, "degraded_views")
         names, identity = number_identities(labelled_ids, len(load_view(labelled[0])))
         chosen = choose_training_set(
             labelled,

@@ -9,7 +9,7 @@ The contract:
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -80,7 +80,10 @@ def read_copies(views: Views | None, of: Any, labelled_ids: Any) -> DegradedCopi
     return DegradedCopies(copies, row.astype(np.int64)) if count else None
 
 
-def check_models(labelled: list[View], views: list[View], name: str = "labelled_views") -> None:
+def check_models(
+    labelled: Sequence[View], views: Sequence[View], name: str = "labelled_views"
+) -> None:
+    """Raise a `DataError` where two sets of views cannot be of the same models."""
     if len(labelled) != len(views):
         raise DataError(
             f"{name} must come from the same models as views, got {len(labelled)} views "

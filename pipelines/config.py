@@ -287,7 +287,8 @@ class KnnSettings(Settings):
     near_equal : one image stands for near-equal ones, such as the frames of one track, and its
         pseudo-label goes to all; see `cdp.knn.near_equal`.
     label_check : leave labelled images with a doubtful name out of the mediator's training, join
-        two identities of one person, and find labelled people among the unlabelled images.
+        two identities of one person, find labelled people among the unlabelled images, and leave
+        out labelled images unlike the unlabelled ones where only a part is.
     """
 
     k: Positive = 20

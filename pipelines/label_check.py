@@ -12,7 +12,6 @@ The contract:
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,7 +19,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from cdp.types import UNLABELLED
+from cdp.types import UNLABELLED, KnnGraph
 from pipelines.decisions import find_keys
 from pipelines.files import save_arrays
 from pipelines.stage import Work
@@ -30,7 +29,6 @@ if TYPE_CHECKING:
     import pandas as pd
 
     from cdp.label_check import LabelledPeople
-    from cdp.types import KnnGraph
 
 LABEL_ISSUES = pa.schema(
     [
@@ -192,7 +190,7 @@ def check_views(
         [view[rows] for view in views],
         number[rows],
         [np.load(path, mmap_mode="r") for path in unlabelled],
-        partial(_read_graph, lists or Path(), unlabelled),
+        _read_graph(lists, unlabelled),
         distinct=distinct,
         confirmed=confirmed,
         compared=compared,
@@ -241,10 +239,10 @@ def check_views(
     )
 
 
-def _read_graph(lists: Path, vectors: list[Path]) -> KnnGraph:
-    """The base graph of the unlabelled images, by row."""
-    from cdp.types import KnnGraph
-
+def _read_graph(lists: Path | None, vectors: list[Path]) -> KnnGraph:
+    """The base graph of the unlabelled images, by row; empty without such images."""
+    if lists is None:
+        return KnnGraph(np.empty((0, 0), np.int64), np.empty((0, 0), np.float32))
     ids, named = np.load(vectors[0].with_name("ids.npy")), read_vectors(lists, "neighbour")
     rows = np.where(named == UNLABELLED, UNLABELLED, np.searchsorted(ids, named))
     return KnnGraph(rows, read_vectors(lists, "similarity"))

@@ -94,7 +94,7 @@ def measure_separation(
         `LEAST_PEOPLE` people in either set.
     """
     found = separate_sets(labelled, identity, unlabelled, graph, seed=seed)
-    return max((each.mean for each in found), default=0.0)
+    return max((each.separation for each in found), default=0.0)
 
 
 def find_unlike(
@@ -117,7 +117,7 @@ def find_unlike(
     """
     found = separate_sets(labelled, identity, unlabelled, graph, seed=seed)
     none = np.zeros(len(identity), bool)
-    if not found or max(each.mean for each in found) > MOST_SEPARATE:
+    if not found or max(each.separation for each in found) > MOST_SEPARATE:
         return none
     furthest = max(found, key=lambda each: each.unlike)
     return furthest.rank > UNLIKE_RANK if furthest.unlike > MOST_UNLIKE else none
@@ -128,13 +128,13 @@ class Separation:
     """How one model separates two sets.
 
     rank : (l,) float64, the share of the unlabelled rows that have a lower value than each labelled
-        row. mean : its mean over people less two standard errors of both sets' people.
+        row. separation : its mean over people less two standard errors of both sets' people.
     unlike : the share of labelled rows above `UNLIKE_RANK`, the mean over people less two standard
         errors.
     """
 
     rank: np.ndarray
-    mean: float
+    separation: float
     unlike: float
 
 

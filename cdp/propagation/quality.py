@@ -158,8 +158,8 @@ def estimate_cuts(
             rows, images, group = groups.rows, groups.size.astype(float), groups.group
         own = label[rows]
         sparse = find_sparse(own, few)
-        known = merges is not None and np.array_equal(stands, rows)
-        if merges is None or not (known and merges.explain(own, sparse)):
+        same_rows = np.array_equal(stands, rows)
+        if merges is None or not same_rows or not merges.make_up(own, sparse):
             merges, stands = find_thin_merges(own, sparse, few, score, images), rows
         found = _estimate(own, few, score, images, merges.count(own), unlisted)
         yield replace(found, confidence=found.confidence[group])
