@@ -2,7 +2,8 @@
 
     python -m tests.benchmarks.bench_methods [--seeds 3] [--px 24,16] [--methods ccl,bbn]
         [--budget SECONDS] [--jobs N] [--device auto] [--out rows.jsonl] [--epochs 8]
-        [--batch-size 128] [--learning-rate 0.2] [--faces DIR] [--table rows.jsonl ...]
+        [--batch-size 128] [--learning-rate 0.2] [--backbone residual] [--faces DIR]
+        [--table rows.jsonl ...]
 
 The data are the synthetic faces of the default run: the labelled identities with their names, the
 unlabelled ones as pseudo-labels without an error, so that nothing but the method differs; or, with
@@ -44,7 +45,7 @@ DRAWN_AT_ONCE = 400
 class Method:
     """Settings of the recognizer and of its training, and the method that it is compared with."""
 
-    against: str = "plain"
+    against: str = "default"
     spec: Mapping[str, Any] = field(default_factory=dict)
     plan: Mapping[str, Any] = field(default_factory=dict)
     degradation: Mapping[str, Any] = field(default_factory=dict)
@@ -70,15 +71,15 @@ class Method:
         )
 
 
-def add_loss(name: str, against: str = "plain", **params: float) -> Method:
+def add_loss(name: str, against: str = "default", **params: float) -> Method:
     """A loss beside the head's, on top of what `against` has."""
-    base = METHODS[against] if against != "plain" else Method()
+    base = METHODS[against] if against != "default" else Method()
     spec = {**base.spec, "auxiliaries": {**base.spec.get("auxiliaries", {}), name: params}}
     return Method(against, spec, base.plan)
 
 
 METHODS: dict[str, Method] = {
-    "plain": Method(),
+    "default": Method(),
     "softmax": Method(spec={"head": "softmax"}),
     "identities": Method(plan={"sampling": "identity", "images_per_identity": 4}),
     # heads
@@ -93,7 +94,7 @@ METHODS: dict[str, Method] = {
     "bbn": Method("twofold", {"neck": "twofold"}, {"sampling": "bilateral"}),
     "reversed": Method(plan={"sampling": "reversed"}),
     "balanced": Method("domain_balance", spec={"head": "domain_balance", "neck": "balanced"}),
-    # on average as large as that of the images, so that the batches of `plain` are these
+    # on average as large as that of the images, so that the batches are those of `default`
     "moving share": Method(share=(0.9, 0.3)),
 }
 METHODS |= {
@@ -128,7 +129,7 @@ METHODS |= {
     "decay": Method(plan={"weight_decay": 2e-3}),
     "strong": Method(degradation=STRONG),
     "wide": Method(spec={"width": 1.5}),
-    "residual": Method(spec={"backbone": "residual"}),
+    "plain backbone": Method(spec={"backbone": "plain"}),
     "both twins": Method(spec={"auxiliaries": TWINS}),
     "distilled": Method(plan={"distil_weight": 3.0}, teacher=True),
     "vectors alone": Method(
@@ -194,11 +195,12 @@ def train_one(
     started = time.perf_counter()
     faces = load_faces(folder)
     degradation = replace(get_degradation("surveillance"), **method.degradation)
+    backbone, base = base["backbone"], {name: base[name] for name in base if name != "backbone"}
     plan = TrainingPlan(**{**base, **method.plan}, seed=seed, degradation=degradation)
     recognizer, history = train_recognizer(
         make_set(faces, "labelled", method.teacher),
         make_set(faces, "unlabelled", method.teacher, min_size=method.min_size),
-        spec=RecognizerSpec(**{"backbone": "plain", **method.spec}),
+        spec=RecognizerSpec(**{"backbone": backbone, **method.spec}),
         plan=plan,
         pseudo_share=method.share,
         device=device,
@@ -411,6 +413,7 @@ def read_options() -> argparse.Namespace:
     parser.add_argument("--epochs", type=int, default=8)
     parser.add_argument("--batch-size", type=int, default=128)
     parser.add_argument("--learning-rate", type=float, default=0.2)
+    parser.add_argument("--backbone", default="residual", help="of all but `plain backbone`")
     parser.add_argument("--faces", type=Path, help="a folder of `lfw_faces`; else drawn")
     parser.add_argument("--table", type=Path, nargs="+", help="print these files' table only")
     parser.add_argument("--out", type=Path, default=Path("bench_methods.jsonl"))
@@ -450,6 +453,7 @@ def main() -> None:
             "epochs": options.epochs,
             "batch_size": options.batch_size,
             "learning_rate": options.learning_rate,
+            "backbone": options.backbone,
         }
         common = (str(options.faces or folder), options.px, base, options.device)
         for row in run_trainings(pool, trainings, common, options.jobs, ends):
