@@ -19,10 +19,10 @@ import numpy as np
 
 from cdp.errors import DataError, StageError
 from cdp.propagation.average_linkage import agglomerate
-from cdp.propagation.quality import QualityEstimate, estimate_quality
+from cdp.propagation.quality import QualityEstimate
 from cdp.review.constraints import Constraints, apply_constraints, settle_pairs
 from cdp.review.questions import Question as ClusterQuestion
-from cdp.review.questions import filter_answered, rank_questions
+from cdp.review.questions import QuestionRanking, filter_answered
 from cdp.review.tracks import give_way
 from cdp.types import UNLABELLED
 from pipelines.decisions import (
@@ -79,6 +79,7 @@ class ReviewSession:
         self.followed = _follow_tracks(run, samples)
         self.pairs = list_pairs(run.pairs, self.sample_id)
         self.probability = run.pairs.probability.to_numpy()
+        self._ranking = QuestionRanking(self.pairs, self.representative)
         threshold = run.manifest("propagate")["facts"].get("threshold")
         self.threshold = float(threshold) if isinstance(threshold, int | float) else 0.5
         scored = run.manifest("mediate")["facts"]
@@ -129,6 +130,7 @@ class ReviewSession:
             self.published, self.pairs, self.settled, self.corrections, threshold=self.threshold
         )
         self.named = find_names(self.decisions, self.keys)
+        self._ranked: list[ClusterQuestion] | None = None
         self._questions: list[Question] | None = None
         self._unlabelled: UnlabelledImages | None = None
 
@@ -138,14 +140,8 @@ class ReviewSession:
     def questions(self) -> list[Question]:
         """The open questions, highest worth first, skipped ones last."""
         if self._questions is None:
-            ranked = rank_questions(
-                self.label,
-                self.pairs,
-                self.settled,
-                limit=4 * ASKED,
-                representative=self.representative,
-            )
-            still_open = filter_answered(ranked, self.corrections, checked=self._list_checked())
+            ranked, checked = self._rank(), self._list_checked()
+            still_open = filter_answered(ranked, self.corrections, checked=checked)
             every: list[Question] = [*still_open, *self.people.ask_people(self.label, self.named)]
             every += self.people.ask_doubts(self.decisions)
             every.sort(key=lambda question: -question.worth)
@@ -153,6 +149,12 @@ class ReviewSession:
         first = [q for q in self._questions if name_question(q) not in self.skipped]
         last = [q for q in self._questions if name_question(q) in self.skipped]
         return [*first, *last]
+
+    def _rank(self) -> list[ClusterQuestion]:
+        """Questions about the clusters as corrected, those with an answer included."""
+        if self._ranked is None:
+            self._ranked = self._ranking.rank(self.label, self.settled, limit=4 * ASKED)
+        return self._ranked
 
     def _list_checked(self) -> set[frozenset[int]]:
         """Groups a reviewer has seen completely: both parts of every split."""
@@ -272,7 +274,9 @@ class ReviewSession:
         return None if found.f is None else round(found.f, 4)
 
     def _estimate(self) -> QualityEstimate:
-        return estimate_quality(self.label, self.pairs, self.settled, self.representative)
+        self._rank()
+        assert self._ranking.quality is not None
+        return self._ranking.quality
 
     def count_pending(self) -> int:
         """Number of images whose cluster, or whose labelled person, a rerun would change."""
