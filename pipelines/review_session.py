@@ -12,7 +12,7 @@ The contract:
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -76,6 +76,7 @@ class ReviewSession:
         self.representative = find_rows(labels)
         samples = run.samples.set_index("sample_id").loc[self.sample_id].reset_index()
         self.keys = find_keys(samples)
+        self._row_of = {key: row for row, key in enumerate(self.keys)}
         self.followed = _follow_tracks(run, samples)
         self.pairs = list_pairs(run.pairs, self.sample_id)
         self.probability = run.pairs.probability.to_numpy()
@@ -158,9 +159,8 @@ class ReviewSession:
 
     def _list_checked(self) -> set[frozenset[int]]:
         """Groups a reviewer has seen completely: both parts of every split."""
-        row_of = {key: row for row, key in enumerate(self.keys)}
         return {
-            frozenset(row_of[key] for key in group if key in row_of)
+            frozenset(self._row_of[key] for key in group if key in self._row_of)
             for decision in list_active(self.decisions)
             if decision.action == "split"
             for group in decision.groups
@@ -412,7 +412,7 @@ class ReviewSession:
     def list_decisions(self) -> list[dict[str, Any]]:
         """Every decision, newest first, with whether it is active."""
         active = {decision.number for decision in list_active(self.decisions)}
-        row_of = {key: row for row, key in enumerate(self.keys)}
+        row_of = self._row_of
         described = []
         for decision in reversed(self.decisions):
             labelled = decision.action in ON_LABELLED
@@ -510,17 +510,3 @@ def name_question(question: Question) -> tuple[int, int]:
         return question.name
     other = int(question.other[0]) if len(question.other) else -1
     return int(question.one[0]), other
-
-
-def parse_groups(value: Any) -> list[list[int]]:
-    """Groups of sample ids as a page sends them; DataError for anything else."""
-    if not isinstance(value, list) or not all(
-        isinstance(group, list) and all(type(each) is int for each in group) for group in value
-    ):
-        raise DataError("expected groups as lists of sample ids")
-    return value
-
-
-def describe_error(error: Exception) -> Mapping[str, Any]:
-    """An error as JSON for the page."""
-    return {"error": str(error), "number": getattr(error, "number", None)}
