@@ -90,7 +90,7 @@ def main(arguments: list[str] | None = None) -> int:
 def _align(options: argparse.Namespace) -> int:
     dataset, task, given = _read_options(options)
     entries = dataset.list_entries()
-    photos = [(os.path.normpath(entry.path), entry.fault) for entry in entries]
+    photos = [(entry.path, entry.fault) for entry in entries]
     names = _name_targets([path for path, _ in photos])
     if options.given is not None:
         find_unknown(given, dict(photos), options.given)

@@ -161,20 +161,15 @@ class RunResults:
     @cached_property
     def rejected_thumbnails(self) -> Mapping[str, bytes]:
         """path -> WebP file of a rejected file that could be decoded; of a bounded number."""
-        published = self.find("thumbnails")
-        if published is None or not published.path("rejected").exists():
-            return {}
-        table = published.read("rejected")
-        paths, images = table["path"].to_pylist(), table["image"].to_pylist()
-        return dict(zip(paths, images, strict=True))
+        return self._read_thumbnails("rejected", key="path")
 
-    def _read_thumbnails(self, name: str) -> Mapping[int, bytes]:
+    def _read_thumbnails(self, name: str, key: str = "sample_id") -> dict[Any, bytes]:
         published = self.find("thumbnails")
         if published is None or not published.path(name).exists():
             return {}
         table = published.read(name)
-        ids, images = table["sample_id"].to_pylist(), table["image"].to_pylist()
-        return dict(zip(ids, images, strict=True))
+        keys, images = table[key].to_pylist(), table["image"].to_pylist()
+        return dict(zip(keys, images, strict=True))
 
     # -- stages and their tables
 
@@ -311,12 +306,6 @@ class RunResults:
         )
 
 
-OURS = {"labelled_only", "labelled_pseudo", "distilled", "supervised"}
-"""Subjects of evaluate that the run trained; others are ready embedders."""
-HEADLINES = ("accuracy", "tar@far=0.01", "rank-1", "tpir20@fpir=0.1")
-"""Metrics of the summary and the figure of a report, where a run has them; tables have all."""
-
-
 @dataclass(frozen=True)
 class Cluster:
     """One cluster. A notebook displays its faces.
@@ -414,56 +403,6 @@ def _name_labels(labels: pd.DataFrame, samples: pd.DataFrame) -> pd.DataFrame:
     known = samples[["sample_id", "sha256"]]
     both = labels[["sample_id", "path", "pseudo_label"]].merge(known, on="sample_id")
     return both.assign(key=find_keys(both))
-
-
-def recommend_subjects(metrics: pd.DataFrame) -> list[str]:
-    """For each kind of probe, the subject with the best rank-1 and the others' figures.
-
-    metrics : table `evaluate/metrics`. Without real probes, the list is of the drawn ones where
-        ready embedders were judged beside the recognizers, and empty otherwise.
-    """
-    rank = metrics[(metrics.metric == "rank-1") & (metrics.subject != "gap_closed")]
-    chosen = rank[rank.protocol.str.startswith("probes ")]
-    if not len(chosen):
-        chosen = rank[rank.protocol.str.match(r"identification \d")]
-    lines = []
-    for protocol, group in chosen.groupby("protocol", sort=False):
-        if protocol.startswith("identification") and set(group.subject) <= OURS:
-            continue
-        best, *others = (
-            group[group.subject != "supervised"]
-            .sort_values("value", ascending=False, kind="stable")
-            .itertuples()
-        )
-        beside = ", ".join(f"{row.subject} {row.value:.2f}" for row in others)
-        count = group["count"].iloc[0]
-        lines.append(
-            f"{protocol}: {best.subject}, rank-1 {best.value:.2f} of {count:,} probes"
-            + (f" ({beside})" if beside else "")
-        )
-    return lines
-
-
-def describe_loss(metrics: pd.DataFrame, subject: str) -> str:
-    """A sentence where a recognizer is worse than `labelled_only` in most headline figures, or "".
-
-    metrics : table `evaluate/metrics`.
-    """
-    chosen = metrics[metrics.metric.isin(HEADLINES)]
-    both = [
-        chosen[chosen.subject == name].set_index(["protocol", "metric"]).value
-        for name in (subject, "labelled_only")
-    ]
-    if subject == "labelled_only" or any(values.empty for values in both):
-        return ""
-    own, other = both[0].align(both[1], join="inner")
-    worse, better = int((own < other).sum()), int((own > other).sum())
-    if worse <= better:
-        return ""
-    return (
-        f"{subject} is worse than labelled_only in {worse} of {len(own)} headline figures: the "
-        "pseudo-labels did not help. Use labelled_only, or look at the clusters first"
-    )
 
 
 def compare_labels(here: pd.DataFrame, there: pd.DataFrame) -> Comparison:

@@ -28,12 +28,12 @@ from typing import Any
 from tornado.httpserver import HTTPServer
 from tornado.web import Application, HTTPError, RequestHandler
 
-from cdp.errors import CdpError, ConfigError
+from cdp.errors import CdpError, ConfigError, DataError
 from pipelines.decisions import FILE_NAME, GROUPS, ContradictionError
 from pipelines.invocation import format_command
 from pipelines.pages import read_page, render
 from pipelines.results import open_run
-from pipelines.review_session import ReviewSession, describe_error, parse_groups
+from pipelines.review_session import ReviewSession
 
 ASSETS = {
     "page.css": "text/css",
@@ -96,7 +96,7 @@ class _Handler(RequestHandler):
             self.finish(f"{OLD_KEY}.\n")
             return
         self.set_header("Content-Type", "application/json; charset=utf-8")
-        self.finish(json.dumps(describe_error(error) if known else {"error": self._reason}))
+        self.finish(json.dumps(_describe_error(error) if known else {"error": self._reason}))
 
     def log_exception(self, kind: Any, value: Any, trace: Any) -> None:
         if not isinstance(value, CdpError | HTTPError):
@@ -167,7 +167,7 @@ class _Skip(_Handler):
             self.session.skip(name if isinstance(name, list) else [])
         except CdpError as error:
             self.set_status(400)
-            self.answer(describe_error(error))
+            self.answer(_describe_error(error))
             return
         self.answer({})
 
@@ -219,7 +219,7 @@ class _Cluster(_Handler):
             self.answer(self.session.describe_cluster(int(label)))
         except CdpError as error:
             self.set_status(404)
-            self.answer(describe_error(error))
+            self.answer(_describe_error(error))
 
 
 class _Parts(_Handler):
@@ -228,11 +228,11 @@ class _Parts(_Handler):
     def post(self, _token: str) -> None:
         self.session.refresh()
         try:
-            (ids,) = parse_groups([self.body().get("ids")])
+            (ids,) = _parse_groups([self.body().get("ids")])
             self.answer(self.session.propose_parts(ids))
         except CdpError as error:
             self.set_status(400)
-            self.answer(describe_error(error))
+            self.answer(_describe_error(error))
 
 
 class _Decisions(_Handler):
@@ -248,7 +248,7 @@ class _Decisions(_Handler):
             if isinstance(value.get("who"), str):
                 session.name_reviewer(value["who"])
             if value.get("action") == "parts":
-                made = session.split_parts(parse_groups(value.get("groups")))
+                made = session.split_parts(_parse_groups(value.get("groups")))
                 self.answer({"numbers": [each.number for each in made], "action": "parts"})
                 return
             if value.get("action") == "undo":
@@ -259,15 +259,29 @@ class _Decisions(_Handler):
                 identity = value.get("identity")
                 if identity is not None and not isinstance(identity, str):
                     raise HTTPError(400, reason="expected the name of a person")
-                groups = parse_groups(value.get("groups"))
+                groups = _parse_groups(value.get("groups"))
                 decision = session.decide(value["action"], groups, identity)
             else:
                 raise HTTPError(400, reason="no such action")
         except CdpError as error:
             self.set_status(409 if isinstance(error, ContradictionError) else 400)
-            self.answer(describe_error(error))
+            self.answer(_describe_error(error))
             return
         self.answer({"number": decision.number, "action": decision.action})
+
+
+def _parse_groups(value: Any) -> list[list[int]]:
+    """Groups of sample ids as a page sends them; DataError for anything else."""
+    if not isinstance(value, list) or not all(
+        isinstance(group, list) and all(type(each) is int for each in group) for group in value
+    ):
+        raise DataError("expected groups as lists of sample ids")
+    return value
+
+
+def _describe_error(error: Exception) -> dict[str, Any]:
+    """An error as JSON for the page."""
+    return {"error": str(error), "number": getattr(error, "number", None)}
 
 
 def make_application(session: ReviewSession, token: str, hosts: frozenset[str]) -> Application:

@@ -12,17 +12,17 @@ The contract:
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 from cdp.errors import DataError, StageError
 from cdp.propagation.average_linkage import agglomerate
-from cdp.propagation.quality import QualityEstimate, estimate_quality
+from cdp.propagation.quality import QualityEstimate
 from cdp.review.constraints import Constraints, apply_constraints, settle_pairs
 from cdp.review.questions import Question as ClusterQuestion
-from cdp.review.questions import filter_answered, rank_questions
+from cdp.review.questions import QuestionRanking, filter_answered
 from cdp.review.tracks import give_way
 from cdp.types import UNLABELLED
 from pipelines.decisions import (
@@ -76,9 +76,11 @@ class ReviewSession:
         self.representative = find_rows(labels)
         samples = run.samples.set_index("sample_id").loc[self.sample_id].reset_index()
         self.keys = find_keys(samples)
+        self._row_of = {key: row for row, key in enumerate(self.keys)}
         self.followed = _follow_tracks(run, samples)
         self.pairs = list_pairs(run.pairs, self.sample_id)
         self.probability = run.pairs.probability.to_numpy()
+        self._ranking = QuestionRanking(self.pairs, self.representative)
         threshold = run.manifest("propagate")["facts"].get("threshold")
         self.threshold = float(threshold) if isinstance(threshold, int | float) else 0.5
         scored = run.manifest("mediate")["facts"]
@@ -129,6 +131,7 @@ class ReviewSession:
             self.published, self.pairs, self.settled, self.corrections, threshold=self.threshold
         )
         self.named = find_names(self.decisions, self.keys)
+        self._ranked: list[ClusterQuestion] | None = None
         self._questions: list[Question] | None = None
         self._unlabelled: UnlabelledImages | None = None
 
@@ -138,14 +141,8 @@ class ReviewSession:
     def questions(self) -> list[Question]:
         """The open questions, highest worth first, skipped ones last."""
         if self._questions is None:
-            ranked = rank_questions(
-                self.label,
-                self.pairs,
-                self.settled,
-                limit=4 * ASKED,
-                representative=self.representative,
-            )
-            still_open = filter_answered(ranked, self.corrections, checked=self._list_checked())
+            ranked, checked = self._rank(), self._list_checked()
+            still_open = filter_answered(ranked, self.corrections, checked=checked)
             every: list[Question] = [*still_open, *self.people.ask_people(self.label, self.named)]
             every += self.people.ask_doubts(self.decisions)
             every.sort(key=lambda question: -question.worth)
@@ -154,11 +151,16 @@ class ReviewSession:
         last = [q for q in self._questions if name_question(q) in self.skipped]
         return [*first, *last]
 
+    def _rank(self) -> list[ClusterQuestion]:
+        """Questions about the clusters as corrected, those with an answer included."""
+        if self._ranked is None:
+            self._ranked = self._ranking.rank(self.label, self.settled, limit=4 * ASKED)
+        return self._ranked
+
     def _list_checked(self) -> set[frozenset[int]]:
         """Groups a reviewer has seen completely: both parts of every split."""
-        row_of = {key: row for row, key in enumerate(self.keys)}
         return {
-            frozenset(row_of[key] for key in group if key in row_of)
+            frozenset(self._row_of[key] for key in group if key in self._row_of)
             for decision in list_active(self.decisions)
             if decision.action == "split"
             for group in decision.groups
@@ -272,7 +274,9 @@ class ReviewSession:
         return None if found.f is None else round(found.f, 4)
 
     def _estimate(self) -> QualityEstimate:
-        return estimate_quality(self.label, self.pairs, self.settled, self.representative)
+        self._rank()
+        assert self._ranking.quality is not None
+        return self._ranking.quality
 
     def count_pending(self) -> int:
         """Number of images whose cluster, or whose labelled person, a rerun would change."""
@@ -408,7 +412,7 @@ class ReviewSession:
     def list_decisions(self) -> list[dict[str, Any]]:
         """Every decision, newest first, with whether it is active."""
         active = {decision.number for decision in list_active(self.decisions)}
-        row_of = {key: row for row, key in enumerate(self.keys)}
+        row_of = self._row_of
         described = []
         for decision in reversed(self.decisions):
             labelled = decision.action in ON_LABELLED
@@ -506,17 +510,3 @@ def name_question(question: Question) -> tuple[int, int]:
         return question.name
     other = int(question.other[0]) if len(question.other) else -1
     return int(question.one[0]), other
-
-
-def parse_groups(value: Any) -> list[list[int]]:
-    """Groups of sample ids as a page sends them; DataError for anything else."""
-    if not isinstance(value, list) or not all(
-        isinstance(group, list) and all(type(each) is int for each in group) for group in value
-    ):
-        raise DataError("expected groups as lists of sample ids")
-    return value
-
-
-def describe_error(error: Exception) -> Mapping[str, Any]:
-    """An error as JSON for the page."""
-    return {"error": str(error), "number": getattr(error, "number", None)}

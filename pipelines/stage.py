@@ -30,6 +30,7 @@ from pipelines.data.dataset import Dataset
 from pipelines.decisions import Decision, digest_decisions, list_active
 from pipelines.engine import Engine
 from pipelines.files import FileDigests, digest_json
+from pipelines.peak_memory import PeakMemory
 from pipelines.store import SCRATCH, Published, Store
 from pipelines.tables import describe_schema, write_table
 
@@ -439,7 +440,7 @@ def execute_step(
             fresh=force,
         )
         started = time.perf_counter()
-        with _PeakMemory() as memory, report_disk_errors(stage.name):
+        with PeakMemory() as memory, report_disk_errors(stage.name):
             facts = dict(stage.run(work))
         manifest = {
             "stage": stage.name,
@@ -467,44 +468,3 @@ def report_disk_errors(stage: str) -> Iterator[None]:
             f"stage {stage} could not read or write: {error}. Earlier publications are untouched. "
             "Free space or correct the permissions, then run the same command again"
         ) from error
-
-
-class _PeakMemory:
-    """The largest resident memory of this process and its children together, sampled."""
-
-    def __enter__(self) -> _PeakMemory:
-        import threading
-
-        self.peak_mib = 0
-        self._stop = threading.Event()
-        self._thread = threading.Thread(target=self._watch, daemon=True)
-        self._thread.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._stop.set()
-        self._thread.join()
-
-    def _watch(self) -> None:
-        import psutil
-
-        process = psutil.Process()
-        while True:
-            total = 0
-            try:
-                for each in (process, *process.children(recursive=True)):
-                    total += _resident_bytes(each)
-            except psutil.Error:
-                pass
-            self.peak_mib = max(self.peak_mib, total >> 20)
-            if self._stop.wait(0.25):
-                return
-
-
-def _resident_bytes(process: Any) -> int:
-    import psutil
-
-    try:
-        return int(process.memory_info().rss)
-    except psutil.Error:
-        return 0

@@ -1,18 +1,22 @@
 """Data sets as they lie on people's disks: spellings, service folders, raw files, vectors."""
 
 import json
+import posixpath
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import yaml
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 
 import cdp
 from cdp.errors import ConfigError, DataError, StageError
 from pipelines.config import IngestSettings, read_config
 from pipelines.data.dataset import Dataset
+from pipelines.data.folders import clean_folder, join_path
 from pipelines.data.names import fold_name
 from pipelines.export.__main__ import main as export
 from pipelines.stages.ingest import inspect_part
@@ -89,6 +93,53 @@ def test_the_data_root_itself_is_a_folder(place):
     assert {e.path: e.identity for e in entries if not e.fault} == {
         "ann/1.jpg": "ann", "ann/2.jpg": "ann", "bob/1.jpg": "bob"
     }  # fmt: skip
+
+
+NAMES = st.text("ab \u00e9.-", min_size=1, max_size=4).filter(lambda name: name.strip("."))
+FOLDERS = st.lists(NAMES, max_size=3)
+
+
+@given(
+    parts=FOLDERS,
+    before=st.sampled_from(["", "./", ".//", "././"]),
+    between=st.sampled_from(["/", "//", "/./"]),
+    after=st.sampled_from(["", "/", "/.", "//"]),
+    path=st.lists(NAMES, min_size=1, max_size=3).map("/".join),
+)
+def test_a_file_has_one_path_however_its_folder_is_spelt(parts, before, between, after, path):
+    spelt = before + between.join(parts or ["."]) + after
+    assert clean_folder(spelt) == ("/".join(parts) or ".")
+    assert join_path(spelt, path) == "/".join([*parts, path])
+    assert clean_folder(clean_folder(spelt)) == clean_folder(spelt)
+
+
+@given(st.lists(NAMES | st.sampled_from(["..", ".", ""])), FOLDERS)
+def test_a_path_below_a_folder_leads_where_both_lead(parts, path):
+    """Two dots stay as written: before them may be a link."""
+    folder = "/".join(parts)
+    start = "/" if folder.startswith("/") else ""
+    joined = join_path(folder, "/".join([*path, "1.jpg"]))
+    there = posixpath.normpath(posixpath.join(folder, *path, "1.jpg"))
+    assert posixpath.normpath(joined) == start + there.lstrip("/")
+    assert joined.split("/").count("..") == parts.count("..")
+    assert not {".", ""} & set(joined.removeprefix("/").split("/"))
+    assert joined.startswith("/") == folder.startswith("/")
+
+
+@pytest.mark.parametrize("spelt", [".", "./", "././/"])
+def test_below_the_data_root_no_path_begins_with_a_dot(place, spelt):
+    place("ann/1.jpg", "ann/2.jpg", "bob/1.jpg", "3.jpg")
+    (place.root / "list.csv").write_text("path\nann/1.jpg\n./bob/1.jpg\n3.jpg\n")
+    expected = ["3.jpg", "ann/1.jpg", "ann/2.jpg", "bob/1.jpg"]
+    for folder, paths in (
+        ({"layout": "pile"}, expected),
+        ({"layout": "frames", "every": 1}, expected),
+        ({"list": "list.csv"}, ["3.jpg", "ann/1.jpg", "bob/1.jpg"]),
+    ):
+        entries = place.write(unlabelled={"root": spelt, **folder}).list_entries()
+        assert [each.path for each in entries if not each.fault] == paths
+        clips = [each.clip for each in entries if not each.fault]
+        assert clips == ([".", "ann", "ann", "bob"] if "every" in folder else [None] * len(paths))
 
 
 SERVICE = (

@@ -1,10 +1,21 @@
 """Questions: worth is the number of wrong pairs an answer removes, and the best come first."""
 
-import numpy as np
+from dataclasses import replace
 
-from cdp.review.constraints import Constraints
-from cdp.review.questions import filter_answered, rank_questions
-from cdp.types import PairTable
+import numpy as np
+import pytest
+
+from cdp.propagation.average_linkage import agglomerate
+from cdp.propagation.quality import estimate_quality
+from cdp.propagation.representatives import link_rows
+from cdp.review.constraints import Constraints, apply_constraints, find_conflict, settle_pairs
+from cdp.review.questions import (
+    QuestionRanking,
+    filter_answered,
+    find_new_clusters,
+    rank_questions,
+)
+from cdp.types import UNLABELLED, PairTable
 
 
 def join(groups, links):
@@ -75,3 +86,117 @@ def test_what_was_answered_is_not_asked_again():
     assert ("cluster", first[0]) not in shown
     assert ("cluster", second[0]) not in shown
     assert filter_answered(asked, Constraints(10)) == asked
+
+
+def draw_rings(random, sizes=(60, 45, 30, 20, 12, 6, 3), reach=5):
+    """Sparse pairs of rows of a few identities, each with its next ones, and some between them.
+
+    Likely pairs join the first two, and the next two.
+    """
+    found, start = {(0, 60): 0.9, (1, 61): 0.95, (105, 135): 0.8, (110, 140): 0.97}, 0
+    for size in sizes:
+        for row in range(size):
+            for step in range(1, min(reach, size - 1) + 1):
+                one, other = sorted((row, (row + step) % size))
+                found[start + one, start + other] = random.uniform(0.6, 1)
+        start += size
+    for one, other in random.integers(0, start, (60, 2)):
+        if one != other:
+            found.setdefault((min(one, other), max(one, other)), random.uniform(0, 0.4))
+    table = np.array(sorted(found))
+    listings = random.integers(1, 5, len(table)).astype(np.int32)
+    probability = np.array([found[key] for key in sorted(found)], np.float32)
+    return PairTable(table[:, 0], table[:, 1], listings), probability, start
+
+
+def draw_decision(random, constraints, label):
+    """One more decision on one or two clusters, or the undo of an earlier one."""
+    rows = [np.flatnonzero(label == each) for each in range(int(label.max()) + 1)]
+    one, other = random.integers(0, len(rows), 2)
+    kind = random.integers(5)
+    if kind == 0:
+        return replace(constraints, same=(*constraints.same, np.union1d(rows[one], rows[other])))
+    if kind == 1:
+        half = random.permutation(rows[one])
+        parts = half[: len(half) // 2], half[len(half) // 2 :]
+        return replace(constraints, apart=(*constraints.apart, parts))
+    if kind == 2:
+        return replace(constraints, rejected=np.append(constraints.rejected, rows[one][:1]))
+    if kind == 3 and constraints.same:
+        return replace(constraints, same=constraints.same[1:])
+    return replace(constraints, apart=constraints.apart[1:])
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("near_equal", [False, True])
+def test_ranking_after_an_answer_is_ranking_from_the_start(seed, near_equal):
+    random = np.random.default_rng(seed)
+    pairs, probability, count = draw_rings(random)
+    representative = np.arange(count)
+    if near_equal:
+        representative = np.repeat(np.arange(count) * 2, 2)[: 2 * count - 20]
+        representative = np.append(representative, np.arange(2 * count - 20, 2 * count - 10))
+        pairs, probability = link_rows(pairs, probability, representative, listings=4)
+        count = len(representative)
+    published = agglomerate(pairs, probability, count, threshold=0.5).label
+    ranking = QuestionRanking(pairs, representative)
+    constraints, label, agreed = Constraints(count, rejected=np.empty(0, np.int64)), published, 0
+    for _ in range(25):
+        settled = settle_pairs(pairs, probability, constraints)
+        label = apply_constraints(published, pairs, settled, constraints, threshold=0.5)
+        found = ranking.rank(label, settled)
+        expected = rank_questions(label, pairs, settled, representative=representative)
+        assert [list_values(each) for each in found] == [list_values(each) for each in expected]
+        whole = estimate_quality(label, pairs, settled, representative)
+        assert (ranking.quality.precision, ranking.quality.f) == (whole.precision, whole.f)
+        np.testing.assert_array_equal(ranking.quality.confidence, whole.confidence)
+        more = draw_decision(random, constraints, label)
+        agreed += find_conflict(more) is None
+        constraints = constraints if find_conflict(more) else more
+    assert agreed > 5
+
+
+def list_values(question):
+    """What a question holds, comparable."""
+    return (
+        question.kind, question.one.tolist(), question.other.tolist(), question.chance,
+        question.worth,
+    )  # fmt: skip
+
+
+def test_an_answer_merges_its_own_clusters_again(monkeypatch):
+    pairs, probability, count = draw_rings(np.random.default_rng(0))
+    label = agglomerate(pairs, probability, count, threshold=0.5).label
+    merged = []
+
+    def watch(given, *others, **named):
+        merged.append(set(np.unique(label[given.source]).tolist()))
+        return agglomerate(given, *others, **named)
+
+    monkeypatch.setattr("cdp.review.questions.agglomerate", watch)
+    monkeypatch.setattr("cdp.propagation.thin_merges.agglomerate", watch)
+    ranking = QuestionRanking(pairs)
+    ranking.rank(label, probability)
+    clusters = set(range(int(label.max()) + 1))
+    assert merged[0] == clusters
+    assert len(merged[1]) > 1, "some clusters are large and sparse"
+    merged.clear()
+    ranking.rank(label, probability)
+    assert set().union(*merged) == set()
+    rows = np.flatnonzero(label == 0)
+    accepted = settle_pairs(pairs, probability, Constraints(count, same=(rows,)))
+    ranking.rank(label, accepted)
+    assert set().union(*merged) == {0}
+
+
+def test_clusters_are_new_where_their_rows_are():
+    before = np.array([0, 0, 1, 1, 2, 2, 2, 3, 3, -1, -1])
+    now = np.array([1, 1, 0, 0, 2, 2, -1, 3, 3, 3, -1])
+    assert find_new_clusters(before, now).tolist() == [False, False, True, True]
+    assert find_new_clusters(now, before).tolist() == [False, False, True, True]
+    nobody = np.full(11, UNLABELLED)
+    assert find_new_clusters(nobody, now).all()
+    assert find_new_clusters(now, nobody).tolist() == []
+    split = np.array([0, 0, 0, 1, 1])
+    assert find_new_clusters(np.zeros(5, np.int64), split).tolist() == [True, True]
+    assert find_new_clusters(split, np.zeros(5, np.int64)).tolist() == [True]

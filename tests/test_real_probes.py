@@ -13,8 +13,8 @@ import cdp
 from cdp.errors import ConfigError, DataError
 from cdp.synthetic import SyntheticFaces
 from pipelines.data.dataset import Dataset
+from pipelines.headlines import describe_loss, recommend_subjects
 from pipelines.real_probes import name_bucket
-from pipelines.results import describe_loss, recommend_subjects
 from pipelines.run import main
 
 pytestmark = [pytest.mark.torch, pytest.mark.slow, pytest.mark.trains]

@@ -226,8 +226,8 @@ def degrade(
     -----
     Order: reduction to twice `size_px` where the face is larger; occlusion and crop; jitter, blur
     and motion in the optics; the small grid with its noise and JPEG; back up; brightness, contrast,
-    saturation. Ours, after the
-    degradation models of blind super-resolution (Wang et al. 2021, Real-ESRGAN), in one pass.
+    saturation. Ours, after the degradation models of blind super-resolution (Wang et al. 2021,
+    Real-ESRGAN), in one pass.
     """
     pixels = torch.as_tensor(images)
     if pixels.ndim != 4 or pixels.shape[3] != 3 or pixels.dtype != torch.uint8:
@@ -251,7 +251,7 @@ def _degrade(pixels: Tensor, seeds: Tensor, degradation: Degradation, size_px: i
         return _finish(_resize(pixels, size_px) * (1 / 255))
     # Twice the result's side holds all that can be seen in it; more would only take time.
     faces = _resize(pixels, min(pixels.shape[1], 2 * size_px)) * (1 / 255)
-    draw = dict(zip(_DRAWS, draw_uniform(seeds, len(_DRAWS)).unbind(1), strict=True))
+    draw = _draw(seeds)
     _cover(faces, draw, degradation)
     _crop(faces, seeds, draw, degradation)
     small, side = _photograph(faces, draw, degradation, size_px)
@@ -271,15 +271,24 @@ VARIATIONS = ("small", "covered", "noisy")
 
 def find_variations(seeds: Tensor, degradation: Degradation, size_px: int) -> Tensor:
     """Which images `degrade` makes small, covered or noisy: (b,) int64 seeds to (b, 3) bool."""
-    draw = dict(zip(_DRAWS, draw_uniform(seeds, len(_DRAWS)).unbind(1), strict=True))
-    if degradation.low_res_px is not None:
-        low = _between(draw["low_res_side"], degradation.low_res_px)
-    else:
-        low = _between(draw["low_res_side"], degradation.low_res_ratio) * size_px
-    small = (draw["low_res"] < degradation.low_res_rate) & (low.round() < size_px)
+    draw = _draw(seeds)
+    small = draw["low_res"] < degradation.low_res_rate
+    small &= _draw_side(draw, degradation, size_px) < size_px
     rate = degradation.mask_rate + degradation.sunglasses_rate + degradation.patch_rate
     covered = (draw["occlusion"] < rate) | (draw["crop"] < degradation.crop_rate)
     return torch.stack([small, covered, draw["noise"] < degradation.noise_rate], 1)
+
+
+def _draw(seeds: Tensor) -> dict[str, Tensor]:
+    """Name of a draw -> (b,) float32 in [0, 1)."""
+    return dict(zip(_DRAWS, draw_uniform(seeds, len(_DRAWS)).unbind(1), strict=True))
+
+
+def _draw_side(draw: dict[str, Tensor], degradation: Degradation, size_px: int) -> Tensor:
+    """The side of the small grid in pixels, (b,) float32 without fraction."""
+    if degradation.low_res_px is not None:
+        return _between(draw["low_res_side"], degradation.low_res_px).round()
+    return (_between(draw["low_res_side"], degradation.low_res_ratio) * size_px).round()
 
 
 def _finish(faces: Tensor) -> Tensor:
@@ -373,11 +382,7 @@ def _photograph(
     one = torch.ones_like(draw["jitter"])
     side = one * size_px
     if degradation.low_res_rate > 0:
-        if degradation.low_res_px is not None:
-            low = _between(draw["low_res_side"], degradation.low_res_px)
-        else:
-            low = _between(draw["low_res_side"], degradation.low_res_ratio) * size_px
-        low = low.round().clamp(2, size_px)
+        low = _draw_side(draw, degradation, size_px).clamp(2, size_px)
         side = torch.where(draw["low_res"] < degradation.low_res_rate, low, side)
     jittered = draw["jitter"] < degradation.jitter_rate
     zoom = torch.where(jittered, _between(draw["zoom"], degradation.jitter_zoom), one)

@@ -149,20 +149,80 @@ def estimate_cuts(
     merges: ThinMerges | None = None
     stands = np.empty(0, np.int64)
     for label in labels:
-        few, score = pairs, value
-        rows, images = np.arange(len(label)), np.ones(len(label))
-        group = rows
-        if representative is not None:
-            groups = RowGroups.of(representative, label)
-            few, score = groups.reduce_pairs(pairs, value)
-            rows, images, group = groups.rows, groups.size.astype(float), groups.group
-        own = label[rows]
-        sparse = find_sparse(own, few)
-        same_rows = np.array_equal(stands, rows)
-        if merges is None or not same_rows or not merges.make_up(own, sparse):
-            merges, stands = find_thin_merges(own, sparse, few, score, images), rows
-        found = _estimate(own, few, score, images, merges.count(own), unlisted)
-        yield replace(found, confidence=found.confidence[group])
+        seen = _Evidence.of(label, pairs, value, representative)
+        sparse = find_sparse(seen.label, seen.pairs)
+        same_rows = np.array_equal(stands, seen.rows)
+        if merges is None or not same_rows or not merges.make_up(seen.label, sparse):
+            merges, stands = seen.find_merges(sparse), seen.rows
+        yield seen.estimate(merges.count(seen.label), unlisted)
+
+
+def estimate_again(
+    label: np.ndarray,
+    pairs: PairTable,
+    probability: np.ndarray,
+    representative: np.ndarray | None,
+    known: ThinMerges,
+    new: np.ndarray,
+) -> tuple[QualityEstimate, ThinMerges]:
+    """`estimate_quality` of labels that have clusters in common with those estimated before.
+
+    known : the merges inside the clusters before, as this returned them.
+    new : (clusters,) bool, the clusters that are merged anew. Any other has the rows, and the
+        probabilities inside, of a cluster before.
+
+    Returns
+    -------
+    The estimate, equal to that of `estimate_quality`, and the merges inside these clusters.
+    """
+    label = np.asarray(label)
+    value = check_probability(probability, len(pairs))
+    seen = _Evidence.of(label, pairs, value, representative)
+    found = seen.find_merges(find_sparse(seen.label, seen.pairs) & new)
+    merges = known.keep(label, ~new).join(found, seen.rows)
+    return seen.estimate(merges.count(label), None), merges
+
+
+@dataclass(frozen=True)
+class _Evidence:
+    """Labels and pairs in which the near-equal rows of a cluster are one row.
+
+    label : (g,) int64. pairs, value : between these rows. images : (g,) float64, how many images
+    each stands for. rows : (g,) int64, the row that each is. group : (n,) int64, the one that
+    stands for each row.
+    """
+
+    label: np.ndarray
+    pairs: PairTable
+    value: np.ndarray
+    images: np.ndarray
+    rows: np.ndarray
+    group: np.ndarray
+
+    @classmethod
+    def of(
+        cls,
+        label: np.ndarray,
+        pairs: PairTable,
+        value: np.ndarray,
+        representative: np.ndarray | None,
+    ) -> _Evidence:
+        if representative is None:
+            rows = np.arange(len(label))
+            return cls(label, pairs, value, np.ones(len(label)), rows, rows)
+        groups = RowGroups.of(representative, label)
+        few, score = groups.reduce_pairs(pairs, value)
+        images = groups.size.astype(float)
+        return cls(label[groups.rows], few, score, images, groups.rows, groups.group)
+
+    def find_merges(self, sparse: np.ndarray) -> ThinMerges:
+        """The merges inside sparse clusters."""
+        return find_thin_merges(self.label, sparse, self.pairs, self.value, self.images)
+
+    def estimate(self, thin: np.ndarray, unlisted: np.ndarray | None) -> QualityEstimate:
+        """The estimate of all rows; `thin` pairs of each cluster are wrong."""
+        found = _estimate(self.label, self.pairs, self.value, self.images, thin, unlisted)
+        return replace(found, confidence=found.confidence[self.group])
 
 
 def _estimate(

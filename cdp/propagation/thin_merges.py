@@ -52,11 +52,30 @@ class ThinMerges:
     second: np.ndarray
     lost: np.ndarray
 
+    @classmethod
+    def none(cls) -> ThinMerges:
+        """No merge."""
+        return cls(np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0))
+
     def count(self, label: np.ndarray) -> np.ndarray:
         """(clusters,) float64, the expected wrong pairs of the merges inside each cluster."""
         own = self._find_inside(label)
         clusters = int(label.max(initial=UNLABELLED)) + 1
         return np.bincount(label[self.first[own]], self.lost[own], clusters)
+
+    def keep(self, label: np.ndarray, kept: np.ndarray) -> ThinMerges:
+        """The merges inside some clusters, `kept` (clusters,) bool."""
+        own = self._find_inside(label)
+        own = own[kept[label[self.first[own]]]]
+        return ThinMerges(self.first[own], self.second[own], self.lost[own])
+
+    def join(self, other: ThinMerges, rows: np.ndarray) -> ThinMerges:
+        """These merges, and others whose rows are numbers of `rows`."""
+        return ThinMerges(
+            np.concatenate([self.first, rows[other.first]]),
+            np.concatenate([self.second, rows[other.second]]),
+            np.concatenate([self.lost, other.lost]),
+        )
 
     def make_up(self, label: np.ndarray, sparse: np.ndarray) -> bool:
         """Whether these merges make up each of the `sparse` clusters, (clusters,) bool."""
@@ -94,7 +113,7 @@ def find_thin_merges(
     images : (n,) float64, the images that each row stands for.
     """
     if not sparse.any():
-        return ThinMerges(np.empty(0, np.int64), np.empty(0, np.int64), np.empty(0))
+        return ThinMerges.none()
     kept = np.where((label != UNLABELLED) & sparse[label], label, UNLABELLED)
     few, value = take_inside(kept, pairs, probability)
     merged = agglomerate(few, value, len(label), threshold=_LOWEST)

@@ -8,6 +8,8 @@ The contract:
 - Its worth is the expected number of wrong pairs of images that an answer removes: the probability
   that the labels are wrong there, times the pairs affected. All kinds share this scale.
 - Order: worth, then larger groups, then smaller rows. The same input gives the same order.
+- `QuestionRanking` ranks anew after each answer: only the clusters that the answer changed are
+  merged again, and the result is that of `rank_questions`.
 """
 
 from __future__ import annotations
@@ -23,13 +25,15 @@ from scipy.sparse.csgraph import connected_components
 from cdp.arrays.log_odds import to_probability
 from cdp.arrays.scratch import copy_as
 from cdp.propagation.average_linkage import agglomerate
-from cdp.propagation.quality import compare_groups, estimate_quality
+from cdp.propagation.quality import QualityEstimate, compare_groups, estimate_again
 from cdp.propagation.representatives import RowGroups
 from cdp.propagation.scored_pairs import take_inside
+from cdp.propagation.thin_merges import ThinMerges
 from cdp.review.constraints import Constraints
 from cdp.types import UNLABELLED, PairTable
 
 Kind = Literal["bridge", "merge", "cluster"]
+KINDS: tuple[Kind, ...] = ("bridge", "merge", "cluster")
 
 
 @dataclass(frozen=True)
@@ -54,7 +58,7 @@ def rank_questions(
     pairs: PairTable,
     probability: np.ndarray,
     *,
-    kinds: tuple[Kind, ...] = ("bridge", "merge", "cluster"),
+    kinds: tuple[Kind, ...] = KINDS,
     limit: int | None = None,
     representative: np.ndarray | None = None,
 ) -> list[Question]:
@@ -71,18 +75,81 @@ def rank_questions(
     limit : how many at most.
     representative : as for `estimate_quality`.
     """
-    label = np.asarray(label, np.int64)
-    value = copy_as(np.asarray(probability), np.float64)
-    questions: list[Question] = []
-    bridges = _list_bridges(label, pairs, value) if {"bridge", "cluster"} & set(kinds) else []
-    if "bridge" in kinds:
-        questions += bridges
-    if "merge" in kinds:
-        questions += _list_merges(label, pairs, value, limit, representative)
-    if "cluster" in kinds:
-        questions += _list_clusters(label, pairs, value, bridges, representative)
-    questions.sort(key=_order)
-    return questions[:limit]
+    ranking = QuestionRanking(pairs, representative)
+    return ranking.rank(label, probability, kinds=kinds, limit=limit)
+
+
+class QuestionRanking:
+    """The questions of one labelling after another of the same rows, as a review corrects them.
+
+    quality : estimate of the labels ranked last, as of `estimate_quality`; None before the first.
+    """
+
+    def __init__(self, pairs: PairTable, representative: np.ndarray | None = None) -> None:
+        self.pairs, self.representative = pairs, representative
+        self.quality: QualityEstimate | None = None
+        self._label: np.ndarray | None = None
+        self._probability = np.empty(0)
+        self._bridges: list[Question] = []
+        self._merges = ThinMerges.none()
+
+    def rank(
+        self,
+        label: np.ndarray,
+        probability: np.ndarray,
+        *,
+        kinds: tuple[Kind, ...] = KINDS,
+        limit: int | None = None,
+    ) -> list[Question]:
+        """The most useful questions, best first; parameters as of `rank_questions`.
+
+        Both arrays are kept until the next call, and must not be written to.
+        """
+        label = np.asarray(label, np.int64)
+        value = copy_as(np.asarray(probability), np.float64)
+        self._update(label, np.asarray(probability), value)
+        questions: list[Question] = []
+        if "bridge" in kinds:
+            questions += self._bridges
+        if "merge" in kinds:
+            questions += _list_merges(label, self.pairs, value, limit, self.representative)
+        if "cluster" in kinds:
+            assert self.quality is not None
+            questions += _list_clusters(label, self.quality.expected_precision, self._bridges)
+        questions.sort(key=_order)
+        return questions[:limit]
+
+    def _update(self, label: np.ndarray, probability: np.ndarray, value: np.ndarray) -> None:
+        """Merge the clusters again that are not those of the labels before."""
+        new = np.ones(int(label.max(initial=UNLABELLED)) + 1, bool)
+        if self._label is not None:
+            new = find_new_clusters(self._label, label)
+            changed = np.flatnonzero(probability != self._probability)
+            own = label[self.pairs.source[changed]]
+            inside = (own != UNLABELLED) & (own == label[self.pairs.target[changed]])
+            new[own[inside]] = True
+        is_new = np.append(new, True)[label]  # of -1 the last: a row without label
+        bridges = [each for each in self._bridges if not is_new[each.one[0]]]
+        bridges += _list_bridges(np.where(is_new, label, UNLABELLED), self.pairs, value)
+        self.quality, self._merges = estimate_again(
+            label, self.pairs, value, self.representative, self._merges, new
+        )
+        self._label, self._probability, self._bridges = label, probability, bridges
+
+
+def find_new_clusters(before: np.ndarray, now: np.ndarray) -> np.ndarray:
+    """(clusters of now,) bool: those whose rows are not the rows of one cluster before.
+
+    before, now : (n,) int64, 0 .. clusters - 1; -1 none.
+    """
+    rows = np.flatnonzero(now != UNLABELLED)
+    own = now[rows]
+    _, first, size = np.unique(own, return_index=True, return_counts=True)
+    old = before[rows[first]]
+    size_before = np.bincount(before[before != UNLABELLED], minlength=1)
+    new = (old == UNLABELLED) | (size_before[old] != size)
+    new[own[before[rows] != old[own]]] = True
+    return np.asarray(new)
 
 
 def filter_answered(
@@ -179,15 +246,10 @@ def _list_merges(
 
 
 def _list_clusters(
-    label: np.ndarray,
-    pairs: PairTable,
-    value: np.ndarray,
-    bridges: Sequence[Question],
-    representative: np.ndarray | None,
+    label: np.ndarray, precision: np.ndarray, bridges: Sequence[Question]
 ) -> list[Question]:
     """All of a cluster at once, for its wrong pairs other than those across its last merge."""
     across = {int(label[bridge.one[0]]): bridge.worth for bridge in bridges}
-    precision = estimate_quality(label, pairs, value, representative).expected_precision
     rows_of = _group_rows(label)
     nothing = np.empty(0, np.int64)
     found = []

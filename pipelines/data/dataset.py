@@ -38,7 +38,7 @@ from pipelines.data.features import (
     open_features,
     read_dims,
 )
-from pipelines.data.folders import LEFT_OUT, find_fault, locate, walk_folder
+from pipelines.data.folders import LEFT_OUT, find_fault, join_path, locate, walk_folder
 from pipelines.data.layouts import find_archives, find_place, list_archive, read_place
 from pipelines.data.layouts.flat import name_people
 from pipelines.data.layouts.listed import list_listed
@@ -326,7 +326,7 @@ class Dataset:
 def _name_dims_files(folder: str) -> list[str]:
     """Where a `dims.txt` may lie: in the folder, beside its features, or in the folder above."""
     above = os.path.normpath(os.path.join(folder, os.pardir, "dims.txt"))
-    inside = [f"{folder}/dims.txt", f"{folder}/features/dims.txt"]
+    inside = [join_path(folder, "dims.txt"), join_path(folder, "features/dims.txt")]
     return inside if above.startswith(os.pardir) else [*inside, above]
 
 
@@ -371,7 +371,7 @@ def _list_content(
     walked = [] if archives == [folder.root] else dataset._walk(folder.root, any_suffix=any_suffix)
     return [
         *((path, dataset.find_fault(path)) for path in content),
-        *((os.path.join(folder.root, path), fault) for path, fault in walked),
+        *((join_path(folder.root, path), fault) for path, fault in walked),
     ]
 
 
@@ -397,14 +397,6 @@ def _list_archives(dataset: Dataset, split: str, root: str, layout: str, every: 
 
 
 def _list_folder(dataset: Dataset, split: str, folder: FolderSettings) -> list[Entry]:
-    entries = _list_layout(dataset, split, folder)
-    if folder.root != ".":
-        return entries
-    # One file has one path, whichever folder it was listed from.
-    return [replace(entry, path=entry.path.removeprefix("./")) for entry in entries]
-
-
-def _list_layout(dataset: Dataset, split: str, folder: FolderSettings) -> list[Entry]:
     layout = folder.layout or ("pile" if split == "unlabelled" else "people")
     if folder.list is not None:
         return list_listed(
@@ -442,7 +434,7 @@ def number_frames(entries: list[Entry], every: int) -> list[Entry]:
         if number is None or entry.fault:
             found.append(entry)
         elif int(number[1]) % every == 0:
-            found.append(replace(entry, clip=clip, frame=int(number[1])))
+            found.append(replace(entry, clip=clip or ".", frame=int(number[1])))
     return found
 
 
@@ -465,8 +457,7 @@ def _list_files(found: list[tuple[str, str]], split: str, root: str, layout: str
         person = path.partition(os.sep)[0] if layout == "people" and os.sep in path else None
         if layout == "people" and person is None and not fault:
             fault = STRAY
-        name = os.path.join(root, path)
-        entries.append(Entry(name, split, person, fault))
+        entries.append(Entry(join_path(root, path), split, person, fault))
     stray = [entry for entry in entries if entry.fault == STRAY]
     if stray and not any(entry.identity and not entry.fault for entry in entries):
         raise DataError(

@@ -2,6 +2,7 @@
 
 The contract:
 - Every file below a folder is listed, in a stable order, with a fault where it must not be opened.
+- A file has one path below the root, whichever way the folder is spelt (`join_path`).
 - A path stays inside the root. A link out of it, or to a folder, is followed only with `links`.
 - Hidden files, and the folders in which servers and desktops keep thumbnails, deleted files and
   snapshots, are left out: one row a folder, whose fault begins with `LEFT_OUT`.
@@ -11,6 +12,7 @@ The contract:
 from __future__ import annotations
 
 import os
+import posixpath
 import stat
 from pathlib import Path
 
@@ -33,6 +35,22 @@ RAW_SUFFIXES = {
     ".3fr", ".arw", ".cr2", ".cr3", ".dng", ".nef", ".nrw", ".orf", ".pef", ".raf", ".rw2", ".srw",
 }  # fmt: skip
 """A camera's own files; many begin like TIFF, and a reader of TIFF finds a thumbnail in them."""
+
+
+def clean_folder(folder: str) -> str:
+    """One spelling of a folder: `staff/` and `./staff` are `staff`, `./` is `.`.
+
+    `..` stays, since a link may lie before it; an empty path stays empty.
+    """
+    parts = [part for part in folder.split("/") if part not in ("", ".")]
+    clean = "/".join(parts)
+    return f"/{clean}" if folder.startswith("/") else clean or ("." if folder else "")
+
+
+def join_path(folder: str, path: str) -> str:
+    """The path below the data root of a file that is named by its path below a folder."""
+    clean = clean_folder(folder)
+    return path if clean == "." else posixpath.join(clean, path)
 
 
 def locate(root: Path, path: str, *, links: bool = False) -> Path:

@@ -7,23 +7,16 @@ The contract:
 
 from __future__ import annotations
 
-import posixpath
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, Field, model_validator
 
 from pipelines.config import Positive, Settings, Share
+from pipelines.data.folders import clean_folder
 from pipelines.data.photos import AlignSettings
 
-
-def _clean_path(path: str) -> str:
-    """One spelling of a folder: `staff/` and `./staff` are `staff`."""
-    is_plain = path and ".." not in path.split("/")
-    return posixpath.normpath(path) if is_plain else path
-
-
-Folder = Annotated[str, AfterValidator(_clean_path)]
+Folder = Annotated[str, AfterValidator(clean_folder)]
 """A folder below the data root."""
 SPLITS = ("labelled", "unlabelled", "evaluation")
 LARGEST_PX = 512

@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cdp.errors import DataError
+from pipelines.data.folders import join_path
 
 _IMAGE = re.compile(r"(?P<image>(?P<person>.+)_\d+\.\w+)\s+(?P<fold>\d+)")
 
@@ -61,7 +62,7 @@ def _parse_folds(lines: Sequence[str], root: str, path: Path) -> list[ListedPair
             words = line.split("\t")
             first, i, second, j = words if len(words) == 4 else (words[0], words[1], *words[::2])
             source, target = (
-                f"{root}/{name}/{name}_{int(image):04d}".removeprefix("./")
+                join_path(root, f"{name}/{name}_{int(image):04d}")
                 for name, image in ((first, i), (second, j))
             )
             fold = number // (2 * each)
@@ -100,9 +101,7 @@ def _parse_endpoints(lines: Sequence[str], root: str, path: Path) -> list[Listed
                 f"and a fold for one, got {first['image']} {first['fold']} and {second['image']} "
                 f"{second['fold']}"
             )
-        source, target = (
-            f"{root}/{os.path.splitext(m['image'])[0]}".removeprefix("./") for m in (first, second)
-        )
+        source, target = (join_path(root, os.path.splitext(m["image"])[0]) for m in (first, second))
         pairs.append(ListedPair(source, target, same, fold - 1, people))
     return _deal_impostors(pairs, path)
 

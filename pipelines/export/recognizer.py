@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from cdp.errors import ConfigError, DataError, StageError
+from pipelines.headlines import describe_loss
 from pipelines.invocation import format_command
-from pipelines.results import describe_loss
 from pipelines.store import Published
 
 if TYPE_CHECKING:

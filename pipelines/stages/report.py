@@ -24,6 +24,7 @@ from cdp.errors import DataError
 from cdp.types import UNLABELLED, PairTable
 from pipelines.config import MemberSettings
 from pipelines.files import write_text
+from pipelines.headlines import HEADLINES, describe_loss, recommend_subjects
 from pipelines.members import (
     describe_origin,
     find_origin,
@@ -31,7 +32,6 @@ from pipelines.members import (
     read_preprocessing,
     reduce_to,
 )
-from pipelines.results import HEADLINES, describe_loss, recommend_subjects
 from pipelines.stage import Stage, Work
 from pipelines.tables import find_rows, read_pairs, read_vectors
 from pipelines.verdict import Finding, compose_verdict, reach_verdict

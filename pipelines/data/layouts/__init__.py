@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import Protocol
 
 from cdp.errors import DataError
+from pipelines.data.folders import join_path
 from pipelines.data.layouts import records, shards, video
 from pipelines.data.layouts.member import Member
 
@@ -103,7 +104,7 @@ def find_archives(root: str, place: Path) -> list[str]:
     """
     if place.is_dir():
         found = [each.name for each in place.iterdir() if each.suffix.lower() in ARCHIVES]
-        return [f"{root}/{name}" for name in sorted(found)]
+        return [join_path(root, name) for name in sorted(found)]
     suffix = place.suffix.lower()
     if suffix in ARCHIVES:
         return [root]

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from cdp.errors import DataError
+from pipelines.data.folders import join_path
 from pipelines.data.lists import Listed, read_list
 from pipelines.data.manifest import Entry
 
@@ -89,7 +90,7 @@ def _find_path(path: str, folders: tuple[str, ...], locate: Callable[[str], Path
     """The path below the data root: the first place at which there is such a file."""
     spellings = dict.fromkeys((path, path.strip()))
     clean = [posixpath.normpath(spelling.replace("\\", "/")) for spelling in spellings]
-    places = [posixpath.join(folder, spelling) for spelling in clean for folder in folders]
+    places = [join_path(folder, spelling) for spelling in clean for folder in folders]
     for place in places:
         try:
             if locate(place).is_file():
