@@ -464,7 +464,7 @@ class ConsensusClusterer(ClusterMixin, BaseEstimator):
         labelled_ids: Any,
     ) -> QualityEstimate:
         """The quality of the labels, withheld where its assumptions are seen to fail."""
-        found = estimate_quality(label, pairs, scores, representative, unlisted=scorer.unlisted)
+        found = estimate_quality(label, pairs, scores, representative, missed=scorer.missed)
         if SELF_TRAINED in doubts:
             return found.withhold(*doubts).withhold_clusters()
         largest = int(np.bincount(label[label != UNLABELLED], minlength=1).max())

@@ -13,7 +13,9 @@ from cdp.errors import ConfigError, DataError
 from cdp.knn.graph import build_knn_graphs
 from cdp.metrics.clustering import score_pairwise
 from cdp.propagation.average_linkage import agglomerate
-from cdp.propagation.quality import are_lists_full, compare_groups, estimate_quality
+from cdp.propagation.group_pairs import compare_groups
+from cdp.propagation.missed_pairs import MissedPairs
+from cdp.propagation.quality import are_lists_full, estimate_quality
 from cdp.propagation.threshold import TARGET_THRESHOLDS, choose_cut
 from cdp.types import PairTable
 
@@ -164,7 +166,8 @@ def test_pairs_that_no_list_names_lower_recall():
     pairs, probability, identity = draw(0)
     label = agglomerate(pairs, probability, len(identity)).label
     seen = estimate_quality(label, pairs, probability)
-    unseen = estimate_quality(label, pairs, probability, unlisted=np.array([[2, 0.2], [1000, 0.2]]))
+    missed = MissedPairs(np.array([[2, 0.2], [1000, 0.2]]))
+    unseen = estimate_quality(label, pairs, probability, missed=missed)
     assert unseen.recall == pytest.approx(0.8 * seen.recall)
     assert unseen.precision == seen.precision
     assert unseen.f < seen.f

@@ -6,6 +6,7 @@ The contract:
 - Training runs in compiled code, `CHUNK` rows at a time, which with all weights stay in the second
   cache: for a network this small, a call for every product and every ReLU costs more than the
   arithmetic.
+- A row has the same score wherever it stands among others (`cdp.mediator.row_products`).
 - A batch is always summed as two halves, so that a second thread changes nothing. The same seed
   gives the same parameters.
 """
@@ -23,6 +24,7 @@ import torch
 
 from cdp.arrays.cosine import as_readonly
 from cdp.arrays.threads import limit_blas
+from cdp.mediator.row_products import multiply_rows, rounds_alike
 
 STANDARD_LIMIT = 8.0
 """A standardised input is clipped to +- this: no labelled pair trains the region beyond."""
@@ -48,9 +50,11 @@ def score_rows(
     features = as_readonly(features)
     if wanted is None:
         wanted = np.ones(out.shape, bool)
+    layers = arrays["weight_0"].shape[1:], arrays["weight_1"].shape[1:]
+    by_blas = all(rounds_alike(CHUNK, *layer) for layer in layers)
 
     def run(rows: slice) -> None:
-        _score_block(features[rows], wanted[rows], *weights, limit, out[rows])  # type: ignore[call-arg]
+        _score_block(features[rows], wanted[rows], *weights, limit, by_blas, out[rows])  # type: ignore[call-arg]
 
     with limit_blas():
         if threads <= 1:
@@ -194,14 +198,19 @@ def _read_rows(features, rows, mean, inverse, limit, out):  # type: ignore[no-un
 
 
 @_compile
-def _forward(x, weight, bias, mask, out):  # type: ignore[no-untyped-def]  # pragma: no cover
-    np.dot(x, weight, out)
+def _activate(bias, mask, out):  # type: ignore[no-untyped-def]  # pragma: no cover
     for n in range(len(out)):
         for j in range(len(bias)):
             out[n, j] = max(out[n, j] + bias[j], np.float32(0))
         if len(mask):
             for j in range(len(bias)):
                 out[n, j] *= mask[n, j]
+
+
+@_compile
+def _forward(x, weight, bias, mask, out):  # type: ignore[no-untyped-def]  # pragma: no cover
+    np.dot(x, weight, out)
+    _activate(bias, mask, out)
 
 
 @_compile
@@ -248,9 +257,9 @@ def _compute_logits(  # type: ignore[no-untyped-def]  # pragma: no cover
 @_compile
 def _score_block(  # type: ignore[no-untyped-def]  # pragma: no cover
     features, wanted, mean, inverse,
-    weight_0, bias_0, weight_1, bias_1, weight_2, bias_2, limit, out,
+    weight_0, bias_0, weight_1, bias_1, weight_2, bias_2, limit, by_blas, out,
 ):  # fmt: skip
-    """`CHUNK` rows at a time, a short last chunk filled up: BLAS then rounds every row alike."""
+    """`CHUNK` rows at a time, a short last chunk filled up, so that all products have one shape."""
     members, width, first = weight_0.shape
     second = weight_1.shape[2]
     x = np.zeros((CHUNK, width), np.float32)
@@ -270,8 +279,16 @@ def _score_block(  # type: ignore[no-untyped-def]  # pragma: no cover
             if not n:
                 break
             _read_rows(features, chosen[:n], mean, inverse, limit, x[:n])
-            _forward(x, weight_0[member], bias_0[member], none, a)
-            _forward(a, weight_1[member], bias_1[member], none, b)
+            if by_blas:
+                np.dot(x, weight_0[member], a)
+            else:
+                multiply_rows(x, weight_0[member], a)
+            _activate(bias_0[member], none, a)
+            if by_blas:
+                np.dot(a, weight_1[member], b)
+            else:
+                multiply_rows(a, weight_1[member], b)
+            _activate(bias_1[member], none, b)
             for m in range(n):
                 total = np.float64(bias_2[member])
                 for j in range(second):

@@ -45,6 +45,7 @@ from cdp.mediator.second_stage import SecondStage
 from cdp.mediator.settings import MediatorSettings
 from cdp.mediator.shortage import ShortageError, describe_shortage
 from cdp.mediator.training_pairs import TrainingPairs
+from cdp.propagation.missed_pairs import MissedPairs
 from cdp.propagation.threshold import NEUTRAL_THRESHOLD
 from cdp.types import Graph, PairTable, View, load_graph
 
@@ -80,9 +81,9 @@ class PairScorer:
         return None if self.second_stage is None else self.second_stage.precision_curve
 
     @property
-    def unlisted(self) -> np.ndarray:
-        """(s, 2) share of positive pairs that no list names, by images of a person; see there."""
-        return np.empty((0, 2)) if self.second_stage is None else self.second_stage.unlisted
+    def missed(self) -> MissedPairs:
+        """How many positive pairs held-out people missed; see there."""
+        return MissedPairs() if self.second_stage is None else self.second_stage.missed
 
     @classmethod
     def fit(

@@ -42,6 +42,7 @@ from cdp.mediator.prior_shift import PriorCorrection, correct_evenly, weigh_imag
 from cdp.mediator.settings import MediatorSettings
 from cdp.metrics.clustering import score_bcubed, score_with_distractors
 from cdp.propagation.average_linkage import Agglomeration, agglomerate
+from cdp.propagation.missed_pairs import MissedPairs, measure_missed
 from cdp.propagation.scored_pairs import check_probability
 from cdp.propagation.threshold import (
     NEUTRAL_THRESHOLD,
@@ -49,8 +50,7 @@ from cdp.propagation.threshold import (
     choose_threshold,
     measure_precision_curve,
 )
-from cdp.propagation.unlisted import fit_unlisted
-from cdp.types import UNLABELLED, PairTable, View, load_view
+from cdp.types import PairTable, View, load_view
 
 SINGLETON_SHARES = (0.0, 0.5, 0.8)
 """Shares of labelled identities reduced to one image, one training step each."""
@@ -86,16 +86,15 @@ class SecondStage:
     precision_curve : (t, 2) float64, rising thresholds and the pairwise precision of the held-out
         identities when cut there, the mean over the steps, never falling. No row where not every
         labelled pair was held out.
-    unlisted : (s, 2) float64, numbers of images of a person, and the share of the positive pairs of
-        such held-out people that lie in two clusters without any candidate pair, clustered together
-        with the unlabelled rows at `threshold` (`cdp.propagation.unlisted`); no row where unknown.
+    missed : how many positive pairs of held-out people lie in two clusters, clustered together with
+        the unlabelled rows at `threshold`; zero where unknown.
     """
 
     mediator: Mediator
     even_rate: float
     threshold: float
     precision_curve: np.ndarray
-    unlisted: np.ndarray = field(default_factory=lambda: np.empty((0, 2)))
+    missed: MissedPairs = field(default_factory=MissedPairs)
 
     def score(
         self,
@@ -149,7 +148,8 @@ class SecondStage:
             "even_rate": self.even_rate,
             "threshold": self.threshold,
             "precision_curve": self.precision_curve,
-            "unlisted": self.unlisted,
+            "unlisted": self.missed.unlisted,
+            "missed_log_odds": self.missed.log_odds,
         }
         arrays = {name: np.asarray(value) for name, value in own.items()}
         return {**self.mediator.state(), **arrays}
@@ -157,7 +157,7 @@ class SecondStage:
     @classmethod
     def from_state(cls, state: dict[str, np.ndarray]) -> SecondStage:
         """The inverse of `state`; DataError where something is missing."""
-        names = ("even_rate", "threshold", "precision_curve", "unlisted")
+        names = ("even_rate", "threshold", "precision_curve", "unlisted", "missed_log_odds")
         lacking = [name for name in names if name not in state]
         if lacking:
             raise DataError(
@@ -165,8 +165,9 @@ class SecondStage:
             )
         rest = {name: value for name, value in state.items() if name not in names}
         rate, threshold = float(state["even_rate"]), float(state["threshold"])
-        curves = state["precision_curve"], state["unlisted"]
-        return cls(Mediator.from_state(rest), rate, threshold, *curves)
+        missed = MissedPairs(state["unlisted"], float(state["missed_log_odds"]))
+        mediator = Mediator.from_state(rest)
+        return cls(mediator, rate, threshold, state["precision_curve"], missed)
 
 
 def fit_second_stage(
@@ -237,10 +238,11 @@ def fit_second_stage(
         return replace(
             stage, threshold=choose_threshold(_score_steps(clustered)), precision_curve=curve
         )
-    found = together.agglomerate(stage, score)
+    probability = together.correct(stage, score)
+    found = together.agglomerate(probability)
     threshold = choose_threshold(together.score_thresholds(found))
-    unlisted = together.measure_unlisted(found.cut(threshold))
-    return replace(stage, threshold=threshold, precision_curve=curve, unlisted=unlisted)
+    missed = together.measure_missed(found.cut(threshold), probability, seed)
+    return replace(stage, threshold=threshold, precision_curve=curve, missed=missed)
 
 
 def _describe_steps(
@@ -306,39 +308,23 @@ class _JointTraining:
         """The weight of each pair with a labelled end, see `weigh_images`."""
         return weigh_images(self.joint.pairs, probability, len(self.joint.identity))[self.chosen]
 
-    def agglomerate(self, stage: SecondStage, score: np.ndarray) -> Agglomeration:
+    def correct(self, stage: SecondStage, score: np.ndarray) -> np.ndarray:
+        """The probabilities of all pairs, (m,) float32."""
+        return stage.correct(score, self.joint.pairs, len(self.joint.identity)).probability
+
+    def agglomerate(self, probability: np.ndarray) -> Agglomeration:
         """All rows clustered together, to be cut at any of `THRESHOLDS`."""
-        identity, pairs = self.joint.identity, self.joint.pairs
-        probability = stage.correct(score, pairs, len(identity)).probability
-        return agglomerate(pairs, probability, len(identity), threshold=min(THRESHOLDS))
+        pairs, count = self.joint.pairs, len(self.joint.identity)
+        return agglomerate(pairs, probability, count, threshold=min(THRESHOLDS))
 
     def score_thresholds(self, found: Agglomeration) -> np.ndarray:
         """(thresholds,) BCubed F of the labelled rows, clustered together with the unlabelled."""
         cuts = [found.cut(threshold) for threshold in THRESHOLDS]
         return np.array([score_with_distractors(self.joint.identity, label)[2] for label in cuts])
 
-    def measure_unlisted(self, label: np.ndarray) -> np.ndarray:
-        """Share of the positive pairs of labelled people in two clusters that no pair joins.
-
-        label : (n,) int64, of all rows; -1 none.
-        """
-        group = np.where(label == UNLABELLED, len(label) + np.arange(len(label)), label)
-        pairs, identity = self.joint.pairs, self.joint.identity
-        low = np.minimum(group[pairs.source], group[pairs.target])
-        high = np.maximum(group[pairs.source], group[pairs.target])
-        joined = np.sort(low * 2 * len(label) + high)
-        images, share = [], []
-        for person in np.unique(identity[identity >= 0]):
-            own, size = np.unique(group[identity == person], return_counts=True)
-            if size.sum() < 2:
-                continue
-            one, other = np.triu_indices(len(own), 1)
-            key = own[one] * 2 * len(label) + own[other]
-            place = np.minimum(np.searchsorted(joined, key), len(joined) - 1)
-            unlisted = (size[one] * size[other])[joined[place] != key].sum()
-            images.append(int(size.sum()))
-            share.append(unlisted / (size.sum() * (size.sum() - 1) / 2))
-        return fit_unlisted(np.array(images), np.array(share))
+    def measure_missed(self, label: np.ndarray, probability: np.ndarray, seed: int) -> MissedPairs:
+        """The positive pairs of labelled people that a clustering of all rows misses."""
+        return measure_missed(label, self.joint.pairs, probability, self.joint.identity, seed)
 
 
 def _cluster_steps(

@@ -2,7 +2,8 @@
 
 from cdp.propagation.average_linkage import Agglomeration, agglomerate
 from cdp.propagation.clustering import SPLITS, Clustering, cluster_pairs, sweep_thresholds
-from cdp.propagation.quality import QualityEstimate, compare_groups, estimate_quality
+from cdp.propagation.group_pairs import compare_groups
+from cdp.propagation.quality import QualityEstimate, estimate_quality
 from cdp.propagation.rising_threshold import (
     MAX_SIZE,
     Propagation,

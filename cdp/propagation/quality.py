@@ -8,12 +8,10 @@ The contract:
 - Parts of a cluster that few pairs hold together may be two identities; their pairs are counted as
   wrong with that probability (`cdp.propagation.thin_merges`).
 - Each pair is weighted by `listings`, as in the consensus split.
-- Two clusters are one identity with the mean probability of the pairs between them: these are the
-  positives that the clustering may have missed. One identity would have about as many candidate
-  pairs between the two as within them: where only a share of those appears, the odds are
-  multiplied by its square root.
-- True pairs that no k-NN graph proposes are counted at the share they had among held-out people of
-  as many images (`cdp.propagation.unlisted`), where that is known.
+- Positives that the clustering may have missed: every two clusters with candidate pairs between
+  them count with the probability that they are one identity (`cdp.propagation.group_pairs`), and
+  pairs that no k-NN graph proposes at the share they had among held-out people. Both are adjusted
+  by what held-out people missed, where that is known (`cdp.propagation.missed_pairs`).
 - An estimate whose assumptions are seen to fail is withheld: it has reasons instead of figures.
 - Near-equal rows (`representative`) are evidence once, and counted as the images that they are.
 - Estimates are as good as the calibration: give probabilities after the second stage
@@ -32,6 +30,8 @@ from numba import njit
 from cdp.arrays.log_odds import to_log_odds, to_probability
 from cdp.arrays.scratch import BLOCK
 from cdp.arrays.threads import list_blocks
+from cdp.propagation.group_pairs import MARGIN, compare_parts
+from cdp.propagation.missed_pairs import MissedPairs
 from cdp.propagation.representatives import RowGroups
 from cdp.propagation.scored_pairs import check_probability, mark_inside
 from cdp.propagation.thin_merges import ThinMerges, find_sparse, find_thin_merges
@@ -43,12 +43,6 @@ PAIR_CORRELATION = 0.5
 independent ones (the design effect of Kish 1965). With .5 a row of confidence .75 belonged to its
 cluster in .75 of the cases on LFW at 24 and 16 px, twelve draws; the square root was measured there
 too (a logistic fit gives the exponent .53)."""
-
-PART_PAIRS = 1 << 22
-"""Pairs between groups that are sorted at once."""
-_MARGIN = 1e-6
-"""Probabilities count as at least this and at most 1 - this: log-odds of at most 14."""
-
 
 NO_PAIR = "no two images share a cluster, so there is no pair that could be right or wrong"
 FULL_LISTS = (
@@ -103,7 +97,7 @@ def estimate_quality(
     probability: np.ndarray,
     representative: np.ndarray | None = None,
     *,
-    unlisted: np.ndarray | None = None,
+    missed: MissedPairs | None = None,
 ) -> QualityEstimate:
     """Estimate pairwise precision, recall and F, and the confidence of each cluster and row.
 
@@ -114,8 +108,7 @@ def estimate_quality(
     probability : (m,) float in [0, 1], calibrated.
     representative : (n,) int64, the row that stands for each row, see `cdp.knn.near_equal`; None:
         every row for itself.
-    unlisted : (s, 2) float64, share of the positive pairs between clusters without any candidate
-        pair, by images of a person (`fit_unlisted`); None: there are none.
+    missed : what held-out people missed (`measure_missed`); None: nothing is known of it.
 
     Returns
     -------
@@ -130,7 +123,7 @@ def estimate_quality(
     Source: ours.
     """
     labels = [np.asarray(label)]
-    return next(estimate_cuts(labels, pairs, probability, representative, unlisted=unlisted))
+    return next(estimate_cuts(labels, pairs, probability, representative, missed=missed))
 
 
 def estimate_cuts(
@@ -139,7 +132,7 @@ def estimate_cuts(
     probability: np.ndarray,
     representative: np.ndarray | None = None,
     *,
-    unlisted: np.ndarray | None = None,
+    missed: MissedPairs | None = None,
 ) -> Iterator[QualityEstimate]:
     """`estimate_quality` of several labellings of the same rows, one after the other.
 
@@ -154,7 +147,7 @@ def estimate_cuts(
         same_rows = np.array_equal(stands, seen.rows)
         if merges is None or not same_rows or not merges.make_up(seen.label, sparse):
             merges, stands = seen.find_merges(sparse), seen.rows
-        yield seen.estimate(merges.count(seen.label), unlisted)
+        yield seen.estimate(merges.count(seen.label), missed or MissedPairs())
 
 
 def estimate_again(
@@ -180,7 +173,7 @@ def estimate_again(
     seen = _Evidence.of(label, pairs, value, representative)
     found = seen.find_merges(find_sparse(seen.label, seen.pairs) & new)
     merges = known.keep(label, ~new).join(found, seen.rows)
-    return seen.estimate(merges.count(label), None), merges
+    return seen.estimate(merges.count(label), MissedPairs()), merges
 
 
 @dataclass(frozen=True)
@@ -219,9 +212,9 @@ class _Evidence:
         """The merges inside sparse clusters."""
         return find_thin_merges(self.label, sparse, self.pairs, self.value, self.images)
 
-    def estimate(self, thin: np.ndarray, unlisted: np.ndarray | None) -> QualityEstimate:
+    def estimate(self, thin: np.ndarray, missed: MissedPairs) -> QualityEstimate:
         """The estimate of all rows; `thin` pairs of each cluster are wrong."""
-        found = _estimate(self.label, self.pairs, self.value, self.images, thin, unlisted)
+        found = _estimate(self.label, self.pairs, self.value, self.images, thin, missed)
         return replace(found, confidence=found.confidence[self.group])
 
 
@@ -231,7 +224,7 @@ def _estimate(
     value: np.ndarray,
     images: np.ndarray,
     thin: np.ndarray,
-    unlisted: np.ndarray | None,
+    missed: MissedPairs,
 ) -> QualityEstimate:
     """The estimate, where row i stands for `images[i]` images, and `thin` pairs are wrong."""
     clusters = int(label.max(initial=UNLABELLED)) + 1
@@ -246,14 +239,14 @@ def _estimate(
     expected = _count_positives(group, len(size), pairs, value, belongs, images)
     expected[:clusters] -= thin
     positive = np.clip(expected, 0, together)
-    missed = sum(
-        float((apart.chance * size[apart.first] * size[apart.second]).sum())
-        for apart in _compare_parts(group, pairs, value)
+    apart = sum(
+        float(to_probability(two.log_odds + missed.log_odds) @ (size[two.first] * size[two.second]))
+        for two in compare_parts(group, pairs, value)
     )
     correct, predicted = float(positive.sum()), float(together.sum())
     precision = correct / max(predicted, 1)
-    seen = 1 - average_unlisted(unlisted, size[:clusters])
-    recall = seen * correct / (correct + missed) if correct + missed else 1.0
+    seen = 1 - average_unlisted(missed.unlisted, size[:clusters])
+    recall = seen * correct / (correct + apart) if correct + apart else 1.0
     harmonic = 2 * precision * recall / (precision + recall) if precision + recall else 0.0
     estimate = QualityEstimate(
         precision=precision,
@@ -328,7 +321,7 @@ def _estimate_membership(group: np.ndarray, pairs: PairTable, value: np.ndarray)
     total, weight, number = np.zeros(count), np.zeros(count), np.zeros(count)
     for part in list_blocks(0, len(pairs), BLOCK):
         few = pairs.take(part)
-        evidence = to_log_odds(value[part], margin=_MARGIN)
+        evidence = to_log_odds(value[part], margin=MARGIN)
         _add_inside(group, few.source, few.target, evidence, few.weight, total, weight, number)
     independent = number / (1 + np.maximum(number - 1, 0) * PAIR_CORRELATION)
     return to_probability(total / np.maximum(weight, 1) * independent)
@@ -422,91 +415,3 @@ def _add_surprise(
         if own == group[other]:
             surprise = value[e] - belongs[one] * belongs[other]
             known[own] += surprise * images[one] * images[other]
-
-
-@dataclass(frozen=True)
-class GroupPairs:
-    """Pairs of groups with candidate pairs between them.
-
-    first, second : (q,) int64, groups, first < second; rising.
-    chance : (q,) float64, probability that the two are one identity.
-    """
-
-    first: np.ndarray
-    second: np.ndarray
-    chance: np.ndarray
-
-
-def compare_groups(group: np.ndarray, pairs: PairTable, probability: np.ndarray) -> GroupPairs:
-    """Probability that two groups are one identity, for all with candidate pairs between them.
-
-    Parameters
-    ----------
-    group : (n,) int64, 0 and up; every row has one.
-    pairs : all candidate pairs.
-    probability : (m,) float in [0, 1], calibrated.
-    """
-    parts = list(_compare_parts(group, pairs, np.asarray(probability)))
-    return GroupPairs(
-        np.concatenate([np.empty(0, np.int64), *(part.first for part in parts)]),
-        np.concatenate([np.empty(0, np.int64), *(part.second for part in parts)]),
-        np.concatenate([np.empty(0), *(part.chance for part in parts)]),
-    )
-
-
-def _compare_parts(
-    group: np.ndarray, pairs: PairTable, probability: np.ndarray
-) -> Iterator[GroupPairs]:
-    """`compare_groups` by parts of about `PART_PAIRS` pairs, each of a range of `first`."""
-    groups = int(group.max(initial=-1)) + 1
-    size = np.bincount(group, minlength=groups).astype(np.float64)
-    within, across = _count_pairs(group, pairs.source, pairs.target, groups)
-    density = np.where(size > 1, within / np.maximum(size * (size - 1) / 2, 1), 1)
-    part_of = (np.cumsum(across) - across) // PART_PAIRS
-    for number in range(int(part_of.max(initial=-1)) + 1):
-        chosen = _find_across(group, pairs.source, pairs.target, part_of, number, across)
-        if not len(chosen):
-            continue
-        few = pairs.take(chosen)
-        one, other = group[few.source], group[few.target]
-        low, high = np.minimum(one, other), np.maximum(one, other)
-        key, place, listed = np.unique(low * groups + high, return_inverse=True, return_counts=True)
-        first, second = key // groups, key % groups
-        expected = size[first] * size[second] * np.minimum(density[first], density[second])
-        evidence = to_log_odds(probability[chosen], margin=_MARGIN)
-        total = np.bincount(place, evidence * few.weight, len(key))
-        mean = total / np.bincount(place, few.weight, len(key))
-        chance = to_probability(mean + 0.5 * np.log(listed / np.maximum(expected, listed)))
-        yield GroupPairs(first, second, chance)
-
-
-@njit(cache=True, nogil=True)
-def _count_pairs(group: Any, source: Any, target: Any, groups: int) -> Any:
-    """The pairs inside each group, and those to groups of higher numbers, (groups,) int64 each."""
-    within, across = np.zeros(groups, np.int64), np.zeros(groups, np.int64)
-    for e in range(len(source)):
-        one, other = group[source[e]], group[target[e]]
-        if one == other:
-            within[one] += 1
-        else:
-            across[min(one, other)] += 1
-    return within, across
-
-
-@njit(cache=True, nogil=True)
-def _find_across(
-    group: Any, source: Any, target: Any, part_of: Any, number: int, across: Any
-) -> Any:
-    """Positions of the pairs between groups whose lower one is in a part."""
-    size = 0
-    for low in range(len(part_of)):
-        if part_of[low] == number:
-            size += across[low]
-    chosen = np.empty(size, np.int64)
-    at = 0
-    for e in range(len(source)):
-        one, other = group[source[e]], group[target[e]]
-        if one != other and part_of[min(one, other)] == number:
-            chosen[at] = e
-            at += 1
-    return chosen

@@ -25,7 +25,8 @@ from scipy.sparse.csgraph import connected_components
 from cdp.arrays.log_odds import to_probability
 from cdp.arrays.scratch import copy_as
 from cdp.propagation.average_linkage import agglomerate
-from cdp.propagation.quality import QualityEstimate, compare_groups, estimate_again
+from cdp.propagation.group_pairs import compare_groups
+from cdp.propagation.quality import QualityEstimate, estimate_again
 from cdp.propagation.representatives import RowGroups
 from cdp.propagation.scored_pairs import take_inside
 from cdp.propagation.thin_merges import ThinMerges

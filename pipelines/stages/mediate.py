@@ -313,8 +313,9 @@ def _describe_people(identity: np.ndarray, scorer: Any) -> dict[str, Any]:
     return {
         "people": int((size >= 2).sum()),
         "largest_person": int(size.max()),
-        "unlisted": scorer.unlisted.round(5).tolist(),
-        "unlisted_share": round(average_unlisted(scorer.unlisted, size), 4),
+        "unlisted": scorer.missed.unlisted.round(5).tolist(),
+        "unlisted_share": round(average_unlisted(scorer.missed.unlisted, size), 4),
+        "missed_log_odds": round(scorer.missed.log_odds, 5),
         "doubts": [few] if few else [],
     }
 
@@ -520,7 +521,7 @@ def _save_array(path: Path, array: np.ndarray, draft: str | None = None) -> None
 
 STAGE = Stage(
     name="mediate",
-    version=23,
+    version=24,
     inputs=(
         "ingest.samples",
         "embed.embeddings",

@@ -181,12 +181,14 @@ def _estimate(
 ) -> QualityEstimate:
     """The quality of the labels, withheld where its assumptions are seen to fail."""
     from cdp.mediator.shortage import describe_reach
+    from cdp.propagation.missed_pairs import MissedPairs
     from cdp.propagation.quality import FULL_LISTS, are_lists_full, estimate_quality
     from cdp.propagation.representatives import RowGroups
 
     scored, k = work.input_facts("mediate"), int(work.input_facts("knn")["k"])
     unlisted = np.array(scored.get("unlisted", []), np.float64).reshape(-1, 2)
-    found = estimate_quality(label, pairs, probability, representative, unlisted=unlisted)
+    missed = MissedPairs(unlisted, float(scored.get("missed_log_odds", 0)))
+    found = estimate_quality(label, pairs, probability, representative, missed=missed)
     if scored["method"] == "vote":
         return found.withhold(VOTED).withhold_clusters()
     largest = int(np.bincount(label[label != UNLABELLED], minlength=1).max())
@@ -428,7 +430,7 @@ def _describe_clusters(
 
 STAGE = Stage(
     name="propagate",
-    version=14,
+    version=15,
     inputs=(
         "ingest.samples",
         "ingest.qualities",

@@ -462,7 +462,7 @@ def _make_sheets(
 
 STAGE = Stage(
     name="report",
-    version=9,
+    version=10,
     inputs=(
         "detect.faces",
         "ingest.samples",
