@@ -136,21 +136,24 @@ class _HeldOut:
         kept: np.ndarray,
         held: np.ndarray,
     ) -> _HeldOut:
+        groups = int(group.max(initial=-1)) + 1
+        counts = np.zeros(groups, bool)
+        counts[group[held]] = True
+        one, other = group[pairs.source], group[pairs.target]
+        used = kept[pairs.source] & kept[pairs.target]
+        used &= (one == other) | counts[one] | counts[other]
         place = np.cumsum(kept) - 1
-        inside = kept[pairs.source] & kept[pairs.target]
-        few = pairs.take(inside)
+        few = pairs.take(used)
         few = PairTable(place[few.source], place[few.target], few.listings)
         group, identity, held = group[kept], identity[kept], held[kept]
-        found = compare_groups(group, few, probability[inside])
+        found = compare_groups(group, few, probability[used])
         _, person, size = np.unique(identity[held], return_inverse=True, return_counts=True)
 
-        groups = int(group.max(initial=-1)) + 1
         rows = np.bincount(group, minlength=groups).astype(float)
         own = np.zeros((groups, len(_SIZES)))
         np.add.at(own, (group[held], _classify(size[person])), 1)
         first, second = found.first, found.second
         expected = own[first] * rows[second, None] + own[second] * rows[first, None]
-        counted = expected.any(axis=1)
 
         parts = pd.DataFrame({"person": person, "group": group[held]}).value_counts()
         parts = parts.reset_index(name="rows")
@@ -163,8 +166,8 @@ class _HeldOut:
             size=size,
             unlisted=apart / np.maximum(size * (size - 1) / 2, 1),
             positive=2 * np.bincount(two.person, number * listed, len(size)),
-            log_odds=found.log_odds[counted],
-            expected=expected[counted],
+            log_odds=found.log_odds,
+            expected=expected,
         )
 
 
