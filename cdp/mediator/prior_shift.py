@@ -7,7 +7,7 @@ The contract:
   identities own most of them: their pairs are easy, and in a set with more such identities the rate
   that explains the easy pairs is too high for the others. `correct_evenly` down-weights a pair by
   the expected number of positives at its two images, so that large identities do not dominate the
-  estimated prior, and takes half of the correction.
+  estimated prior.
 - Where the scores are no mixture of the labelled positive and negative ones, and the rate that
   explains them best lies far from their mean, the assumption has failed: the probabilities stay as
   they are (`keep_prior`).
@@ -166,7 +166,7 @@ def correct_evenly(
     count: int,
     held_out: ReliabilityCurve | None = None,
 ) -> PriorCorrection:
-    """Half of `correct_prior`, in log-odds, with pairs weighted by `weigh_images`.
+    """`correct_prior` with pairs weighted by `weigh_images`.
 
     Parameters
     ----------
@@ -187,28 +187,15 @@ def correct_evenly(
     a probability of .60 meant .22 to .40 in pairs of the base graph before; BCubed F rose by .3 to
     .7 points (three draws). Weighting each image alike gains as much again there, but overestimates
     probabilities where views are poor.
-
-    Half, because the scores were made from first-stage probabilities that the set's rate had
-    already moved: the whole counts that twice. With the whole the log-odds were 1.3 and 2.0 too low
-    on piles of 14 to 40 px and .7 and 1.5 on synthetic sets (two of each), with half .7, 1.0, -.1
-    and .5; on LFW at 24 px .3 too high either way.
     """
     found = correct_prior(probability, training_rate)
     if held_out is not None and keep_prior(probability, found, held_out):
         return leave_prior(probability)
-    if not len(pairs):
-        return found
-    for _ in range(_STEPS):
+    for _ in range(_STEPS if len(pairs) else 0):
         pair_weight = weigh_images(pairs, found.probability, count)
         found = correct_prior(probability, even_rate, pair_weight=pair_weight)
-    corrected = _rescale(np.asarray(probability), even_rate, _average_odds(even_rate, found.rate))
-    return PriorCorrection(corrected, float(corrected.mean(dtype=np.float64)))
-
-
-def _average_odds(one: float, other: float) -> float:
-    """The probability in the middle of two, in log-odds."""
-    odds = math.sqrt(one / (1 - one) * other / (1 - other))
-    return odds / (1 + odds)
+    mean = float(found.probability.mean(dtype=np.float64)) if len(pairs) else found.rate
+    return PriorCorrection(found.probability, mean)
 
 
 def leave_prior(probability: np.ndarray) -> PriorCorrection:
