@@ -271,8 +271,8 @@ def judge_labels(evidence: Evidence) -> Findings:
         yield Finding(
             "doubt",
             f"{wrong:,} labelled image{' seems' if wrong == 1 else 's seem'} to have a wrong name; "
-            "the mediator was not trained on them",
-            "Table knn/label_issues lists them, with the names they seem to have",
+            f"the mediator was not trained on {'it' if wrong == 1 else 'them'}",
+            "Table knn/label_issues lists each, with the name it seems to have",
         )
     if second:
         yield Finding(
