@@ -24,7 +24,7 @@ import torch
 
 from cdp.arrays.cosine import as_readonly
 from cdp.arrays.threads import limit_blas
-from cdp.mediator.row_products import multiply_rows, rounds_alike
+from cdp.mediator.row_products import multiply, rounds_alike
 
 STANDARD_LIMIT = 8.0
 """A standardised input is clipped to +- this: no labelled pair trains the region beyond."""
@@ -51,12 +51,12 @@ def score_rows(
     if wanted is None:
         wanted = np.ones(out.shape, bool)
     layers = arrays["weight_0"].shape[1:], arrays["weight_1"].shape[1:]
-    by_blas = all(rounds_alike(CHUNK, *layer) for layer in layers)
 
     def run(rows: slice) -> None:
         _score_block(features[rows], wanted[rows], *weights, limit, by_blas, out[rows])  # type: ignore[call-arg]
 
     with limit_blas():
+        by_blas = all(rounds_alike(CHUNK, *layer) for layer in layers)
         if threads <= 1:
             run(slice(None))
             return out
@@ -279,15 +279,9 @@ def _score_block(  # type: ignore[no-untyped-def]  # pragma: no cover
             if not n:
                 break
             _read_rows(features, chosen[:n], mean, inverse, limit, x[:n])
-            if by_blas:
-                np.dot(x, weight_0[member], a)
-            else:
-                multiply_rows(x, weight_0[member], a)
+            multiply(x, weight_0[member], by_blas, a)
             _activate(bias_0[member], none, a)
-            if by_blas:
-                np.dot(a, weight_1[member], b)
-            else:
-                multiply_rows(a, weight_1[member], b)
+            multiply(a, weight_1[member], by_blas, b)
             _activate(bias_1[member], none, b)
             for m in range(n):
                 total = np.float64(bias_2[member])

@@ -22,27 +22,6 @@ _TRIED = 8
 """Rows that BLAS is tried with."""
 
 
-@cache
-def rounds_alike(rows: int, width: int, columns: int) -> bool:
-    """Whether BLAS gives a row the same bits at all places of a (rows, width) float32 matrix.
-
-    columns : of the (width, columns) matrix that it is multiplied with.
-    """
-    random = np.random.default_rng(0)
-    weight = random.normal(size=(width, columns)).astype(np.float32)
-    out = np.empty((rows, columns), np.float32)
-    for row in random.normal(size=(_TRIED, width)).astype(np.float32):
-        _multiply(np.tile(row, (rows, 1)), weight, out)
-        if not (out == out[0]).all():
-            return False
-    return True
-
-
-@numba.njit(nogil=True, cache=True)
-def _multiply(x, weight, out):  # type: ignore[no-untyped-def]  # pragma: no cover
-    np.dot(x, weight, out)
-
-
 @numba.njit(nogil=True, cache=True, fastmath={"contract", "nsz"})
 def multiply_rows(x: Any, weight: Any, out: Any) -> None:  # pragma: no cover
     """x (rows, width) times weight (width, columns) into out, all float32; an even number of rows.
@@ -73,3 +52,29 @@ def multiply_rows(x: Any, weight: Any, out: Any) -> None:  # pragma: no cover
             for j in range(columns):
                 out[m, j] += x[m, i] * weight[i, j]
                 out[m + 1, j] += x[m + 1, i] * weight[i, j]
+
+
+@numba.njit(nogil=True, cache=True)
+def multiply(x: Any, weight: Any, by_blas: bool, out: Any) -> None:  # pragma: no cover
+    """x times weight into out: by BLAS, or by `multiply_rows`."""
+    if by_blas:
+        np.dot(x, weight, out)
+    else:
+        multiply_rows(x, weight, out)
+
+
+@cache
+def rounds_alike(rows: int, width: int, columns: int) -> bool:
+    """Whether BLAS gives a row the same bits at all places of a (rows, width) float32 matrix.
+
+    columns : of the (width, columns) matrix that it is multiplied with. To be asked under the
+    limit of threads that holds for the products.
+    """
+    random = np.random.default_rng(0)
+    weight = random.normal(size=(width, columns)).astype(np.float32)
+    out = np.empty((rows, columns), np.float32)
+    for row in random.normal(size=(_TRIED, width)).astype(np.float32):
+        multiply(np.tile(row, (rows, 1)), weight, True, out)
+        if not (out == out[0]).all():
+            return False
+    return True
