@@ -167,11 +167,11 @@ def write_faces(folder: Path, pool: ProcessPoolExecutor) -> None:
 
 
 def train_methods(
-    names: list[str], seed: int, folder: str, probe_px: tuple[int, ...], base: Mapping[str, Any],
-    device: str,
+    names: list[str], seed: int, folder: str, probe_px: tuple[int, ...], backbone: str,
+    base: Mapping[str, Any], device: str,
 ) -> list[dict[str, Any]]:  # fmt: skip
     """One training, and a row of figures a method that it serves."""
-    recognizer, shared = train_one(METHODS[names[0]], seed, folder, base, device)
+    recognizer, shared = train_one(METHODS[names[0]], seed, folder, backbone, base, device)
     faces = load_faces(folder)
     return [
         {"method": name, "against": METHODS[name].against, **shared,
@@ -181,7 +181,7 @@ def train_methods(
 
 
 def train_one(
-    method: Method, seed: int, folder: str, base: Mapping[str, Any], device: str
+    method: Method, seed: int, folder: str, backbone: str, base: Mapping[str, Any], device: str
 ) -> tuple[Any, dict[str, Any]]:
     """The recognizer of one training, and what its rows say of how it was made."""
     import torch
@@ -195,7 +195,6 @@ def train_one(
     started = time.perf_counter()
     faces = load_faces(folder)
     degradation = replace(get_degradation("surveillance"), **method.degradation)
-    backbone, base = base["backbone"], {name: base[name] for name in base if name != "backbone"}
     plan = TrainingPlan(**{**base, **method.plan}, seed=seed, degradation=degradation)
     recognizer, history = train_recognizer(
         make_set(faces, "labelled", method.teacher),
@@ -453,9 +452,9 @@ def main() -> None:
             "epochs": options.epochs,
             "batch_size": options.batch_size,
             "learning_rate": options.learning_rate,
-            "backbone": options.backbone,
         }
-        common = (str(options.faces or folder), options.px, base, options.device)
+        faces = str(options.faces or folder)
+        common = (faces, options.px, options.backbone, base, options.device)
         for row in run_trainings(pool, trainings, common, options.jobs, ends):
             rows.append(row)
             out.write(json.dumps(row) + "\n")
