@@ -82,7 +82,7 @@ class PairScorer:
 
     @property
     def missed(self) -> MissedPairs:
-        """How many positive pairs held-out people missed; see there."""
+        """How many positive pairs of held-out people were missed; see `SecondStage`."""
         return MissedPairs() if self.second_stage is None else self.second_stage.missed
 
     @classmethod

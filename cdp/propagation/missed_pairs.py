@@ -1,4 +1,4 @@
-"""Missed pairs: how many positive pairs lie in two clusters, as held-out people show.
+"""Missed pairs: how many positive pairs lie in different clusters, measured on held-out people.
 
 The contract:
 - Enters: labelled people that were held out, clustered together with the unlabelled rows. Leaves:
@@ -63,7 +63,7 @@ def measure_missed(
     identity: np.ndarray,
     seed: int = 0,
 ) -> MissedPairs:
-    """What held-out people missed, clustered together with unlabelled rows.
+    """How many positive pairs of held-out people a clustering with unlabelled rows misses.
 
     Parameters
     ----------

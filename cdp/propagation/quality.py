@@ -10,8 +10,8 @@ The contract:
 - Each pair is weighted by `listings`, as in the consensus split.
 - Positives that the clustering may have missed: every two clusters with candidate pairs between
   them count with the probability that they are one identity (`cdp.propagation.group_pairs`), and
-  pairs that no k-NN graph proposes at the share they had among held-out people. Both are adjusted
-  by what held-out people missed, where that is known (`cdp.propagation.missed_pairs`).
+  pairs that no k-NN graph proposes at the share they had among held-out people. That share, and a
+  correction of those probabilities, come from `cdp.propagation.missed_pairs`, where known.
 - An estimate whose assumptions are seen to fail is withheld: it has reasons instead of figures.
 - Near-equal rows (`representative`) are evidence once, and counted as the images that they are.
 - Estimates are as good as the calibration: give probabilities after the second stage
@@ -108,7 +108,7 @@ def estimate_quality(
     probability : (m,) float in [0, 1], calibrated.
     representative : (n,) int64, the row that stands for each row, see `cdp.knn.near_equal`; None:
         every row for itself.
-    missed : what held-out people missed (`measure_missed`); None: nothing is known of it.
+    missed : how many pairs of held-out people were missed (`measure_missed`); None: unknown.
 
     Returns
     -------
