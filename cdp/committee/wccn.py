@@ -30,6 +30,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from cdp.arrays.cosine import make_unit, measure_pairs
+from cdp.arrays.principal_axes import find_axes
 from cdp.arrays.scratch import allocate
 from cdp.arrays.threads import BLOCK, count_threads, limit_blas, list_blocks
 from cdp.errors import DataError
@@ -256,8 +257,7 @@ def _find_axes(views: Sequence[View]) -> tuple[np.ndarray, tuple[np.ndarray, ...
 
 def _list_axes(centred: np.ndarray) -> np.ndarray:
     """(d, p) float32, the strongest axes first, each with its largest entry positive."""
-    moment = centred.T.astype(np.float64) @ centred.astype(np.float64)
-    axes = np.linalg.eigh(moment)[1][:, ::-1][:, :AXES]
+    axes = find_axes(centred)[:, :AXES]
     largest = np.take_along_axis(axes, np.abs(axes).argmax(0)[None], 0)
     return np.ascontiguousarray(axes * np.where(largest < 0, -1, 1), np.float32)
 

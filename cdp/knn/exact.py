@@ -21,13 +21,14 @@ import numpy as np
 from numba import njit
 
 from cdp.arrays.cosine import dot_rows, insert_neighbour
+from cdp.arrays.principal_axes import find_axes
 from cdp.arrays.threads import limit_blas, list_blocks
 from cdp.knn.pivots import (
     PIVOT_AXES,
-    find_axes,
     group_rows,
     project_rows,
     propose_near_pivots,
+    sample_rows,
 )
 from cdp.types import UNLABELLED
 
@@ -50,7 +51,7 @@ def prepare_exact(unit: np.ndarray, width: int, workers: int) -> tuple[np.ndarra
     """Candidates that are mostly right, (n, width), and the (d, p) principal axes of the bound."""
     count = len(unit)
     with limit_blas(), ThreadPoolExecutor(workers) as pool:
-        axes = find_axes(unit)
+        axes = find_axes(sample_rows(unit))
         projected = project_rows(unit, axes[:, :PIVOT_AXES], pool)
         groups = group_rows(projected, _PIVOTS_A_ROW, pool)
         candidate = propose_near_pivots(groups, projected, width, pool)

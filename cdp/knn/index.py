@@ -30,6 +30,7 @@ from zipfile import BadZipFile
 import numpy as np
 
 from cdp.arrays.cosine import make_unit
+from cdp.arrays.principal_axes import find_axes
 from cdp.arrays.threads import BLOCK, count_threads, limit_blas, list_blocks
 from cdp.errors import ConfigError, DataError
 from cdp.knn.exact import prepare_exact, scan_all, search_exact
@@ -42,10 +43,10 @@ from cdp.knn.libraries import (
 )
 from cdp.knn.pivots import (
     PIVOT_AXES,
-    find_axes,
     group_rows,
     project_rows,
     propose_near_pivots,
+    sample_rows,
 )
 from cdp.knn.refine import (
     exchange_candidates,
@@ -254,7 +255,7 @@ def prepare_index(
     else:
         wide = min(width + EXTRA_CANDIDATES, count - 1)
         with limit_blas(), ThreadPoolExecutor(workers) as pool:
-            principal = find_axes(unit)
+            principal = find_axes(sample_rows(unit))
             projected = project_rows(unit, principal[:, :PIVOT_AXES], pool)
             groups = group_rows(projected, PIVOTS_A_ROW, pool)
             order = groups.order

@@ -27,7 +27,7 @@ import numpy as np
 from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 
-from cdp.arrays.cosine import make_unit
+from cdp.arrays.cosine import make_unit, measure_pairs
 from cdp.errors import DataError
 from cdp.types import Graph, View, load_graph, load_view
 
@@ -189,8 +189,8 @@ def _compare_rows(view: np.ndarray, one: np.ndarray, other: np.ndarray) -> np.nd
         rows, place = np.unique(np.concatenate([one[part], other[part]]), return_inverse=True)
         unit = make_unit(np.ascontiguousarray(view[rows]))[0]
         half = len(one[part])
-        cosine = np.einsum("nd,nd->n", unit[place[:half]], unit[place[half:]], dtype=np.float64)
-        distance[part] = 1 - cosine
+        cosine = np.empty(half, np.float32)
+        distance[part] = 1 - measure_pairs(unit, place[:half], place[half:], cosine)
     return distance
 
 

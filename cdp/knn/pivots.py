@@ -50,13 +50,6 @@ def sample_rows(unit: np.ndarray) -> np.ndarray:
     return unit[:: max(len(unit) // _SAMPLED_ROWS, 1)]
 
 
-def find_axes(unit: np.ndarray) -> np.ndarray:
-    """All (d, d) principal axes of a sample about the origin, strongest first."""
-    sample = sample_rows(unit)
-    moment = (sample.T @ sample).astype(np.float64)
-    return np.ascontiguousarray(np.linalg.eigh(moment)[1][:, ::-1], np.float32)
-
-
 def project_rows(unit: np.ndarray, axes: np.ndarray, pool: ThreadPoolExecutor) -> np.ndarray:
     """The (n, p) coordinates of the rows on the (d, p) axes; on disk where they are many."""
     out = allocate((len(unit), axes.shape[1]))

@@ -19,10 +19,14 @@ The contract:
 from __future__ import annotations
 
 import json
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
+from typing import Any
 
 import numpy as np
+from numba import njit
 
+from cdp.arrays.cosine import as_readonly
 from cdp.arrays.threads import count_threads
 from cdp.errors import DataError
 from cdp.mediator.calibration import MediatorReport, fit_platt_scaling, make_report, sigmoid
@@ -158,7 +162,7 @@ class Mediator:
         logit = (logits * held).sum(1)[scored] / weight[scored]
         owner = np.minimum(source_fold, target_fold)[scored]
         arrays["calibration"], crossed = _calibrate(
-            logit, same[scored], (weight * pair_weight)[scored], owner, settings
+            logit, same[scored], (weight * pair_weight)[scored], owner, settings, workers
         )
         rate = float(np.average(same, weights=pair_weight))
         report = make_report(crossed, same[scored], (weight * pair_weight)[scored], rate, history)
@@ -281,10 +285,23 @@ def _measure_inputs(features: np.ndarray, standardise: bool) -> tuple[np.ndarray
     width = features.shape[1]
     if not standardise:
         return np.zeros(width, np.float32), np.ones(width, np.float32)
-    mean = features.mean(0, dtype=np.float64).astype(np.float32)
-    deviation = features.std(0, dtype=np.float64)
+    mean, deviation = _measure_columns(as_readonly(features))
     inverse = 1 / np.where(deviation > _LEAST_DEVIATION, deviation, 1)
-    return mean, inverse.astype(np.float32)
+    return mean.astype(np.float32), inverse.astype(np.float32)
+
+
+@njit(cache=True)
+def _measure_columns(rows: Any) -> Any:
+    """Mean and standard deviation of each column, (F,) float64 each."""
+    mean, square = np.zeros(rows.shape[1]), np.zeros(rows.shape[1])
+    for row in rows:
+        for i in range(len(mean)):
+            mean[i] += row[i]
+    mean /= len(rows)
+    for row in rows:
+        for i in range(len(mean)):
+            square[i] += (row[i] - mean[i]) ** 2
+    return mean, np.sqrt(square / len(rows))
 
 
 def _stack_layers(layers: list[list[np.ndarray]]) -> dict[str, np.ndarray]:
@@ -305,6 +322,7 @@ def _calibrate(
     weight: np.ndarray,
     owner: np.ndarray,
     settings: MediatorSettings,
+    workers: int,
 ) -> tuple[np.ndarray, np.ndarray]:
     """Platt scaling of all held-out pairs, and their cross-fitted probabilities for the report.
 
@@ -314,10 +332,17 @@ def _calibrate(
     crossed = sigmoid(logit)
     if not settings.calibrate:
         return np.array([1.0, 0.0]), crossed
-    for member in range(settings.ensemble_size):
-        here = owner == member
-        rest = (logit[~here], same[~here], weight[~here])
-        if here.any() and rest[1].any() and not rest[1].all():
-            scale, shift = fit_platt_scaling(*rest)
-            crossed[here] = sigmoid(scale * logit[here] + shift)
-    return fit_platt_scaling(logit, same, weight), crossed
+
+    def fit(member: int) -> np.ndarray | None:
+        rest = owner != member
+        if rest.all() or not same[rest].any() or same[rest].all():
+            return None
+        return fit_platt_scaling(logit[rest], same[rest], weight[rest])
+
+    with ThreadPoolExecutor(workers) as pool:
+        found = pool.submit(fit_platt_scaling, logit, same, weight)
+        for member, own in enumerate(pool.map(fit, range(settings.ensemble_size))):
+            if own is not None:
+                here = owner == member
+                crossed[here] = sigmoid(own[0] * logit[here] + own[1])
+    return found.result(), crossed

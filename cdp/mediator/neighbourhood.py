@@ -25,7 +25,7 @@ from numba import njit
 from cdp.arrays.cosine import make_unit, measure_pairs
 from cdp.arrays.log_odds import fill_log_odds
 from cdp.arrays.scratch import allocate
-from cdp.arrays.threads import count_threads
+from cdp.arrays.threads import count_threads, list_blocks
 from cdp.errors import DataError
 from cdp.mediator.ensemble import Mediator
 from cdp.propagation.scored_pairs import check_probability
@@ -137,8 +137,7 @@ class Neighbourhood:
             unit, _ = make_unit(load_view(view))
             if len(unit) != count:
                 raise DataError(f"view {at} has {len(unit)} rows, expected {count}")
-            expanded = allocate(unit.shape)
-            _expand(unit, expansion, weight, expanded)
+            expanded = _expand_rows(unit, expansion, weight, workers)
             measure_pairs(expanded, pairs.source, pairs.target, self.affinity[at], workers)
 
     def describe(self, part: slice, out: np.ndarray) -> None:
@@ -264,11 +263,25 @@ def _choose_expansion(start, other, edge, value, count):  # type: ignore[no-unty
     return chosen, weight
 
 
+def _expand_rows(
+    unit: np.ndarray, expansion: np.ndarray, weight: np.ndarray, workers: int
+) -> np.ndarray:
+    """Each row averaged with its expansion neighbours, (n, d) float32 unit rows."""
+    out = allocate(unit.shape)
+
+    def work(part: slice) -> None:
+        _expand(unit, part.start, expansion[part], weight[part], out[part])
+
+    with ThreadPoolExecutor(workers) as pool:
+        list(pool.map(work, list_blocks(0, len(unit))))
+    return out
+
+
 @njit(cache=True, nogil=True)
-def _expand(unit, expansion, weight, out):  # type: ignore[no-untyped-def]  # pragma: no cover
-    """Average each row with its expansion neighbours, as unit rows."""
-    for row in range(len(unit)):
-        out[row] = unit[row]
+def _expand(unit, start, expansion, weight, out):  # type: ignore[no-untyped-def]  # pragma: no cover
+    """Write the averages of the rows from `start` on."""
+    for row in range(len(out)):
+        out[row] = unit[start + row]
         for f in range(expansion.shape[1]):
             if expansion[row, f] >= 0:
                 for axis in range(unit.shape[1]):

@@ -16,10 +16,13 @@ The contract:
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 from numba import njit
+from scipy.optimize import brentq
 
 from cdp.arrays.scratch import BLOCK, allocate
 from cdp.arrays.threads import list_blocks
@@ -33,8 +36,8 @@ _EVENNESS = 0.2
 """Exponent of the weights: 0 weights each pair alike, 1/2 each image alike."""
 _STEPS = 3
 """Alternations of weights and probabilities; they hardly change after the second."""
-_BISECTIONS = 48
-"""Halvings of the rate's interval: as fine as float64 resolves it."""
+_FINEST = 4 * np.finfo(float).eps
+"""Relative tolerance of the rate: as fine as float64 resolves it."""
 CONTRADICTED = (
     "the scores of the unlabelled pairs are no mixture of those of the held-out labelled pairs: "
     "the labelled images differ from the unlabelled ones, and probabilities may not hold there"
@@ -69,8 +72,8 @@ def correct_prior(
 
     Maximum likelihood over the unlabelled scores, as by EM (Saerens, Latinne & Decaestecker 2002):
     positive pairs are assumed to be distributed alike in both sets, negative pairs too. The
-    likelihood is concave in the one unknown rate, so its maximum is found by bisection on the
-    derivative, which needs no starting point and no stopping rule.
+    likelihood is concave in the one unknown rate, so its maximum is the root of the derivative
+    (Brent 1973), which needs no starting point.
 
     Parameters
     ----------
@@ -104,16 +107,19 @@ def correct_prior(
             f"[{value.min()}, {value.max()}] (NaN counts as outside)"
         )
     weight = _NO_WEIGHT if pair_weight is None else np.asarray(pair_weight, np.float64)
-    # a rate of exactly 0 or 1 could not be revised by any later evidence
-    low, high = 0.5 / (len(value) + 1), 1 - 0.5 / (len(value) + 1)
-    for _ in range(_BISECTIONS):
-        rate = (low + high) / 2
-        if _differentiate(value, weight, training_rate, rate) > 0:
-            low = rate
-        else:
-            high = rate
-    rate = (low + high) / 2
+    rate = _find_rate(partial(_differentiate, value, weight, training_rate), len(value))
     return PriorCorrection(_rescale(value, training_rate, rate), rate)
+
+
+def _find_rate(derivative: Callable[[float], float], pairs: int) -> float:
+    """The rate at which the falling derivative is zero, within (0, 1)."""
+    # a rate of exactly 0 or 1 could not be revised by any later evidence
+    low, high = 0.5 / (pairs + 1), 1 - 0.5 / (pairs + 1)
+    if derivative(low) <= 0:
+        return low
+    if derivative(high) >= 0:
+        return high
+    return float(brentq(derivative, low, high, xtol=_FINEST * low, rtol=_FINEST))
 
 
 def _rescale(value: np.ndarray, training_rate: float, rate: float) -> np.ndarray:
