@@ -35,6 +35,7 @@ from pipelines.decisions import (
     list_active,
     resolve_decisions,
 )
+from pipelines.missed_pairs import read_missed
 from pipelines.results import RunResults, open_run
 from pipelines.review_left_out import PAGE, RejectedFiles, UnlabelledImages
 from pipelines.review_neighbours import NeighbourLists
@@ -80,10 +81,11 @@ class ReviewSession:
         self.followed = _follow_tracks(run, samples)
         self.pairs = list_pairs(run.pairs, self.sample_id)
         self.probability = run.pairs.probability.to_numpy()
-        self._ranking = QuestionRanking(self.pairs, self.representative)
         threshold = run.manifest("propagate")["facts"].get("threshold")
         self.threshold = float(threshold) if isinstance(threshold, int | float) else 0.5
         scored = run.manifest("mediate")["facts"]
+        missed = read_missed(scored)
+        self._ranking = QuestionRanking(self.pairs, self.representative, missed=missed)
         self.voted = scored.get("method") == "vote"
         self.is_precision_known = not (self.voted or scored.get("self_trained"))
         self.withheld = run.manifest("propagate")["facts"].get("withheld", [])

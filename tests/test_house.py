@@ -28,7 +28,7 @@ pipelines
 pipelines.files pipelines.yaml_files pipelines.engine pipelines.invocation pipelines.packaged
 pipelines.tables pipelines.config
 pipelines.store pipelines.decisions pipelines.data
-pipelines.verdict pipelines.headlines pipelines.peak_memory
+pipelines.verdict pipelines.headlines pipelines.peak_memory pipelines.missed_pairs
 pipelines.stage pipelines.results
 pipelines.members pipelines.label_check
 pipelines.copies pipelines.track_constraints

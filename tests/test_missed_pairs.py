@@ -1,11 +1,14 @@
 """What held-out people missed: log-odds that are too low are found, and shares without a pair."""
 
+import json
+
 import numpy as np
 import pytest
 
 from cdp.propagation.missed_pairs import MissedPairs, measure_missed
 from cdp.propagation.quality import estimate_quality
 from cdp.types import PairTable
+from pipelines.missed_pairs import describe_missed, read_missed
 
 IMAGES = 3
 
@@ -87,3 +90,13 @@ def test_without_held_out_people_nothing_is_known():
     alone = measure_missed(np.full(4, -1), nobody, np.zeros(0), np.array([1, 1, 2, -1]))
     assert alone.log_odds == 0
     assert alone.unlisted.tolist() == [[2, 1]]
+
+
+def test_a_run_keeps_every_bit_of_them():
+    found = measure_missed(*draw_parts(too_low=1.0, listed=0.7)[:4])
+    assert found.log_odds > 0
+    again = read_missed(json.loads(json.dumps(describe_missed(found))))
+    np.testing.assert_array_equal(again.unlisted, found.unlisted)
+    assert again.log_odds == found.log_odds
+    nothing = read_missed({"method": "vote"})
+    assert (nothing.log_odds, nothing.unlisted.shape) == (0, (0, 2))

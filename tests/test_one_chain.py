@@ -10,8 +10,9 @@ import pytest
 from conftest import TINY_CONFIG
 from known_clusters import KNOWN_K, SIZES
 
-from cdp import ConsensusClusterer
+from cdp import ConsensusClusterer, open_run
 from cdp.errors import CdpWarning
+from pipelines.missed_pairs import read_missed
 from pipelines.run import main
 from pipelines.tables import read_vectors
 
@@ -60,6 +61,13 @@ def test_a_trained_run(finished_run):
     found = clusterer.fit_predict(views, **read_labelled(finished_run))
     np.testing.assert_array_equal(found, read_labels(finished_run, ids))
     np.testing.assert_array_equal(clusterer.pair_scores_, read_scores(finished_run))
+    run, quality, missed = open_run(finished_run), clusterer.quality_, clusterer.scorer_.missed
+    np.testing.assert_array_equal(run.labels.confidence, quality.confidence)
+    np.testing.assert_array_equal(run.clusters.expected_precision, quality.expected_precision)
+    assert run.manifest("propagate")["facts"]["withheld"] == list(quality.reasons)
+    stored = read_missed(run.manifest("mediate")["facts"])
+    np.testing.assert_array_equal(stored.unlisted, missed.unlisted)
+    assert stored.log_odds == missed.log_odds
 
 
 @pytest.mark.parametrize("split", ["consensus", "raise_threshold"])

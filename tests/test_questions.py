@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from cdp.propagation.average_linkage import agglomerate
+from cdp.propagation.missed_pairs import MissedPairs
 from cdp.propagation.quality import estimate_quality
 from cdp.propagation.representatives import link_rows
 from cdp.review.constraints import Constraints, apply_constraints, find_conflict, settle_pairs
@@ -139,7 +140,8 @@ def test_ranking_after_an_answer_is_ranking_from_the_start(seed, near_equal):
         pairs, probability = link_rows(pairs, probability, representative, listings=4)
         count = len(representative)
     published = agglomerate(pairs, probability, count, threshold=0.5).label
-    ranking = QuestionRanking(pairs, representative)
+    missed = MissedPairs(np.array([[2, 0.2], [9, 0.1]]), 1.0)
+    ranking = QuestionRanking(pairs, representative, missed=missed)
     constraints, label, agreed = Constraints(count, rejected=np.empty(0, np.int64)), published, 0
     for _ in range(25):
         settled = settle_pairs(pairs, probability, constraints)
@@ -147,7 +149,7 @@ def test_ranking_after_an_answer_is_ranking_from_the_start(seed, near_equal):
         found = ranking.rank(label, settled)
         expected = rank_questions(label, pairs, settled, representative=representative)
         assert [list_values(each) for each in found] == [list_values(each) for each in expected]
-        whole = estimate_quality(label, pairs, settled, representative)
+        whole = estimate_quality(label, pairs, settled, representative, missed=missed)
         assert (ranking.quality.precision, ranking.quality.f) == (whole.precision, whole.f)
         np.testing.assert_array_equal(ranking.quality.confidence, whole.confidence)
         more = draw_decision(random, constraints, label)

@@ -157,12 +157,15 @@ def estimate_again(
     representative: np.ndarray | None,
     known: ThinMerges,
     new: np.ndarray,
+    *,
+    missed: MissedPairs | None = None,
 ) -> tuple[QualityEstimate, ThinMerges]:
     """`estimate_quality` of labels that have clusters in common with those estimated before.
 
     known : the merges inside the clusters before, as this returned them.
     new : (clusters,) bool, the clusters that are merged anew. Any other has the rows, and the
         probabilities inside, of a cluster before.
+    missed : as for `estimate_quality`.
 
     Returns
     -------
@@ -173,7 +176,7 @@ def estimate_again(
     seen = _Evidence.of(label, pairs, value, representative)
     found = seen.find_merges(find_sparse(seen.label, seen.pairs) & new)
     merges = known.keep(label, ~new).join(found, seen.rows)
-    return seen.estimate(merges.count(label), MissedPairs()), merges
+    return seen.estimate(merges.count(label), missed or MissedPairs()), merges
 
 
 @dataclass(frozen=True)

@@ -26,6 +26,7 @@ from cdp.arrays.log_odds import to_probability
 from cdp.arrays.scratch import copy_as
 from cdp.propagation.average_linkage import agglomerate
 from cdp.propagation.group_pairs import compare_groups
+from cdp.propagation.missed_pairs import MissedPairs
 from cdp.propagation.quality import QualityEstimate, estimate_again
 from cdp.propagation.representatives import RowGroups
 from cdp.propagation.scored_pairs import take_inside
@@ -83,11 +84,18 @@ def rank_questions(
 class QuestionRanking:
     """The questions of one labelling after another of the same rows, as a review corrects them.
 
+    missed : as for `estimate_quality`; recall is estimated with it, and no question depends on it.
     quality : estimate of the labels ranked last, as of `estimate_quality`; None before the first.
     """
 
-    def __init__(self, pairs: PairTable, representative: np.ndarray | None = None) -> None:
-        self.pairs, self.representative = pairs, representative
+    def __init__(
+        self,
+        pairs: PairTable,
+        representative: np.ndarray | None = None,
+        *,
+        missed: MissedPairs | None = None,
+    ) -> None:
+        self.pairs, self.representative, self.missed = pairs, representative, missed
         self.quality: QualityEstimate | None = None
         self._label: np.ndarray | None = None
         self._probability = np.empty(0)
@@ -133,7 +141,13 @@ class QuestionRanking:
         bridges = [each for each in self._bridges if not is_new[each.one[0]]]
         bridges += _list_bridges(np.where(is_new, label, UNLABELLED), self.pairs, value)
         self.quality, self._merges = estimate_again(
-            label, self.pairs, value, self.representative, self._merges, new
+            label,
+            self.pairs,
+            value,
+            self.representative,
+            self._merges,
+            new,
+            missed=self.missed,
         )
         self._label, self._probability, self._bridges = label, probability, bridges
 

@@ -34,6 +34,7 @@ from cdp.types import UNLABELLED, KnnGraph, PairTable
 from pipelines.config import MediateSettings
 from pipelines.copies import COPIES, find_originals, find_trained_split
 from pipelines.files import save_arrays
+from pipelines.missed_pairs import describe_missed
 from pipelines.stage import Stage, Work
 from pipelines.tables import JOINT, SPLITS, read_vectors, read_view, write_table
 
@@ -313,9 +314,8 @@ def _describe_people(identity: np.ndarray, scorer: Any) -> dict[str, Any]:
     return {
         "people": int((size >= 2).sum()),
         "largest_person": int(size.max()),
-        "unlisted": scorer.missed.unlisted.round(5).tolist(),
+        **describe_missed(scorer.missed),
         "unlisted_share": round(average_unlisted(scorer.missed.unlisted, size), 4),
-        "missed_log_odds": round(scorer.missed.log_odds, 5),
         "doubts": [few] if few else [],
     }
 
@@ -521,7 +521,7 @@ def _save_array(path: Path, array: np.ndarray, draft: str | None = None) -> None
 
 STAGE = Stage(
     name="mediate",
-    version=24,
+    version=25,
     inputs=(
         "ingest.samples",
         "embed.embeddings",

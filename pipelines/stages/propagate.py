@@ -30,6 +30,7 @@ from cdp.errors import DataError
 from cdp.types import UNLABELLED, PairTable
 from pipelines.decisions import ON_CLUSTERS, find_keys, find_names, resolve_decisions
 from pipelines.label_check import ASSIGNMENTS, FOUND, PEOPLE
+from pipelines.missed_pairs import read_missed
 from pipelines.stage import Stage, Work
 from pipelines.tables import SPLITS, read_pairs, read_vectors
 from pipelines.track_constraints import find_track_constraints
@@ -181,13 +182,11 @@ def _estimate(
 ) -> QualityEstimate:
     """The quality of the labels, withheld where its assumptions are seen to fail."""
     from cdp.mediator.shortage import describe_reach
-    from cdp.propagation.missed_pairs import MissedPairs
     from cdp.propagation.quality import FULL_LISTS, are_lists_full, estimate_quality
     from cdp.propagation.representatives import RowGroups
 
     scored, k = work.input_facts("mediate"), int(work.input_facts("knn")["k"])
-    unlisted = np.array(scored.get("unlisted", []), np.float64).reshape(-1, 2)
-    missed = MissedPairs(unlisted, float(scored.get("missed_log_odds", 0)))
+    missed = read_missed(scored)
     found = estimate_quality(label, pairs, probability, representative, missed=missed)
     if scored["method"] == "vote":
         return found.withhold(VOTED).withhold_clusters()

@@ -32,6 +32,7 @@ from pipelines.members import (
     read_preprocessing,
     reduce_to,
 )
+from pipelines.missed_pairs import read_missed
 from pipelines.stage import Stage, Work
 from pipelines.tables import find_rows, read_pairs, read_vectors
 from pipelines.verdict import Finding, compose_verdict, reach_verdict
@@ -70,13 +71,16 @@ def run(work: Work) -> Mapping[str, Any]:
 
 
 def _list_figures(facts: Any, prefix: str = "") -> list[tuple[str, float]]:
+    """The numbers among some facts, by name; those that are no integers with six digits."""
     if isinstance(facts, Mapping):
         return [
             figure
             for key, value in facts.items()
             for figure in _list_figures(value, f"{prefix}/{key}".strip("/"))
         ]
-    return [(prefix, float(facts))] if isinstance(facts, int | float) else []
+    if isinstance(facts, int):
+        return [(prefix, float(facts))]
+    return [(prefix, float(f"{facts:.6g}"))] if isinstance(facts, float) else []
 
 
 # ------------------------------------------------------------------------------------- the text
@@ -374,7 +378,8 @@ def _draw_recognition(work: Work, metrics: Any) -> dict[str, Any]:
 def _sweep_thresholds(work: Work, labels: Any, pairs: PairTable, probability: np.ndarray) -> Any:
     """Precision and recall at other thresholds: estimated, and by the ground truth if known.
 
-    Constraints of the review are left aside.
+    Estimated as propagate does, and withheld where propagate withholds; constraints of the review
+    are left aside.
     """
     import pandas as pd
 
@@ -385,14 +390,15 @@ def _sweep_thresholds(work: Work, labels: Any, pairs: PairTable, probability: np
 
     settings = work.config.propagate
     representative = find_rows(labels)
-    voted = work.input_facts("mediate")["method"] == "vote"
-    withheld = work.input_facts("propagate")["withheld"]
+    scored, propagated = work.input_facts("mediate"), work.input_facts("propagate")
+    voted = scored["method"] == "vote"
+    recall_only = propagated["estimated_precision"] is not None
     known = bool(work.input_facts("ingest")["truth_known"])
     if known:
         truth = work.read("ingest.truth").to_pandas()
         identity = labels.merge(truth, on="sample_id", validate="one_to_one").identity
         truth_label = identity.factorize()[0].astype(np.int64)
-    cosine = float(work.input_facts("mediate").get("cosine", 0))
+    cosine = float(scored.get("cosine", 0))
     levels = [choose_first_level(cosine, level) if voted else level for level in THRESHOLDS]
     cuts = sweep_thresholds(
         pairs,
@@ -405,11 +411,12 @@ def _sweep_thresholds(work: Work, labels: Any, pairs: PairTable, probability: np
         calibrated=not voted,
     )
     rows = []
-    estimates = estimate_cuts(cuts, pairs, probability, representative)
+    missed = read_missed(scored)
+    estimates = estimate_cuts(cuts, pairs, probability, representative, missed=missed)
     for threshold, label in zip(THRESHOLDS, cuts, strict=True):
         row: dict[str, float | None] = {"threshold": threshold}
         if not voted:  # votes are no probabilities: nothing can be estimated from them
-            found = next(estimates).withhold(*withheld)
+            found = next(estimates).withhold(*propagated["withheld"], recall_only=recall_only)
             row |= {"estimated_precision": found.precision, "estimated_recall": found.recall}
         if known:
             row["true_precision"], row["true_recall"], _ = score_pairwise(truth_label, label)
@@ -462,7 +469,7 @@ def _make_sheets(
 
 STAGE = Stage(
     name="report",
-    version=10,
+    version=11,
     inputs=(
         "detect.faces",
         "ingest.samples",
