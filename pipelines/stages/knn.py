@@ -33,6 +33,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from cdp.arrays.threads import list_blocks
 from cdp.errors import DataError
 from cdp.types import UNLABELLED, KnnGraph
 from pipelines.config import KnnSettings
@@ -52,6 +53,8 @@ NEAR_EQUAL = pa.schema(
 )
 PART_SIZE = 16384
 """Rows queried at once: each part reads the whole index of its view."""
+_WHOLE = 100_000
+"""Up to so many rows a search that compares all pairs has one part, and compares each pair once."""
 
 
 def describe_neighbours(k: int) -> pa.Schema:
@@ -181,9 +184,9 @@ def _search(
     for _ in work.engine.map(build_view, build, label="knn builds indexes"):
         pass
     queries = [
-        (places[view], settings.k, row, tables[view] / f"part-{number:05d}.parquet")
+        (places[view], settings.k, rows, tables[view] / f"part-{number:05d}.parquet")
         for view in views
-        for number, row in enumerate(range(0, _count_rows(places[view]), PART_SIZE))
+        for number, rows in enumerate(_list_parts(places[view]))
     ]
     for _ in work.engine.map(query_part, queries, label="knn searches"):
         pass
@@ -206,6 +209,12 @@ def _take_copies(
 
 def _count_rows(place: Path) -> int:
     return len(np.load(place / "ids.npy", mmap_mode="r"))
+
+
+def _list_parts(place: Path) -> list[slice]:
+    """The rows of each part that a view is searched in."""
+    count = _count_rows(place)
+    return list_blocks(0, count, max(count, 1) if (place / "whole").exists() else PART_SIZE)
 
 
 def _set_aside(table: Path, first: Path) -> None:
@@ -424,6 +433,8 @@ def build_view(
         threads=1,
     )
     index.save(draft / "index.npz")
+    if index.compares_all and len(ids) <= _WHOLE:
+        (draft / "whole").touch()
     draft.rename(place)
 
 
@@ -435,14 +446,13 @@ def _open_view(place: Path) -> tuple[KnnIndex, np.ndarray, np.ndarray]:
     return load_index(place / "index.npz", vectors), vectors, np.load(place / "ids.npy")
 
 
-def query_part(place: Path, k: int, row: int, target: Path) -> None:
-    """Search the neighbours of one block of rows and write them."""
+def query_part(place: Path, k: int, rows: slice, target: Path) -> None:
+    """Search the neighbours of some rows and write them."""
     from cdp.knn.index import query_index
 
     if target.exists():
         return
     index, vectors, ids = _open_view(place)
-    rows = slice(row, min(row + PART_SIZE, len(vectors)))
     graph = query_index(index, vectors, rows, min(k, index.k), threads=1)
     graph = _pad_lists(graph, k)
     write_table(
@@ -561,7 +571,7 @@ def measure_view(place: Path, neighbours: Path, sample: int, seed: int) -> float
 
 STAGE = Stage(
     name="knn",
-    version=13,
+    version=14,
     inputs=("ingest.samples", "embed.embeddings"),
     outputs={
         "neighbours": describe_neighbours(0),

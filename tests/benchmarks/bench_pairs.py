@@ -24,6 +24,7 @@ from unittest.mock import patch
 
 import numpy as np
 
+from cdp.arrays.threads import list_blocks
 from tests.benchmarks import bench_million
 
 VIEWS = ("base", "second")
@@ -84,8 +85,8 @@ def draw_graphs(work: Any) -> Mapping[str, Any]:
         view = f"labelled/{member}"
         place, table = work.scratch / f"labelled-{member}", work.path("neighbours", view)
         knn.build_view([work.locate("embed.embeddings", view)], place, settings, work.seed, chosen)
-        for number, row in enumerate(range(0, len(chosen), knn.PART_SIZE)):
-            knn.query_part(place, settings.k, row, table / f"part-{number:05d}.parquet")
+        for number, rows in enumerate(list_blocks(0, len(chosen), knn.PART_SIZE)):
+            knn.query_part(place, settings.k, rows, table / f"part-{number:05d}.parquet")
     truth = work.read("ingest.samples", columns=["split", "row"]).to_pandas()
     identity = np.load(work.runtime.dataset.root / "unlabelled" / "identity.npy")
     identity = identity[truth.row[truth.split == "unlabelled"].to_numpy()]
