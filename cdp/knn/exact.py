@@ -81,15 +81,17 @@ def choose_axis_count(
     rows = np.arange(0, len(left), max(4 * len(left) // _SAMPLED_ROWS, 1))
     columns = np.arange(0, len(right), max(len(right) // _SAMPLED_ROWS, 1))
     least = np.minimum(left_floor[rows][:, None], right_floor[columns][None]) - BOUND_SLACK
-    best_cost, best = np.inf, dimension
+    one, other = left[rows] @ axes, right[columns] @ axes
+    lengths = np.cumsum(one**2, axis=1), np.cumsum(other**2, axis=1)
+    product = np.zeros(least.shape, np.float32)
+    best_cost, best, used = np.inf, dimension, 0
     for size in sorted({*_AXIS_COUNTS, dimension}):
         if size > dimension:
             break
-        one, other = (
-            bound_rows(left[rows], axes[:, :size]),
-            bound_rows(right[columns], axes[:, :size]),
-        )
-        share = float((one @ other.T >= least).mean())
+        product += one[:, used:size] @ other[:, used:size].T
+        used = size
+        residuals = [_measure_residual(each[:, size - 1]) for each in lengths]
+        share = float((product + np.outer(*residuals) >= least).mean())
         cost = size * _PRODUCT_SECONDS + share * dimension * _COMPARE_SECONDS
         if cost < best_cost:
             best_cost, best = cost, size
@@ -164,8 +166,12 @@ def bound_rows(unit: np.ndarray, axes: np.ndarray) -> np.ndarray:
     """Project, and append each row's residual length: products of these bound the cosines."""
     near = unit @ axes
     length = np.einsum("ij,ij->i", near, near)
-    residual = np.sqrt(np.maximum(1 - length, 0) + 1e-6)
-    return np.column_stack([near, residual.astype(np.float32)])
+    return np.column_stack([near, _measure_residual(length)])
+
+
+def _measure_residual(length: np.ndarray) -> np.ndarray:
+    """Upper bound of the lengths beside the axes, from the squared lengths on them; float32."""
+    return np.sqrt(np.maximum(1 - length, 0) + 1e-6).astype(np.float32)
 
 
 @njit(cache=True, nogil=True)
