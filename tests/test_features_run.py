@@ -155,7 +155,7 @@ def lfw_run(data_root, tmp_path_factory):
     runs = tmp_path_factory.mktemp("lfw")
     config = ROOT / "configs" / "lfw_features.yaml"
     arguments = ["--config", str(config), "--runs-dir", str(runs), "--data-root", str(data_root)]
-    assert main(arguments) == 0
+    assert main([*arguments, "--until", "evaluate"]) == 0
     return runs / "lfw_features"
 
 
