@@ -29,7 +29,7 @@ def embeddings(tmp_path_factory):
 def search(embeddings, folder, settings):
     """The number of parts, and the table of lists."""
     knn.build_view([embeddings], folder / "index", settings, 0)
-    parts = knn._list_parts(folder / "index")
+    parts = knn._list_parts(settings, ROWS)
     for number, rows in enumerate(parts):
         knn.query_part(folder / "index", settings.k, rows, folder / f"part-{number:05d}.parquet")
     return len(parts), pq.read_table(sorted(folder.glob("part-*.parquet")))

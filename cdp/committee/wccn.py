@@ -30,7 +30,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from cdp.arrays.cosine import make_unit, measure_pairs
-from cdp.arrays.principal_axes import find_axes
+from cdp.arrays.principal_axes import find_axes, sample_rows
 from cdp.arrays.scratch import allocate
 from cdp.arrays.threads import BLOCK, count_threads, limit_blas, list_blocks
 from cdp.errors import DataError
@@ -41,8 +41,6 @@ AXES = 128
 FOLDS = 5
 _SHRINKAGE = 0.5
 """Weight of the sphere in the covariance within identities."""
-_SAMPLE = 16384
-"""Rows of a view, about, that its principal axes are estimated on."""
 
 
 @dataclass(frozen=True)
@@ -234,8 +232,7 @@ def _find_axes(views: Sequence[View]) -> tuple[np.ndarray, tuple[np.ndarray, ...
     """The principal axes of the concatenated views, each view first reduced to its own axes."""
     means, bases, reduced = [], [], []
     for view in views:
-        loaded = load_view(view)
-        unit, _ = make_unit(loaded[:: max(len(loaded) // _SAMPLE, 1)])
+        unit, _ = make_unit(sample_rows(load_view(view)))
         with limit_blas():
             mean = unit.mean(0, dtype=np.float64)
             centred = unit - mean.astype(np.float32)

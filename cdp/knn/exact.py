@@ -28,7 +28,6 @@ from cdp.knn.pivots import (
     group_rows,
     project_rows,
     propose_near_pivots,
-    sample_rows,
 )
 from cdp.types import UNLABELLED
 
@@ -51,7 +50,7 @@ def prepare_exact(unit: np.ndarray, width: int, workers: int) -> tuple[np.ndarra
     """Candidates that are mostly right, (n, width), and the (d, p) principal axes of the bound."""
     count = len(unit)
     with limit_blas(), ThreadPoolExecutor(workers) as pool:
-        axes = find_axes(sample_rows(unit))
+        axes = find_axes(unit)
         projected = project_rows(unit, axes[:, :PIVOT_AXES], pool)
         groups = group_rows(projected, _PIVOTS_A_ROW, pool)
         candidate = propose_near_pivots(groups, projected, width, pool)

@@ -14,7 +14,7 @@ import numpy as np
 from cdp.arrays.cosine import make_unit
 from cdp.arrays.threads import BLOCK, count_threads
 from cdp.errors import DataError
-from cdp.knn.index import BACKEND_DEFAULTS, prepare_index, search_index
+from cdp.knn.index import compares_all, prepare_index, search_index
 from cdp.types import UNLABELLED, KnnGraph
 
 _COMPARED = 1 << 25
@@ -76,8 +76,7 @@ def build_knn_graphs(
     """
     workers = count_threads(threads)
     at_once = min(max(workers // 2, 1), len(views)) if backend == "nmslib" else 1
-    limit = settings.get("exact_limit", BACKEND_DEFAULTS.get(backend, {}).get("exact_limit", 0))
-    if all(not callable(view) and len(view) <= limit for view in views):
+    if all(not callable(view) and compares_all(backend, settings, len(view)) for view in views):
         at_once = 1  # the exact search uses all threads itself
 
     def build(view: np.ndarray | Callable[[], np.ndarray]) -> KnnGraph:

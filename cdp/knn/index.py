@@ -46,7 +46,6 @@ from cdp.knn.pivots import (
     group_rows,
     project_rows,
     propose_near_pivots,
-    sample_rows,
 )
 from cdp.knn.refine import (
     exchange_candidates,
@@ -109,11 +108,6 @@ class KnnIndex:
     axes: np.ndarray
     order: np.ndarray
     settings: Mapping[str, Any] = field(default_factory=dict)
-
-    @property
-    def compares_all(self) -> bool:
-        """Whether a query compares all pairs; one of all rows compares each pair once."""
-        return bool(self.axes.shape[1])
 
     @cached_property
     def reverse(self) -> tuple[np.ndarray, np.ndarray]:
@@ -237,6 +231,15 @@ def _read_settings(backend: str, k: int, settings: Mapping[str, Any]) -> dict[st
     return {**BACKEND_DEFAULTS[backend], **settings}
 
 
+def compares_all(backend: str, settings: Mapping[str, Any], count: int) -> bool:
+    """Whether an index of so many rows compares all pairs (`cdp.knn.exact`), parameters as given.
+
+    A search of all its rows at once compares each pair once, a search in parts twice.
+    """
+    default = BACKEND_DEFAULTS.get(backend, {}).get("exact_limit", 0)
+    return backend == "exact" or count <= settings.get("exact_limit", default)
+
+
 def prepare_index(
     vectors: np.ndarray,
     backend: str,
@@ -257,12 +260,12 @@ def prepare_index(
         candidate = np.empty((count, 0), np.int32)
     elif backend == "torch":
         candidate = propose_torch(unit, width, str(chosen["device"]), workers)
-    elif backend == "exact" or count <= chosen["exact_limit"]:
+    elif compares_all(backend, settings, count):
         candidate, axes = prepare_exact(unit, width, workers)
     else:
         wide = min(width + EXTRA_CANDIDATES, count - 1)
         with limit_blas(), ThreadPoolExecutor(workers) as pool:
-            principal = find_axes(sample_rows(unit))
+            principal = find_axes(unit)
             projected = project_rows(unit, principal[:, :PIVOT_AXES], pool)
             groups = group_rows(projected, PIVOTS_A_ROW, pool)
             order = groups.order
@@ -293,7 +296,7 @@ def search_index(
         return KnnGraph(neighbour, similarity)
     near, best = neighbour[:, :width], similarity[:, :width]
     with limit_blas(), ThreadPoolExecutor(workers) as pool:
-        if index.compares_all:
+        if index.axes.shape[1]:
             search_exact(unit, index.candidate, index.axes, rows, width, near, best, pool)
         elif not index.candidate.shape[1]:
             _fill_blocks(partial(scan_all, unit), rows, near, best, pool)

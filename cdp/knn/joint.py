@@ -33,7 +33,6 @@ from cdp.arrays.threads import count_threads, limit_blas, list_blocks
 from cdp.errors import DataError
 from cdp.knn.exact import BOUND_SLACK, bound_rows, choose_axis_count, reaches
 from cdp.knn.graph import restrict_graph
-from cdp.knn.pivots import sample_rows
 from cdp.types import UNLABELLED, Graph, KnnGraph, View, load_graph, load_view, take_rows
 
 
@@ -186,7 +185,7 @@ def _compare_sets(left: Side, right: Side, workers: int) -> None:
     """Insert the pairs between two sets into the lists of both."""
     units = left[0], right[0]
     with limit_blas(), ThreadPoolExecutor(workers) as pool:
-        axes = find_axes(sample_rows(units[1]))
+        axes = find_axes(units[1])
         floors = left[2][:, -1], right[2][:, -1]
         axes = np.ascontiguousarray(axes[:, : choose_axis_count(*units, axes, *floors)])
         blocks = list_blocks(0, len(units[0]))

@@ -28,9 +28,10 @@ import numpy as np
 from numba import njit
 
 from cdp.arrays.cosine import insert_neighbour
+from cdp.arrays.principal_axes import sample_rows
 from cdp.arrays.threads import BLOCK, limit_blas, list_blocks
 from cdp.errors import BackendError
-from cdp.knn.pivots import PivotGroups, project_rows, propose_near_pivots, sample_rows
+from cdp.knn.pivots import PivotGroups, project_rows, propose_near_pivots
 from cdp.knn.refine import exchange_candidates
 from cdp.types import UNLABELLED
 

@@ -27,8 +27,6 @@ from cdp.types import UNLABELLED
 
 PIVOT_AXES = 64
 """Principal axes on which rows are compared with pivots and with each other here."""
-_SAMPLED_ROWS = 16384
-"""At most about twice so many rows, evenly spaced, determine the principal axes."""
 
 
 @dataclass(frozen=True)
@@ -43,11 +41,6 @@ class PivotGroups:
     nearest_pivots: np.ndarray
     order: np.ndarray
     start_of: np.ndarray
-
-
-def sample_rows(unit: np.ndarray) -> np.ndarray:
-    """Some 16,384 to 32,768 rows, evenly spaced, or all where they are fewer."""
-    return unit[:: max(len(unit) // _SAMPLED_ROWS, 1)]
 
 
 def project_rows(unit: np.ndarray, axes: np.ndarray, pool: ThreadPoolExecutor) -> np.ndarray:

@@ -18,7 +18,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 
 import numpy as np
 from numba import njit
@@ -113,6 +113,7 @@ def correct_prior(
 
 def _find_rate(derivative: Callable[[float], float], pairs: int) -> float:
     """The rate at which the falling derivative is zero, within (0, 1)."""
+    derivative = cache(derivative)  # the search asks for both ends again
     # a rate of exactly 0 or 1 could not be revised by any later evidence
     low, high = 0.5 / (pairs + 1), 1 - 0.5 / (pairs + 1)
     if derivative(low) <= 0:

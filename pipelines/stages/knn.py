@@ -186,7 +186,7 @@ def _search(
     queries = [
         (places[view], settings.k, rows, tables[view] / f"part-{number:05d}.parquet")
         for view in views
-        for number, rows in enumerate(_list_parts(places[view]))
+        for number, rows in enumerate(_list_parts(settings, _count_rows(places[view])))
     ]
     for _ in work.engine.map(query_part, queries, label="knn searches"):
         pass
@@ -211,10 +211,12 @@ def _count_rows(place: Path) -> int:
     return len(np.load(place / "ids.npy", mmap_mode="r"))
 
 
-def _list_parts(place: Path) -> list[slice]:
-    """The rows of each part that a view is searched in."""
-    count = _count_rows(place)
-    return list_blocks(0, count, max(count, 1) if (place / "whole").exists() else PART_SIZE)
+def _list_parts(settings: KnnSettings, count: int) -> list[slice]:
+    """The rows of each part that a view of so many rows is searched in."""
+    from cdp.knn.index import compares_all
+
+    whole = count <= _WHOLE and compares_all(settings.backend, settings.options, count)
+    return list_blocks(0, count, max(count, 1) if whole else PART_SIZE)
 
 
 def _set_aside(table: Path, first: Path) -> None:
@@ -433,8 +435,6 @@ def build_view(
         threads=1,
     )
     index.save(draft / "index.npz")
-    if index.compares_all and len(ids) <= _WHOLE:
-        (draft / "whole").touch()
     draft.rename(place)
 
 
