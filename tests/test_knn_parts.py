@@ -9,6 +9,7 @@ from pipelines.stages import knn
 from pipelines.stages.embed import describe_embeddings
 from pipelines.tables import vector_column, write_table
 
+pytestmark = pytest.mark.nmslib
 ROWS = 5000
 
 
