@@ -30,8 +30,9 @@ pipelines.tables pipelines.config
 pipelines.store pipelines.decisions pipelines.data
 pipelines.verdict pipelines.headlines pipelines.peak_memory pipelines.missed_pairs
 pipelines.stage pipelines.results
-pipelines.members pipelines.label_check
+pipelines.members
 pipelines.copies pipelines.track_constraints
+pipelines.graphs
 pipelines.export pipelines.review_people pipelines.review_neighbours pipelines.review_left_out
 pipelines.review_session
 pipelines.training pipelines.pages pipelines.real_probes

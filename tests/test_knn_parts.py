@@ -5,7 +5,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from pipelines.config import KnnSettings
-from pipelines.stages import knn
+from pipelines.graphs import search
 from pipelines.stages.embed import describe_embeddings
 from pipelines.tables import vector_column, write_table
 
@@ -27,31 +27,31 @@ def embeddings(tmp_path_factory):
     return path
 
 
-def search(embeddings, folder, settings):
+def search_all(embeddings, folder, settings):
     """The number of parts, and the table of lists."""
-    knn.build_view([embeddings], folder / "index", settings, 0)
-    parts = knn._list_parts(settings, ROWS)
+    search.build_view([embeddings], folder / "index", settings, 0)
+    parts = search.list_parts(settings, ROWS)
     for number, rows in enumerate(parts):
-        knn.query_part(folder / "index", settings.k, rows, folder / f"part-{number:05d}.parquet")
+        search.query_part(folder / "index", settings.k, rows, folder / f"part-{number:05d}.parquet")
     return len(parts), pq.read_table(sorted(folder.glob("part-*.parquet")))
 
 
 def test_an_exact_view_has_one_part_and_the_lists_of_many(embeddings, tmp_path, monkeypatch):
-    monkeypatch.setattr(knn, "PART_SIZE", 1500)
+    monkeypatch.setattr(search, "PART_SIZE", 1500)
     folders = [tmp_path / "one", tmp_path / "many"]
     for folder in folders:
         folder.mkdir()
-    one, whole = search(embeddings, folders[0], KnnSettings())
-    monkeypatch.setattr(knn, "_WHOLE", ROWS - 1)
-    many, in_parts = search(embeddings, folders[1], KnnSettings())
+    one, whole = search_all(embeddings, folders[0], KnnSettings())
+    monkeypatch.setattr(search, "_WHOLE", ROWS - 1)
+    many, in_parts = search_all(embeddings, folders[1], KnnSettings())
     assert (one, many) == (1, 4)
     assert whole.num_rows == ROWS
     assert whole.equals(in_parts)
 
 
 def test_an_approximate_view_has_several_parts(embeddings, tmp_path, monkeypatch):
-    monkeypatch.setattr(knn, "PART_SIZE", 1500)
+    monkeypatch.setattr(search, "PART_SIZE", 1500)
     settings = KnnSettings(options={"exact_limit": 0})
-    parts, table = search(embeddings, tmp_path, settings)
+    parts, table = search_all(embeddings, tmp_path, settings)
     assert parts == 4
     assert table.num_rows == ROWS

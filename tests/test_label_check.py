@@ -15,7 +15,7 @@ from cdp.label_check.people import FoundPeople
 from cdp.mediator.believed_rows import choose_believed
 from cdp.metrics.clustering import score_pairwise
 from pipelines.decisions import CorrectionTable, find_keys
-from pipelines.label_check import divide_people
+from pipelines.graphs.label_check import divide_people
 from pipelines.run import main
 from pipelines.tables import read_vectors
 

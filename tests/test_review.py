@@ -22,10 +22,10 @@ from known_clusters import SIZES
 import cdp
 from cdp.errors import DataError, StageError
 from pipelines.decisions import CorrectionTable
+from pipelines.graphs.view import describe_neighbours
 from pipelines.review_neighbours import NeighbourLists
 from pipelines.review_session import ReviewSession, find_moved, name_question
 from pipelines.run import main
-from pipelines.stages.knn import describe_neighbours
 from pipelines.tables import vector_column, write_table
 
 pytestmark = [pytest.mark.torch, pytest.mark.slow, pytest.mark.trains]

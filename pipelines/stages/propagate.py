@@ -29,7 +29,7 @@ import pyarrow.parquet as pq
 from cdp.errors import DataError
 from cdp.types import UNLABELLED, PairTable
 from pipelines.decisions import ON_CLUSTERS, find_keys, find_names, resolve_decisions
-from pipelines.label_check import ASSIGNMENTS, FOUND, PEOPLE
+from pipelines.graphs.label_check import ASSIGNMENTS, FOUND, PEOPLE
 from pipelines.missed_pairs import read_missed
 from pipelines.stage import Stage, Work
 from pipelines.tables import SPLITS, read_pairs, read_vectors

@@ -24,7 +24,7 @@ from unittest.mock import patch
 
 import numpy as np
 
-from cdp.arrays.threads import list_blocks
+from cdp.types import KnnGraph
 from tests.benchmarks import bench_million
 
 VIEWS = ("base", "second")
@@ -59,34 +59,28 @@ def draw_lists(vectors: np.ndarray, identity: np.ndarray, k: int, seed: int) -> 
 
 def write_drawn(embeddings: Path, identity: np.ndarray, k: int, seed: int, place: Path) -> None:
     """One unlabelled graph in the form of the stage knn."""
-    from pipelines.stages.knn import describe_neighbours
-    from pipelines.tables import read_view, vector_column, write_table
+    from pipelines.graphs.view import write_graph
+    from pipelines.tables import read_view
 
     ids, vectors = read_view([embeddings])
     for number, (rows, near, cosine) in enumerate(draw_lists(vectors, identity, k, seed)):
-        columns = {
-            "sample_id": ids[rows],
-            "neighbour": vector_column(ids[near]),
-            "similarity": vector_column(cosine),
-        }
-        write_table(place / f"part-{number:05d}.parquet", columns, describe_neighbours(k))
+        write_graph(place / f"part-{number:05d}.parquet", ids[rows], KnnGraph(near, cosine), ids, k)
 
 
 def draw_graphs(work: Any) -> Mapping[str, Any]:
     """The stage knn, but for the search of the unlabelled rows."""
-    from pipelines.stages import knn
+    from pipelines.graphs.label_check import ADOPTED, LABEL_ISSUES
+    from pipelines.graphs.near_equal import choose_labelled, list_copies, write_near_equal
+    from pipelines.graphs.search import search_views
+    from pipelines.graphs.view import View
 
     settings, members = work.config.knn, [member.name for member in work.config.committee.all]
-    chosen, near = knn._choose_labelled(work, members, work.input_facts("embed")["labelled"])
-    knn._write_near_equal(work, near, knn._list_copies(work))
-    work.write("label_issues", knn.LABEL_ISSUES.empty_table())
-    work.write("adopted", knn.ADOPTED.empty_table())
-    for member in members:
-        view = f"labelled/{member}"
-        place, table = work.scratch / f"labelled-{member}", work.path("neighbours", view)
-        knn.build_view([work.locate("embed.embeddings", view)], place, settings, work.seed, chosen)
-        for number, rows in enumerate(list_blocks(0, len(chosen), knn.PART_SIZE)):
-            knn.query_part(place, settings.k, rows, table / f"part-{number:05d}.parquet")
+    chosen, near = choose_labelled(work, members, work.input_facts("embed")["labelled"])
+    write_near_equal(work, near, list_copies(work))
+    work.write("label_issues", LABEL_ISSUES.empty_table())
+    work.write("adopted", ADOPTED.empty_table())
+    views = [View.of(work, "labelled", member) for member in members]
+    search_views(work, views, {"labelled": chosen})
     truth = work.read("ingest.samples", columns=["split", "row"]).to_pandas()
     identity = np.load(work.runtime.dataset.root / "unlabelled" / "identity.npy")
     identity = identity[truth.row[truth.split == "unlabelled"].to_numpy()]

@@ -17,13 +17,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
 
-from cdp.types import UNLABELLED, KnnGraph
 from pipelines.decisions import find_keys
 from pipelines.files import save_arrays
+from pipelines.graphs.view import View, list_embedded
 from pipelines.stage import Work
-from pipelines.tables import SPLITS, read_vectors, read_view
+from pipelines.tables import SPLITS, read_view
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -76,16 +75,14 @@ def check_splits(
     work: Work,
     chosen: np.ndarray,
     members: list[str],
-    unlabelled: list[Path],
-    lists: Path | None,
+    unlabelled: list[View],
     *,
     compared: bool = True,
 ) -> CheckedLabels:
     """Check the labels of the `chosen` images, and look for their people in the other split.
 
-    chosen : ascending sample ids. unlabelled : folders of the other split's vectors, one a member;
-    none without such images. lists : the table of its base graph, None without. compared : whether
-    images unlike those of the other split are left out.
+    chosen : ascending sample ids. unlabelled : the other split, one view a member.
+    compared : whether images unlike those of the other split are left out.
     """
     samples = work.read(
         "ingest.samples", columns=["sample_id", "path", "split", "identity", "sha256"]
@@ -98,8 +95,8 @@ def check_splits(
     identity = samples.identity[samples.split == SPLITS[0]].sort_index()
     confirmed = np.isin(chosen, kept)
     distinct = work.config.knn.near_equal
-    job = (tables, [place / "vectors.npy" for place in unlabelled], lists, chosen, identity,
-           confirmed, distinct, compared, work.seed, found, people)  # fmt: skip
+    job = (tables, unlabelled, chosen, identity, confirmed,
+            distinct, compared, work.seed, found, people)  # fmt: skip
     for _ in work.engine.map(check_views, [job], label="knn checks the labels"):
         pass
     stored = np.load(found, allow_pickle=False)
@@ -123,7 +120,7 @@ def check_splits(
     person = stored["person"]
     adopted = stored["adopted"]
     if len(adopted):
-        adopted = np.load(unlabelled[0] / "ids.npy")[adopted]
+        adopted = unlabelled[0].read_ids()[adopted]
     names = np.unique(identity.to_numpy())[person[len(person) - len(adopted) :]]
     work.write("adopted", {"sample_id": adopted, "identity": names})
     return CheckedLabels(
@@ -154,8 +151,7 @@ def _list_kept(work: Work, labelled: pd.DataFrame) -> np.ndarray:
 
 def check_views(
     tables: list[Path],
-    unlabelled: list[Path],
-    lists: Path | None,
+    unlabelled: list[View],
     chosen: np.ndarray,
     identity: Any,
     confirmed: np.ndarray,
@@ -167,7 +163,7 @@ def check_views(
 ) -> None:
     """Check the labels of one set of images, and look for their people among others.
 
-    tables : embeddings of the labelled split. lists : the base graph of the others. identity :
+    tables : embeddings of the labelled split. unlabelled : views of the others. identity :
     Series of all labelled images' names by ascending sample id. confirmed : (r,) bool, chosen
     images whose labels are right. distinct : whether of near-equal images one is trained on.
     compared : whether images unlike the others are left out.
@@ -181,7 +177,7 @@ def check_views(
 
     if target.exists() and people.exists():
         return
-    ids = np.sort(pq.read_table(tables[0], columns=["sample_id"])["sample_id"].to_numpy())
+    ids = list_embedded(tables[0])
     code, names = identity.factorize(sort=True)
     number = code[np.searchsorted(identity.index, ids)].astype(np.int64)
     rows = np.searchsorted(ids, chosen)
@@ -189,8 +185,8 @@ def check_views(
     trained = choose_believed(
         [view[rows] for view in views],
         number[rows],
-        [np.load(path, mmap_mode="r") for path in unlabelled],
-        _read_graph(lists, unlabelled),
+        [view.map_vectors() for view in unlabelled],
+        unlabelled[0].read_graph(),
         distinct=distinct,
         confirmed=confirmed,
         compared=compared,
@@ -211,7 +207,7 @@ def check_views(
         everybody = check.people.extend(views, person, believed) if parts else check.people
         state = everybody.state()
         if trained.found is not None and not parts:
-            shown = np.load(unlabelled[0].with_name("ids.npy"))
+            shown = unlabelled[0].read_ids()
             save_arrays(people.with_name(FOUND), ids=shown, **trained.found.state())
         _find_names(listed, everybody, views, names.to_numpy())
     issues = pd.concat([part for part in listed if len(part)] or listed, ignore_index=True)
@@ -237,15 +233,6 @@ def check_views(
         unlike=np.array(trained.unlike),
         **columns,
     )
-
-
-def _read_graph(lists: Path | None, vectors: list[Path]) -> KnnGraph:
-    """The base graph of the unlabelled images, by row; empty without such images."""
-    if lists is None:
-        return KnnGraph(np.empty((0, 0), np.int64), np.empty((0, 0), np.float32))
-    ids, named = np.load(vectors[0].with_name("ids.npy")), read_vectors(lists, "neighbour")
-    rows = np.where(named == UNLABELLED, UNLABELLED, np.searchsorted(ids, named))
-    return KnnGraph(rows, read_vectors(lists, "similarity"))
 
 
 def divide_people(number: np.ndarray, chosen: np.ndarray) -> list[np.ndarray]:
