@@ -45,7 +45,7 @@ from pipelines.graphs.view import View, describe_neighbours, list_embedded
 from pipelines.stage import Stage, Work
 from pipelines.tables import SPLITS
 
-LABELLED, UNLABELLED = SPLITS
+LABELLED_SPLIT, UNLABELLED_SPLIT = SPLITS
 
 
 @dataclass(frozen=True)
@@ -66,14 +66,14 @@ def run(work: Work) -> Mapping[str, Any]:
     settings = work.config.knn
     embedded = work.input_facts("embed")
     members = [member.name for member in work.config.committee.all]
-    count = int(embedded.get(COPIES, embedded[LABELLED]))
-    _require_enough(int(embedded[UNLABELLED]), settings.k)
+    count = int(embedded.get(COPIES, embedded[LABELLED_SPLIT]))
+    _require_enough(int(embedded[UNLABELLED_SPLIT]), settings.k)
     chosen, near = choose_labelled(work, members, count)
     pile = _search_unlabelled(work, members, near)
-    trained = _choose_trained(work, members, chosen, pile, near.get(LABELLED))
-    labelled = [View.of(work, LABELLED, member) for member in members if len(trained.ids)]
-    search_views(work, labelled, {LABELLED: trained.ids}, adopted=bool(trained.adopted))
-    joint = settings.joint and bool(labelled) and bool(pile)
+    trained = _choose_trained(work, members, chosen, pile, near.get(LABELLED_SPLIT))
+    labelled = [View.of(work, LABELLED_SPLIT, member) for member in members if len(trained.ids)]
+    search_views(work, labelled, {LABELLED_SPLIT: trained.ids}, adopted=bool(trained.adopted))
+    joint = settings.joint and bool(labelled)
     if joint:
         join_splits(work, list(zip(labelled, pile, strict=True)), trained.left_out)
     views = [*labelled, *pile]
@@ -98,8 +98,8 @@ def run(work: Work) -> Mapping[str, Any]:
 def _require_enough(count: int, k: int) -> None:
     if count <= k:
         raise DataError(
-            f"the {UNLABELLED} split has {count} images to search, and knn.k={k} needs at least "
-            f"{k + 1}. Add images or lower knn.k"
+            f"the {UNLABELLED_SPLIT} split has {count} images to search, and knn.k={k} needs at "
+            f"least {k + 1}. Add images or lower knn.k"
         )
 
 
@@ -108,18 +108,20 @@ def _search_unlabelled(work: Work, members: list[str], near: dict[str, Represent
 
     near : the near-equal images of the labelled split; those of this one are added to it.
     """
-    views = [View.of(work, UNLABELLED, member) for member in members]
+    views = [View.of(work, UNLABELLED_SPLIT, member) for member in members]
     ids = {}
     copies = list_copies(work)
     if len(copies):
-        embedded = list_embedded(work.locate("embed.embeddings", f"{UNLABELLED}/{members[0]}"))
-        ids[UNLABELLED] = embedded[~np.isin(embedded, copies.index)]
-        _require_enough(len(ids[UNLABELLED]), work.config.knn.k)
+        embedded = list_embedded(
+            work.locate("embed.embeddings", f"{UNLABELLED_SPLIT}/{members[0]}")
+        )
+        ids[UNLABELLED_SPLIT] = embedded[~np.isin(embedded, copies.index)]
+        _require_enough(len(ids[UNLABELLED_SPLIT]), work.config.knn.k)
     search_views(work, views, ids)
     if work.config.knn.near_equal:
-        near[UNLABELLED] = represent(work, views)
-        if near[UNLABELLED].collapsed:
-            ids[UNLABELLED] = near[UNLABELLED].kept
+        near[UNLABELLED_SPLIT] = represent(work, views)
+        if near[UNLABELLED_SPLIT].collapsed:
+            ids[UNLABELLED_SPLIT] = near[UNLABELLED_SPLIT].kept
             views = search_distinct(work, views)
             search_views(work, views, ids)
     write_near_equal(work, near, copies)
