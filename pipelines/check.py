@@ -40,7 +40,7 @@ from pipelines.members import (
     rank_member,
 )
 from pipelines.packaged import CONFIGS, find_config, find_manifest, list_packaged
-from pipelines.training.sets import draw_for_mediator
+from pipelines.training.sets import describe_kept, draw_for_mediator
 
 DATA_ROOT = "CDP_DATA_ROOT"
 MODELS_DIR = "CDP_MODELS_DIR"
@@ -223,11 +223,8 @@ def check_counts(config: RunConfig, dataset: Dataset, used: Sequence[Entry]) -> 
         share = config.train.mediator_share if trained else 1.0
         kept = draw_for_mediator(np.unique(people), share, config.seed)
         shortage = describe_shortage(np.array([name for name in people if name in kept]))
-        if shortage and len(kept) < len(set(people)):
-            shortage += (
-                f" (train.mediator_share keeps {len(kept)} of the {len(set(people))} labelled "
-                "people for it)"
-            )
+        if shortage:
+            shortage += describe_kept(len(kept), len(set(people)))
         if shortage and config.propagate.target_precision is not None:
             text = f"{shortage}, and propagate.target_precision needs one. Label more, or leave "
             found.append(Finding("error", f"{text}the target out"))

@@ -19,6 +19,7 @@ from known_clusters import SIZES
 from PIL import Image
 
 from pipelines.export.__main__ import main as export_results
+from pipelines.results import open_run
 from pipelines.run import main
 
 pytestmark = [pytest.mark.torch, pytest.mark.slow, pytest.mark.trains]
@@ -486,3 +487,9 @@ def test_without_labels_the_committee_votes(folder_run):
     assert folder_run(*override, *voting) == 0
     labels = pd.read_parquet(folder_run.run / "propagate" / "labels.parquet")
     assert len(labels)
+
+
+def test_too_few_people_are_counted_with_those_the_committee_is_trained_on(finished_run):
+    (said,) = open_run(finished_run).manifest("mediate")["facts"]["doubts"]
+    assert "8 labelled people with several images cannot measure" in said
+    assert said.endswith("(train.mediator_share keeps 8 of the 16 labelled people for it)")

@@ -44,6 +44,7 @@ from pipelines.graphs.search import measure_view, search_views
 from pipelines.graphs.view import View, describe_neighbours, list_embedded
 from pipelines.stage import Stage, Work
 from pipelines.tables import SPLITS
+from pipelines.training.sets import describe_kept_of
 
 LABELLED_SPLIT, UNLABELLED_SPLIT = SPLITS
 
@@ -156,6 +157,8 @@ def _choose_trained(
         trained, adopted = _take_copies(work, members[0], chosen, trained, near), adopted[:0]
     elif shortage := describe_shortage(person):
         trained, adopted = trained[:0], adopted[:0]
+        kept = len(np.unique(number_people(work, chosen)))
+        shortage += describe_kept_of(work, kept)
         facts = {"shortage": shortage, **facts}
     return _Trained(np.union1d(trained, adopted), len(adopted), left_out, facts)
 

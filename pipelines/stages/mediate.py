@@ -37,6 +37,7 @@ from pipelines.files import save_arrays
 from pipelines.missed_pairs import describe_missed
 from pipelines.stage import Stage, Work
 from pipelines.tables import JOINT, SPLITS, read_vectors, read_view, write_table
+from pipelines.training.sets import describe_kept_of
 
 if TYPE_CHECKING:
     from cdp.mediator.training_set import TrainingSet
@@ -107,7 +108,7 @@ def run(work: Work) -> Mapping[str, Any]:
     facts |= {"method": settings.method, "mediator": {}}
     if scorer.calibrated and not facts[SELF_TRAINING]:
         facts |= _describe_mediator(scorer.mediator.report)
-        facts |= _describe_people(_list_kept(work), scorer)
+        facts |= _describe_people(work, scorer)
         _write_calibration(work, scorer.mediator.report.reliability)
     else:  # nobody whose name is known was held out
         work.write("calibration", CALIBRATION.empty_table())
@@ -304,13 +305,15 @@ def _describe_mediator(report: Any) -> dict[str, Any]:
     }
 
 
-def _describe_people(identity: np.ndarray, scorer: Any) -> dict[str, Any]:
+def _describe_people(work: Work, scorer: Any) -> dict[str, Any]:
     """Facts that the estimate of quality rests on: who was held out, and why they are too few."""
     from cdp.mediator.shortage import describe_few_people
     from cdp.propagation.unlisted import average_unlisted
 
-    size = np.unique(identity.astype(str), return_counts=True)[1]
-    few = describe_few_people(identity.astype(str))
+    identity = _list_kept(work).astype(str)
+    size = np.unique(identity, return_counts=True)[1]
+    if few := describe_few_people(identity):
+        few += describe_kept_of(work, len(size))
     return {
         "people": int((size >= 2).sum()),
         "largest_person": int(size.max()),

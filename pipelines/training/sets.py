@@ -171,6 +171,20 @@ def draw_for_mediator(names: np.ndarray, share: float, seed: int) -> set[str]:
     return set(names[order[: round(share * len(names))]])
 
 
+def describe_kept(kept: int, people: int) -> str:
+    """That only some labelled people are kept for the mediator, in brackets; "" if all are."""
+    if kept >= people:
+        return ""
+    return f" (train.mediator_share keeps {kept} of the {people} labelled people for it)"
+
+
+def describe_kept_of(work: Work, kept: int) -> str:
+    """`describe_kept` of the people of a run."""
+    samples = work.read("ingest.samples", columns=["split", "identity"]).to_pandas()
+    people = samples[samples.split == SPLITS[0]].identity.nunique()
+    return describe_kept(kept, people)
+
+
 def select_clusters(
     samples: Any,
     column: str,
