@@ -33,6 +33,11 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 
 from cdp.arrays.cosine import as_readonly, make_unit, measure_pairs
 from cdp.assignment import ClusterCentres
+from cdp.committee.agreement import (
+    describe_disagreement,
+    describe_one_sided,
+    measure_agreement,
+)
 from cdp.committee.features import VARIANTS
 from cdp.committee.pairs import choose_candidates, make_pairs
 from cdp.errors import CdpWarning, ConfigError, DataError
@@ -53,6 +58,7 @@ from cdp.mediator.shortage import (
     describe_reach,
     describe_shortage,
 )
+from cdp.mediator.small_set import SmallSet
 from cdp.mediator.training_set import (
     ChosenSet,
     DegradedCopies,
@@ -282,11 +288,11 @@ class ConsensusClusterer(ClusterMixin, BaseEstimator):
                 graphs = self._build_graphs(given, seed)
         self._believed: BelievedRows | None = None
         self.label_issues_ = list_issues(None)
-        scorer, doubts = self._make_scorer(
+        scorer, doubts, trained = self._make_scorer(
             given, graphs, labelled_views, labelled_ids, degraded, seed
         )
-        pairs = make_pairs(graphs, candidates=scorer.candidates)
-        scored = scorer.score(given, graphs, pairs, threads=self.threads)
+        self._warn_of_odd_views(graphs, "unlabelled rows", 2)
+        pairs, scored = self._score_pairs(scorer, given, graphs, trained)
         scores = scored.probability
         if len(graphs[0]) < count:
             listings = 2 * len(graphs)
@@ -399,8 +405,9 @@ class ConsensusClusterer(ClusterMixin, BaseEstimator):
         labelled_ids: Any,
         degraded: DegradedCopies | None,
         seed: int,
-    ) -> tuple[PairScorer | PairVoter, tuple[str, ...]]:
-        """A pair scorer, or a voter where nothing can train one; why its quality is withheld."""
+    ) -> tuple[PairScorer | PairVoter, tuple[str, ...], TrainingSet | None]:
+        """A pair scorer, or a voter where nothing can train one; why its quality is withheld; and
+        the labelled rows it was trained on."""
         shortage, copies = "", None
         if labelled_views is not None:
             try:
@@ -410,11 +417,12 @@ class ConsensusClusterer(ClusterMixin, BaseEstimator):
                     views, graphs, labelled_views, labelled_ids, degraded, seed
                 )
                 copies = chosen.trained if chosen.trained.are_copies else None
-                scorer = self._fit_scorer(views, graphs, chosen, seed)
+                scorer, odd = self._fit_scorer(views, graphs, chosen, seed)
                 if copies is not None:
-                    return scorer, (DEGRADED,)
+                    return scorer, (DEGRADED, odd), copies
                 unlike = 0 if chosen.believed is None else chosen.believed.unlike
-                return scorer, (describe_unlike(unlike, len(chosen.rows)),)
+                doubt = describe_unlike(unlike, len(chosen.rows))
+                return scorer, (doubt, odd), chosen.trained
             except ShortageError as error:
                 shortage = str(error)
         candidates = self.candidates or choose_candidates("vote")
@@ -423,7 +431,24 @@ class ConsensusClusterer(ClusterMixin, BaseEstimator):
         if shortage:
             text = describe_fallback(shortage, trained=found is not None, copies=copies is not None)
             warnings.warn(text, CdpWarning, stacklevel=3)
-        return (voter, ()) if found is None else (found, (SELF_TRAINED,))
+        return (voter, (), None) if found is None else (found, (SELF_TRAINED,), None)
+
+    def _score_pairs(
+        self,
+        scorer: PairScorer | PairVoter,
+        views: list[View],
+        graphs: list[KnnGraph],
+        trained: TrainingSet | None,
+    ) -> tuple[PairTable, PairScores]:
+        """All candidate pairs and their scores; few rows are scored among the labelled ones."""
+        small = None
+        if trained is not None:
+            small = SmallSet.of(views, len(graphs[0]), trained, self.k, threads=self.threads)
+        if small is not None:
+            views, graphs = list(small.views), small.graphs
+        pairs = make_pairs(graphs, candidates=scorer.candidates)
+        scored = scorer.score(views, graphs, pairs, threads=self.threads)
+        return (pairs, scored) if small is None else small.keep_own(pairs, scored)
 
     def _train_on_votes(
         self,
@@ -531,9 +556,17 @@ class ConsensusClusterer(ClusterMixin, BaseEstimator):
             self._believed, self._names = chosen.believed, names
         return chosen
 
+    def _warn_of_odd_views(self, graphs: list[KnnGraph], rows: str, stacklevel: int) -> None:
+        """Warn of views that share no neighbours with the others."""
+        names = [f"view {number}" for number in range(len(graphs))]
+        odd = describe_disagreement(measure_agreement(graphs), names, rows)
+        if odd:
+            warnings.warn(odd, CdpWarning, stacklevel=stacklevel + 1)
+
     def _fit_scorer(
         self, views: list[View], graphs: list[KnnGraph], chosen: ChosenSet, seed: int
-    ) -> PairScorer:
+    ) -> tuple[PairScorer, str]:
+        """The scorer; and why no quality is estimated where views agree in one set alone."""
         settings, joint, trained = self._choose_settings(), None, chosen.trained
         extended = settings.variant == "extended"
         trained.require_fit(views, graphs[0], compared=extended, seed=seed)
@@ -549,7 +582,8 @@ class ConsensusClusterer(ClusterMixin, BaseEstimator):
                 threads=self.threads,
             )
             trained.require_no_gap(joint, len(graphs[0]))
-        return PairScorer.fit(
+        self._warn_of_odd_views(own_graphs, "labelled rows", 4)
+        scorer = PairScorer.fit(
             trained.views,
             own_graphs,
             trained.identity,
@@ -560,6 +594,7 @@ class ConsensusClusterer(ClusterMixin, BaseEstimator):
             seed=seed,
             threads=self.threads,
         )
+        return scorer, describe_one_sided(measure_agreement(graphs), measure_agreement(own_graphs))
 
     def _assign_people(self, views: list[View], kept: np.ndarray) -> pd.DataFrame:
         """The rows that show a labelled person; those of near-equal rows as the one for them.

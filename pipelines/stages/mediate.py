@@ -104,7 +104,7 @@ def run(work: Work) -> Mapping[str, Any]:
     from cdp.mediator.self_training import DEGRADED
 
     split = _map_split(work, SPLITS[1:], "unlabelled")
-    settings, scorer, facts = _make_scorer(work, split)
+    settings, scorer, facts, trained = _make_scorer(work, split)
     facts |= {"method": settings.method, "mediator": {}}
     if scorer.calibrated and not facts[SELF_TRAINING]:
         facts |= _describe_mediator(scorer.mediator.report)
@@ -112,21 +112,27 @@ def run(work: Work) -> Mapping[str, Any]:
         _write_calibration(work, scorer.mediator.report.reliability)
     else:  # nobody whose name is known was held out
         work.write("calibration", CALIBRATION.empty_table())
-    whitened = scorer.whiten(split.views)
+    small = None if trained is None else _search_small(work, split, trained)
+    scored = split if small is None else small
+    whitened = scorer.whiten(scored.views)
     if whitened is not None:
-        _save_array(split.whitened, whitened)
-    parts = _list_parts(work, split, "scored")
-    jobs = [(split, rows, settings, work.scratch, target) for rows, target in parts]
+        _save_array(scored.whitened, whitened)
+    parts = _list_parts(work, scored, "scored")
+    jobs = [(scored, rows, settings, work.scratch, target) for rows, target in parts]
     for _ in work.engine.map(score_part, jobs, label="mediate scores pairs"):
         pass
     pairs, probability = _collect_scores(parts)
     if not len(pairs):
         raise DataError("the neighbour graphs hold no pair of unlabelled images; raise knn.k")
-    scores = scorer.finish(split.views, pairs, probability, len(split.sample_id))
-    if scores.rate is not None:
-        facts["estimated_true_share"] = round(float(scores.rate), 4)
+    scores = scorer.finish(scored.views, pairs, probability, len(scored.sample_id))
+    rate = scores.rate if small is None else _average_own(split, pairs, scores.probability)
+    if rate is not None:
+        facts["estimated_true_share"] = round(float(rate), 4)
     on_copies = _has_copies(work) and scorer.calibrated and not facts[SELF_TRAINING]
     doubts = [DEGRADED] if on_copies else [_describe_unlike(work)]
+    odd, one_sided = _describe_odd_members(split, trained)
+    facts["warnings"] = [*facts.get("warnings", []), *odd]
+    doubts.append(one_sided)
     facts["doubts"] = [*facts.get("doubts", []), *filter(None, doubts), *scores.doubts]
     if scores.cosine is not None:
         facts["cosine"] = scores.cosine
@@ -134,24 +140,27 @@ def run(work: Work) -> Mapping[str, Any]:
         facts["threshold"] = scorer.threshold
         facts["precision_curve"] = scorer.precision_curve.round(5).tolist()
     links = _list_links(work, len(split.members))
-    _write_pairs(work, split.sample_id, parts, scores.probability, links)
-    return {"pairs": len(pairs) + len(links["source"]), **facts}
+    written = _write_pairs(work, split.sample_id, parts, scores.probability, links)
+    return {"pairs": written, **facts}
 
 
 # ------------------------------------------------------------------------------------ the scorer
 
 
-def _make_scorer(work: Work, split: Split) -> tuple[MediateSettings, Any, dict[str, Any]]:
-    """The settings in effect, the scorer, and facts: how it came to be."""
+def _make_scorer(
+    work: Work, split: Split
+) -> tuple[MediateSettings, Any, dict[str, Any], LabelledRows | None]:
+    """The settings in effect, the scorer, facts: how it came to be; and what it was trained on."""
     from cdp.mediator.self_training import SELF_TRAINED, describe_fallback
     from cdp.mediator.shortage import ShortageError
 
     settings = work.config.mediate
     if settings.method == "vote":
-        return settings, _make_voter(settings), {SELF_TRAINING: False}
+        return settings, _make_voter(settings), {SELF_TRAINING: False}, None
     labelled = _open_labelled(work)
     try:
-        return settings, _fit_scorer(work, settings, labelled, split), {SELF_TRAINING: False}
+        scorer = _fit_scorer(work, settings, labelled, split)
+        return settings, scorer, {SELF_TRAINING: False}, labelled
     except ShortageError as error:
         shortage = str(error)
     voting = settings.model_copy(update={"method": "vote"})
@@ -160,10 +169,13 @@ def _make_scorer(work: Work, split: Split) -> tuple[MediateSettings, Any, dict[s
     trained = scorer is not None
     facts = {
         SELF_TRAINING: trained,
+        "shortage": shortage,
         "warnings": [describe_fallback(shortage, trained=trained, copies=copies is not None)],
         "doubts": [SELF_TRAINED] if trained else [],
     }
-    return (settings, scorer, facts) if trained else (voting, _make_voter(voting), facts)
+    if trained:
+        return settings, scorer, facts, None
+    return voting, _make_voter(voting), facts, None
 
 
 def _train_on_votes(
@@ -330,6 +342,22 @@ def _describe_unlike(work: Work) -> str:
     return describe_unlike(searched.get("unlike", 0), searched.get("labelled_checked", 0))
 
 
+def _describe_odd_members(split: Split, labelled: LabelledRows | None) -> tuple[list[str], str]:
+    """Warnings of members that share no neighbours with the others; why no quality is estimated."""
+    from cdp.committee.agreement import (
+        describe_disagreement,
+        describe_one_sided,
+        measure_agreement,
+    )
+
+    found = {"unlabelled images": measure_agreement(split.graphs)}
+    if labelled is not None:
+        found["labelled images"] = measure_agreement(labelled.graphs)
+    warned = [describe_disagreement(each, split.members, rows) for rows, each in found.items()]
+    one_sided = describe_one_sided(*found.values()) if len(found) > 1 else ""
+    return [text for text in warned if text], one_sided
+
+
 def _list_kept(work: Work) -> np.ndarray:
     """The identity of each labelled image that was embedded for the mediator; may be empty."""
     if not work.input_facts("embed")["labelled"]:
@@ -427,21 +455,26 @@ def _write_pairs(
     parts: Sequence[tuple[slice, Path]],
     probability: np.ndarray,
     links: Mapping[str, np.ndarray],
-) -> None:
-    """Write the pairs by source: those of each block, and the links whose source lies there."""
-    row = 0
+) -> int:
+    """Write the pairs by source: those of each block, and the links whose source lies there.
+
+    Pairs with rows beyond `sample_id`, which are labelled ones, are left out. Returns the number of
+    pairs written.
+    """
+    row = written = 0
+    parts = [part for part in parts if part[0].start < len(sample_id)]
     bounds = [0, *(sample_id[rows.start] for rows, _ in parts[1:]), np.iinfo(np.int64).max]
     cuts = np.searchsorted(links["source"], bounds)
     for number, (_, target) in enumerate(parts):
         scored = np.load(target)
-        count = len(scored["source"])
+        count, own = len(scored["source"]), scored["target"] < len(sample_id)
         columns = {
-            "source": sample_id[scored["source"]],
-            "target": sample_id[scored["target"]],
-            "vote": scored["vote"],
-            "listings": scored["listings"],
-            "base_similarity": scored["base_similarity"],
-            "probability": probability[row : row + count],
+            "source": sample_id[scored["source"][own]],
+            "target": sample_id[scored["target"][own]],
+            "vote": scored["vote"][own],
+            "listings": scored["listings"][own],
+            "base_similarity": scored["base_similarity"][own],
+            "probability": probability[row : row + count][own],
         }
         between = slice(cuts[number], cuts[number + 1])
         if between.start < between.stop:
@@ -451,11 +484,38 @@ def _write_pairs(
             columns = {name: column[order] for name, column in columns.items()}
         place = work.path("pairs") / f"part-{number:05d}.parquet"
         write_table(place, columns, PAIRS)
-        row += count
+        row, written = row + count, written + len(columns["source"])
+    return written
 
 
 def _write_calibration(work: Work, curve: Any) -> None:
     work.write("calibration", {name: getattr(curve, name) for name in CALIBRATION.names})
+
+
+def _search_small(work: Work, split: Split, labelled: LabelledRows) -> Split | None:
+    """The unlabelled and the labelled rows in one set of graphs, mapped; None: not a small set."""
+    from cdp.mediator.small_set import SmallSet
+    from cdp.types import load_graph
+
+    k, ids = load_graph(split.graphs[0]).k, split.sample_id
+    found = SmallSet.of(split.views, len(ids), labelled.trained, k)
+    if found is None:
+        return None
+    mapped = Split(work.scratch / "small", split.members)
+    mapped.place.mkdir(exist_ok=True)
+    for name, view, graph in zip(split.members, found.views, found.graphs, strict=True):
+        _save_array(mapped.place / f"{name}.view.npy", view)
+        _save_array(mapped.place / f"{name}.neighbour.npy", graph.neighbour)
+        _save_array(mapped.place / f"{name}.similarity.npy", graph.similarity)
+    context = len(found.views[0]) - len(ids)
+    _save_array(mapped.place / "sample_id.npy", np.append(ids, np.full(context, UNLABELLED)))
+    return mapped
+
+
+def _average_own(split: Split, pairs: PairTable, probability: np.ndarray) -> float | None:
+    """The mean probability of the pairs of two unlabelled rows; None where there is none."""
+    own = pairs.target < len(split.sample_id)
+    return float(probability[own].mean(dtype=np.float64)) if own.any() else None
 
 
 # -------------------------------------------------------------------------------------- mapping
@@ -524,7 +584,7 @@ def _save_array(path: Path, array: np.ndarray, draft: str | None = None) -> None
 
 STAGE = Stage(
     name="mediate",
-    version=25,
+    version=26,
     inputs=(
         "ingest.samples",
         "embed.embeddings",

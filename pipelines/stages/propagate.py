@@ -357,13 +357,13 @@ def _cluster(
     if settings.target_precision is not None and scored.get("self_trained"):
         raise DataError(
             "propagate.target_precision needs labelled images to measure precision on, and "
-            f"{scored['doubts'][0]}. Label 20 people or more of the unlabelled images, 4 images or "
+            f"{scored['doubts'][0]}. Label 30 people or more of the unlabelled images, 4 images or "
             "more of each, or leave the target out"
         )
     calibrated = scored["method"] != "vote"
     threshold = None if settings.threshold == "auto" else settings.threshold
     if not calibrated:
-        replaced = bool(scored.get("warnings"))  # votes instead of probabilities
+        replaced = bool(scored.get("shortage"))  # votes instead of probabilities
         threshold = choose_first_level(scored["cosine"], None if replaced else threshold)
     elif threshold is None:
         threshold = float(scored.get("threshold", 0.5))
