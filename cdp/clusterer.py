@@ -42,6 +42,7 @@ from cdp.committee.features import VARIANTS
 from cdp.committee.pairs import choose_candidates, make_pairs
 from cdp.errors import CdpWarning, ConfigError, DataError
 from cdp.inputs import Views, check_models, keep_rows, number_identities, read_copies, read_views
+from cdp.knn.equal_rows import describe_equal_rows
 from cdp.knn.graph import build_knn_graphs
 from cdp.knn.near_equal import find_near_equal
 from cdp.label_check import list_issues
@@ -262,8 +263,8 @@ class ConsensusClusterer(ClusterMixin, BaseEstimator):
         Warns
         -----
         CdpWarning
-            Labels were given that cannot train a mediator; nothing was found; or one cluster holds
-            most of the rows.
+            Labels were given that cannot train a mediator; views share no neighbours with the
+            others; many rows are equal; nothing was found; or one cluster holds most of the rows.
         """
         self._check_parameters()
         if (labelled_views is None) != (labelled_ids is None):
@@ -280,6 +281,10 @@ class ConsensusClusterer(ClusterMixin, BaseEstimator):
         if not count:
             raise DataError("views must hold at least one row, got 0 sample(s)")
         representative = np.arange(count)
+        names = [f"view {number}" for number in range(len(given))]
+        equal = describe_equal_rows(given, names, "rows")
+        if equal:
+            warnings.warn(equal, CdpWarning, stacklevel=2)
         if self.near_equal:
             near = find_near_equal(given, graphs[0], seed=seed)
             representative = near.representative
@@ -319,7 +324,7 @@ class ConsensusClusterer(ClusterMixin, BaseEstimator):
         if isinstance(scorer, PairScorer):
             self.mediator_, self.second_stage_ = scorer.mediator, scorer.second_stage
             estimate = partial(self._estimate, found.label, pairs, scores, representative)
-            self.quality_ = estimate((*doubts, *scored.doubts), scorer, labelled_ids)
+            self.quality_ = estimate((*doubts, equal, *scored.doubts), scorer, labelled_ids)
             self.probabilities_ = self.quality_.confidence
         kept = np.unique(representative)
         if SELF_TRAINED in doubts:

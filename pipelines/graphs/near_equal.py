@@ -129,6 +129,14 @@ def find_near(views: list[View], table: Path, seed: int, target: Path) -> None:
     _save_near(target, find_near_equal(vectors, graph, seed=seed), vectors[0])
 
 
+def describe_equal(views: list[View]) -> str:
+    """Which images of a split have one and the same vector; "" where few do."""
+    from cdp.knn.equal_rows import describe_equal_rows
+
+    maps = [view.map_vectors for view in views]
+    return describe_equal_rows(maps, [view.member for view in views], "unlabelled images")
+
+
 def search_distinct(work: Work, views: Sequence[View]) -> list[View]:
     """The views for a second search, of the images that stand for themselves alone.
 

@@ -34,6 +34,7 @@ from pipelines.graphs.near_equal import (
     NEAR_EQUAL,
     Represented,
     choose_labelled,
+    describe_equal,
     list_copies,
     number_people,
     represent,
@@ -70,7 +71,7 @@ def run(work: Work) -> Mapping[str, Any]:
     count = int(embedded.get(COPIES, embedded[LABELLED_SPLIT]))
     _require_enough(int(embedded[UNLABELLED_SPLIT]), settings.k)
     chosen, near = choose_labelled(work, members, count)
-    pile = _search_unlabelled(work, members, near)
+    pile, equal = _search_unlabelled(work, members, near)
     trained = _choose_trained(work, members, chosen, pile, near.get(LABELLED_SPLIT))
     labelled = [View.of(work, LABELLED_SPLIT, member) for member in members if len(trained.ids)]
     search_views(work, labelled, {LABELLED_SPLIT: trained.ids}, adopted=bool(trained.adopted))
@@ -88,6 +89,7 @@ def run(work: Work) -> Mapping[str, Any]:
         "adopted_searched": trained.adopted,
         "near_equal": {split: each.facts for split, each in near.items() if each.collapsed},
         "joint": joint,
+        "warnings": [equal] if equal else [],
         **trained.facts,
         "lowest_recall": round(min(recalls), 4),
         "recall": {
@@ -104,9 +106,12 @@ def _require_enough(count: int, k: int) -> None:
         )
 
 
-def _search_unlabelled(work: Work, members: list[str], near: dict[str, Represented]) -> list[View]:
+def _search_unlabelled(
+    work: Work, members: list[str], near: dict[str, Represented]
+) -> tuple[list[View], str]:
     """Search the unlabelled images, without copies and with one of near-equal ones.
 
+    Returns their views, and which images have one and the same vector.
     near : the near-equal images of the labelled split; those of this one are added to it.
     """
     views = [View.of(work, UNLABELLED_SPLIT, member) for member in members]
@@ -119,6 +124,7 @@ def _search_unlabelled(work: Work, members: list[str], near: dict[str, Represent
         ids[UNLABELLED_SPLIT] = embedded[~np.isin(embedded, copies.index)]
         _require_enough(len(ids[UNLABELLED_SPLIT]), work.config.knn.k)
     search_views(work, views, ids)
+    (equal,) = work.engine.map(describe_equal, [(views,)], label="knn looks for equal vectors")
     if work.config.knn.near_equal:
         near[UNLABELLED_SPLIT] = represent(work, views)
         if near[UNLABELLED_SPLIT].collapsed:
@@ -126,7 +132,7 @@ def _search_unlabelled(work: Work, members: list[str], near: dict[str, Represent
             views = search_distinct(work, views)
             search_views(work, views, ids)
     write_near_equal(work, near, copies)
-    return views
+    return views, equal
 
 
 def _choose_trained(
@@ -179,7 +185,7 @@ def _take_copies(
 
 STAGE = Stage(
     name="knn",
-    version=14,
+    version=15,
     inputs=("ingest.samples", "embed.embeddings"),
     outputs={
         "neighbours": describe_neighbours(0),

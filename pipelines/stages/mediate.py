@@ -132,7 +132,7 @@ def run(work: Work) -> Mapping[str, Any]:
     doubts = [DEGRADED] if on_copies else [_describe_unlike(work)]
     odd, one_sided = _describe_odd_members(split, trained)
     facts["warnings"] = [*facts.get("warnings", []), *odd]
-    doubts.append(one_sided)
+    doubts += [one_sided, *work.input_facts("knn")["warnings"]]
     facts["doubts"] = [*facts.get("doubts", []), *filter(None, doubts), *scores.doubts]
     if scores.cosine is not None:
         facts["cosine"] = scores.cosine
