@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     import cdp.models as models
     import cdp.numba_cache as numba_cache
     import cdp.onnx_session as onnx_session
+    import cdp.parameters as parameters
     import cdp.progress as progress
     import cdp.propagation as propagation
     import cdp.recognizer as recognizer
@@ -127,6 +128,7 @@ __all__ = [
     "numba_cache",
     "onnx_session",
     "open_run",
+    "parameters",
     "progress",
     "propagate_labels",
     "propagation",

@@ -22,7 +22,6 @@ import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from numbers import Integral, Real
 from typing import Any, Literal
 
 import numpy as np
@@ -67,6 +66,7 @@ from cdp.mediator.training_set import (
     build_joint_set,
     choose_training_set,
 )
+from cdp.parameters import check_level, check_number
 from cdp.propagation.clustering import SPLITS, cluster_pairs
 from cdp.propagation.doubt import describe_doubt
 from cdp.propagation.quality import (
@@ -238,7 +238,8 @@ class ConsensusClusterer(ClusterMixin, BaseEstimator):
             each, of the same rows, the base first; or a dict of them by model. n >= 1.
         y : ignored, as scikit-learn's clusterers do.
         labelled_views : the same models' embeddings of labelled images, as `views`; or None.
-        labelled_ids : (l,) integers or strings, the identities of their rows; or None.
+        labelled_ids : (l,) integers, strings or floats that are whole numbers, the identities of
+            their rows; or None. A row without identity (None, NaN) is a DataError.
         degraded_views : the same models' embeddings of copies of the labelled images, degraded
             until they look like the unlabelled ones (`cdp.images.matching`). They are trained on in
             place of the labelled images, where these are sharper than the unlabelled ones; or None.
@@ -367,15 +368,27 @@ class ConsensusClusterer(ClusterMixin, BaseEstimator):
                 raise ConfigError(
                     f"{name} must be one of {', '.join(known)}, got {getattr(self, name)!r}"
                 )
-        if self.threshold != "auto" and not isinstance(self.threshold, Real):
-            raise ConfigError(f"threshold must be 'auto' or a number, got {self.threshold!r}")
-        if not isinstance(self.k, Integral):
-            raise ConfigError(f"k must be a whole number of neighbours, got {self.k!r}")
+        check_number("k", self.k, "a whole number of neighbours", whole=True)
+        check_number("min_votes", self.min_votes, "a whole number of committee members", whole=True)
+        check_number("step", self.step, "a number")
+        for name in ("max_size", "threads"):
+            if getattr(self, name) is not None:
+                check_number(name, getattr(self, name), "None or a whole number", whole=True)
+        check_level("threshold", self.threshold)
+        check_level("min_similarity", self.min_similarity, bounds=(-1, 1))
 
     def _draw_seed(self) -> int:
-        if isinstance(self.random_state, int | np.integer):
-            return int(self.random_state)
-        return int(check_random_state(self.random_state).randint(2**31 - 1))
+        state = self.random_state
+        if isinstance(state, int | np.integer):
+            if state < 0:
+                raise ConfigError(f"random_state must be 0 or more, got {state!r}")
+            return int(state)
+        try:
+            return int(check_random_state(state).randint(2**31 - 1))
+        except ValueError as error:
+            raise ConfigError(
+                f"random_state must be a whole number, None or a RandomState, got {state!r}"
+            ) from error
 
     def _note_features(self, views: Views, given: list[View]) -> None:
         """Set `n_features_in_` and `feature_names_in_`, as scikit-learn's conventions ask."""

@@ -11,13 +11,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from functools import partial
+from numbers import Integral
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from sklearn.utils import check_array
 
 from cdp.errors import DataError
 from cdp.mediator.training_set import DegradedCopies, take_rows
+from cdp.parameters import is_number
 from cdp.types import View, load_view
 
 Views = Any
@@ -31,7 +34,7 @@ def read_views(views: Views, name: str) -> list[View]:
         listed = [views]
     elif isinstance(views, Mapping):  # the views by the name of their model, base first
         listed = list(views.values())
-    elif len(views) and all(not callable(view) and np.ndim(view) == 1 for view in views):
+    elif len(views) and all(not callable(view) and _count_axes(view) == 1 for view in views):
         listed = [list(views)]  # rows: a list or a Series of vectors
     else:
         listed = list(views)
@@ -44,6 +47,13 @@ def read_views(views: Views, name: str) -> list[View]:
     return read
 
 
+def _count_axes(view: Any) -> int:
+    try:
+        return np.ndim(view)
+    except ValueError:  # rows of several lengths
+        return 2
+
+
 def _read_array(view: Any, name: str) -> np.ndarray:
     """One view as an array of floats, not copied where it is one; its values are checked later."""
     if hasattr(view, "detach"):  # a tensor, maybe on a GPU or with gradients
@@ -53,8 +63,22 @@ def _read_array(view: Any, name: str) -> np.ndarray:
             view, dtype=(np.float64, np.float32, np.float16), ensure_all_finite=False
         )
     except ValueError as error:
-        raise DataError(f"{name} must be an (n, d) array or a list of such: {error}") from error
+        lines = str(error).splitlines()  # all but the first and the advice may hold the array
+        reason = ". ".join([lines[0].rstrip(":"), *(t for t in lines if t.startswith("Reshape"))])
+        raise DataError(
+            f"{name} must be an (n, d) array of real numbers or a list of such, got "
+            f"{_describe_array(view)}: {reason}"
+        ) from error
     return array
+
+
+def _describe_array(view: Any) -> str:
+    """The type and shape of what is no view."""
+    try:
+        array = np.asarray(view)
+    except ValueError:  # rows of several lengths
+        return f"a {type(view).__name__} of rows that differ in length"
+    return f"{array.dtype} of shape {array.shape}"
 
 
 def read_copies(views: Views | None, of: Any, labelled_ids: Any) -> DegradedCopies | None:
@@ -98,16 +122,44 @@ def check_models(
 
 
 def number_identities(labelled_ids: Any, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """The identities in sorted order, and that of each row as (count,) int64."""
-    ids = np.asarray(labelled_ids)
-    kinds = {type(each) for each in ids.ravel()} if ids.dtype.kind == "O" else set()
-    if ids.shape != (count,) or ids.dtype.kind not in "iuUTO" or not kinds <= {str}:
-        raise DataError(
-            f"labelled_ids must be {count} integers or {count} strings, one a labelled row, got "
-            f"shape {ids.shape} of {ids.dtype}"
-        )
+    """The identities in sorted order, and that of each row as (count,) int64.
+
+    Floats that are whole numbers are integers. A row without identity is a `DataError`.
+    """
+    # numpy makes the text "nan" of a NaN that lies in a list of strings.
+    kind = object if isinstance(labelled_ids, list | tuple) else None
+    ids = np.asarray(labelled_ids, kind)
+    expected = f"labelled_ids must be {count} integers or {count} strings, one a labelled row"
+    if ids.shape != (count,) or ids.dtype.kind not in "fiuUTO":
+        raise DataError(f"{expected}, got shape {ids.shape} of {ids.dtype}")
+    if ids.dtype.kind in "fO":
+        missing = np.flatnonzero(pd.isna(ids))
+        if len(missing):
+            raise DataError(
+                f"{expected}; row {missing[0]} is {ids[missing[0]]!r}, no identity ({len(missing)} "
+                "such rows). Leave these rows out of labelled_views and labelled_ids; in views "
+                "they are clustered"
+            )
+        ids = _read_objects(ids, expected)
     names, number = np.unique(ids, return_inverse=True)
     return names, number.astype(np.int64)
+
+
+def _read_objects(ids: np.ndarray, expected: str) -> np.ndarray:
+    """(n,) floats or objects, none missing, as strings or as integers."""
+    given = ids.tolist()
+    if not given or all(isinstance(each, str) for each in given):
+        return ids
+    for row, each in enumerate(given):
+        if not (is_number(each) and each == each // 1 and abs(each) <= _find_largest(each)):
+            mixed = ", and others are numbers" if isinstance(each, str) else ""
+            raise DataError(f"{expected}; row {row} is {each!r}{mixed}")
+    return np.array([int(each) for each in given], np.int64)
+
+
+def _find_largest(number: Any) -> int:
+    """The largest identity: beyond 2**53 a float does not hold every whole number."""
+    return 2**63 - 1 if isinstance(number, Integral) else 2**53
 
 
 def keep_rows(view: View, rows: np.ndarray) -> View:

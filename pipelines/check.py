@@ -27,7 +27,9 @@ from cdp.separation import LEAST_NEARER, choose_people, measure_separation
 from pipelines.choices import check_choices
 from pipelines.config import MemberSettings, RunConfig, read_config
 from pipelines.data.dataset import Dataset
+from pipelines.data.fields import DESCRIBED
 from pipelines.data.folders import LEFT_OUT
+from pipelines.data.layouts.listed import SPLIT_OF
 from pipelines.data.manifest import SPLITS, Entry
 from pipelines.data.names import fold_name, group_spellings
 from pipelines.data.photos import find_unknown, read_given
@@ -84,8 +86,11 @@ def check_inputs(
     def list_all() -> Findings:
         entries.extend(dataset.list_entries())
         yield from _describe_listing(dataset, entries)
+        yield from _describe_lists(dataset, entries)
 
-    found = list(_collect(list_all))
+    found = _collect(list_all)
+    if any(finding.level == "error" for finding in found):
+        return found  # without its images nothing else that is said of the data set holds
     used = [entry for entry in entries if not entry.fault]
     found += _collect(lambda: _check_given(dataset, used))
     if counts:
@@ -140,12 +145,42 @@ def _describe_split(dataset: Dataset, split: str, entries: Sequence[Entry]) -> s
         )
     text += f" of {len(people):,} people"
     alone = sum(count == 1 for count in people.values())
+    nobody = sum(entry.identity is None for entry in used)
     deeper = sum(_count_folders(dataset, split, entry) > 1 for entry in used)
     if alone and split != "unlabelled":
         text += f", {alone:,} of them with one image"
+    if nobody:
+        text += f"; {nobody:,} images name nobody ({DESCRIBED})"
     if deeper:
         text += f"; {deeper:,} images lie in deeper folders: the first folder is the person"
     return text
+
+
+def _describe_lists(dataset: Dataset, entries: Sequence[Entry]) -> Findings:
+    """Which column of a list has the people, and which of its rows are left out."""
+    for facts in dataset.inspect_lists(entries):
+        if facts.others:
+            others = ", ".join(f"`{name}`" for name in facts.others)
+            yield Finding(
+                "note",
+                f"{facts.name}: people are named by the column `{facts.column}`, and not by "
+                f"{others}; call the right one `identity`",
+            )
+        if facts.alone:
+            source = f"the column `{facts.column}`" if facts.column else "the field that has it"
+            yield Finding(
+                "warning",
+                f"{facts.name}: each of {facts.alone:,} rows has an identity of its own, by "
+                f"{source}. If that does not name people, call the column that does `identity`",
+            )
+        for split, count in facts.left_out.items():
+            meant = SPLIT_OF[split.lower()]
+            yield Finding(
+                "warning",
+                f"{facts.name}: {count:,} rows of the split {split!r} are left out: no split "
+                f"{meant} of the manifest takes its images from this list. To use them: "
+                f"`{meant}: {{root: ..., list: {facts.name}}}`",
+            )
 
 
 def _count_folders(dataset: Dataset, split: str, entry: Entry) -> int:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import numpy as np
 import pandas as pd
 import pytest
@@ -12,6 +14,7 @@ from sklearn.utils.estimator_checks import check_estimator
 
 from cdp import ConsensusClusterer, propagate_labels
 from cdp.errors import CdpWarning, ConfigError, DataError
+from cdp.inputs import number_identities
 from cdp.mediator.settings import MediatorSettings
 from cdp.metrics.clustering import score_pairwise
 from cdp.propagation.average_linkage import agglomerate
@@ -207,12 +210,39 @@ def test_data_frames_and_tensors_are_views(faces):
     ("parameter", "value", "message"),
     [
         ("threshold", None, "threshold must be 'auto' or a number, got None"),
+        ("threshold", float("nan"), "threshold must be 'auto' or a number, got nan"),
+        ("threshold", True, "threshold must be 'auto' or a number, got True"),
         ("k", 8.0, "k must be a whole number of neighbours, got 8.0"),
+        ("k", True, "k must be a whole number of neighbours, got True"),
+        ("min_similarity", 5, r"min_similarity must be 'auto' or a number in \[-1, 1\], got 5"),
+        ("min_similarity", float("nan"), r"a number in \[-1, 1\], got nan"),
+        ("min_similarity", "high", r"a number in \[-1, 1\], got 'high'"),
+        ("min_votes", "1", "min_votes must be a whole number of committee members, got '1'"),
+        ("max_size", True, "max_size must be None or a whole number, got True"),
+        ("threads", "2", "threads must be None or a whole number, got '2'"),
+        ("step", "a", "step must be a number, got 'a'"),
+        ("random_state", "3", "random_state must be a whole number, .* got '3'"),
+        ("random_state", 1.5, "random_state must be a whole number, .* got 1.5"),
+        ("random_state", -1, "random_state must be 0 or more, got -1"),
     ],
 )
 def test_parameters_of_the_wrong_type_are_named(parameter, value, message):
     with pytest.raises(ConfigError, match=message):
         ConsensusClusterer(**{parameter: value}).fit(np.eye(3))
+
+
+@pytest.mark.parametrize(
+    ("view", "message"),
+    [
+        (np.full((300, 200), 1j), "got complex128 of shape (300, 200): Complex data not supported"),
+        (np.zeros((9, 2, 2)), "got float64 of shape (9, 2, 2): Found array with dim 3"),
+        ([[1.0, 2.0], [3.0]], "got a list of rows that differ in length"),
+    ],
+)
+def test_what_is_no_view_is_described_and_not_printed(view, message):
+    with pytest.raises(DataError, match=re.escape(message)) as caught:
+        ConsensusClusterer().fit([view])
+    assert len(str(caught.value)) < 300
 
 
 def test_identities_may_be_strings(faces):
@@ -227,11 +257,36 @@ def test_identities_may_be_strings(faces):
     for ids in (names, names.tolist(), pd.Series(names, dtype=object)):
         found = exact.fit_predict(views, labelled_views=labelled_views, labelled_ids=ids)
         np.testing.assert_array_equal(found, expected)
-    missing = pd.Series(names, dtype=object)
-    missing[3] = None
-    for ids in (missing, np.full(len(names), 0.5)):
-        with pytest.raises(DataError, match="integers or"):
-            exact.fit(views, labelled_views=labelled_views, labelled_ids=ids)
+
+
+def test_identities_as_tables_have_them():
+    expected = np.array([7, 7, 12, 3])
+    for ids in (expected.astype(float), [7.0, 7.0, 12.0, 3.0], expected.astype(object),
+                pd.Series(expected, dtype="Int64")):  # fmt: skip
+        names, number = number_identities(ids, 4)
+        assert names.tolist() == [3, 7, 12]
+        assert names.dtype == np.int64
+        assert number.tolist() == [1, 1, 2, 0]
+
+
+@pytest.mark.parametrize(
+    ("ids", "message"),
+    [
+        ([7.0, float("nan"), 12.0, float("nan")], "row 1 is nan, no identity (2 such rows). Leave"),
+        (["ann", "bob", float("nan"), "eve"], "row 2 is nan, no identity (1 such rows)"),
+        (np.array([None, "bob", "ann", "eve"], object), "row 0 is None, no identity"),
+        (pd.Series([1, 2, None, 3], dtype="Int64"), "row 2 is "),
+        (pd.Series(["ann", None, "bob", "eve"], dtype="string"), "row 1 is <NA>, no identity"),
+        ([1, 2.5, 3, 4], "row 1 is 2.5"),
+        ([1, 2, 3, 1e17], "row 3 is 1e+17"),
+        ([1, "ann", 3, 4], "row 1 is 'ann', and others are numbers"),
+        ([1, True, 3, 4], "row 1 is True"),
+        ([1, 2, 3], "got shape (3,)"),
+    ],
+)
+def test_a_row_without_identity_is_named(ids, message):
+    with pytest.raises(DataError, match=re.escape(message)):
+        number_identities(ids, 4)
 
 
 def test_random_state_may_be_a_generator_or_none(faces):

@@ -69,8 +69,41 @@ def test_a_frame_whose_index_are_the_paths(write):
     assert [each.path for each in write().list_entries()][4:] == ["x.jpg", "y.jpg"]
 
 
+@pytest.mark.parametrize("suffix", ["parquet", "npz"])
+def test_numbers_of_people_beside_a_missing_one(write, suffix):
+    (write.root / "u/features/a.parquet").unlink()
+    columns = {"path": ["x", "y", "z"], "embedding": np.eye(3).tolist()}
+    write.write(f"u/features/a.{suffix}", {**columns, "label": [7.0, float("nan"), 12.0]})
+    named = [(each.path, each.identity) for each in write().list_entries()][4:]
+    assert named == [("x", "unlabelled/7"), ("y", None), ("z", "unlabelled/12")]
+    words = ["nan", "Nan", "<NA>"] if suffix == "npz" else ["None", "Nan", None]
+    write.write(f"u/features/a.{suffix}", {**columns, "label": words})
+    assert [each.identity for each in write().list_entries()][4:] == [None, "unlabelled/Nan", None]
+
+
 def remove_people(write):
     write.write("l/features/a.parquet", {**write.named, "identity": ["ann", None, "bob", "bob"]})
+
+
+def remove_everybody(write):
+    write.write("l/features/a.parquet", {**write.named, "identity": [None] * 4})
+
+
+def write_fractions(write):
+    write.write("l/features/a.parquet", {**write.named, "identity": [1.0, 2.0, 0.5, 2.0]})
+
+
+def write_large_floats(write):
+    write.write("l/features/a.parquet", {**write.named, "identity": [1.0, 2.0, 1e17, 2.0]})
+
+
+def name_nobody_in_meta(write):
+    (write.root / "l/list.txt").write_text("\n".join(NAMES) + "\n")
+    (write.root / "l/meta.txt").write_text("ann\nnan\nbob\nbob\n")
+
+
+def save_names_as_in_windows(write):
+    (write.root / "u/list.txt").write_bytes("Jörg.jpg\n".encode("cp1252"))
 
 
 def contradict(write):
@@ -93,7 +126,12 @@ def pickle_names(write):
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        (remove_people, r"need a person each, and 'ann/1\.jpg' has none\. Add a column `identity`"),
+        (remove_people, r"need a person each, and 'ann/1\.jpg' has none; 1 of 4 rows have none"),
+        (remove_everybody, r"'ann/0\.jpg' has none, as no image has\. Add a column `identity`"),
+        (write_fractions, r"row 3: the column `identity` of people has 0\.5; text or whole"),
+        (write_large_floats, r"row 3, column `identity`: .* float 1e\+17, which is not exact"),
+        (name_nobody_in_meta, r"meta\.txt, row 2: .*expected, got 'nan'; 1 of 4 rows have none"),
+        (save_names_as_in_windows, r"list\.txt: text in UTF-8 expected, and line 1 holds .*0xf6"),
         (contradict, r"'ann/0\.jpg' shows 'eve', and 'ann' by another table"),
         (leave_names_out, r"list\.txt: no such file.*must name its rows in a column `path`"),
         (name_people_only, r"meta\.txt names one person a row, and beside it is no list\.txt"),

@@ -15,7 +15,7 @@ SOURCES = sorted([*ROOT.glob("cdp/**/*.py"), *ROOT.glob("pipelines/**/*.py")])
 
 LAYERS = """
 cdp.errors cdp.types cdp.progress cdp.numba_cache
-cdp.onnx_session
+cdp.onnx_session cdp.parameters
 cdp.arrays
 cdp.images cdp.metrics cdp.synthetic
 cdp.models

@@ -146,13 +146,16 @@ def test_shards_of_another_writer(tmp_path: Path) -> None:
             [("a/1.jpg", encode(1)), ("a/1.cls", b"ann\n"), ("2.png", encode(2)),
              ("2.json", json.dumps({"label": 17}).encode()), ("./bob/3.png", encode(3)),
              ("4.png", encode(4)), ("4.json", b"[broken"), ("notes.txt", b"x"),
-             ("../5.png", encode(5)), ("/6.png", encode(6)), ("4.png", encode(7))],
+             ("../5.png", encode(5)), ("/6.png", encode(6)), ("4.png", encode(7)),
+             ("8.png", encode(8)), ("8.json", b'{"label": NaN}'), ("9.png", encode(9)),
+             ("9.json", b'{"label": 5.0}')],
             links=("7.png",),
         )
     )  # fmt: skip
     members = {m.name: m for m in shards.list_members(path)}
     assert {name: m.identity for name, m in members.items() if not m.fault} == {
         "a/1.jpg": "ann", "2.png": "17", "bob/3.png": "bob", "4.png": None,
+        "8.png": None, "9.png": "5",
     }  # fmt: skip
     faults = {name: m.fault for name, m in members.items() if m.fault}
     assert faults == {

@@ -23,6 +23,7 @@ from cdp.committee.features import measure_affinity
 from cdp.committee.pairs import check_candidates, vote_pairs
 from cdp.errors import ConfigError
 from cdp.mediator.vote_cosine import choose_cosine, measure_floor
+from cdp.parameters import check_level, check_number
 from cdp.types import Graph, PairTable, View, load_graph, load_view
 
 
@@ -48,7 +49,7 @@ class PairVoter:
     """Score pairs without labels: the base cosine if enough committee members agree, else 0.
 
     min_similarity : a pair is kept when its base cosine exceeds this; "auto": chosen from the set's
-        own pairs by `choose_cosine`.
+        own pairs by `choose_cosine`; else a number in [-1, 1].
     min_votes : and at least so many committee members have it as an edge. Without committee members
         (one view) the cosine alone decides.
     candidates : "base" or "all", as for `cdp.committee.make_pairs`.
@@ -64,6 +65,8 @@ class PairVoter:
 
     def __post_init__(self) -> None:
         check_candidates(self.candidates)
+        check_level("min_similarity", self.min_similarity, bounds=(-1, 1))
+        check_number("min_votes", self.min_votes, "a whole number of committee members", whole=True)
         if self.min_votes < 0:
             raise ConfigError(f"min_votes must be 0 or more, got {self.min_votes}")
 

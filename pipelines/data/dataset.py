@@ -41,7 +41,7 @@ from pipelines.data.features import (
 from pipelines.data.folders import LEFT_OUT, find_fault, join_path, locate, walk_folder
 from pipelines.data.layouts import find_archives, find_place, list_archive, read_place
 from pipelines.data.layouts.flat import name_people
-from pipelines.data.layouts.listed import list_listed
+from pipelines.data.layouts.listed import ListFacts, inspect_list, list_listed
 from pipelines.data.layouts.tracks import FOLDERS, name_tracks
 from pipelines.data.manifest import (
     SPLITS,
@@ -180,6 +180,15 @@ class Dataset:
         _check_splits(entries, self.manifest.name, enrolled=self.manifest.has_real_probes)
         order = {split: position for position, split in enumerate(SPLITS)}
         return sorted(entries, key=lambda entry: (order[entry.split], entry.path))
+
+    def inspect_lists(self, entries: Sequence[Entry]) -> list[ListFacts]:
+        """What the lists that the manifest names hold beside all these entries."""
+        roots: dict[str, dict[str, str]] = {}
+        for split, folder in self._folders.items():
+            if self.kind == "images" and isinstance(folder, FolderSettings) and folder.list:
+                roots.setdefault(folder.list, {})[split] = folder.root
+        used = {entry.path for entry in entries}
+        return [inspect_list(name, of, used, self.locate) for name, of in roots.items()]
 
     def digest(self, digests: FileDigests) -> str:
         """SHA-256 of the settings and the content of the files; the root is not part of it."""

@@ -16,7 +16,9 @@ from functools import lru_cache
 from pathlib import Path
 
 from cdp.errors import DataError
-from pipelines.data.feature_tables import SUFFIXES, clean_name, list_named
+from pipelines.data.feature_tables import PEOPLE, SUFFIXES, clean_name, list_named
+from pipelines.data.fields import DESCRIBED, read_field
+from pipelines.data.text_files import read_text
 
 LARGEST_LIST = 256 << 20
 """Most bytes of a list of names."""
@@ -32,8 +34,8 @@ def read_lines(path: Path) -> list[str]:
         size = path.stat().st_size
         if size > LARGEST_LIST:
             raise DataError(f"cannot read {path}: too large: {size} bytes, at most {LARGEST_LIST}")
-        lines = path.read_text(encoding="utf-8-sig").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
+        lines = read_text(path).split("\n")
+    except OSError as error:
         raise DataError(f"cannot read {path}: {error}. It lists one image name a row") from error
     return lines if lines[-1] else lines[:-1]
 
@@ -62,12 +64,13 @@ def list_rows(locate: Locate, folder: str, *, people: bool) -> list[tuple[str, s
             f"{meta} has {len(persons)} rows, list.txt has {len(names)}; expected one identity a "
             "row"
         )
-    named = [(name, person.strip() or None) for name, person in zip(names, persons, strict=True)]
-    blank = next((row for row, (_, person) in enumerate(named) if person is None), None)
-    if people and blank is not None:
+    named = [(name, read_field(person)) for name, person in zip(names, persons, strict=True)]
+    blank = [row for row, (_, person) in enumerate(named) if person is None]
+    if people and blank:
         raise DataError(
-            f"{meta}, row {blank + 1}: the identity of {names[blank]!r} expected, the row is "
-            "blank. Name the person, or take the image out of list, meta and features"
+            f"{meta}, row {blank[0] + 1}: the identity of {names[blank[0]]!r} expected, got "
+            f"{persons[blank[0]]!r}; {len(blank):,} of {len(named):,} rows have none "
+            f"({DESCRIBED}). Name the person, or take the image out of list, meta and features"
         )
     return named
 
@@ -102,11 +105,22 @@ def require_order(locate: Locate, folder: str, path: Path) -> None:
 def _require_people(
     locate: Locate, folder: str, named: Sequence[tuple[str, str | None]], *, people: bool
 ) -> list[tuple[str, str | None]]:
-    nobody = next((name for name, person in named if person is None), None)
-    if people and nobody is not None:
+    nobody = [name for name, person in named if person is None]
+    if people and nobody:
+        if len(nobody) < len(named):
+            advice = (
+                f"; {len(nobody):,} of {len(named):,} rows have none ({DESCRIBED}). Name these "
+                "people, or take the rows out of the tables of vectors"
+            )
+        else:
+            known = ", ".join(PEOPLE)
+            advice = (
+                ", as no image has. Add a column `identity` to the table of vectors, or list.txt "
+                f"and meta.txt (columns of people are called {known}; {DESCRIBED} names nobody)"
+            )
         raise DataError(
-            f"the labelled images of {locate(folder)} need a person each, and {nobody!r} has none. "
-            "Add a column `identity` to the table of vectors, or list.txt and meta.txt"
+            f"the labelled images of {locate(folder)} need a person each, and {nobody[0]!r} has "
+            f"none{advice}"
         )
     return list(named)
 

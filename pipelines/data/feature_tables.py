@@ -6,6 +6,8 @@ The contract:
   keep their type.
 - With a column or array of names (`path`, `id`, ...) rows are found by them, in any order; without
   one they are in the order of list.txt.
+- A column or array of people holds texts, integers, or floats that are whole numbers, as pandas
+  writes integers beside a missing one; who is nobody is as in `pipelines.data.fields`.
 - A row that is missing, null or of another length is a vector of NaN: that image alone is rejected.
 - Rows are streamed: memory is that of the result. Nothing is unpickled, and nothing is allocated
   before the file's own header was checked.
@@ -13,6 +15,7 @@ The contract:
 
 from __future__ import annotations
 
+import math
 import re
 import zipfile
 from collections import Counter
@@ -28,6 +31,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from cdp.errors import DataError
+from pipelines.data.fields import read_field
 
 LONGEST_VECTOR = 1 << 16
 """Most numbers of a ready feature vector."""
@@ -46,6 +50,8 @@ PEOPLE = (
 SUFFIXES = (".parquet", ".npz")
 _NUMBERED = re.compile(r"(.*?)(\d+)")
 _BLOCK_NUMBERS = 1 << 22
+Columns = tuple[list[str] | None, Sequence[Any], str]
+"""The names of the rows, their people, and the column or array of these; empty without one."""
 Blocks = Iterator[tuple[int, np.ndarray]]
 """(number of the first row, vectors (n, width)) of one block after the other."""
 
@@ -79,7 +85,7 @@ def read_table(path: Path, names: Sequence[str]) -> np.ndarray:
 def list_named(path: Path) -> list[tuple[str, str | None]] | None:
     """(name, person) of each row of a Parquet or `.npz` file; None where it names no rows.
 
-    The person is None where the file has no column of people or the field is empty.
+    The person is None where the file has no column of people or the field names nobody.
     """
     with _name_faults(path):
         if path.suffix == ".npz":
@@ -87,13 +93,26 @@ def list_named(path: Path) -> list[tuple[str, str | None]] | None:
                 columns = _read_npz_columns(archive, path)
         else:
             columns = _read_parquet_columns(pq.ParquetFile(path))
-        names, people = columns
+        names, people, column = columns
         if names is None:
             return None
-        return [
-            (name, person or None)
-            for name, person in zip(names, people or [""] * len(names), strict=True)
-        ]
+        read = _read_people(people, column, path) if column else [None] * len(names)
+        return list(zip(names, read, strict=True))
+
+
+def _read_people(values: Sequence[Any], column: str, path: Path) -> list[str | None]:
+    people = []
+    for row, value in enumerate(values, 1):
+        if isinstance(value, float) and not math.isnan(value) and not value.is_integer():
+            raise DataError(
+                f"{path}, row {row}: the column `{column}` of people has {value}; text or whole "
+                "numbers expected. If it is no column of people, give it another name"
+            )
+        try:
+            people.append(read_field(value))
+        except DataError as error:
+            raise DataError(f"{path}, row {row}, column `{column}`: {error}") from error
+    return people
 
 
 @contextmanager
@@ -200,14 +219,16 @@ def _open_parquet(reader: pq.ParquetFile, path: Path) -> _Table:
     return _Table(rows, len(columns), number, lambda: _read_columns(reader, columns, number), names)
 
 
-def _read_parquet_columns(reader: pq.ParquetFile) -> tuple[list[str] | None, list[str] | None]:
-    """The names and the people of the rows."""
+def _read_parquet_columns(reader: pq.ParquetFile) -> Columns:
     schema = reader.schema_arrow
     name = _pick_name_column(schema)
     if name is None:
-        return None, None
-    person = _pick_name([each for each in _list_naming(schema) if each != name], PEOPLE)
-    return _read_names(reader, name), None if person is None else _read_texts(reader, person)
+        return None, [], ""
+    rest = [each for each in _list_naming(schema) if each != name]
+    floats = [field.name for field in schema if pa.types.is_floating(field.type)]
+    person = _pick_name(rest, PEOPLE) or _pick_name(floats, PEOPLE)
+    people = [] if person is None else _read_column(reader, person)
+    return _read_names(reader, name), people, person or ""
 
 
 def _pick_name_column(schema: pa.Schema) -> str | None:
@@ -239,17 +260,17 @@ def _is_vector(kind: pa.DataType) -> bool:
 
 
 def _read_names(reader: pq.ParquetFile, column: str) -> list[str]:
-    names = _read_texts(reader, column)
+    names = ["" if name is None else str(name) for name in _read_column(reader, column)]
     if "" in names:
         raise DataError(f"the column {column} names no image in row {names.index('') + 1}")
     return names
 
 
-def _read_texts(reader: pq.ParquetFile, column: str) -> list[str]:
-    texts: list[str] = []
+def _read_column(reader: pq.ParquetFile, column: str) -> list[Any]:
+    values: list[Any] = []
     for batch in reader.iter_batches(columns=[column]):
-        texts += ["" if text is None else str(text) for text in batch.column(0).to_pylist()]
-    return texts
+        values += batch.column(0).to_pylist()
+    return values
 
 
 def _find_dimensions(schema: pa.Schema) -> list[str]:
@@ -373,44 +394,47 @@ def _skip_head(stream: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype]:
     return found
 
 
-def _read_npz_columns(
-    archive: zipfile.ZipFile, path: Path
-) -> tuple[list[str] | None, list[str] | None]:
-    """The names and the people of the rows."""
+def _read_npz_columns(archive: zipfile.ZipFile, path: Path) -> Columns:
     arrays, vectors = _list_arrays(archive)
     rows = {arrays[name].shape[0] for name in vectors}
     for count in rows:
         names = _read_npz_names(archive, path, arrays, count)
         if names is not None:
-            return names, _read_npz_texts(archive, path, arrays, count, PEOPLE)
-    return None, None
+            person = _pick_name(_list_rows(arrays, count), PEOPLE)
+            people = (
+                [] if person is None else _read_npz_array(archive, path, arrays, person, "USiuf")
+            )
+            return names, people, person or ""
+    return None, [], ""
 
 
 def _read_npz_names(
     archive: zipfile.ZipFile, path: Path, arrays: Mapping[str, _Member], rows: int
 ) -> list[str] | None:
-    return _read_npz_texts(archive, path, arrays, rows, NAMES)
-
-
-def _read_npz_texts(
-    archive: zipfile.ZipFile,
-    path: Path,
-    arrays: Mapping[str, _Member],
-    rows: int,
-    wanted: Sequence[str],
-) -> list[str] | None:
-    """The first array of that many texts or whole numbers that is called as wanted."""
-    name = _pick_name([name for name, each in arrays.items() if each.shape == (rows,)], wanted)
+    """The first array of that many texts or whole numbers that is called as names are."""
+    name = _pick_name(_list_rows(arrays, rows), NAMES)
     if name is None:
         return None
-    if arrays[name].kind.kind not in "USiu":
+    return [str(value) for value in _read_npz_array(archive, path, arrays, name, "USiu")]
+
+
+def _list_rows(arrays: Mapping[str, _Member], rows: int) -> list[str]:
+    return [name for name, each in arrays.items() if each.shape == (rows,)]
+
+
+def _read_npz_array(
+    archive: zipfile.ZipFile, path: Path, arrays: Mapping[str, _Member], name: str, kinds: str
+) -> list[Any]:
+    """The values of an array of one of some kinds of type; bytes as text."""
+    kind = arrays[name].kind
+    if kind.kind not in kinds:
+        what = "Python objects, which are not read" if kind.hasobject else f"of the type {kind}"
         raise DataError(
-            f"{path}: the names `{name}` are Python objects, which are not read; save them as "
-            "np.array(names, dtype=str)"
+            f"{path}: the names `{name}` are {what}; save them as np.array(names, dtype=str)"
         )
     with archive.open(arrays[name].file) as stream:
         values = np.lib.format.read_array(stream, allow_pickle=False)
-    return [value.decode("utf-8") if isinstance(value, bytes) else str(value)
+    return [value.decode("utf-8") if isinstance(value, bytes) else value
             for value in values.tolist()]  # fmt: skip
 
 

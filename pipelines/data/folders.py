@@ -24,6 +24,8 @@ IMAGE_SUFFIXES = {
 }  # fmt: skip
 LEFT_OUT = "left out: "
 """How the fault of a file begins that no change of which makes another data set."""
+WAY_OUT = "its path leads out of the data root; paths must stay in"
+LINKS_HINT = "; `allow_links: true` in the manifest follows links"
 SERVICE_FOLDERS = {
     "@eadir", "@recycle", "@recently-snapshot", "@tmp", "@sharebin", "@synoresource", "#recycle",
     "#snapshot", "~snapshot", "$recycle.bin", "recycler", "recycled", "system volume information",
@@ -60,9 +62,7 @@ def locate(root: Path, path: str, *, links: bool = False) -> Path:
     """
     place = Path(os.path.normpath(root / path)) if links else (root / path).resolve()
     if os.path.isabs(path) or not place.is_relative_to(root):
-        hint = (
-            "; `allow_links: true` in the manifest follows links" if (root / path).exists() else ""
-        )
+        hint = LINKS_HINT if (root / path).exists() else ""
         raise DataError(f"{path!r} leads out of the data root {root}; paths must stay in{hint}")
     return place
 
@@ -71,15 +71,16 @@ def find_fault(root: Path, path: str, *, links: bool = False) -> str:
     """Why a path below the root must not be opened, or an empty string."""
     try:
         path.encode()
-        mode = os.lstat(os.path.join(root, path)).st_mode
+        place = os.path.join(root, path)
+        mode = os.lstat(place).st_mode
         if stat.S_ISLNK(mode):
             mode = locate(root, path, links=links).stat().st_mode
     except UnicodeEncodeError:
         return "its name is not UTF-8; rename it"
     except (OSError, RuntimeError) as error:  # RuntimeError: links in a circle
         return f"cannot be read: {getattr(error, 'strerror', None) or 'links in a circle'}"
-    except DataError as error:
-        return str(error)
+    except DataError:  # the reason names no path: many files have it, and are counted by it
+        return f"{WAY_OUT}{LINKS_HINT if os.path.exists(place) else ''}"
     return "" if stat.S_ISREG(mode) else "a folder, pipe or device, no file"
 
 

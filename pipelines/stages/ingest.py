@@ -367,7 +367,7 @@ def find_copies(
 
 STAGE = Stage(
     name="ingest",
-    version=5,
+    version=6,
     inputs=("detect.faces", "detect.rejected"),
     outputs={"samples": SAMPLES, "rejected": REJECTED, "truth": TRUTH, "qualities": QUALITIES},
     reads=("ingest",),

@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import IO
 
 from cdp.errors import DataError
+from pipelines.data.fields import read_field
 from pipelines.data.folders import IMAGE_SUFFIXES
 from pipelines.data.layouts.member import LARGEST_MEMBER, Member
 
@@ -155,7 +156,7 @@ def _read_label(stream: IO[bytes], offset: int, length: int, suffix: str) -> str
         if suffix == ".json":
             value = json.loads(text)
             found = [value[key] for key in KEYS if value.get(key) is not None]
-            text = str(found[0]) if found else ""
+            return read_field(found[0]) if found else None
+        return read_field(text)
     except (ValueError, AttributeError, RecursionError):
         return None
-    return text or None
