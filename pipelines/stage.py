@@ -350,7 +350,7 @@ def explain_change(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
     if changes:
         return "; ".join(changes[:3]) + (" ..." if len(changes) > 3 else "")
     if before.get("data") != now.get("data"):
-        return "the data set changed"
+        return "the data set changed, in its manifest or its files"
     if before.get("corrections") != now.get("corrections"):
         return "the corrections changed"
     if before.get("files") != now["files"]:
