@@ -33,6 +33,7 @@ from pipelines.decisions import CorrectionTable
 from pipelines.engine import Engine, bound_memory
 from pipelines.files import FileDigests, write_text
 from pipelines.invocation import format_command
+from pipelines.outdated import find_outdated, list_upstream
 from pipelines.packaged import find_config, find_manifest
 from pipelines.stage import Runtime, Step, execute_step, plan_run
 from pipelines.stages import STAGES, describe_facts
@@ -163,16 +164,21 @@ def _carry_out(config: RunConfig, options: argparse.Namespace, *, until: str | N
     if options.dry_run:
         for step in plan():
             print(f"{step.stage.name:9} {step.action:5} {step.reason}")
+        for text in _list_outdated(runtime, options):
+            print(f"{options.stage:9} {text}")
         return
     with store.lock(f"run {config.name}", wait=False), engine:
         started = time.perf_counter()
         store.drop_left(config.name)
         steps = plan()
+        outdated = _list_outdated(runtime, options)
         digests.save()
         log_path = _open_logs(options.runs_dir / config.name)
         _record_request(runtime, options)
         log.debug("config %s", config.model_dump_json())
         check_choices(config, {step.stage.name for step in steps if step.action == "run"})
+        for text in outdated:
+            log.warning("%-9s %s", only, text)
         if only is None:
             _check(runtime, steps)
         for step in steps:
@@ -214,6 +220,26 @@ def _check(runtime: Runtime, steps: list[Step]) -> None:
         if finding.level == "error":
             raise DataError(finding.text)
         log.info("%-9s %s", "check", finding)
+
+
+def _list_outdated(runtime: Runtime, options: argparse.Namespace) -> list[str]:
+    """With one stage: a warning where results upstream are out of date, and what is not known."""
+    if options.stage == "all":
+        return []
+    found = find_outdated(STAGES, runtime, list_upstream(STAGES, options.stage))
+    texts = [
+        f"not known whether {name} is up to date: {reason}"
+        for name, reason in found.unknown.items()
+    ]
+    if found:
+        command = format_command(
+            "run", *_list_inputs(options), "--stage", "all", "--until", options.stage
+        )
+        texts.append(
+            f"warning: results that it reads are out of date (published -> now): {found}. They "
+            f"are used as they were published. To bring them up to date, run: {command}"
+        )
+    return texts
 
 
 def _take(step: Step, runtime: Runtime, options: argparse.Namespace, log_path: Path) -> None:

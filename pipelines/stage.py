@@ -278,19 +278,14 @@ def plan_run(
     """
     store, run = runtime.store, runtime.config.name
     fingerprints: dict[str, str] = {}
-    redone: set[str] = set()
     omitted: set[str] = set()
     steps: list[Step] = []
     for stage in stages:
-        if stage.needs_align and runtime.dataset.manifest.align is None:
+        reason = explain_omission(stage, runtime.dataset)
+        if reason:
             omitted.add(stage.name)
-            if only == stage.name:
-                steps.append(Step(stage, "", {}, "omit", "the data manifest does not say `align`"))
-            continue
-        if stage.needs_images and runtime.dataset.kind == "features":
-            omitted.add(stage.name)
-            if only in (None, stage.name):
-                steps.append(Step(stage, "", {}, "omit", "the data set brings its own features"))
+            if only == stage.name or (only is None and not stage.needs_align):
+                steps.append(Step(stage, "", {}, "omit", reason))
             continue
         published = store.open_run(run, stage.name)
         if only is not None and stage.name != only:
@@ -306,19 +301,23 @@ def plan_run(
         torn = store.find_torn(run, stage.name)
         if torn is not None and action == "run":
             reason = f"damaged: {torn} is cut short"
-        if action == "run" and published is not None and not reason.startswith("damaged"):
-            upstream = [name for name in stage.upstream if name in redone]
-            reason = f"{', '.join(upstream)} changed" if "input" in reason and upstream else reason
         if force:
             action, reason = "run", "forced"
         elif only is not None and action != "run":
             action, reason = "run", "asked for"
-        if action == "run":
-            redone.add(stage.name)
         steps.append(Step(stage, fingerprint, ingredients, action, reason))
         if stage.name == until:
             break
     return steps
+
+
+def explain_omission(stage: Stage, dataset: Dataset) -> str:
+    """Why a run on this data set leaves the stage out, or an empty string."""
+    if stage.needs_align and dataset.manifest.align is None:
+        return "the data manifest does not say `align`"
+    if stage.needs_images and dataset.kind == "features":
+        return "the data set brings its own features"
+    return ""
 
 
 def _decide(
@@ -351,14 +350,20 @@ def explain_change(before: Mapping[str, Any], now: Mapping[str, Any]) -> str:
     if changes:
         return "; ".join(changes[:3]) + (" ..." if len(changes) > 3 else "")
     if before.get("data") != now.get("data"):
-        return "the data set changed"
+        return "the data set changed, in its manifest or its files"
     if before.get("corrections") != now.get("corrections"):
         return "the corrections changed"
     if before.get("files") != now["files"]:
         return "a model file changed"
     if before.get("recognizers") != now.get("recognizers"):
         return "the recognizer of another run changed"
-    return "an input changed"
+    return f"{', '.join(find_changed_inputs(before, now)) or 'an input'} changed"
+
+
+def find_changed_inputs(before: Mapping[str, Any], now: Mapping[str, Any]) -> list[str]:
+    """The stages whose results are other ones in two sets of ingredients."""
+    old, new = before.get("inputs", {}), now["inputs"]
+    return [name for name in {**new, **old} if old.get(name) != new.get(name)]
 
 
 def _find_changes(before: Any, now: Any, path: str) -> list[str]:

@@ -131,6 +131,28 @@ class Published:
         return self.directory / f"{table}.parquet"
 
 
+def find_misfits(run: Path, stage: str) -> list[tuple[str, str]]:
+    """(stage, input) where a stage was made from another result than the run's present one.
+
+    Looked for among the stages that `stage` rests on, directly or through others; reads manifests
+    alone.
+    """
+    found: list[tuple[str, str]] = []
+    left, seen = [stage], {stage}
+    while left:
+        name = left.pop()
+        published = Published.open(name, run / name)
+        inputs = published.manifest.get("ingredients", {}).get("inputs", {}) if published else {}
+        for upstream, fingerprint in inputs.items():
+            other = Published.open(upstream, run / upstream)
+            if other is None or other.fingerprint != fingerprint:
+                found.append((name, upstream))
+            if upstream not in seen:
+                seen.add(upstream)
+                left.append(upstream)
+    return found
+
+
 class Store:
     """The directory under all runs in which stages and models are published."""
 

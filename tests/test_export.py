@@ -63,6 +63,18 @@ def test_csv_has_every_image(finished_run, labels, tmp_path):
     assert np.allclose(read.confidence, labels.confidence, atol=1e-6)
 
 
+def test_a_stage_made_from_another_result_than_the_present_one_is_named(own_run, tmp_path, capsys):
+    assert export(own_run, "csv", tmp_path / "before.csv") == 0
+    assert capsys.readouterr().err == ""
+    manifest = own_run / "knn" / "manifest.json"
+    manifest.write_text(json.dumps({**json.loads(manifest.read_text()), "fingerprint": "other"}))
+    assert export(own_run, "csv", tmp_path / "after.csv") == 0
+    warning = capsys.readouterr().err
+    assert warning.count("warning: ") == 1
+    assert "propagate from another knn; mediate from another knn. They were exported" in warning
+    assert "--stage all --until propagate" in warning
+
+
 def test_what_reviewers_said_is_exported_and_can_be_all(own_run, labels, tmp_path, capsys):
     run = cdp.open_run(own_run)
     keys = find_keys(run.samples.set_index("sample_id").loc[labels.sample_id].reset_index())

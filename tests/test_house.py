@@ -30,7 +30,7 @@ pipelines.tables pipelines.config
 pipelines.store pipelines.decisions pipelines.data
 pipelines.verdict pipelines.headlines pipelines.peak_memory pipelines.missed_pairs
 pipelines.stage pipelines.results
-pipelines.members
+pipelines.members pipelines.outdated
 pipelines.copies pipelines.track_constraints
 pipelines.graphs
 pipelines.export pipelines.review_people pipelines.review_neighbours pipelines.review_left_out

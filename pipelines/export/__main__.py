@@ -2,7 +2,9 @@
 
 The contract:
 - One module a subcommand: `add_parser(subparsers)` adds its options and sets the default `export`,
-  a function of the options that returns a summary line.
+  a function of the options that returns a summary line. `rests_on` names the stage it exports; a
+  warning on stderr says where results that this stage rests on were made from others than the
+  run's present ones.
 - An export appears complete under its name, or not at all; nothing is overwritten.
 - Exit code 0: done; 1: it could not be written; 2: an error in the command or the run.
 """
@@ -15,6 +17,8 @@ import sys
 from cdp.errors import CdpError, StageError
 from pipelines.export import degradations, heatmaps, labels, recognizer, restorer
 from pipelines.invocation import format_command
+from pipelines.results import RunResults
+from pipelines.store import find_misfits
 
 SUBCOMMANDS = (labels, recognizer, degradations, heatmaps, restorer)
 
@@ -35,10 +39,25 @@ def main(arguments: list[str] | None = None) -> int:
     options = build_parser().parse_args(arguments)
     try:
         print(options.export(options))
+        _warn_of_misfits(options)
     except CdpError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1 if isinstance(error, StageError) else 2
     return 0
+
+
+def _warn_of_misfits(options: argparse.Namespace) -> None:
+    stage = str(getattr(options, "rests_on", ""))
+    misfits = find_misfits(options.run, stage) if stage else []
+    if misfits:
+        made = "; ".join(f"{name} from another {upstream}" for name, upstream in misfits)
+        command = RunResults(options.run).compose_command("--stage", "all", "--until", stage)
+        print(
+            f"warning: {options.run}: stages were made from other results than those published "
+            f"now: {made}. They were exported all the same. To bring them up to date, run: "
+            f"{command}",
+            file=sys.stderr,
+        )
 
 
 if __name__ == "__main__":

@@ -62,7 +62,7 @@ def add_parser(subparsers: Any) -> None:
         help="leave out clusters whose expected precision is below P")  # fmt: skip
     add("--data-root", type=Path, default=os.environ.get("CDP_DATA_ROOT"), metavar="DIR",
         help="the data root (default: the one recorded with the run)")  # fmt: skip
-    parser.set_defaults(export=export_labels)
+    parser.set_defaults(export=export_labels, rests_on="propagate")
 
 
 def export_labels(options: argparse.Namespace) -> str:

@@ -48,7 +48,7 @@ def add_parser(subparsers: Any) -> None:
         "--subject", metavar="NAME", help=f"which one (default: the first of {', '.join(DEFAULTS)})"
     )
     add("--out", type=Path, metavar="DIR", help="the output (default: <run>/export)")
-    parser.set_defaults(export=export_recognizer)
+    parser.set_defaults(export=export_recognizer, rests_on="retrain")
 
 
 def export_recognizer(options: argparse.Namespace) -> str:
