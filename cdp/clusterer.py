@@ -41,7 +41,7 @@ from cdp.committee.features import VARIANTS
 from cdp.committee.pairs import choose_candidates, make_pairs
 from cdp.errors import CdpWarning, ConfigError, DataError
 from cdp.inputs import Views, check_models, keep_rows, number_identities, read_copies, read_views
-from cdp.knn.equal_rows import describe_equal_rows
+from cdp.knn.equal_rows import EQUAL_ROWS, describe_equal_rows
 from cdp.knn.graph import build_knn_graphs
 from cdp.knn.near_equal import find_near_equal
 from cdp.label_check import list_issues
@@ -297,6 +297,7 @@ class ConsensusClusterer(ClusterMixin, BaseEstimator):
         scorer, doubts, trained = self._make_scorer(
             given, graphs, labelled_views, labelled_ids, degraded, seed
         )
+        doubts += (EQUAL_ROWS if equal else "",)
         self._warn_of_odd_views(graphs, "unlabelled rows", 2)
         pairs, scored = self._score_pairs(scorer, given, graphs, trained)
         scores = scored.probability
@@ -325,7 +326,7 @@ class ConsensusClusterer(ClusterMixin, BaseEstimator):
         if isinstance(scorer, PairScorer):
             self.mediator_, self.second_stage_ = scorer.mediator, scorer.second_stage
             estimate = partial(self._estimate, found.label, pairs, scores, representative)
-            self.quality_ = estimate((*doubts, equal, *scored.doubts), scorer, labelled_ids)
+            self.quality_ = estimate((*doubts, *scored.doubts), scorer, labelled_ids)
             self.probabilities_ = self.quality_.confidence
         kept = np.unique(representative)
         if SELF_TRAINED in doubts:

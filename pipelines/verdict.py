@@ -147,7 +147,7 @@ def judge_quality(evidence: Evidence) -> Findings:
     advice = f"Judge the clusters by eye: {evidence.review}"
     if evidence.facts("mediate").get("self_trained"):
         advice = (
-            f"Label 30 people or more of the unlabelled images, 4 images or more of each. {advice}"
+            f"Label 24 people or more of the unlabelled images, 4 images or more of each. {advice}"
         )
     yield Finding("doubt", f"no quality is stated: {'; '.join(facts['withheld'])}{shown}", advice)
 

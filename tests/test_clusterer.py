@@ -325,6 +325,7 @@ def test_no_row_is_refused_as_scikit_learn_does(faces, labelled):
         exact.fit([lambda view=view: view[:0] for view in views], **given)
 
 
+@pytest.mark.filterwarnings("ignore:40 rows have one and the same vector")
 def test_all_duplicates_and_k_of_n_and_more(faces):
     same = np.ones((40, 5), np.float32)
     with pytest.warns(CdpWarning, match="one cluster holds 40 of 40 images"):

@@ -112,7 +112,7 @@ def test_a_self_trained_run(known, known_run, tmp_path, monkeypatch, capsys):
     for stage in ("mediate", "propagate"):
         assert main([*options, "--stage", stage, "--force"]) == 0
     printed = capsys.readouterr().out
-    assert "Label 30 people or more of the unlabelled images" in printed
+    assert "Label 24 people or more of the unlabelled images" in printed
     target = ["--stage", "propagate", "propagate.target_precision=0.9"]
     assert main([*options, *target]) in (1, 2)
     assert "target_precision needs labelled images" in capsys.readouterr().err

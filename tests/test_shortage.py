@@ -88,6 +88,6 @@ def test_the_scorer_refuses_with_its_own_error():
 
 def test_estimates_need_people_and_images_like_the_clusters():
     assert "12 labelled people" in describe_few_people(np.repeat(np.arange(12), 5))
-    assert describe_few_people(np.repeat(np.arange(30), 5)) == ""
+    assert describe_few_people(np.repeat(np.arange(24), 5)) == ""
     assert describe_reach(8, 40) == ""
     assert "no labelled person more than 8" in describe_reach(8, 161)

@@ -181,7 +181,7 @@ def test_two_labelled_people_are_not_enough_and_votes_train_the_mediator(tmp_pat
     summary = (run.directory / "report" / "summary.txt").read_text()
     assert "estimated precision" not in summary
     for text in ("no quality is stated: the mediator was trained on clusters", "2 labelled people",
-                 "Label 30 people or more of the unlabelled images"):  # fmt: skip
+                 "Label 24 people or more of the unlabelled images"):  # fmt: skip
         assert text in summary
         assert text in (run.directory / "report" / "report.html").read_text()
     assert [str(finding) for finding in run.verdict if "2 labelled people" in finding.text]

@@ -17,6 +17,8 @@ import numpy as np
 from cdp.arrays.threads import list_blocks
 from cdp.types import View, load_view
 
+EQUAL_ROWS = "nobody can judge the pairs of images that have one and the same vector"
+"""Why no quality is stated where these images are many."""
 LEAST_ROWS = 20
 """Fewer equal rows are not mentioned,"""
 LEAST_SHARE = 0.01
@@ -39,19 +41,23 @@ def find_equal_rows(view: View) -> np.ndarray:
     return np.flatnonzero(number == size.argmax())
 
 
-def describe_equal_rows(views: Sequence[View], names: Sequence[str], kind: str) -> str:
+def describe_equal_rows(
+    views: Sequence[View], names: Sequence[str], kind: str, ids: np.ndarray | None = None
+) -> str:
     """Which images have one and the same vector, and what that may mean; "" where few do.
 
     Parameters
     ----------
     views : one a model. names : of the models. kind : what a row is called, such as "images".
+    ids : (n,) sample ids of the rows; None: a row is named by its number.
     """
     for name, view in zip(names, views, strict=True):
         equal = find_equal_rows(view)
         if len(equal):
+            first = f"row {equal[0]}" if ids is None else f"sample_id {ids[equal[0]]}"
             return (
-                f"{len(equal):,} {kind} have one and the same vector in {name} (the first is row "
-                f"{equal[0]}): they are copies of one picture, or the model was shown no face. "
+                f"{len(equal):,} {kind} have one and the same vector in {name} (the first is "
+                f"{first}): they are copies of one picture, or the model was shown no face. "
                 "Look at them, and leave them out unless they are copies"
             )
     return ""

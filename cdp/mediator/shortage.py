@@ -20,7 +20,7 @@ LEAST_IMAGES = 4.0
 """Images that these people have on average. On LFW features, 900 people to be clustered, the BCubed
 F of a mediator was .66 to .79 with 2 or 3 images of each of 10 to 40 people, of votes .88; with 8
 images .85 to .88, and with all images of 20 people .96."""
-FEW_PEOPLE = 30
+FEW_PEOPLE = 24
 """People below which no quality is estimated. With 20 people of 8 images each, and a synthetic set
 of many people of four images or one, F was .77 to .85 and stated as .84 to .86 in three of six
 draws (withheld in three), .62 and stated as .87 in a seventh; with 30 .77 and .82, stated as .83

@@ -134,7 +134,8 @@ def describe_equal(views: list[View]) -> str:
     from cdp.knn.equal_rows import describe_equal_rows
 
     maps = [view.map_vectors for view in views]
-    return describe_equal_rows(maps, [view.member for view in views], "unlabelled images")
+    names, ids = [view.member for view in views], views[0].read_ids()
+    return describe_equal_rows(maps, names, "unlabelled images", ids)
 
 
 def search_distinct(work: Work, views: Sequence[View]) -> list[View]:

@@ -101,6 +101,7 @@ class Split:
 
 
 def run(work: Work) -> Mapping[str, Any]:
+    from cdp.knn.equal_rows import EQUAL_ROWS
     from cdp.mediator.self_training import DEGRADED
 
     split = _map_split(work, SPLITS[1:], "unlabelled")
@@ -132,7 +133,7 @@ def run(work: Work) -> Mapping[str, Any]:
     doubts = [DEGRADED] if on_copies else [_describe_unlike(work)]
     odd, one_sided = _describe_odd_members(split, trained)
     facts["warnings"] = [*facts.get("warnings", []), *odd]
-    doubts += [one_sided, *work.input_facts("knn")["warnings"]]
+    doubts += [one_sided, EQUAL_ROWS if work.input_facts("knn")["warnings"] else ""]
     facts["doubts"] = [*facts.get("doubts", []), *filter(None, doubts), *scores.doubts]
     if scores.cosine is not None:
         facts["cosine"] = scores.cosine

@@ -357,7 +357,7 @@ def _cluster(
     if settings.target_precision is not None and scored.get("self_trained"):
         raise DataError(
             "propagate.target_precision needs labelled images to measure precision on, and "
-            f"{scored['doubts'][0]}. Label 30 people or more of the unlabelled images, 4 images or "
+            f"{scored['doubts'][0]}. Label 24 people or more of the unlabelled images, 4 images or "
             "more of each, or leave the target out"
         )
     calibrated = scored["method"] != "vote"
