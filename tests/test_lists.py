@@ -132,6 +132,7 @@ def write_rows(head: str, *fields: list[str]) -> str:
 PATHS = [f"{number}.png" for number in range(4)]
 
 
+@pytest.mark.torch  # four people: the check asks whether a mediator can be trained
 def test_a_column_that_names_every_row_is_reported(check) -> None:
     found = check(write_rows("path,id,celebrity", PATHS, list("1234"), PEOPLE))
     said = "a.csv: each of 4 rows has an identity of its own, by the column `id`. If that does"
