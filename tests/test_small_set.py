@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from cdp import ConsensusClusterer
-from cdp.mediator.small_set import TIMES, SmallSet
+from cdp.mediator.small_set import SHARE, TIMES, SmallSet
 from cdp.mediator.training_set import TrainingSet
 from cdp.metrics.clustering import score_pairwise
 
@@ -69,4 +69,5 @@ def test_the_set_is_searched_among_labelled_rows_and_not_those_adopted(draw):
     adopted = np.arange(len(identity)) < 10
     found = SmallSet.of(views, 5, TrainingSet(known, identity, adopted), 20)
     assert [len(view) for view in found.views] == [5 + len(identity) - 10] * 3
-    assert SmallSet.of(views, TIMES * 20, TrainingSet(known, identity, adopted), 20) is None
+    most = int(max(TIMES * 20, SHARE * (len(identity) - 10)))
+    assert SmallSet.of(views, most, TrainingSet(known, identity, adopted), 20) is None
