@@ -132,7 +132,7 @@ def write_rows(head: str, *fields: list[str]) -> str:
 PATHS = [f"{number}.png" for number in range(4)]
 
 
-@pytest.mark.torch  # four people: the check asks whether a mediator can be trained
+@pytest.mark.torch  # the check asks whether a mediator can be trained
 def test_a_column_that_names_every_row_is_reported(check) -> None:
     found = check(write_rows("path,id,celebrity", PATHS, list("1234"), PEOPLE))
     said = "a.csv: each of 4 rows has an identity of its own, by the column `id`. If that does"
@@ -143,6 +143,7 @@ def test_a_column_that_names_every_row_is_reported(check) -> None:
     assert any(text.startswith(said) for text in found)
 
 
+@pytest.mark.torch  # the check asks whether a mediator can be trained
 def test_rows_of_a_split_that_nobody_takes_are_counted(check) -> None:
     splits = ["train", "train", "val", "val"]
     rows = write_rows("path,identity,split", PATHS, PEOPLE, splits)
@@ -154,6 +155,7 @@ def test_rows_of_a_split_that_nobody_takes_are_counted(check) -> None:
     assert not [text for text in check(rows, unlabelled={"root": "faces"}) if "left out" in text]
 
 
+@pytest.mark.torch  # the check asks whether a mediator can be trained
 def test_after_a_listing_that_failed_nothing_else_is_said(check) -> None:
     (found,) = check(write_rows("path,identity", PATHS, ["ann", "nan", "bob", ""]))
     assert found.startswith("error: a.csv, row 2: '1.png' has no identity; 2 of 4 rows have none (")
@@ -164,6 +166,7 @@ def test_after_a_listing_that_failed_nothing_else_is_said(check) -> None:
     assert "no column of the list is one of people, such as `identity`" in found
 
 
+@pytest.mark.torch  # the check asks whether a mediator can be trained
 def test_images_that_name_nobody_are_counted(check) -> None:
     text = write_rows("path,identity", PATHS, ["ann", "nan", "bob", ""])
     listed = {"root": "faces", "list": "a.csv"}
@@ -172,6 +175,7 @@ def test_images_that_name_nobody_are_counted(check) -> None:
     assert any(text.startswith(said) for text in found)
 
 
+@pytest.mark.torch  # the check asks whether a mediator can be trained
 def test_paths_that_lead_out_are_counted_together(check) -> None:
     paths = ["/data/0.png", "/data/1.png", "../../2.png", "../../3.png"]
     found = check(write_rows("path,identity", paths, PEOPLE))
