@@ -40,7 +40,15 @@ from cdp.committee.agreement import (
 from cdp.committee.features import VARIANTS
 from cdp.committee.pairs import choose_candidates, make_pairs
 from cdp.errors import CdpWarning, ConfigError, DataError
-from cdp.inputs import Views, check_models, keep_rows, number_identities, read_copies, read_views
+from cdp.inputs import (
+    Views,
+    check_models,
+    keep_rows,
+    name_views,
+    number_identities,
+    read_copies,
+    read_views,
+)
 from cdp.knn.equal_rows import EQUAL_ROWS, describe_equal_rows
 from cdp.knn.graph import build_knn_graphs
 from cdp.knn.near_equal import find_near_equal
@@ -282,8 +290,7 @@ class ConsensusClusterer(ClusterMixin, BaseEstimator):
         if not count:
             raise DataError("views must hold at least one row, got 0 sample(s)")
         representative = np.arange(count)
-        names = [f"view {number}" for number in range(len(given))]
-        equal = describe_equal_rows(given, names, "rows")
+        equal = describe_equal_rows(given, name_views(given), "rows")
         if equal:
             warnings.warn(equal, CdpWarning, stacklevel=2)
         if self.near_equal:
@@ -292,13 +299,13 @@ class ConsensusClusterer(ClusterMixin, BaseEstimator):
             if near.collapsed:
                 given = [keep_rows(view, near.kept) for view in given]
                 graphs = self._build_graphs(given, seed)
+        agreement = self._measure_agreement(graphs, "unlabelled rows", stacklevel=3)
         self._believed: BelievedRows | None = None
         self.label_issues_ = list_issues(None)
         scorer, doubts, trained = self._make_scorer(
-            given, graphs, labelled_views, labelled_ids, degraded, seed
+            given, graphs, agreement, labelled_views, labelled_ids, degraded, seed
         )
         doubts += (EQUAL_ROWS if equal else "",)
-        self._warn_of_odd_views(graphs, "unlabelled rows", 2)
         pairs, scored = self._score_pairs(scorer, given, graphs, trained)
         scores = scored.probability
         if len(graphs[0]) < count:
@@ -420,6 +427,7 @@ class ConsensusClusterer(ClusterMixin, BaseEstimator):
         self,
         views: list[View],
         graphs: list[KnnGraph],
+        agreement: np.ndarray,
         labelled_views: Views | None,
         labelled_ids: Any,
         degraded: DegradedCopies | None,
@@ -436,7 +444,7 @@ class ConsensusClusterer(ClusterMixin, BaseEstimator):
                     views, graphs, labelled_views, labelled_ids, degraded, seed
                 )
                 copies = chosen.trained if chosen.trained.are_copies else None
-                scorer, odd = self._fit_scorer(views, graphs, chosen, seed)
+                scorer, odd = self._fit_scorer(views, graphs, agreement, chosen, seed)
                 if copies is not None:
                     return scorer, (DEGRADED, odd), copies
                 unlike = 0 if chosen.believed is None else chosen.believed.unlike
@@ -464,7 +472,7 @@ class ConsensusClusterer(ClusterMixin, BaseEstimator):
         if trained is not None:
             small = SmallSet.of(views, len(graphs[0]), trained, self.k, threads=self.threads)
         if small is not None:
-            views, graphs = list(small.views), small.graphs
+            views, graphs = [*small.views], small.graphs
         pairs = make_pairs(graphs, candidates=scorer.candidates)
         scored = scorer.score(views, graphs, pairs, threads=self.threads)
         return (pairs, scored) if small is None else small.keep_own(pairs, scored)
@@ -575,15 +583,23 @@ class ConsensusClusterer(ClusterMixin, BaseEstimator):
             self._believed, self._names = chosen.believed, names
         return chosen
 
-    def _warn_of_odd_views(self, graphs: list[KnnGraph], rows: str, stacklevel: int) -> None:
-        """Warn of views that share no neighbours with the others."""
-        names = [f"view {number}" for number in range(len(graphs))]
-        odd = describe_disagreement(measure_agreement(graphs), names, rows)
+    def _measure_agreement(
+        self, graphs: list[KnnGraph], rows: str, *, stacklevel: int
+    ) -> np.ndarray:
+        """`measure_agreement`; warns of views that share no neighbours with the others."""
+        agreement = measure_agreement(graphs)
+        odd = describe_disagreement(agreement, name_views(graphs), rows)
         if odd:
-            warnings.warn(odd, CdpWarning, stacklevel=stacklevel + 1)
+            warnings.warn(odd, CdpWarning, stacklevel=stacklevel)
+        return agreement
 
     def _fit_scorer(
-        self, views: list[View], graphs: list[KnnGraph], chosen: ChosenSet, seed: int
+        self,
+        views: list[View],
+        graphs: list[KnnGraph],
+        agreement: np.ndarray,
+        chosen: ChosenSet,
+        seed: int,
     ) -> tuple[PairScorer, str]:
         """The scorer; and why no quality is estimated where views agree in one set alone."""
         settings, joint, trained = self._choose_settings(), None, chosen.trained
@@ -601,7 +617,7 @@ class ConsensusClusterer(ClusterMixin, BaseEstimator):
                 threads=self.threads,
             )
             trained.require_no_gap(joint, len(graphs[0]))
-        self._warn_of_odd_views(own_graphs, "labelled rows", 4)
+        own_agreement = self._measure_agreement(own_graphs, "labelled rows", stacklevel=5)
         scorer = PairScorer.fit(
             trained.views,
             own_graphs,
@@ -613,7 +629,7 @@ class ConsensusClusterer(ClusterMixin, BaseEstimator):
             seed=seed,
             threads=self.threads,
         )
-        return scorer, describe_one_sided(measure_agreement(graphs), measure_agreement(own_graphs))
+        return scorer, describe_one_sided(agreement, own_agreement)
 
     def _assign_people(self, views: list[View], kept: np.ndarray) -> pd.DataFrame:
         """The rows that show a labelled person; those of near-equal rows as the one for them.

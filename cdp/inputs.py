@@ -81,6 +81,11 @@ def _describe_array(view: Any) -> str:
     return f"{array.dtype} of shape {array.shape}"
 
 
+def name_views(views: Sequence[Any]) -> list[str]:
+    """What messages call the views, by their number."""
+    return [f"view {number}" for number in range(len(views))]
+
+
 def read_copies(views: Views | None, of: Any, labelled_ids: Any) -> DegradedCopies | None:
     """The degraded copies that are given, checked; None without."""
     if (views is None) != (of is None):

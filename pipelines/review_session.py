@@ -40,6 +40,7 @@ from pipelines.results import RunResults, open_run
 from pipelines.review_left_out import PAGE, RejectedFiles, UnlabelledImages
 from pipelines.review_neighbours import NeighbourLists
 from pipelines.review_people import DoubtQuestion, LabelledPeople, PersonQuestion
+from pipelines.store import compare_inputs
 from pipelines.tables import find_rows, list_pairs
 from pipelines.track_constraints import find_track_constraints
 
@@ -100,11 +101,8 @@ class ReviewSession:
 
     def _check_whole(self, run: RunResults) -> None:
         for stage in ("propagate", "thumbnails"):
-            published = run.find(stage)
-            inputs = published.manifest["ingredients"]["inputs"] if published else {}
-            for name, fingerprint in inputs.items():
-                upstream = run.find(name)
-                if upstream is None or upstream.fingerprint != fingerprint:
+            for name, is_present in compare_inputs(run.directory, stage).items():
+                if not is_present:
                     raise StageError(
                         f"{run.directory}: {stage} was made from another {name} than the one "
                         "published now. Bring the run up to date first: "

@@ -141,16 +141,22 @@ def find_misfits(run: Path, stage: str) -> list[tuple[str, str]]:
     left, seen = [stage], {stage}
     while left:
         name = left.pop()
-        published = Published.open(name, run / name)
-        inputs = published.manifest.get("ingredients", {}).get("inputs", {}) if published else {}
-        for upstream, fingerprint in inputs.items():
-            other = Published.open(upstream, run / upstream)
-            if other is None or other.fingerprint != fingerprint:
-                found.append((name, upstream))
-            if upstream not in seen:
-                seen.add(upstream)
-                left.append(upstream)
+        inputs = compare_inputs(run, name)
+        found += [(name, upstream) for upstream, is_present in inputs.items() if not is_present]
+        left += [upstream for upstream in inputs if upstream not in seen]
+        seen.update(inputs)
     return found
+
+
+def compare_inputs(run: Path, stage: str) -> dict[str, bool]:
+    """Input of a published stage -> whether it was made from the run's present result of it."""
+    published = Published.open(stage, run / stage)
+    inputs = published.manifest.get("ingredients", {}).get("inputs", {}) if published else {}
+    present = {name: Published.open(name, run / name) for name in inputs}
+    return {
+        name: other is not None and other.fingerprint == inputs[name]
+        for name, other in present.items()
+    }
 
 
 class Store:

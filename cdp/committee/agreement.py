@@ -1,4 +1,4 @@
-"""Do the models of a committee find the same neighbours? One that never does was given other rows.
+"""Do the models of a committee find the same neighbours? Else the rows of one are in another order.
 
 The contract:
 - Enters: the neighbour graphs of one set, one a model. Leaves: which models share no more

@@ -36,16 +36,19 @@ def _decode(data: bytes, path: Path) -> str:
         if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
             return data.decode("utf-16")
         if data[:_HEAD].count(0) * 4 > len(data[:_HEAD]):
-            raise DataError(_explain(path, "many of its bytes are zero, as in UTF-16"))
+            raise DataError(_explain(path, "many of its bytes are zero, as in UTF-16."))
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = data[: error.start].count(b"\n") + 1
-        found = f"line {line} holds the byte 0x{data[error.start]:02x}"
+        found = (
+            f"line {line} holds the byte 0x{data[error.start]:02x}. It may be Windows-1252 or "
+            "Latin-1, as older spreadsheets save it."
+        )
         raise DataError(_explain(path, found)) from error
 
 
 def _explain(path: Path, found: str) -> str:
     return (
-        f"cannot read {path}: text in UTF-8 expected, and {found}. It may be Windows-1252 or "
-        "Latin-1, as older spreadsheets save it. Save it as UTF-8 (in Excel: CSV UTF-8)"
+        f"cannot read {path}: text in UTF-8 expected, and {found} Save it as UTF-8 (in Excel: CSV "
+        "UTF-8)"
     )

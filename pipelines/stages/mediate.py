@@ -101,9 +101,6 @@ class Split:
 
 
 def run(work: Work) -> Mapping[str, Any]:
-    from cdp.knn.equal_rows import EQUAL_ROWS
-    from cdp.mediator.self_training import DEGRADED
-
     split = _map_split(work, SPLITS[1:], "unlabelled")
     settings, scorer, facts, trained = _make_scorer(work, split)
     facts |= {"method": settings.method, "mediator": {}}
@@ -129,12 +126,11 @@ def run(work: Work) -> Mapping[str, Any]:
     rate = scores.rate if small is None else _average_own(split, pairs, scores.probability)
     if rate is not None:
         facts["estimated_true_share"] = round(float(rate), 4)
-    on_copies = _has_copies(work) and scorer.calibrated and not facts[SELF_TRAINING]
-    doubts = [DEGRADED] if on_copies else [_describe_unlike(work)]
     odd, one_sided = _describe_odd_members(split, trained)
     facts["warnings"] = [*facts.get("warnings", []), *odd]
-    doubts += [one_sided, EQUAL_ROWS if work.input_facts("knn")["warnings"] else ""]
-    facts["doubts"] = [*facts.get("doubts", []), *filter(None, doubts), *scores.doubts]
+    unlike, equal = _list_doubts(work, scorer, facts)
+    doubts = filter(None, (unlike, one_sided, equal))
+    facts["doubts"] = [*facts.get("doubts", []), *doubts, *scores.doubts]
     if scores.cosine is not None:
         facts["cosine"] = scores.cosine
     if scorer.precision_curve is not None:
@@ -334,6 +330,16 @@ def _describe_people(work: Work, scorer: Any) -> dict[str, Any]:
         "unlisted_share": round(average_unlisted(scorer.missed.unlisted, size), 4),
         "doubts": [few] if few else [],
     }
+
+
+def _list_doubts(work: Work, scorer: Any, facts: Mapping[str, Any]) -> tuple[str, str]:
+    """Why no quality is estimated, by what the scorer was trained on and the stage knn found."""
+    from cdp.knn.equal_rows import EQUAL_ROWS
+    from cdp.mediator.self_training import DEGRADED
+
+    on_copies = _has_copies(work) and scorer.calibrated and not facts[SELF_TRAINING]
+    equal = EQUAL_ROWS if work.input_facts("knn")["warnings"] else ""
+    return DEGRADED if on_copies else _describe_unlike(work), equal
 
 
 def _describe_unlike(work: Work) -> str:
