@@ -62,6 +62,7 @@ from cdp.mediator.set_gap import describe_unlike
 from cdp.mediator.settings import MediatorSettings
 from cdp.mediator.shortage import (
     ShortageError,
+    describe_few_images,
     describe_few_people,
     describe_reach,
     describe_shortage,
@@ -448,8 +449,12 @@ class ConsensusClusterer(ClusterMixin, BaseEstimator):
                 if copies is not None:
                     return scorer, (DEGRADED, odd), copies
                 unlike = 0 if chosen.believed is None else chosen.believed.unlike
-                doubt = describe_unlike(unlike, len(chosen.rows))
-                return scorer, (doubt, odd), chosen.trained
+                doubts = (
+                    describe_unlike(unlike, len(chosen.rows)),
+                    odd,
+                    describe_few_images(chosen.trained.identity),
+                )
+                return scorer, doubts, chosen.trained
             except ShortageError as error:
                 shortage = str(error)
         candidates = self.candidates or choose_candidates("vote")
@@ -470,7 +475,8 @@ class ConsensusClusterer(ClusterMixin, BaseEstimator):
         """All candidate pairs and their scores; few rows are scored among the labelled ones."""
         small = None
         if trained is not None:
-            small = SmallSet.of(views, len(graphs[0]), trained, self.k, threads=self.threads)
+            known = trained.labelled_views
+            small = SmallSet.of(views, len(graphs[0]), known, self.k, threads=self.threads)
         if small is not None:
             views, graphs = [*small.views], small.graphs
         pairs = make_pairs(graphs, candidates=scorer.candidates)

@@ -11,6 +11,7 @@ from cdp.mediator.shortage import (
     LEAST_IMAGES,
     LEAST_PEOPLE,
     ShortageError,
+    describe_few_images,
     describe_few_people,
     describe_imbalance,
     describe_reach,
@@ -37,7 +38,7 @@ def draw(people, each, seed):
         (5, 1, "5 labelled people, 0 of them with two images or more, cannot train"),
         (20, 1, "20 labelled people, 0 of them with two images or more, cannot train"),
         (20, 2, "20 labelled people with 2.0 images each cannot train"),
-        (20, 3, "20 labelled people with 3.0 images each cannot train"),
+        (20, 3, "people of the unlabelled images have about 3.. times as many images"),
     ],
 )
 def test_the_estimator_votes_and_says_so(people, each, said):
@@ -69,7 +70,7 @@ def test_a_threshold_for_probabilities_is_not_used_on_votes():
 def test_enough_is_enough():
     assert describe_shortage(np.repeat(np.arange(LEAST_PEOPLE), int(LEAST_IMAGES))) == ""
     alone = np.arange(100, 300)  # people of one image neither help nor harm
-    assert describe_shortage(np.append(np.repeat(np.arange(LEAST_PEOPLE), 4), alone)) == ""
+    assert describe_shortage(np.append(np.repeat(np.arange(LEAST_PEOPLE), 3), alone)) == ""
     assert describe_shortage(np.array(["a"] * 4 + ["b"] * 4)).startswith("2 labelled people")
 
 
@@ -89,5 +90,7 @@ def test_the_scorer_refuses_with_its_own_error():
 def test_estimates_need_people_and_images_like_the_clusters():
     assert "12 labelled people" in describe_few_people(np.repeat(np.arange(12), 5))
     assert describe_few_people(np.repeat(np.arange(24), 5)) == ""
+    assert "with 3.0 images each" in describe_few_images(np.repeat(np.arange(24), 3))
+    assert describe_few_images(np.append(np.repeat(np.arange(24), 4), np.arange(90, 99))) == ""
     assert describe_reach(8, 40) == ""
     assert "no labelled person more than 8" in describe_reach(8, 161)

@@ -67,7 +67,9 @@ def test_the_set_is_searched_among_labelled_rows_and_not_those_adopted(draw):
     make, (known, identity) = draw
     views, _ = make([3, 2])
     adopted = np.arange(len(identity)) < 10
-    found = SmallSet.of(views, 5, TrainingSet(known, identity, adopted), 20)
+    found = SmallSet.of(views, 5, TrainingSet(known, identity, adopted).labelled_views, 20)
     assert [len(view) for view in found.views] == [5 + len(identity) - 10] * 3
     most = int(max(TIMES * 20, SHARE * (len(identity) - 10)))
-    assert SmallSet.of(views, most, TrainingSet(known, identity, adopted), 20) is None
+    assert (
+        SmallSet.of(views, most, TrainingSet(known, identity, adopted).labelled_views, 20) is None
+    )

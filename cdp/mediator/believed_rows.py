@@ -31,13 +31,15 @@ from cdp.label_check import LabelCheck, check_labels
 from cdp.label_check.people import APART, BELIEVED, FoundPeople
 from cdp.mediator.curriculum import LABELLED_ROWS
 from cdp.mediator.labelled_rows import find_near_rows
+from cdp.mediator.person_sizes import measure_size_gap
 from cdp.mediator.set_gap import find_unlike
-from cdp.types import Graph, View, load_graph, load_view
+from cdp.types import Graph, KnnGraph, View, load_graph, load_view
 
 SIZE_TOLERANCE = 0.1
-"""How much further, in the logarithm of the size, adopted rows may take the labelled people from
-those of the unlabelled set. With all people shared it was -.5 to .04 on LFW (six draws), where
-adopted rows gain, and .6 on a synthetic set (three draws), where they cost 3 to 9 points of F."""
+"""How much further adopted rows may take the sizes of the labelled people from those of the
+unlabelled set (`cdp.mediator.person_sizes`). It was -.6 to .06 on LFW at 24 and 16 px with 10, 50
+and 100 % of the people shared (18 draws), where adopted rows gain, and .13 to .72 on a synthetic
+set with 50 and 100 % (six draws), where with 100 % they cost 3 to 9 points of F."""
 
 
 @dataclass(frozen=True)
@@ -110,7 +112,7 @@ def choose_believed(
     fits = False
     if len(adopted):
         unit = stack_rows(labelled[0], rows, unlabelled[0], adopted)
-        fits = _match_sizes(unit, both, len(rows), load_graph(graph).similarity)
+        fits = _match_sizes(unit, both, len(rows), load_graph(graph))
     if not fits:
         return BelievedRows(check, rows, nobody, person, left_out, found, int(unlike.sum()))
     if distinct:
@@ -124,43 +126,19 @@ def choose_believed(
     return BelievedRows(check, rows, adopted, both, left_out, found, int(unlike.sum()))
 
 
-def _match_sizes(unit: np.ndarray, person: np.ndarray, labelled: int, listed: np.ndarray) -> bool:
+def _match_sizes(unit: np.ndarray, person: np.ndarray, labelled: int, graph: KnnGraph) -> bool:
     """Whether with the adopted rows people are about as like those of the other set in size.
 
-    A mediator expects people of the size that it was trained on. Size is measured alike in both
-    sets: the number of neighbours above the median cosine of two labelled rows of one person.
+    A mediator expects people of the size that it was trained on.
 
     unit, person : of the labelled rows, then of the adopted ones. labelled : number of those.
-    listed : (u, k) cosines of the unlabelled rows' base lists.
+    graph : the base graph of the unlabelled rows.
     """
-    level = float(np.median(_compare_people(unit[:labelled], person[:labelled])[1]))
-    near = (listed > level).sum(axis=1)
-    wanted = near[near > 0].mean() if near.any() else 1.0
-    sizes = [
-        _count_above(unit[:count], person[:count], level, listed.shape[1])
+    without, together = (
+        abs(measure_size_gap(unit[:count], person[:count], graph))
         for count in (labelled, len(person))
-    ]
-    without, together = np.abs(np.log(np.array(sizes) / wanted))
-    return bool(together < without + SIZE_TOLERANCE)
-
-
-def _compare_people(unit: np.ndarray, person: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The row and the cosine of each ordered pair of two rows of one person."""
-    order = np.argsort(person, kind="stable")
-    parts = np.split(order, np.flatnonzero(np.diff(person[order])) + 1)
-    rows, values = [np.empty(0, np.int64)], [np.empty(0, np.float32)]
-    for part in parts:
-        apart = ~np.eye(len(part), dtype=bool)
-        rows.append(np.repeat(part, len(part) - 1))
-        values.append((unit[part] @ unit[part].T)[apart])
-    return np.concatenate(rows), np.concatenate(values)
-
-
-def _count_above(unit: np.ndarray, person: np.ndarray, level: float, most: int) -> float:
-    """Mean number of a row's own people above the level, `most` at most, of rows with any."""
-    row, value = _compare_people(unit, person)
-    count = np.minimum(np.bincount(row[value > level], minlength=len(unit)), most)
-    return float(count[count > 0].mean()) if count.any() else 1.0
+    )
+    return together < without + SIZE_TOLERANCE
 
 
 def stack_rows(one: View, rows: np.ndarray, other: View, more: np.ndarray) -> np.ndarray:

@@ -24,7 +24,6 @@ import numpy as np
 from cdp.arrays.cosine import make_unit
 from cdp.knn.graph import build_knn_graphs
 from cdp.mediator.pair_voter import PairScores
-from cdp.mediator.training_set import TrainingSet
 from cdp.types import KnnGraph, PairTable, View, load_view
 
 SHARE = 0.5
@@ -32,6 +31,11 @@ SHARE = 0.5
 hold half as much of all rows."""
 TIMES = 10
 """Times k rows below which any set is small: a list then holds more than a tenth of it."""
+
+
+def is_small(count: int, labelled: int, k: int) -> bool:
+    """Whether so many unlabelled rows are few for lists of k, or beside so many labelled rows."""
+    return count < max(TIMES * k, SHARE * labelled)
 
 
 @dataclass(frozen=True)
@@ -50,7 +54,7 @@ class SmallSet:
         cls,
         unlabelled: Sequence[View],
         count: int,
-        trained: TrainingSet,
+        labelled: Sequence[View],
         k: int,
         *,
         threads: int | None = None,
@@ -60,15 +64,14 @@ class SmallSet:
         Parameters
         ----------
         unlabelled : one (count, d_v) array a model, or a function that loads it, the base first.
-        trained : the rows that the mediator was trained on. Those that are unlabelled are left out.
+        labelled : one (l, d_v) array a model, the labelled rows that the mediator was trained on.
         k : neighbours a row. threads : at most so many; None: all cores.
         """
-        own = np.flatnonzero(~trained.adopted)
-        if count >= max(TIMES * k, SHARE * len(own)):
+        if not is_small(count, len(load_view(labelled[0])), k):
             return None
         views = [
-            np.concatenate([make_unit(load_view(each))[0] for each in (few, load_view(many)[own])])
-            for few, many in zip(unlabelled, trained.views, strict=True)
+            np.concatenate([make_unit(load_view(each))[0] for each in (few, many)])
+            for few, many in zip(unlabelled, labelled, strict=True)
         ]
         return cls(views, build_knn_graphs(views, k, backend="exact", threads=threads), count)
 

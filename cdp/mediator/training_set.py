@@ -22,8 +22,10 @@ from cdp.knn.joint import join_graphs
 from cdp.mediator.believed_rows import BelievedRows, choose_believed, stack_rows
 from cdp.mediator.curriculum import JointSet, choose_labelled
 from cdp.mediator.labelled_rows import choose_distinct_labelled
+from cdp.mediator.person_sizes import describe_size_gap
 from cdp.mediator.set_gap import describe_difference, describe_gap
 from cdp.mediator.shortage import ShortageError, describe_imbalance, describe_shortage
+from cdp.mediator.small_set import is_small
 from cdp.types import UNLABELLED, Graph, View, load_graph, load_view
 
 
@@ -53,6 +55,11 @@ class TrainingSet:
     adopted: np.ndarray
     are_copies: bool = False
 
+    @property
+    def labelled_views(self) -> list[np.ndarray]:
+        """One (l, d_v) array a model, the labelled rows alone."""
+        return [load_view(view)[~self.adopted] for view in self.views]
+
     def require_fit(
         self, unlabelled: Sequence[View], graph: Graph, *, compared: bool = True, seed: int = 0
     ) -> None:
@@ -62,17 +69,21 @@ class TrainingSet:
         ----------
         unlabelled : one (m, d_v) array a model, or a function that loads it.
         graph : the base graph of those rows, or a function that loads it.
-        compared : whether embeddings of both sets are compared. Copies never are: they are compared
-            in joint graphs (`require_no_gap`).
+        compared : whether sizes of people and embeddings of both sets are compared. Copies never
+            are: they are compared in joint graphs (`require_no_gap`).
         seed : of the comparison.
         """
-        count = len(load_graph(graph))
-        shortage = describe_shortage(self.identity) or describe_imbalance(self.identity, count)
-        if not shortage and compared and not self.are_copies:
-            own = np.flatnonzero(~self.adopted)
-            labelled = [load_view(view)[own] for view in self.views]
-            shortage = describe_difference(
-                labelled, self.identity[own], unlabelled, graph, seed=seed
+        listed = load_graph(graph)
+        shortage = describe_shortage(self.identity) or describe_imbalance(
+            self.identity, len(listed)
+        )
+        if compared and not self.are_copies:
+            own = self.labelled_views
+            if not is_small(len(listed), len(own[0]), listed.k):
+                base = make_unit(load_view(self.views[0]))[0]
+                shortage = shortage or describe_size_gap(base, self.identity, listed)
+            shortage = shortage or describe_difference(
+                own, self.identity[~self.adopted], unlabelled, graph, seed=seed
             )
         if shortage:
             raise ShortageError(shortage)

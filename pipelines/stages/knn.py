@@ -185,7 +185,7 @@ def _take_copies(
 
 STAGE = Stage(
     name="knn",
-    version=15,
+    version=16,
     inputs=("ingest.samples", "embed.embeddings"),
     outputs={
         "neighbours": describe_neighbours(0),

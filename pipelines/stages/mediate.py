@@ -128,8 +128,8 @@ def run(work: Work) -> Mapping[str, Any]:
         facts["estimated_true_share"] = round(float(rate), 4)
     odd, one_sided = _describe_odd_members(split, trained)
     facts["warnings"] = [*facts.get("warnings", []), *odd]
-    unlike, equal = _list_doubts(work, scorer, facts)
-    doubts = filter(None, (unlike, one_sided, equal))
+    unlike, few, equal = _list_doubts(work, scorer, facts, trained)
+    doubts = filter(None, (unlike, one_sided, few, equal))
     facts["doubts"] = [*facts.get("doubts", []), *doubts, *scores.doubts]
     if scores.cosine is not None:
         facts["cosine"] = scores.cosine
@@ -332,14 +332,19 @@ def _describe_people(work: Work, scorer: Any) -> dict[str, Any]:
     }
 
 
-def _list_doubts(work: Work, scorer: Any, facts: Mapping[str, Any]) -> tuple[str, str]:
+def _list_doubts(
+    work: Work, scorer: Any, facts: Mapping[str, Any], labelled: LabelledRows | None
+) -> tuple[str, str, str]:
     """Why no quality is estimated, by what the scorer was trained on and the stage knn found."""
     from cdp.knn.equal_rows import EQUAL_ROWS
     from cdp.mediator.self_training import DEGRADED
+    from cdp.mediator.shortage import describe_few_images
 
-    on_copies = _has_copies(work) and scorer.calibrated and not facts[SELF_TRAINING]
     equal = EQUAL_ROWS if work.input_facts("knn")["warnings"] else ""
-    return DEGRADED if on_copies else _describe_unlike(work), equal
+    if _has_copies(work) and scorer.calibrated and not facts[SELF_TRAINING]:
+        return DEGRADED, "", equal
+    few = "" if labelled is None else describe_few_images(labelled.trained.identity)
+    return _describe_unlike(work), few, equal
 
 
 def _describe_unlike(work: Work) -> str:
@@ -505,7 +510,7 @@ def _search_small(work: Work, split: Split, labelled: LabelledRows) -> Split | N
     from cdp.types import load_graph
 
     k, ids = load_graph(split.graphs[0]).k, split.sample_id
-    found = SmallSet.of(split.views, len(ids), labelled.trained, k)
+    found = SmallSet.of(split.views, len(ids), labelled.trained.labelled_views, k)
     if found is None:
         return None
     mapped = Split(work.scratch / "small", split.members)
@@ -591,7 +596,7 @@ def _save_array(path: Path, array: np.ndarray, draft: str | None = None) -> None
 
 STAGE = Stage(
     name="mediate",
-    version=26,
+    version=27,
     inputs=(
         "ingest.samples",
         "embed.embeddings",

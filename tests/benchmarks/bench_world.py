@@ -194,7 +194,7 @@ def list_cases(world: World, seed: int, situations: list[str]) -> Iterator[Case]
         shuffled = random.permutation(len(person))
         rank = np.empty(len(person), np.int64)
         rank[shuffled] = pd.Series(person[shuffled]).groupby(person[shuffled]).cumcount()
-        for number in (1, 2, 3):
+        for number in (1, 2, 3, 4, 8, 12, 16, 20, 30):
             kept = rank < number
             few = [view[kept] for view in own]
             yield Case(f"{number} images a person", few, person[kept], person[kept], rest, truth)
