@@ -6,6 +6,7 @@ import hashlib
 import importlib.util
 import os
 import shutil
+from collections import Counter
 from pathlib import Path
 
 # One thread a process: tests run side by side, and spinning threads of two torches starve each
@@ -70,8 +71,21 @@ def pytest_ignore_collect(collection_path):
     return True if "torch" in list_markers(collection_path) else None
 
 
-def pytest_collection_modifyitems(items):
-    """Where nmslib has no build (Python 3.13), its tests say so and the others go on."""
+def pytest_configure(config):
+    """Workers take the files as they are sorted below, not those of most tests first."""
+    if hasattr(config.option, "loadscopereorder"):
+        config.option.loadscopereorder = False
+
+
+def pytest_collection_modifyitems(config, items):
+    """Where nmslib has no build (Python 3.13), its tests say so and the others go on.
+
+    Of several workers none ends with a long file while the others have nothing left: files of slow
+    tests come first.
+    """
+    if hasattr(config, "workerinput"):
+        slow = Counter(item.path for item in items if item.get_closest_marker("slow"))
+        items.sort(key=lambda item: -slow[item.path])
     if importlib.util.find_spec("nmslib") is None:
         skipped = pytest.mark.skip(reason="no nmslib here; it has no build for Python 3.13")
         for item in items:

@@ -3,7 +3,8 @@
     {"kind": "change", "count": 7, "arguments": ["--config", ...], "out": "/somewhere/out"}
 
 Each order is a run of its own in a process group of its own, forked from this warm process, so that
-two hundred of them take minutes; the answer is its exit code, negative for a signal.
+two hundred of them take minutes; the answer is its exit code, negative for a signal. A line with a
+list of orders makes these runs at the same time; the answer is the list of their exit codes.
 
 - never: nothing happens to it;
 - change: SIGKILL to the whole group, workers included, before the count-th rename or link, which is
@@ -33,6 +34,10 @@ import traceback
 NEW_MOUNTS = 0x00020000  # CLONE_NEWNS of <sched.h>
 DROP_RIGHT, RIGHTS = 24, (1, 2)  # PR_CAPBSET_DROP; CAP_DAC_OVERRIDE, CAP_DAC_READ_SEARCH
 SET_RIGHTS_VERSION = 0x20080522
+NEEDED = ("distributed", "torch", "torch._dynamo", "matplotlib.backends.backend_svg", "scipy.stats",
+          "sklearn.manifold", "pandas", "pyarrow.parquet", "cdp.clusterer", "cdp.recognizer",
+          "cdp.training", "pipelines.pages.figures", "pipelines.run")  # fmt: skip
+"""What a run imports, its optimizer and its report included: here once for all of them."""
 
 
 def kill_group() -> None:
@@ -116,12 +121,23 @@ def run(kind: str, count: float, arguments: list[str], out: str) -> int:
     return main(arguments)
 
 
-def obey(order: dict) -> int:
+def obey(order: dict | list[dict]) -> int | list[int]:
+    if isinstance(order, list):
+        return [wait(child) for child in [begin(each) for each in order]]
     if order["kind"] == "mount":
         return subprocess.run(["mount", *order["arguments"]], stdout=sys.stderr).returncode
+    return wait(begin(order))
+
+
+def wait(child: int) -> int:
+    return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+
+
+def begin(order: dict) -> int:
+    """The id of the process of one run."""
     child = os.fork()
     if child:
-        return os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
+        return child
     code = 70
     try:
         code = run(**order)
@@ -135,7 +151,7 @@ def obey(order: dict) -> int:
 
 if __name__ == "__main__":
     print(mount_own(*sys.argv[1:]) if sys.argv[1:] else "ready", flush=True)
-    for name in ("distributed", "torch", "cdp.clusterer", "cdp.recognizer", "pipelines.run"):
+    for name in NEEDED:
         importlib.import_module(name)
     for line in sys.stdin:
         print(obey(json.loads(line)), flush=True)

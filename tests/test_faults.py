@@ -84,16 +84,35 @@ class Orders:
     def order(self, kind, count, *arguments):
         """(exit code, what was printed) of one run; no fault may show a traceback."""
         order = {"kind": kind, "count": count, "arguments": arguments, "out": str(self.out)}
+        return self.answer(order), self.read(self.out)
+
+    def answer(self, order):
         self.process.stdin.write(json.dumps(order) + "\n")
         self.process.stdin.flush()
-        code = int(self.process.stdout.readline())
-        output = self.out.read_text() if self.out.exists() else ""
+        return json.loads(self.process.stdout.readline())
+
+    @staticmethod
+    def read(out):
+        output = out.read_text() if out.exists() else ""
         assert "Traceback" not in output, output
-        return code, output
+        return output
+
+    def list_options(self, *arguments):
+        options = ["--config", self.tiny, "--runs-dir", self.runs, "--workers", "1", *arguments]
+        return [str(option) for option in options]
 
     def run(self, kind, count=0, *arguments):
-        options = ["--config", self.tiny, "--runs-dir", self.runs, "--workers", "1", *arguments]
-        return self.order(kind, count, *map(str, options))
+        return self.order(kind, count, *self.list_options(*arguments))
+
+    def run_both(self, *more):
+        """(exit code, what was printed) of each of two runs at the same time; `more` is for one."""
+        outs = [Path(f"{self.out}-{number}") for number in range(2)]
+        orders = [
+            {"kind": "never", "count": 0, "arguments": self.list_options(*added), "out": str(out)}
+            for out, added in zip(outs, ((), more), strict=True)
+        ]
+        codes = self.answer(orders)
+        return [(code, self.read(out)) for code, out in zip(codes, outs, strict=True)]
 
 
 # ---------------------------------------------------------------------------------------- kills
@@ -441,17 +460,17 @@ def test_an_image_that_may_not_be_read_costs_itself_only(tiny, tmp_path):
 
 
 def check_two_of_one_name(tiny, runs, whole):
-    one, other = (start(tiny, runs) for _ in range(2))
-    first, second = finish(one), finish(other)
-    assert sorted(code for code, *_ in (first, second)) == [0, 1]
+    with Orders(tiny, runs) as orders:
+        first, second = orders.run_both()
+    assert sorted(code for code, _ in (first, second)) == [0, 1]
     refused = first if first[0] else second
-    assert "in use by process" in refused[2]
+    assert "in use by process" in refused[1]
     assert digest_run(runs / "tiny") == whole
 
 
 def check_two_sharing_the_store(tiny, runs, whole):
-    one, other = start(tiny, runs), start(tiny, runs, "name=twin")
-    assert finish(one)[0] == finish(other)[0] == 0
+    with Orders(tiny, runs) as orders:
+        assert [code for code, _ in orders.run_both("name=twin")] == [0, 0]
     assert digest_run(runs / "tiny") == digest_run(runs / "twin") == whole
     made = [stage.name for stage in (runs / ".store").glob("*/*-*") if stage.is_dir()]
     assert len(made) == len({name[:20] for name in made})

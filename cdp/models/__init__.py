@@ -107,7 +107,7 @@ def build_backbone(
         if neck != "own":
             backbone.ending = NECKS[neck](backbone.map_shape, backbone.early_shape, embedding_dim)
         for module in backbone.modules():
-            if isinstance(module, nn.Conv2d):
+            if isinstance(module, nn.Conv2d) and not module.weight.is_meta:  # as for normalisation
                 nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
     return backbone
 

@@ -13,10 +13,11 @@ The contract:
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 
 @dataclass(frozen=True)
@@ -122,12 +123,10 @@ class Backbone(nn.Module):
 
     def measure_maps(self) -> None:
         """Fill in the shapes of the maps and the place of the early one."""
-        side_px = self.spec.input_px
-        self.map_shape = self.early_shape = MapShape(*map_shape(self.trunk, side_px))
-        if not isinstance(self.trunk, nn.Sequential):
-            return
-        for length in range(len(self.trunk) - 1, 0, -1):
-            shape = MapShape(*map_shape(self.trunk[:length], side_px))
+        shapes = map_shapes(self.trunk, self.spec.input_px)
+        self.map_shape = self.early_shape = shapes[-1]
+        for length in range(len(shapes) - 1, 0, -1):
+            shape = shapes[length - 1]
             if shape.side > self.map_shape.side:
                 self.tap, self.early_shape = length, shape
                 return
@@ -157,14 +156,39 @@ def conv_unit(
     return nn.Sequential(*layers)
 
 
-def map_shape(trunk: nn.Module, input_px: int) -> tuple[int, int]:
-    """Channels and side of the trunk's feature map for an input of `input_px`."""
+class _KeepShapes(TorchFunctionMode):
+    """Leaves out steps that change no shape: batch normalisation and sums of maps.
+
+    Without memory (device "meta") they would import torch's compiler, seconds in each process.
+    """
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
+    ) -> Any:
+        if func is nn.functional.batch_norm:
+            return args[0]
+        if func in (Tensor.add, Tensor.__add__) and args[0].shape == args[1].shape:
+            return args[0]
+        return func(*args, **(kwargs or {}))
+
+
+def map_shapes(trunk: nn.Module, input_px: int) -> list[MapShape]:
+    """The map's shape after each layer of the trunk, for an input of `input_px`."""
     was_training = trunk.training
     trunk.eval()
-    with torch.no_grad():
-        feature_map = trunk(torch.zeros(1, 3, input_px, input_px))
+    shapes = []
+    with torch.no_grad(), _KeepShapes():
+        feature_map = torch.zeros(1, 3, input_px, input_px)
+        for layer in trunk if isinstance(trunk, nn.Sequential) else [trunk]:
+            feature_map = layer(feature_map)
+            shapes.append(MapShape(int(feature_map.shape[1]), int(feature_map.shape[2])))
     trunk.train(was_training)
-    return int(feature_map.shape[1]), int(feature_map.shape[2])
+    return shapes
+
+
+def map_shape(trunk: nn.Module, input_px: int) -> MapShape:
+    """Channels and side of the trunk's feature map for an input of `input_px`."""
+    return map_shapes(trunk, input_px)[-1]
 
 
 class FlatEnding(nn.Sequential):

@@ -33,6 +33,9 @@ STYLE: dict[Any, Any] = {
     "font.family": "sans-serif",
     "font.size": 9,
     "text.color": INK,
+    "figure.facecolor": "none",
+    "figure.edgecolor": "none",
+    "axes.facecolor": "none",
     "axes.edgecolor": GRID,
     "axes.labelcolor": MUTED,
     "axes.grid": True,
@@ -62,11 +65,13 @@ class Canvas:
 
     def __enter__(self) -> Any:
         from matplotlib import rc_context
+        from matplotlib.backends.backend_svg import FigureCanvasSVG
         from matplotlib.figure import Figure
 
         self._context = rc_context({**STYLE, "svg.hashsalt": self.title})
         self._context.__enter__()
         self._figure = Figure(figsize=self._size, layout="constrained")
+        self._canvas = FigureCanvasSVG(self._figure)
         axes = self._figure.subplots(1, self._panels)
         return axes
 
@@ -82,9 +87,8 @@ class Canvas:
         try:
             if kind is None:
                 stream = StringIO()
-                self._figure.savefig(
-                    stream, format="svg", transparent=True, metadata={"Date": None}
-                )
+                # savefig would draw everything once more, to lay it out.
+                self._canvas.print_svg(stream, metadata={"Date": None})
                 self.svg = _embed(stream.getvalue(), self.title)
         finally:
             self._context.__exit__(None, None, None)
