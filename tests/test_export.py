@@ -75,6 +75,24 @@ def test_a_stage_made_from_another_result_than_the_present_one_is_named(own_run,
     assert "--stage all --until propagate" in warning
 
 
+def test_decisions_that_the_labels_do_not_follow_are_named(own_run, labels, tmp_path, capsys):
+    run = cdp.open_run(own_run)
+    keys = find_keys(run.samples.set_index("sample_id").loc[labels.sample_id].reset_index())
+    table = CorrectionTable(own_run)
+    table.append("ada", "split", [keys[:1], keys[1:2]])
+    assert export(own_run, "csv", tmp_path / "pending.csv") == 0
+    warning = capsys.readouterr().err
+    assert warning.count("warning: ") == 1
+    assert "made or undone in a review since propagate ran" in warning
+    assert "--stage all --until propagate" in warning
+    table.append("ada", "undo", undoes=1)
+    assert export(own_run, "csv", tmp_path / "undone.csv") == 0
+    assert capsys.readouterr().err == ""
+    table.append("ada", "exclude", [["a labelled image"]])
+    assert export(own_run, "csv", tmp_path / "names.csv") == 0
+    assert "in a review since ingest ran" in capsys.readouterr().err
+
+
 def test_what_reviewers_said_is_exported_and_can_be_all(own_run, labels, tmp_path, capsys):
     run = cdp.open_run(own_run)
     keys = find_keys(run.samples.set_index("sample_id").loc[labels.sample_id].reset_index())
