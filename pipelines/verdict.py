@@ -16,6 +16,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from cdp.types import UNLABELLED
+from pipelines.data.folders import LEFT_OUT
+from pipelines.data.reasons import name_reason
 from pipelines.invocation import format_command
 from pipelines.store import Published
 
@@ -339,11 +341,14 @@ def judge_rejected(evidence: Evidence) -> Findings:
     if facts["rejected"] <= MANY_REJECTED * max(facts["images"], 1):
         return
     reasons = evidence.published["ingest"].read("rejected").to_pandas().reason
-    reason = reasons.str.replace(r"^same bytes as .*", "same bytes as another", regex=True)
+    reasons = reasons[~reasons.str.startswith(LEFT_OUT)]  # which are no images, and not counted
+    kinds = reasons.map(name_reason)
+    kind = kinds.value_counts().index[0]
+    own = reasons[kinds == kind].unique()
     yield Finding(
         "doubt",
-        f"{facts['rejected']:,} of {facts['images']:,} images were rejected, most because: "
-        f"{reason.value_counts().index[0]}",
+        f"{facts['rejected']:,} of {facts['images']:,} images were rejected, "
+        f"{int((kinds == kind).sum()):,} of them because: {own[0] if len(own) == 1 else kind}",
         "Table ingest/rejected lists them all",
     )
 

@@ -84,7 +84,21 @@ def test_a_good_run_has_results_and_no_doubt():
         ),
         (
             {"ingest": {"rejected": 200}, "reasons": ["same bytes as a", "same bytes as b", "x"]},
-            "200 of 1,000 images were rejected, most because: same bytes as another",
+            "200 of 1,000 images were rejected, 2 of them because: same bytes as another",
+        ),
+        (
+            {"ingest": {"rejected": 200},
+             "reasons": [*["left out: a hidden file"] * 5, "empty file",
+                         "corrupt image: cut (3 bytes)", "corrupt image: cut (4 bytes)"]},
+            "rejected, 2 of them because: corrupt image. Table",
+        ),
+        (
+            {"ingest": {"rejected": 200}, "reasons": ["empty file", "blank: one", "blank: one"]},
+            "rejected, 2 of them because: blank: one. Table",
+        ),
+        (
+            {"ingest": {"warnings": ["of 100 unlabelled images sampled, 35 show no face"]}},
+            "35 show no face",
         ),
         (
             {"propagate": {"estimated_f": None, "estimated_recall": None,
