@@ -297,6 +297,21 @@ def judge_assignments(evidence: Evidence) -> Findings:
         )
 
 
+@judge("propagate")
+def judge_corrections(evidence: Evidence) -> Findings:
+    """Decisions of a review on images that are gone."""
+    gone = evidence.facts("propagate").get("corrected_images_gone", 0)
+    if gone:
+        yield Finding(
+            "doubt",
+            f"decisions of the review name {gone:,} image{'' if gone == 1 else 's'} that "
+            f"{'is' if gone == 1 else 'are'} no longer among the unlabelled ones: for "
+            f"{'it' if gone == 1 else 'them'} they do nothing",
+            "An image is known by its bytes: put the file back as it was, or undo these decisions "
+            f"({evidence.review})",
+        )
+
+
 @judge("knn")
 def judge_recall(evidence: Evidence) -> Findings:
     """Approximate lists that miss neighbours."""

@@ -233,3 +233,10 @@ def test_no_name_becomes_markup_or_a_path_in_exports(own_run, labels, tmp_path):
                 assert path.name[0].isdigit()  # no name that a system keeps for itself
     assert "<script" not in (tmp_path / "label-studio" / "tasks.json").read_text()
     assert "<script" not in (tmp_path / "label-studio" / "label_config.xml").read_text()
+
+
+def test_a_size_that_no_cluster_has_is_a_mistake_in_every_format(own_run, tmp_path, capsys):
+    for kind in ("csv", "folder"):
+        assert export(own_run, kind, tmp_path / kind, "--min-size", "9999") == 2
+        assert "has 9999 images or more; lower --min-size" in capsys.readouterr().err
+    assert not (tmp_path / "csv").exists()

@@ -72,6 +72,8 @@ def test_a_good_run_has_results_and_no_doubt():
         ({"knn": {"lowest_recall": 0.8}}, "80% of the true neighbours only. Set knn.backend=exact"),
         ({"knn": {"wrong_names": 7}}, "7 labelled images seem to have a wrong name"),
         ({"knn": {"second_labels": 1}}, "1 labelled identity seems to be the person of another"),
+        ({"propagate": {"corrected_images_gone": 2}},
+         "name 2 images that are no longer among the unlabelled ones: for them they do nothing"),
         ({"mediate": {"unlisted_share": 0.2}}, "20% of the true pairs .* Raise knn.k above 20"),
         ({"mediate": {"calibration_error": 0.1}}, "off by 0.10 on average on held-out people"),
         ({"retrain": {"pseudo_identities": 0}}, "1 images have one, .* retrain.min_cluster_size"),
