@@ -1,8 +1,9 @@
-"""The choices of a config, tried before a run: networks, heads, losses and degradations.
+"""The choices of a config, tried before a run: networks, heads, losses, degradations, votes.
 
 The contract:
 - Everything that is trained is built once, small and untrained, and thrown away; a name or a
   parameter that does not exist is a `ConfigError` at the head of a run.
+- More votes than there are members are a `ConfigError` too.
 - Only stages that will run are looked at.
 """
 
@@ -15,7 +16,7 @@ from pipelines.config import RunConfig, TrainingSettings
 
 
 def check_choices(config: RunConfig, stages: Collection[str]) -> None:
-    """Build what these stages train, and look up their degradations.
+    """Build what these stages train, look up their degradations, count the votes they ask for.
 
     Parameters
     ----------
@@ -33,6 +34,12 @@ def check_choices(config: RunConfig, stages: Collection[str]) -> None:
             _build(settings, backbone, width)
         except ConfigError as error:
             raise ConfigError(f"{place}: {error}") from error
+    members, votes = len(config.committee.members), config.mediate.vote.min_votes
+    if "mediate" in stages and members and votes > members:
+        raise ConfigError(
+            f"mediate.vote.min_votes: expected 0 to {members}, the number of committee.members, "
+            f"got {votes}: no pair can have so many votes"
+        )
     if "evaluate" in stages:
         from cdp.images.degradation import get_degradation
 

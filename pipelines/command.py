@@ -2,6 +2,7 @@
 
 The contract:
 - `cdp NAME ...` takes the options and returns the exit codes of `python -m pipelines.NAME ...`.
+- Ctrl-C ends any command with one message and the exit code 130, also while it is being loaded.
 - `cdp --help` and `cdp --version` import no command.
 """
 
@@ -55,7 +56,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         )
         return 2
     module, before, _ = COMMANDS[given[0]]
-    code: int = import_module(module).main([*before, *given[1:]])
+    try:
+        code: int = import_module(module).main([*before, *given[1:]])
+    except KeyboardInterrupt:
+        print(f"\ninterrupted: {COMMAND} {given[0]} did not end", file=sys.stderr)
+        return 130
     return code
 
 

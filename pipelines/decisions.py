@@ -59,6 +59,13 @@ ON_NAMES: tuple[Action, ...] = ("rename", "exclude")
 ON_DOUBTS: tuple[Action, ...] = ("keep",)
 """Decisions that the name of a labelled image is right; the stage knn applies them."""
 ON_LABELLED = (*ON_NAMES, *ON_DOUBTS)
+APPLIED_BY: Mapping[str, tuple[Action, ...]] = {
+    "ingest": ON_NAMES,
+    "knn": ON_DOUBTS,
+    "propagate": ON_CLUSTERS,
+    "retrain": ON_CLUSTERS,
+}
+"""Stage, in the order of a run -> the decisions that it applies."""
 NAMING = ("name", "deny", "rename")
 """Decisions that name a person."""
 
@@ -351,6 +358,13 @@ def check_decision(decision: Decision, earlier: Sequence[Decision]) -> None:
         raise DataError(
             f"{decision.action} expects {GROUPS[decision.action]} group(s) of images, none empty; "
             f"got {[len(group) for group in decision.groups]}"
+        )
+    both = set.intersection(*map(set, decision.groups))
+    if decision.action in ("split", "apart") and both:
+        raise DataError(
+            f"{decision.action} expects two groups without an image in common; "
+            f"{len(both)} of the images {'is' if len(both) == 1 else 'are'} in both. Leave "
+            f"{'it' if len(both) == 1 else 'them'} out of one"
         )
     if (decision.action in NAMING) != bool(decision.identity):
         raise DataError(f"{decision.action} with the identity {decision.identity!r}: "

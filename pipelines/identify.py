@@ -5,18 +5,21 @@ The contract:
   of images. Both hold aligned faces, as the recognizer was trained on.
 - The model is the recognizer of a run, or a file of one. The threshold is given, or that of a saved
   gallery.
-- One CSV row a probe: path, name (empty for nobody), nearest, similarity, margin.
+- One CSV row a probe: path, name (empty for nobody), nearest, similarity, margin. A file appears
+  complete or not at all.
+- A warning says where the enrolled people are so near each other that unknown people will be named.
 """
 
 from __future__ import annotations
 
 import argparse
 import csv
+import math
 import sys
 from collections.abc import Iterator
-from contextlib import nullcontext
+from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TextIO
 
 import numpy as np
 
@@ -25,6 +28,7 @@ from pipelines.data.folders import walk_folder
 from pipelines.data.names import fold_name
 from pipelines.export.labels import defuse_formula
 from pipelines.export.recognizer import DEFAULTS
+from pipelines.files import open_atomically
 from pipelines.invocation import format_command
 from pipelines.store import Published
 
@@ -34,6 +38,10 @@ if TYPE_CHECKING:
 SIZE_PX = 112
 """Side to which faces are read before the recognizer reduces them."""
 BLOCK = 256
+MOST_NEAR = 0.05
+"""Share of enrolled images that may be nearer to another person than the threshold."""
+NEAR_SHARE = 0.01
+"""Share of them that the threshold proposed instead lets through."""
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -67,8 +75,10 @@ def main(arguments: list[str] | None = None) -> int:
             raise ConfigError("give --probes to identify, or --save to keep the gallery")
         gallery = _open_gallery(options)
         if options.save is not None:
-            gallery.save(options.save)
+            with open_atomically(options.save) as draft:
+                gallery.save(draft)
         if options.probes is not None:
+            _warn_of_near_people(gallery)
             _write(gallery, options)
     except (CdpError, OSError) as error:
         print(f"error: {error}", file=sys.stderr)
@@ -108,6 +118,22 @@ def _find_model(run: Path) -> Path:
     return model
 
 
+def _warn_of_near_people(gallery: Gallery) -> None:
+    """Say where the threshold lies below the cosines of people who are different."""
+    nearest = gallery.measure_nearest_others()
+    above = int((nearest > gallery.threshold).sum())
+    if above <= MOST_NEAR * len(nearest):
+        return
+    least = math.ceil(100 * float(np.quantile(nearest, 1 - NEAR_SHARE))) / 100
+    print(
+        f"warning: {above} of {len(nearest)} enrolled images are nearer to another enrolled person "
+        f"than the threshold {gallery.threshold:g}, and so will unknown people be, who are then "
+        f"named wrongly. Above {min(least, 1):.2f} it is {NEAR_SHARE:.0%} of the images: "
+        f"try --threshold {min(least, 1):.2f}, or look for people enrolled under two names",
+        file=sys.stderr,
+    )
+
+
 def _enrol(gallery: Gallery, folder: Path) -> None:
     spelling: dict[str, str] = {}
     for path, face in _read_faces(folder):
@@ -139,8 +165,7 @@ def _read_faces(folder: Path) -> Iterator[tuple[str, np.ndarray]]:
 def _write(gallery: Gallery, options: argparse.Namespace) -> None:
     held: list[tuple[str, np.ndarray]] = []
     found = known = 0
-    target = options.out.open("w", newline="", encoding="utf-8-sig") if options.out else None
-    with target or nullcontext(sys.stdout) as stream:
+    with _open_out(options.out) as stream:
         writer = csv.writer(stream)
         writer.writerow(["path", "name", "nearest", "similarity", "margin"])
 
@@ -157,9 +182,29 @@ def _write(gallery: Gallery, options: argparse.Namespace) -> None:
                 found, known = found + more[0], known + more[1]
         more = flush()
         found, known = found + more[0], known + more[1]
-    if not found:
-        raise DataError(f"{options.probes} holds no image that can be read")
-    print(f"{found} probes, {known} of them enrolled people", file=sys.stderr)
+        if not found:
+            raise DataError(f"{options.probes} holds no image that can be read")
+    print(
+        f"{found} probes: {known} nearer to an enrolled person than the threshold "
+        f"{gallery.threshold:g}, {found - known} nobody's",
+        file=sys.stderr,
+    )
+
+
+@contextmanager
+def _open_out(path: Path | None) -> Iterator[TextIO]:
+    """Where the rows go: the console, a pipe, or a file that appears when it is complete."""
+    if path is None:
+        yield sys.stdout
+    elif path.exists() and not path.is_file():
+        with path.open("w", newline="", encoding="utf-8-sig") as stream:
+            yield stream
+    else:
+        with (
+            open_atomically(path) as draft,
+            draft.open("w", newline="", encoding="utf-8-sig") as stream,
+        ):
+            yield stream
 
 
 def _identify(gallery: Gallery, probes: list[tuple[str, np.ndarray]]) -> list[list[Any]]:

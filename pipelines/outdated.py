@@ -1,9 +1,10 @@
-"""Published results that one stage rests on and that are out of date, named before it runs.
+"""Published results that one stage rests on and that are out of date, named before they are used.
 
 The contract:
 - One stage runs from what is published upstream, current or not. A result upstream is out of date
   when `--stage all` would make it anew for other ingredients; the comparison is that of `plan_run`.
 - Input files are recognised by size, inode and time, as always: only new or changed ones are read.
+- Decisions of a review are compared with those that the stages applied.
 - What cannot be compared (a model file that is not there) stops nothing and is named apart.
 """
 
@@ -11,8 +12,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 
 from cdp.errors import CdpError
+from pipelines.decisions import APPLIED_BY, CorrectionTable, digest_decisions
 from pipelines.files import digest_json
 from pipelines.stage import (
     Runtime,
@@ -22,6 +25,7 @@ from pipelines.stage import (
     explain_omission,
     find_changed_inputs,
 )
+from pipelines.store import Published
 
 
 @dataclass(frozen=True)
@@ -87,4 +91,24 @@ def list_upstream(stages: tuple[Stage, ...], name: str) -> set[str]:
     for stage in reversed(stages):
         if stage.name == name or stage.name in found:
             found.update(stage.upstream)
+    return found
+
+
+def find_unapplied(run: Path, stage: str) -> list[str]:
+    """The stages whose results do not follow the reviewers' decisions of today.
+
+    run : the directory of the run. Looked for among `stage` and those before it that apply
+    decisions.
+    """
+    applying = list(APPLIED_BY)
+    before = applying[: applying.index(stage) + 1] if stage in applying else []
+    decisions = CorrectionTable(run).read() if before else ()
+    found = []
+    for name in before:
+        published = Published.open(name, run / name)
+        if published is None:
+            continue
+        applied = published.manifest.get("ingredients", {}).get("corrections", "")
+        if digest_decisions(decisions, APPLIED_BY[name]) != applied:
+            found.append(name)
     return found

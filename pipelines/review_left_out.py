@@ -7,7 +7,6 @@ The contract:
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from cdp.types import UNLABELLED, PairTable
+from pipelines.data.reasons import name_reason
 
 if TYPE_CHECKING:
     from pipelines.results import RunResults
@@ -153,15 +153,3 @@ class RejectedFiles:
                 for row in chosen[offset : offset + PAGE]
             ],
         }  # fmt: skip
-
-
-def name_reason(reason: str) -> str:
-    """The kind of a reason: without names of files and people, and without numbers."""
-    for start, kind in (
-        ("same bytes as", "same bytes as another"),
-        ("the same file is under the names", "the same file under two names"),
-        ("set aside in review", "set aside in review"),
-    ):
-        if reason.startswith(start):
-            return kind
-    return re.sub(r"\s+", " ", re.split(r"[:;(]|\d", reason, maxsplit=1)[0]).strip() or "other"

@@ -16,6 +16,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from cdp.types import UNLABELLED
+from pipelines.data.folders import LEFT_OUT
+from pipelines.data.reasons import name_reason
 from pipelines.invocation import format_command
 from pipelines.store import Published
 
@@ -295,6 +297,21 @@ def judge_assignments(evidence: Evidence) -> Findings:
         )
 
 
+@judge("propagate")
+def judge_corrections(evidence: Evidence) -> Findings:
+    """Decisions of a review on images that are gone."""
+    gone = evidence.facts("propagate").get("corrected_images_gone", 0)
+    if gone:
+        yield Finding(
+            "doubt",
+            f"decisions of the review name {gone:,} image{'' if gone == 1 else 's'} that "
+            f"{'is' if gone == 1 else 'are'} no longer among the unlabelled ones: for "
+            f"{'it' if gone == 1 else 'them'} they do nothing",
+            "An image is known by its bytes: put the file back as it was, or undo these decisions "
+            f"({evidence.review})",
+        )
+
+
 @judge("knn")
 def judge_recall(evidence: Evidence) -> Findings:
     """Approximate lists that miss neighbours."""
@@ -339,11 +356,14 @@ def judge_rejected(evidence: Evidence) -> Findings:
     if facts["rejected"] <= MANY_REJECTED * max(facts["images"], 1):
         return
     reasons = evidence.published["ingest"].read("rejected").to_pandas().reason
-    reason = reasons.str.replace(r"^same bytes as .*", "same bytes as another", regex=True)
+    reasons = reasons[~reasons.str.startswith(LEFT_OUT)]  # which are no images, and not counted
+    kinds = reasons.map(name_reason)
+    kind = kinds.value_counts().index[0]
+    own = reasons[kinds == kind].unique()
     yield Finding(
         "doubt",
-        f"{facts['rejected']:,} of {facts['images']:,} images were rejected, most because: "
-        f"{reason.value_counts().index[0]}",
+        f"{facts['rejected']:,} of {facts['images']:,} images were rejected, "
+        f"{int((kinds == kind).sum()):,} of them because: {own[0] if len(own) == 1 else kind}",
         "Table ingest/rejected lists them all",
     )
 

@@ -55,6 +55,18 @@ def test_a_command_takes_the_arguments_and_gives_the_exit_code(monkeypatch):
         assert given == [[*before, "--some", "option"]]
 
 
+def test_an_interrupted_command_is_one_message_and_130(monkeypatch, capsys):
+    def interrupt(arguments):
+        raise KeyboardInterrupt
+
+    for name, (module, _, _) in command.COMMANDS.items():
+        monkeypatch.setattr(import_module(module), "main", interrupt)
+        assert command.main([name]) == 130
+        assert capsys.readouterr().err == f"\ninterrupted: cdp {name} did not end\n"
+    monkeypatch.setattr(command, "import_module", interrupt)
+    assert command.main(["check"]) == 130
+
+
 def test_the_script_of_the_package_is_this_command():
     scripts = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]["scripts"]
     assert scripts == {"cdp": "pipelines.command:main"}

@@ -6,6 +6,7 @@ import pytest
 import yaml
 
 from cdp.errors import ConfigError
+from pipelines.choices import check_choices
 from pipelines.config import read_config
 
 CONFIGS = sorted(Path("configs").glob("*.yaml"))
@@ -85,3 +86,14 @@ def test_what_is_no_mapping_is_refused(tmp_path, text):
     path.write_text(text)
     with pytest.raises(ConfigError, match=r"bad\.yaml"):
         read_config(path, [])
+
+
+@pytest.mark.torch
+def test_more_votes_than_members_are_refused_before_a_run(config_path):
+    config = read_config(config_path, ["mediate.vote.min_votes=3"])
+    with pytest.raises(ConfigError, match=r"mediate\.vote\.min_votes: expected 0 to 1, .* got 3"):
+        check_choices(config, {"mediate"})
+    check_choices(config, {"propagate"})
+    check_choices(read_config(config_path, ["mediate.vote.min_votes=1"]), {"mediate"})
+    alone = read_config(config_path, ["mediate.vote.min_votes=3", "committee.members=[]"])
+    check_choices(alone, {"mediate"})

@@ -137,6 +137,8 @@ def test_a_contradiction_names_the_decision_in_its_way(table):
         ("accept", [], None, "accept expects 1"),
         ("merge", [["a"]], None, "merge expects 2"),
         ("split", [["a"], []], None, "none empty"),
+        ("split", [["a", "b"], ["b", "c"]], None, "in common; 1 of the images is in both"),
+        ("apart", [["a", "b"], ["a", "b"]], None, "in common; 2 of the images are in both"),
         ("undo", [], 9, "no decision 9 to undo"),
     ],
 )

@@ -196,6 +196,29 @@ def test_images_that_are_not_aligned_are_warned_of(
     assert facts["aligned"] == {"unlabelled": 1.0}
 
 
+def test_images_without_a_face_are_in_the_verdict(
+    place: Path, capsys: pytest.CaptureFixture[str], data_root: Path
+) -> None:
+    (place / "mixed").mkdir()
+    faces = sorted((data_root / "lfw112").glob("A*/*_0001.jpg"))[:16]
+    for face in faces:
+        (place / "mixed" / face.name).write_bytes(face.read_bytes())
+    for number in range(4):
+        noise = np.random.default_rng(number).integers(0, 256, (112, 112, 3)).astype(np.uint8)
+        Image.fromarray(noise).save(place / "mixed" / f"noise{number}.png")
+    write(place, {"name": "mixed", "kind": "images", "unlabelled": {"root": "mixed"}})
+    for _ in range(2):  # also where nothing is left to do
+        assert run(place, "--until", "ingest", "name=mixed") == 0
+        out = capsys.readouterr().out
+        assert "Distrust  of 20 unlabelled images sampled, 4 show no face" in out
+        assert "ingest.pose=true ingest.min_quality=0.1" in out
+    settings = ("ingest.pose=true", "ingest.min_quality=0.1")
+    assert run(place, "--until", "ingest", "name=mixed", *settings) == 0
+    assert "show no face" not in capsys.readouterr().out
+    found = cdp.open_run(place / "runs" / "mixed")
+    assert [Path(path).name for path in found.samples.path] == [face.name for face in faces]
+
+
 def test_without_the_detector_the_log_says_that_nothing_was_checked(
     place: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -75,6 +75,24 @@ def test_a_stage_made_from_another_result_than_the_present_one_is_named(own_run,
     assert "--stage all --until propagate" in warning
 
 
+def test_decisions_that_the_labels_do_not_follow_are_named(own_run, labels, tmp_path, capsys):
+    run = cdp.open_run(own_run)
+    keys = find_keys(run.samples.set_index("sample_id").loc[labels.sample_id].reset_index())
+    table = CorrectionTable(own_run)
+    table.append("ada", "split", [keys[:1], keys[1:2]])
+    assert export(own_run, "csv", tmp_path / "pending.csv") == 0
+    warning = capsys.readouterr().err
+    assert warning.count("warning: ") == 1
+    assert "made or undone in a review since propagate ran" in warning
+    assert "--stage all --until propagate" in warning
+    table.append("ada", "undo", undoes=1)
+    assert export(own_run, "csv", tmp_path / "undone.csv") == 0
+    assert capsys.readouterr().err == ""
+    table.append("ada", "exclude", [["a labelled image"]])
+    assert export(own_run, "csv", tmp_path / "names.csv") == 0
+    assert "in a review since ingest ran" in capsys.readouterr().err
+
+
 def test_what_reviewers_said_is_exported_and_can_be_all(own_run, labels, tmp_path, capsys):
     run = cdp.open_run(own_run)
     keys = find_keys(run.samples.set_index("sample_id").loc[labels.sample_id].reset_index())
@@ -215,3 +233,10 @@ def test_no_name_becomes_markup_or_a_path_in_exports(own_run, labels, tmp_path):
                 assert path.name[0].isdigit()  # no name that a system keeps for itself
     assert "<script" not in (tmp_path / "label-studio" / "tasks.json").read_text()
     assert "<script" not in (tmp_path / "label-studio" / "label_config.xml").read_text()
+
+
+def test_a_size_that_no_cluster_has_is_a_mistake_in_every_format(own_run, tmp_path, capsys):
+    for kind in ("csv", "folder"):
+        assert export(own_run, kind, tmp_path / kind, "--min-size", "9999") == 2
+        assert "has 9999 images or more; lower --min-size" in capsys.readouterr().err
+    assert not (tmp_path / "csv").exists()

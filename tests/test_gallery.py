@@ -169,3 +169,64 @@ def test_a_run_without_recognizer_is_named(folders, capsys):
     assert "has trained no recognizer" in capsys.readouterr().err
     assert identify.main(["--gallery", str(folders / "staff")]) == 2
     assert "give --probes" in capsys.readouterr().err
+
+
+def test_a_threshold_below_the_cosines_of_different_people_is_warned_of(folders, capsys):
+    given = ["--model", str(folders / "m.safetensors"), "--gallery", str(folders / "staff"),
+             "--probes", str(folders / "gate"), "--device", "cpu"]  # fmt: skip
+    assert identify.main([*given, "--threshold", "-1"]) == 0
+    printed = capsys.readouterr().err
+    assert "warning: 6 of 6 enrolled images are nearer to another enrolled person than" in printed
+    assert "3 probes: 3 nearer to an enrolled person than the threshold -1, 0 nobody's" in printed
+    proposed = printed.partition("try --threshold ")[2].partition(",")[0]
+    assert identify.main([*given, "--threshold", proposed]) == 0
+    assert "warning" not in capsys.readouterr().err
+
+
+def test_enrolled_people_show_how_near_unknown_people_come():
+    people = draw_people(60, 4, 1.0)
+    gallery = cdp.Gallery()
+    for number, vectors in enumerate(people[:40]):
+        gallery.enrol(f"p{number}", vectors)
+    nearest = gallery.measure_nearest_others()
+    assert nearest.shape == (160,)
+    others = people[1:40].reshape(-1, 32) @ people[0, 2]
+    assert nearest[2] == pytest.approx(others.max(), abs=1e-6)
+    gallery.threshold = float(np.quantile(nearest, 0.8))
+    named = [match.name for match in gallery.identify(people[40:].reshape(-1, 32))]
+    assert np.mean([name is not None for name in named]) == pytest.approx(0.2, abs=0.12)
+    alone = cdp.Gallery()
+    alone.enrol("ann", people[0])
+    assert alone.measure_nearest_others().shape == (0,)
+
+
+def test_a_large_gallery_is_measured_on_some_images(monkeypatch):
+    monkeypatch.setattr("cdp.recognizer.gallery.MEASURED", 7)
+    people = draw_people(10, 5, 0.4)
+    gallery = cdp.Gallery()
+    for number, vectors in enumerate(people):
+        gallery.enrol(f"p{number}", vectors)
+    few = gallery.measure_nearest_others()
+    monkeypatch.setattr("cdp.recognizer.gallery.MEASURED", 1000)
+    assert np.allclose(few, gallery.measure_nearest_others()[[0, 8, 16, 24, 32, 40, 49]], atol=1e-6)
+
+
+def test_names_found_before_are_kept_where_no_probe_can_be_read(folders, capsys):
+    (folders / "nothing").mkdir()
+    out = folders / "out.csv"
+    out.write_text("found before")
+    given = ["--model", str(folders / "m.safetensors"), "--gallery", str(folders / "staff"),
+             "--device", "cpu", "--out", str(out)]  # fmt: skip
+    assert identify.main([*given, "--probes", str(folders / "nothing")]) == 2
+    assert "holds no image that can be read" in capsys.readouterr().err
+    assert out.read_text() == "found before"
+    assert [path.name for path in folders.glob(".*")] == []
+
+
+def test_a_gallery_that_cannot_be_written_is_one_message(folders, capsys):
+    given = ["--model", str(folders / "m.safetensors"), "--gallery", str(folders / "staff")]
+    (folders / "taken").write_text("")
+    assert identify.main([*given, "--device", "cpu", "--save", str(folders / "taken" / "g")]) == 2
+    assert "error: " in capsys.readouterr().err
+    assert identify.main([*given, "--device", "cpu", "--save", str(folders / "new" / "g")]) == 0
+    assert len(cdp.Gallery.load(folders / "new" / "g")) == 3

@@ -6,7 +6,8 @@ import pytest
 from PIL import Image
 
 from cdp.types import PairTable
-from pipelines.review_left_out import PAGE, RejectedFiles, UnlabelledImages, name_reason
+from pipelines.data.reasons import name_reason
+from pipelines.review_left_out import PAGE, RejectedFiles, UnlabelledImages
 
 NAMES = [f"{letter}.jpg" for letter in "abcdefgh"]
 

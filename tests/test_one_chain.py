@@ -89,7 +89,7 @@ def test_a_trained_run_at_a_threshold_that_some_pairs_exceed(tiny, finished_run,
 def test_more_votes_than_members_are_a_bad_config(tiny, finished_run, tmp_path, capsys):
     with pytest.raises(AssertionError):
         rerun(tiny, finished_run, tmp_path, "mediate.method=vote", "mediate.vote.min_votes=5")
-    assert "min_votes must be in 0 .. 1" in capsys.readouterr().err
+    assert "mediate.vote.min_votes: expected 0 to 1" in capsys.readouterr().err
 
 
 @pytest.fixture(scope="module")

@@ -72,6 +72,8 @@ def test_a_good_run_has_results_and_no_doubt():
         ({"knn": {"lowest_recall": 0.8}}, "80% of the true neighbours only. Set knn.backend=exact"),
         ({"knn": {"wrong_names": 7}}, "7 labelled images seem to have a wrong name"),
         ({"knn": {"second_labels": 1}}, "1 labelled identity seems to be the person of another"),
+        ({"propagate": {"corrected_images_gone": 2}},
+         "name 2 images that are no longer among the unlabelled ones: for them they do nothing"),
         ({"mediate": {"unlisted_share": 0.2}}, "20% of the true pairs .* Raise knn.k above 20"),
         ({"mediate": {"calibration_error": 0.1}}, "off by 0.10 on average on held-out people"),
         ({"retrain": {"pseudo_identities": 0}}, "1 images have one, .* retrain.min_cluster_size"),
@@ -84,7 +86,21 @@ def test_a_good_run_has_results_and_no_doubt():
         ),
         (
             {"ingest": {"rejected": 200}, "reasons": ["same bytes as a", "same bytes as b", "x"]},
-            "200 of 1,000 images were rejected, most because: same bytes as another",
+            "200 of 1,000 images were rejected, 2 of them because: same bytes as another",
+        ),
+        (
+            {"ingest": {"rejected": 200},
+             "reasons": [*["left out: a hidden file"] * 5, "empty file",
+                         "corrupt image: cut (3 bytes)", "corrupt image: cut (4 bytes)"]},
+            "rejected, 2 of them because: corrupt image. Table",
+        ),
+        (
+            {"ingest": {"rejected": 200}, "reasons": ["empty file", "blank: one", "blank: one"]},
+            "rejected, 2 of them because: blank: one. Table",
+        ),
+        (
+            {"ingest": {"warnings": ["of 100 unlabelled images sampled, 35 show no face"]}},
+            "35 show no face",
         ),
         (
             {"propagate": {"estimated_f": None, "estimated_recall": None,

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from cdp.recognizer.recognizer import Recognizer
 
 BLOCK = 1024
+MEASURED = 4096
+"""Most enrolled images that are compared with all others by `measure_nearest_others`."""
 _VERSION = "1"
 
 
@@ -151,6 +153,30 @@ class Gallery:
             best = np.maximum.reduceat(cosine, starts, axis=1)
             found += [self._judge(row) for row in best]
         return found
+
+    def measure_nearest_others(self) -> np.ndarray:
+        """How near each enrolled image is to the people that it does not show.
+
+        Each enrolled person is an unknown one to the rest, so the share of these cosines above the
+        threshold is about that of unknown people like them who would be taken for somebody.
+
+        Returns
+        -------
+        (m,) float32
+            Cosine of an image to the nearest image of another person: of each image, or of
+            `MEASURED` of them at even steps; empty for fewer than two people.
+        """
+        if len(self) < 2:
+            return np.empty(0, np.float32)
+        vectors, person = self._stack()
+        chosen = np.linspace(0, len(vectors) - 1, min(len(vectors), MEASURED)).astype(np.int64)
+        nearest = []
+        for start in range(0, len(chosen), BLOCK):
+            rows = chosen[start : start + BLOCK]
+            cosine = vectors[rows] @ vectors.T
+            cosine[person[rows, None] == person] = -1
+            nearest.append(cosine.max(axis=1))
+        return np.concatenate(nearest).astype(np.float32)
 
     def _judge(self, best: np.ndarray) -> Match:
         """best : (people,) cosine to each person's nearest image."""

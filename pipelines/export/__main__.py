@@ -2,9 +2,9 @@
 
 The contract:
 - One module a subcommand: `add_parser(subparsers)` adds its options and sets the default `export`,
-  a function of the options that returns a summary line. `rests_on` names the stage it exports; a
-  warning on stderr says where results that this stage rests on were made from others than the
-  run's present ones.
+  a function of the options that returns a summary line. `rests_on` names the stage it exports;
+  warnings on stderr say where results that this stage rests on were made from others than the
+  run's present ones, and where they do not follow the reviewers' present decisions.
 - An export appears complete under its name, or not at all; nothing is overwritten.
 - Exit code 0: done; 1: it could not be written; 2: an error in the command or the run.
 """
@@ -17,6 +17,7 @@ import sys
 from cdp.errors import CdpError, StageError
 from pipelines.export import degradations, heatmaps, labels, recognizer, restorer
 from pipelines.invocation import format_command
+from pipelines.outdated import find_unapplied
 from pipelines.results import RunResults
 from pipelines.store import find_misfits
 
@@ -40,6 +41,7 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         print(options.export(options))
         _warn_of_misfits(options)
+        _warn_of_decisions(options)
     except CdpError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1 if isinstance(error, StageError) else 2
@@ -56,6 +58,19 @@ def _warn_of_misfits(options: argparse.Namespace) -> None:
             f"warning: {options.run}: stages were made from other results than those published "
             f"now: {made}. They were exported all the same. To bring them up to date, run: "
             f"{command}",
+            file=sys.stderr,
+        )
+
+
+def _warn_of_decisions(options: argparse.Namespace) -> None:
+    stage = str(getattr(options, "rests_on", ""))
+    names = find_unapplied(options.run, stage)
+    if names:
+        command = RunResults(options.run).compose_command("--stage", "all", "--until", stage)
+        print(
+            f"warning: {options.run}: decisions were made or undone in a review since "
+            f"{' and '.join(names)} ran, and what was exported does not follow them. To apply "
+            f"them, run: {command}",
             file=sys.stderr,
         )
 

@@ -74,9 +74,12 @@ def export_labels(options: argparse.Namespace) -> str:
     labels = _describe_clusters(run, _describe_decisions(run, labels))
     if options.to != "csv":
         labels = labels[labels.pseudo_label != UNLABELLED]
+    is_clustered = options.to != "csv" or bool((labels.pseudo_label != UNLABELLED).any())
     labels = labels[(labels.cluster_size >= options.min_size) | (labels.pseudo_label == UNLABELLED)]
-    if not len(labels):
-        raise DataError(f"no cluster of {options.run} has {options.min_size} images or more")
+    if is_clustered and (labels.pseudo_label == UNLABELLED).all():
+        raise DataError(
+            f"no cluster of {options.run} has {options.min_size} images or more; lower --min-size"
+        )
     if options.min_precision:
         if labels.expected_precision.isna().all():
             raise DataError(

@@ -49,7 +49,7 @@ from pipelines.data.qualities import (
     measure_image,
     read_measures,
 )
-from pipelines.decisions import ON_NAMES, Decision
+from pipelines.decisions import APPLIED_BY, Decision
 from pipelines.stage import Stage, Work
 from pipelines.tables import write_table
 
@@ -166,9 +166,10 @@ def run(work: Work) -> Mapping[str, Any]:
             f"data set {name}: no unlabelled image could be used, {len(rejected)} were rejected"
             + (f", the first because: {reasons[rejected[0]]}" if rejected else "")
         )
-    aligned = {}
+    aligned: dict[str, float] = {}
+    warnings: list[str] = []
     if work.dataset.kind == "images" and work.dataset.crops is None:
-        aligned = check_alignment(
+        aligned, warnings = check_alignment(
             work.dataset,
             kept,
             lambda parts: work.engine.map(judge_images, parts, label="ingest"),
@@ -193,6 +194,7 @@ def run(work: Work) -> Mapping[str, Any]:
         "evaluation_people": people["evaluation"],
         "truth_known": len(known) == counts["unlabelled"],
         **({"aligned": aligned} if aligned else {}),
+        **({"warnings": warnings} if warnings else {}),
         **({"tracks": len({*track.values()})} if track else {}),
     }
 
@@ -367,11 +369,11 @@ def find_copies(
 
 STAGE = Stage(
     name="ingest",
-    version=6,
+    version=7,
     inputs=("detect.faces", "detect.rejected"),
     outputs={"samples": SAMPLES, "rejected": REJECTED, "truth": TRUTH, "qualities": QUALITIES},
     reads=("ingest",),
     reads_with_features=("committee",),
     run=run,
-    corrected=ON_NAMES,
+    corrected=APPLIED_BY["ingest"],
 )

@@ -27,7 +27,7 @@ import numpy as np
 
 from cdp.errors import DataError
 from pipelines.copies import COPIES, find_originals
-from pipelines.decisions import ON_DOUBTS
+from pipelines.decisions import APPLIED_BY
 from pipelines.graphs.joint import join_splits
 from pipelines.graphs.label_check import ADOPTED, LABEL_ISSUES, check_splits
 from pipelines.graphs.near_equal import (
@@ -195,5 +195,5 @@ STAGE = Stage(
     },
     reads=("committee", "knn"),
     run=run,
-    corrected=ON_DOUBTS,
+    corrected=APPLIED_BY["knn"],
 )

@@ -28,7 +28,7 @@ import pyarrow.parquet as pq
 
 from cdp.errors import DataError
 from cdp.types import UNLABELLED, PairTable
-from pipelines.decisions import ON_CLUSTERS, find_keys, find_names, resolve_decisions
+from pipelines.decisions import APPLIED_BY, find_keys, find_names, resolve_decisions
 from pipelines.graphs.label_check import ASSIGNMENTS, FOUND, PEOPLE
 from pipelines.missed_pairs import read_missed
 from pipelines.stage import Stage, Work
@@ -447,5 +447,5 @@ STAGE = Stage(
     },
     reads=("committee", "propagate"),
     run=run,
-    corrected=ON_CLUSTERS,
+    corrected=APPLIED_BY["propagate"],
 )

@@ -29,7 +29,7 @@ import pyarrow.compute as pc
 
 from cdp.errors import DataError
 from cdp.types import UNLABELLED
-from pipelines.decisions import ON_CLUSTERS
+from pipelines.decisions import APPLIED_BY
 from pipelines.files import open_atomically
 from pipelines.stage import Stage, Work
 from pipelines.training.sets import (
@@ -278,5 +278,5 @@ STAGE = Stage(
     reads=("committee", "retrain"),
     run=run,
     needs_images=True,
-    corrected=ON_CLUSTERS,
+    corrected=APPLIED_BY["retrain"],
 )
