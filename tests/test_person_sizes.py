@@ -11,6 +11,8 @@ from cdp.mediator.person_sizes import LARGEST_GAP, describe_size_gap, measure_si
 from cdp.metrics.clustering import score_pairwise
 from tests.benchmarks.bench_pseudo_labels import read_release
 
+pytestmark = pytest.mark.torch
+
 K = 10
 
 
@@ -70,7 +72,6 @@ def test_the_reason_says_how_much_larger_and_what_would_help():
     assert "a few frequent people" in reason
 
 
-@pytest.mark.torch
 def test_labels_of_small_people_are_not_trained_on():
     known, names = draw([3] * 150, 3, 0.5)
     rows, truth = draw([60] * 12 + [1] * 200, 4, 0.5)
@@ -83,7 +84,6 @@ def test_labels_of_small_people_are_not_trained_on():
     assert clusterer.quality_.f is None
 
 
-@pytest.mark.torch
 @pytest.mark.slow
 def test_large_people_are_found_though_the_labelled_ones_are_small(data_root):
     """Real faces, at most twelve images of each labelled person: F by these labels was .25."""

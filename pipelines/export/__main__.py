@@ -40,37 +40,33 @@ def main(arguments: list[str] | None = None) -> int:
     options = build_parser().parse_args(arguments)
     try:
         print(options.export(options))
-        _warn_of_misfits(options)
-        _warn_of_decisions(options)
+        _warn_of_outdated(options)
     except CdpError as error:
         print(f"error: {error}", file=sys.stderr)
         return 1 if isinstance(error, StageError) else 2
     return 0
 
 
-def _warn_of_misfits(options: argparse.Namespace) -> None:
+def _warn_of_outdated(options: argparse.Namespace) -> None:
+    """Say what the exported stage does not follow: present results, present decisions."""
     stage = str(getattr(options, "rests_on", ""))
-    misfits = find_misfits(options.run, stage) if stage else []
+    if not stage:  # an export of no run
+        return
+    again = RunResults(options.run).compose_command("--stage", "all", "--until", stage)
+    misfits = find_misfits(options.run, stage)
     if misfits:
         made = "; ".join(f"{name} from another {upstream}" for name, upstream in misfits)
-        command = RunResults(options.run).compose_command("--stage", "all", "--until", stage)
         print(
             f"warning: {options.run}: stages were made from other results than those published "
-            f"now: {made}. They were exported all the same. To bring them up to date, run: "
-            f"{command}",
+            f"now: {made}. They were exported all the same. To bring them up to date, run: {again}",
             file=sys.stderr,
         )
-
-
-def _warn_of_decisions(options: argparse.Namespace) -> None:
-    stage = str(getattr(options, "rests_on", ""))
-    names = find_unapplied(options.run, stage)
-    if names:
-        command = RunResults(options.run).compose_command("--stage", "all", "--until", stage)
+    unapplied = find_unapplied(options.run, stage)
+    if unapplied:
         print(
             f"warning: {options.run}: decisions were made or undone in a review since "
-            f"{' and '.join(names)} ran, and what was exported does not follow them. To apply "
-            f"them, run: {command}",
+            f"{' and '.join(unapplied)} ran, and what was exported does not follow them. To apply "
+            f"them, run: {again}",
             file=sys.stderr,
         )
 
