@@ -18,7 +18,11 @@ COMMANDS = {
     "demo": ("pipelines.demo", (), "cluster a small set of synthetic faces, in under a minute"),
     "run": ("pipelines.run", (), "label unlabelled faces and train a recognizer on them"),
     "check": ("pipelines.check", (), "look at data and models before a run costs time"),
-    "review": ("pipelines.review", (), "judge and correct the clusters of a run in a browser"),
+    "review": (
+        "pipelines.review.__main__",
+        (),
+        "judge and correct the clusters of a run in a browser",
+    ),
     "export": ("pipelines.export.__main__", (), "write labels or the recognizer of a run"),
     "identify": ("pipelines.identify", (), "name the faces of a folder among enrolled people"),
     "align": ("pipelines.align", (), "find the faces of photos and cut them out upright"),

@@ -187,7 +187,7 @@ def check_options(words: list[str], module: str | None) -> None:
         for override in options.overrides:
             assert find_setting(override.partition("=")[0]), override
     elif module == "pipelines.review":
-        from pipelines.review import build_parser as build_review
+        from pipelines.review.__main__ import build_parser as build_review
 
         build_review().parse_args(words)
 

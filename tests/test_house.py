@@ -33,8 +33,7 @@ pipelines.stage pipelines.results
 pipelines.members pipelines.outdated
 pipelines.copies pipelines.track_constraints
 pipelines.graphs
-pipelines.export pipelines.review_people pipelines.review_neighbours pipelines.review_left_out
-pipelines.review_session
+pipelines.export
 pipelines.training pipelines.pages pipelines.real_probes
 pipelines.stages pipelines.choices
 pipelines.check

@@ -7,7 +7,7 @@ from PIL import Image
 
 from cdp.types import PairTable
 from pipelines.data.reasons import name_reason
-from pipelines.review_left_out import PAGE, RejectedFiles, UnlabelledImages
+from pipelines.review.left_out import PAGE, RejectedFiles, UnlabelledImages
 
 NAMES = [f"{letter}.jpg" for letter in "abcdefgh"]
 

@@ -14,7 +14,7 @@ from cdp.mediator.pair_scorer import PairScorer
 from cdp.propagation.missed_pairs import MissedPairs
 from cdp.propagation.quality import estimate_quality
 from pipelines.missed_pairs import read_missed
-from pipelines.review_session import ReviewSession
+from pipelines.review.session import ReviewSession
 from pipelines.run import main
 from pipelines.stages import report
 

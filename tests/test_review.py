@@ -23,8 +23,8 @@ import cdp
 from cdp.errors import DataError, StageError
 from pipelines.decisions import CorrectionTable
 from pipelines.graphs.view import describe_neighbours
-from pipelines.review_neighbours import NeighbourLists
-from pipelines.review_session import ReviewSession, find_moved, name_question
+from pipelines.review.neighbours import NeighbourLists
+from pipelines.review.session import ReviewSession, find_moved, name_question
 from pipelines.run import main
 from pipelines.tables import vector_column, write_table
 
@@ -442,8 +442,8 @@ def test_a_running_server_sees_decisions_made_elsewhere(own_known_run):
 
 
 def test_a_run_half_made_is_refused_and_an_open_review_goes_on(own_known_run, capsys):
-    from pipelines.review import main as review
-    from pipelines.review_session import ReviewSession
+    from pipelines.review.__main__ import main as review
+    from pipelines.review.session import ReviewSession
 
     session = ReviewSession(cdp.open_run(own_known_run), "ada")
     asked = len(session.questions)
@@ -468,7 +468,7 @@ def test_a_run_half_made_is_refused_and_an_open_review_goes_on(own_known_run, ca
     ],
 )
 def test_mistakes_get_one_message(known_run, capsys, arguments, expected):
-    from pipelines.review import main as review
+    from pipelines.review.__main__ import main as review
 
     given = [str(known_run) if each == "RUN" else each for each in arguments]
     assert review(given) == 2

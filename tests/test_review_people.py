@@ -16,7 +16,7 @@ from pipelines.decisions import (
     list_active,
     resolve_decisions,
 )
-from pipelines.review_people import LabelledPeople
+from pipelines.review.people import LabelledPeople
 from pipelines.stages.ingest import correct_names
 
 pytestmark = pytest.mark.torch

@@ -13,7 +13,7 @@ import yaml
 from cdp.errors import StageError
 from pipelines.export.__main__ import main as export
 from pipelines.results import open_run
-from pipelines.review_session import ReviewSession
+from pipelines.review.session import ReviewSession
 from pipelines.run import main
 from pipelines.verdict import JUDGES, Finding, compose_verdict, reach_verdict
 

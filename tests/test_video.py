@@ -22,7 +22,7 @@ from pipelines.data.layouts import video
 from pipelines.data.layouts.tracks import FOLDERS, name_tracks
 from pipelines.data.manifest import Entry
 from pipelines.engine import Engine
-from pipelines.review_session import ReviewSession, find_moved
+from pipelines.review.session import ReviewSession, find_moved
 from pipelines.run import main
 from pipelines.stages.ingest import number_tracks
 

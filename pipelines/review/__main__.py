@@ -33,7 +33,7 @@ from pipelines.decisions import FILE_NAME, GROUPS, ContradictionError
 from pipelines.invocation import format_command
 from pipelines.pages import read_page, render
 from pipelines.results import open_run
-from pipelines.review_session import ReviewSession
+from pipelines.review.session import ReviewSession
 
 ASSETS = {
     "page.css": "text/css",

@@ -37,9 +37,9 @@ from pipelines.decisions import (
 )
 from pipelines.missed_pairs import read_missed
 from pipelines.results import RunResults, open_run
-from pipelines.review_left_out import PAGE, RejectedFiles, UnlabelledImages
-from pipelines.review_neighbours import NeighbourLists
-from pipelines.review_people import DoubtQuestion, LabelledPeople, PersonQuestion
+from pipelines.review.left_out import PAGE, RejectedFiles, UnlabelledImages
+from pipelines.review.neighbours import NeighbourLists
+from pipelines.review.people import DoubtQuestion, LabelledPeople, PersonQuestion
 from pipelines.store import compare_inputs
 from pipelines.tables import find_rows, list_pairs
 from pipelines.track_constraints import find_track_constraints
