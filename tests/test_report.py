@@ -173,6 +173,14 @@ def test_names_never_become_markup():
     assert "same bytes as another" in page
 
 
+def test_words_between_backticks_are_code():
+    page = make_page(
+        verdict=[Finding("doubt", "few `<b>` people", "give an `onnx` file, ` or not")]
+    )
+    assert "few <code>&lt;b&gt;</code> people." in page
+    assert "give an <code>onnx</code> file, ` or not." in page
+
+
 def test_what_a_run_does_not_have_is_said():
     text = re.sub(r"\s+", " ", make_page("plain"))
     for sentence in (

@@ -15,12 +15,13 @@ from __future__ import annotations
 
 import base64
 import hashlib
+import re
 from collections.abc import Mapping, Sequence
 from importlib.resources import files
 from typing import TYPE_CHECKING, Any
 
 from jinja2 import BaseLoader, Environment, StrictUndefined, TemplateNotFound
-from markupsafe import Markup
+from markupsafe import Markup, escape
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -60,7 +61,13 @@ def render(template: str, **values: Any) -> str:
     )
     environment.filters["number"] = lambda value: f"{value:,}"
     environment.filters["duration"] = _format_duration
+    environment.filters["prose"] = _format_prose
     return environment.get_template(template).render(**values)
+
+
+def _format_prose(text: str) -> Markup:
+    """A sentence whose words between backticks are code."""
+    return Markup(re.sub("`([^`]+)`", r"<code>\1</code>", str(escape(text))))
 
 
 def _format_duration(seconds: float) -> str:
