@@ -23,7 +23,7 @@ run: $(READY)          # the whole pipeline on synthetic faces, with the default
 lfw: $(READY)          # the whole pipeline on real faces; set CDP_DATA_ROOT
 	$(BIN)/python -m pipelines.run --stage all --config configs/lfw.yaml
 
-test: $(READY)         # eight to twelve minutes on two cores
+test: $(READY)         # about ten minutes on two cores
 	$(BIN)/python -m pytest -q --numprocesses 2 --dist loadfile
 
 test-long: $(READY)    # the thorough versions
