@@ -148,9 +148,7 @@ def judge_quality(evidence: Evidence) -> Findings:
     shown = "" if known is None else f"; estimated precision {known:.2f}, recall unknown"
     advice = f"Judge the clusters by eye: {evidence.review}"
     if evidence.facts("mediate").get("self_trained"):
-        advice = (
-            f"Label 24 people or more of the unlabelled images, 4 images or more of each. {advice}"
-        )
+        advice = f"Label 24 people or more of the unlabelled images, all images of each. {advice}"
     yield Finding("doubt", f"no quality is stated: {'; '.join(facts['withheld'])}{shown}", advice)
 
 
@@ -219,7 +217,7 @@ def judge_votes(evidence: Evidence) -> Findings:
             "doubt",
             f"the committee voted: pairs above the cosine {facts['cosine']:.2f} were joined, and "
             "people of many images may lie in pieces",
-            "Label 20 people or more, 4 images or more of each, to train a mediator",
+            "Label 20 people or more, all images of each, to train a mediator",
         )
 
 

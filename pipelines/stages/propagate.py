@@ -357,8 +357,8 @@ def _cluster(
     if settings.target_precision is not None and scored.get("self_trained"):
         raise DataError(
             "propagate.target_precision needs labelled images to measure precision on, and "
-            f"{scored['doubts'][0]}. Label 24 people or more of the unlabelled images, 4 images or "
-            "more of each, or leave the target out"
+            f"{scored['doubts'][0]}. Label 24 people or more of the unlabelled images, all images "
+            "of each, or leave the target out"
         )
     calibrated = scored["method"] != "vote"
     threshold = None if settings.threshold == "auto" else settings.threshold
