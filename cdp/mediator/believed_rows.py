@@ -37,7 +37,7 @@ from cdp.types import Graph, KnnGraph, View, load_graph, load_view
 
 SIZE_TOLERANCE = 0.1
 """How much further adopted rows may take the sizes of the labelled people from those of the
-unlabelled set (`cdp.mediator.person_sizes`). It was -.6 to .06 on LFW at 24 and 16 px with 10, 50
+unlabelled set (`cdp.mediator.person_sizes`). It was -.5 to .06 on LFW at 24 and 16 px with 10, 50
 and 100 % of the people shared (18 draws), where adopted rows gain, and .13 to .72 on a synthetic
 set with 50 and 100 % (six draws), where with 100 % they cost 3 to 9 points of F."""
 
@@ -112,7 +112,7 @@ def choose_believed(
     fits = False
     if len(adopted):
         unit = stack_rows(labelled[0], rows, unlabelled[0], adopted)
-        fits = _match_sizes(unit, both, len(rows), load_graph(graph))
+        fits = _match_sizes(unit, both, len(rows), unlabelled[0], load_graph(graph))
     if not fits:
         return BelievedRows(check, rows, nobody, person, left_out, found, int(unlike.sum()))
     if distinct:
@@ -126,16 +126,18 @@ def choose_believed(
     return BelievedRows(check, rows, adopted, both, left_out, found, int(unlike.sum()))
 
 
-def _match_sizes(unit: np.ndarray, person: np.ndarray, labelled: int, graph: KnnGraph) -> bool:
+def _match_sizes(
+    unit: np.ndarray, person: np.ndarray, labelled: int, unlabelled: View, graph: KnnGraph
+) -> bool:
     """Whether with the adopted rows people are about as like those of the other set in size.
 
     A mediator expects people of the size that it was trained on.
 
     unit, person : of the labelled rows, then of the adopted ones. labelled : number of those.
-    graph : the base graph of the unlabelled rows.
+    unlabelled : the base view of the unlabelled rows. graph : their graph.
     """
     without, together = (
-        abs(measure_size_gap(unit[:count], person[:count], graph))
+        abs(measure_size_gap(unit[:count], person[:count], unlabelled, graph))
         for count in (labelled, len(person))
     )
     return together < without + SIZE_TOLERANCE

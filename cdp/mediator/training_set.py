@@ -81,7 +81,7 @@ class TrainingSet:
             own = self.labelled_views
             if not is_small(len(listed), len(own[0]), listed.k):
                 base = make_unit(load_view(self.views[0]))[0]
-                shortage = shortage or describe_size_gap(base, self.identity, listed)
+                shortage = shortage or describe_size_gap(base, self.identity, unlabelled[0], listed)
             shortage = shortage or describe_difference(
                 own, self.identity[~self.adopted], unlabelled, graph, seed=seed
             )
