@@ -155,6 +155,18 @@ def test_sixteen_bits_are_scaled(format: str) -> None:
     np.testing.assert_array_equal(image[:, :, 0], np.round(deep / 257).astype(np.uint8))
 
 
+@pytest.mark.parametrize(("brightest", "full"), [(1000, 1023), (3000, 4095), (9000, 65535)])
+def test_cameras_of_ten_and_twelve_bits_are_not_dark(brightest: int, full: int) -> None:
+    deep = np.linspace(0, brightest, 400).astype(np.uint16).reshape(20, 20)
+    image = decode_image(encode(Image.fromarray(deep), "PNG"))
+    np.testing.assert_array_equal(image[:, :, 0], np.round(deep * 255.0 / full))
+
+
+def test_a_dark_frame_stays_dark() -> None:
+    noise = np.random.default_rng(0).integers(0, 200, (20, 20)).astype(np.uint16)
+    assert decode_image(encode(Image.fromarray(noise), "PNG")).max() <= 1
+
+
 def test_cmyk(pixels: np.ndarray) -> None:
     cmyk = Image.fromarray(np.full((20, 20, 3), (200, 30, 60), np.uint8)).convert("CMYK")
     image = decode_image(encode(cmyk, "JPEG", quality=95))

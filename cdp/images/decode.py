@@ -96,7 +96,8 @@ def decode_image(data: bytes, *, max_pixels: int = 100_000_000, min_px: int = 16
     -------
     image : (h, w, 3) uint8, RGB
         Turned upright by the EXIF orientation. Of an animation, the first frame; transparent
-        pixels over white; 16-bit grey scaled to 8 bits; CMYK and palette converted.
+        pixels over white; 16-bit grey scaled to 8 bits, also where the camera has 10 or 12 of them;
+        CMYK and palette converted.
 
     Raises
     ------
@@ -152,7 +153,9 @@ def _to_rgb(image: Image.Image) -> np.ndarray:
         if grey.min() < 0 or grey.max() > 65535:
             raise DataError(f"pixels out of range: {grey.min()}..{grey.max()}, 16 bits expected")
         if image.mode != "I" or grey.max() > 255:
-            grey = (grey + 128) // 257
+            # A camera of 10 or 12 bits writes them as they are; what fits into 8 is a dark frame.
+            full = next((most for most in (1023, 4095) if 255 < grey.max() <= most), 65535)
+            grey = (grey * 255 + full // 2) // full
         upright = Image.fromarray(grey.astype(np.uint8))
     elif image.mode == "F":
         raise DataError("floating-point pixels: their range is unknown; save as 8 or 16 bits")

@@ -103,7 +103,7 @@ def detect_part(
 
 STAGE = Stage(
     name="detect",
-    version=2,
+    version=3,
     inputs=(),
     outputs={"faces": FACES, "rejected": REJECTED},
     reads=(),
