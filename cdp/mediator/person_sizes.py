@@ -1,16 +1,16 @@
 """Sizes of people: have the labelled people as many images as those of the unlabelled set?
 
 The contract:
-- Size is measured alike in both sets: the images in a base list whose cosine is above that of two
-  images of one labelled person (the median). In the unlabelled set, as many as other people's
-  images reach by chance are taken off; in the labelled set an image's own people alone count.
+- Size is measured alike in both sets: the neighbours of an image above the median cosine of genuine
+  pairs (two images of one labelled person), k at most. In the unlabelled set, as many as impostor
+  pairs reach are subtracted; in the labelled set genuine pairs alone count.
 - No person stands for more than `MOST_SHARE` of the images of either set. Which share an unlabelled
   person has is measured among a sample of the rows, for lists name k at most.
 - Leaves: the logarithm of the ratio of both means, and a reason why the labelled people have too
   few images, or "".
 
-Source: ours. A mediator that was shown no list which one person fills splits the people who fill
-theirs.
+Source: ours. A mediator trained on people of few images has seen no neighbour list full of one
+person, and splits the people who fill theirs.
 """
 
 from __future__ import annotations

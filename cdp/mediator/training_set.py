@@ -12,7 +12,7 @@ Source: ours.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -73,20 +73,25 @@ class TrainingSet:
             are: they are compared in joint graphs (`require_no_gap`).
         seed : of the comparison.
         """
-        listed = load_graph(graph)
-        shortage = describe_shortage(self.identity) or describe_imbalance(
-            self.identity, len(listed)
-        )
-        if compared and not self.are_copies:
-            own = self.labelled_views
-            if not is_small(len(listed), len(own[0]), listed.k):
-                base = make_unit(load_view(self.views[0]))[0]
-                shortage = shortage or describe_size_gap(base, self.identity, unlabelled[0], listed)
-            shortage = shortage or describe_difference(
-                own, self.identity[~self.adopted], unlabelled, graph, seed=seed
-            )
+        reasons = self._list_reasons(unlabelled, graph, compared and not self.are_copies, seed)
+        shortage = next(filter(None, reasons), "")
         if shortage:
             raise ShortageError(shortage)
+
+    def _list_reasons(
+        self, unlabelled: Sequence[View], graph: Graph, compared: bool, seed: int
+    ) -> Iterator[str]:
+        """Why the set cannot train a mediator, the cheapest comparison first; "" where it can."""
+        listed = load_graph(graph)
+        yield describe_shortage(self.identity)
+        yield describe_imbalance(self.identity, len(listed))
+        if not compared:
+            return
+        own = self.labelled_views
+        if not is_small(len(listed), len(own[0]), listed.k):
+            base = make_unit(load_view(self.views[0]))[0]
+            yield describe_size_gap(base, self.identity, unlabelled[0], listed)
+        yield describe_difference(own, self.identity[~self.adopted], unlabelled, graph, seed=seed)
 
     def require_no_gap(self, joint: JointSet | None, unlabelled_count: int) -> None:
         """Raise a `ShortageError` where copies are unlike the unlabelled rows in joint graphs."""
