@@ -168,8 +168,8 @@ class OnnxEmbedder:
         shape = list(inputs[0].shape) if len(inputs) == 1 else []
         found = "; ".join(f"{i.name} {i.type} {i.shape}" for i in inputs)
         last = len(shape) == 4 and shape[3] == 3 and shape[1] != 3
-        self._layout = self.preprocessing.layout or ("nhwc" if last else "nchw")
-        if len(shape) == 4 and self._layout == "nhwc":
+        self.layout = self.preprocessing.layout or ("nhwc" if last else "nchw")
+        if len(shape) == 4 and self.layout == "nhwc":
             shape = [shape[0], shape[3], shape[1], shape[2]]
         if len(shape) != 4 or (shape[1] not in (3, None) and not isinstance(shape[1], str)):
             raise DataError(
@@ -296,7 +296,7 @@ class OnnxEmbedder:
         if self._batch_limit is not None and count < self._batch_limit:
             filling = np.zeros((self._batch_limit - count, *faces.shape[1:]), dtype=faces.dtype)
             faces = np.concatenate([faces, filling])
-        shown = faces if self._layout == "nchw" else faces.transpose(0, 2, 3, 1)
+        shown = faces if self.layout == "nchw" else faces.transpose(0, 2, 3, 1)
         if self._dtype is np.uint8:
             shown = np.clip(np.rint(shown), 0, 255)
         shown = np.ascontiguousarray(shown, dtype=self._dtype)

@@ -42,6 +42,7 @@ from pipelines.members import (
     rank_member,
 )
 from pipelines.packaged import CONFIGS, find_config, find_manifest, list_packaged
+from pipelines.training.pretrained import try_pretrained
 from pipelines.training.sets import describe_kept, draw_for_mediator
 
 DATA_ROOT = "CDP_DATA_ROOT"
@@ -102,6 +103,7 @@ def check_inputs(
     elif models:
         for member in config.committee.all:
             found += _collect(partial(_check_member, dataset, member, used))
+        found += _collect(partial(_check_pretrained, config, dataset))
     return found
 
 
@@ -379,6 +381,20 @@ def _check_member(dataset: Dataset, member: MemberSettings, used: Sequence[Entry
         f"labelled people with d' {before.distance if before else 0:.1f}, {best.describe()} with "
         f"{separation.distance:.1f}. Correct its preset, or leave it to `preprocessing: auto`",
     )
+
+
+def _check_pretrained(config: RunConfig, dataset: Dataset) -> Findings:
+    """Whether the networks that trainings start from can be trained."""
+    members = {member.name: member for member in config.committee.all}
+    retrain = config.retrain
+    for place, settings in (("retrain", retrain), ("retrain.student", retrain.describe_student())):
+        member = members.get(settings.pretrained or "")
+        if member is None or (settings is not retrain and retrain.teacher is None):
+            continue
+        try:
+            try_pretrained(dataset, member, settings)
+        except CdpError as error:
+            yield Finding("error", f"{place}: {error}")
 
 
 # --------------------------------------------------------------------------------- command line

@@ -3,7 +3,7 @@
 The contract:
 - Everything that is trained is built once, small and untrained, and thrown away; a name or a
   parameter that does not exist is a `ConfigError` at the head of a run.
-- More votes than there are members are a `ConfigError` too.
+- More votes than there are members, and a pretrained network of nobody, are a `ConfigError` too.
 - Only stages that will run are looked at.
 """
 
@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator
 
 from cdp.errors import ConfigError
-from pipelines.config import RunConfig, TrainingSettings
+from pipelines.config import RetrainSettings, RunConfig, TrainingSettings
 
 
 def check_choices(config: RunConfig, stages: Collection[str]) -> None:
@@ -31,6 +31,7 @@ def check_choices(config: RunConfig, stages: Collection[str]) -> None:
     """
     for place, settings, backbone, width in _list_trainings(config, stages):
         try:
+            _check_pretrained(config, settings)
             _build(settings, backbone, width)
         except ConfigError as error:
             raise ConfigError(f"{place}: {error}") from error
@@ -61,6 +62,18 @@ def _list_trainings(
         if retrain.teacher is not None:
             student = retrain.describe_student()
             yield "retrain.student", student, student.backbone, student.width
+
+
+def _check_pretrained(config: RunConfig, settings: TrainingSettings) -> None:
+    """Whether the network that a training starts from is that of a member with a model."""
+    name = settings.pretrained if isinstance(settings, RetrainSettings) else None
+    members = {member.name: member for member in config.committee.all}
+    if name is not None and (name not in members or members[name].features is not None):
+        models = [each.name for each in config.committee.all if each.features is None]
+        raise ConfigError(
+            f"pretrained: a member of the committee with a model expected ({', '.join(models)}), "
+            f"got {name!r}"
+        )
 
 
 def _build(settings: TrainingSettings, backbone: str, width: float) -> None:

@@ -393,6 +393,8 @@ class PropagateSettings(Settings):
 class RetrainSettings(TrainingSettings):
     """Training of the low-resolution recognizer.
 
+    pretrained : committee member whose network and weights the recognizer starts from, in place of
+        a `backbone` with fresh weights; `embedding_dim` is the length of its vectors.
     min_cluster_size : smallest cluster that is a class.
     leftovers : images without a pseudo-label or of too small a cluster are left out ("drop"), or
         each is a class ("alone"). The same holds for identities with too few images where the truth
@@ -415,7 +417,8 @@ class RetrainSettings(TrainingSettings):
     teacher_px : side the teacher's faces are reduced to; null keeps their full resolution.
     distil_weight, class_weight : weights of the distance to the teacher's vectors and of the class
         losses, for `distilled`.
-    student : training settings, backbone and width of `distilled`, where they differ from these.
+    student : training settings, backbone, width and pretrained of `distilled`, where they differ
+        from these.
     blends : number of faces blended from two or three images, used for distillation only.
     adapt : fit the last recognizer to the unlabelled images, as a further subject `adapted`:
         "moments" renews the batch normalisations' moments, "adda" trains against a discriminator;
@@ -424,6 +427,7 @@ class RetrainSettings(TrainingSettings):
 
     backbone: str = "residual"
     width: float = Field(1.0, gt=0)
+    pretrained: Name | None = None
     min_cluster_size: Positive = 2
     leftovers: Literal["drop", "alone"] = "drop"
     mask_negatives_above: float = Field(0.02, ge=0, le=1)
@@ -448,7 +452,7 @@ class RetrainSettings(TrainingSettings):
 
     @model_validator(mode="after")
     def _student_can_be_trained(self) -> RetrainSettings:
-        known = {*TrainingSettings.model_fields, "backbone", "width"}
+        known = {*TrainingSettings.model_fields, "backbone", "width", "pretrained"}
         unknown = sorted(set(self.student) - known)
         if unknown:
             raise ValueError(

@@ -53,6 +53,25 @@ def describe_origin(member: MemberSettings) -> str:
     return f"{member.onnx or member.checkpoint or member.features}{restored}"
 
 
+def find_model(work: Work, name: str) -> tuple[Path, Preprocessing | None]:
+    """The file of a member by name, and what it is shown if it is an ONNX model.
+
+    Raises
+    ------
+    ConfigError
+        There is no such member, or it is a table of features.
+    """
+    members = {member.name: member for member in work.config.committee.all}
+    if name not in members:
+        raise ConfigError(
+            f"{name!r} is no member of the committee; choose one of: {', '.join(members)}"
+        )
+    origin = find_origin(work, members[name])
+    if origin is None:
+        raise ConfigError(f"member {name!r} is a table of features; it cannot look at images")
+    return origin, find_preprocessing(work, members[name], origin)
+
+
 def find_preprocessing(
     work: Work, member: MemberSettings, origin: Path | None
 ) -> Preprocessing | None:
@@ -95,6 +114,12 @@ def pack_preprocessing(way: Preprocessing) -> list[Any]:
     return list(astuple(way))
 
 
+def unpack_preprocessing(packed: Sequence[Any]) -> Preprocessing:
+    """What `pack_preprocessing` packed."""
+    values: list[Any] = [tuple(each) if isinstance(each, list) else each for each in packed]
+    return Preprocessing(*values)
+
+
 def read_preprocessing(
     work: Work, member: MemberSettings, origin: Path | None
 ) -> Preprocessing | None:
@@ -102,8 +127,7 @@ def read_preprocessing(
     packed = work.input_facts("embed").get("preprocessing", {}).get(member.name)
     if packed is None:  # a run of an earlier version
         return find_preprocessing(work, member, origin)
-    values: list[Any] = [tuple(each) if isinstance(each, list) else each for each in packed]
-    return Preprocessing(*values)
+    return unpack_preprocessing(packed)
 
 
 def rank_member(

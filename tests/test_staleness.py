@@ -63,7 +63,8 @@ OTHER = {
         "soft_labels": {"depth": 2, "decay": 0.5, "min_weight": 0.1},
     },
     "retrain": {
-        **TRAINING, "backbone": "separable", "width": 0.75, "min_cluster_size": 3,
+        **TRAINING, "backbone": "separable", "width": 0.75, "pretrained": "base",
+        "min_cluster_size": 3,
         "leftovers": "alone", "mask_negatives_above": 0.1,
         "weigh_by_confidence": True, "targets": "soft", "pseudo_share": 0.5,
         "same_person": "merge", "merge_far": 0.02, "teacher": "base", "teacher_px": 12,

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -28,12 +27,14 @@ from cdp.models.inception import InceptionBackbone
 from cdp.models.mixer import MixerBackbone
 from cdp.models.necks import NECKS
 from cdp.models.plain import PlainBackbone
+from cdp.models.pretrained import PretrainedBackbone
 from cdp.models.residual import ResidualBackbone
 from cdp.models.separable import SeparableBackbone
 
 __all__ = [
     "BACKBONES",
     "NECKS",
+    "PRETRAINED",
     "Backbone",
     "BackboneSpec",
     "Features",
@@ -55,6 +56,9 @@ BACKBONES: dict[str, type[Backbone]] = {
 }
 """Family name -> class, called with (input_px, embedding_dim, width)."""
 
+PRETRAINED = "pretrained"
+"""Name of a backbone that is a ready network."""
+
 _SPEC_KEY = "cdp.backbone"
 
 
@@ -65,6 +69,7 @@ def build_backbone(
     embedding_dim: int = 128,
     width: float = 1.0,
     neck: str = "own",
+    network: Mapping[str, Any] | None = None,
     seed: int = 0,
 ) -> Backbone:
     """Make a backbone with fresh weights.
@@ -72,7 +77,7 @@ def build_backbone(
     Parameters
     ----------
     name : str
-        A key of `BACKBONES`.
+        A key of `BACKBONES`, or `PRETRAINED` with the layers of `network`.
     input_px : int
         Side of its input, in pixels; 8 or more. The families are made for 16..32.
     embedding_dim : int
@@ -81,6 +86,8 @@ def build_backbone(
         Factor on all channel counts.
     neck : str
         "own", the family's ending, or a key of `NECKS`.
+    network : mapping of JSON values, or None
+        As `read_network` describes it; its weights are loaded by `load_state_dict`.
     seed : int
         Of the initial weights.
 
@@ -89,7 +96,7 @@ def build_backbone(
     ConfigError
         An unknown name, or a size that cannot be built.
     """
-    if name not in BACKBONES:
+    if name not in BACKBONES and network is None:
         raise ConfigError(f"unknown backbone {name!r}; choose one of: {', '.join(BACKBONES)}")
     if input_px < 8:
         raise ConfigError(f"backbone {name}: input_px must be 8 or more, got {input_px}")
@@ -101,8 +108,11 @@ def build_backbone(
         raise ConfigError(f"unknown neck {neck!r}; choose one of: own, {', '.join(NECKS)}")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        backbone = BACKBONES[name](input_px, embedding_dim, width)
-        backbone.spec = BackboneSpec(name, input_px, embedding_dim, width, neck)
+        if network is None:
+            backbone = BACKBONES[name](input_px, embedding_dim, width)
+        else:
+            backbone = PretrainedBackbone(network, embedding_dim)
+        backbone.spec = BackboneSpec(name, input_px, embedding_dim, width, neck, network)
         backbone.measure_maps()
         if neck != "own":
             backbone.ending = NECKS[neck](backbone.map_shape, backbone.early_shape, embedding_dim)
@@ -136,7 +146,7 @@ def pack_model(
         for key, value in backbone.state_dict().items()
     }
     metadata = {key: json.dumps(value, sort_keys=True) for key, value in (meta or {}).items()}
-    metadata[_SPEC_KEY] = json.dumps(asdict(backbone.spec), sort_keys=True)
+    metadata[_SPEC_KEY] = json.dumps(backbone.spec.describe(), sort_keys=True)
     return tensors, metadata
 
 
@@ -164,7 +174,7 @@ def unpack_model(
         backbone = build_backbone(**recipe)
         backbone.load_state_dict(dict(tensors))
         meta = {key: json.loads(value) for key, value in metadata.items() if key != _SPEC_KEY}
-    except (ArithmeticError, RuntimeError, ValueError, TypeError, ConfigError) as error:
+    except (ArithmeticError, LookupError, RuntimeError, ValueError, TypeError) as error:
         raise DataError(
             f"weights that fit the backbone {metadata[_SPEC_KEY][:200]} expected: {error}"
         ) from error

@@ -12,7 +12,8 @@ The contract:
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
 from typing import Any, NamedTuple
 
 import torch
@@ -22,13 +23,24 @@ from torch.overrides import TorchFunctionMode
 
 @dataclass(frozen=True)
 class BackboneSpec:
-    """The recipe of a backbone: family, side of its input, length of its output, width, neck."""
+    """The recipe of a backbone: family, side of its input, length of its output, width, neck.
+
+    network : the layers of a ready network, see `cdp.models.pretrained`; None for the families.
+    """
 
     name: str
     input_px: int
     embedding_dim: int
     width: float
     neck: str = "own"
+    network: Mapping[str, Any] | None = field(default=None, repr=False)
+
+    def describe(self) -> dict[str, Any]:
+        """The recipe in JSON values, as `build_backbone` takes them."""
+        described = {each.name: getattr(self, each.name) for each in fields(self)}
+        if self.network is None:
+            del described["network"]
+        return described
 
 
 class Features(NamedTuple):

@@ -7,11 +7,13 @@ The contract:
 - Images without a label, and of classes below `min_size`, are left out of the heads; the remaining
   classes are numbered anew, so labels may be any numbers.
 - With a teacher every image that has a teacher vector is trained on, labelled or not.
+- A pretrained backbone starts where it is: a teacher's vectors are turned onto its own.
 - Same values, same seed: the same weights, to the last bit.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -19,16 +21,20 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from cdp.embedding import BackboneEmbedder
 from cdp.errors import ConfigError, DataError
 from cdp.models import Backbone, build_backbone
 from cdp.models.auxiliary import Auxiliary, build_auxiliary
 from cdp.models.heads import Head, build_head
 from cdp.recognizer.recognizer import Recognizer
-from cdp.training.distillation import fit_target
+from cdp.training.distillation import Start, fit_target
 from cdp.training.loop import train_model
 from cdp.training.plan import OPTIMIZERS, State, TrainingPlan
 from cdp.training.sets import FaceRows, MaskedNegatives, Share, SoftTargets, TrainingSet
 from cdp.types import UNLABELLED
+
+START_IMAGES, START_BATCH = 4096, 512
+"""Images on which a teacher's vectors are turned onto those of a pretrained student, at a time."""
 
 
 @dataclass(frozen=True)
@@ -184,6 +190,7 @@ def train_recognizer(
     *,
     spec: RecognizerSpec,
     plan: TrainingPlan,
+    pretrained: Backbone | None = None,
     pseudo_share: Share | None = None,
     meta: Mapping[str, Any] | None = None,
     device: str = "auto",
@@ -192,7 +199,7 @@ def train_recognizer(
     progress: bool = True,
     description: str = "train recognizer",
 ) -> tuple[Recognizer, list[dict[str, float]]]:
-    """Train a recognizer from scratch on labelled and pseudo-labelled faces.
+    """Train a recognizer on labelled and pseudo-labelled faces.
 
     Parameters
     ----------
@@ -205,6 +212,9 @@ def train_recognizer(
         Unlabelled images used for distillation only: teacher vectors, no labels.
     spec : RecognizerSpec
     plan : TrainingPlan
+    pretrained : Backbone or None
+        Trained further, in place, where the default is a backbone of `spec` with fresh weights; of
+        `spec` the heads and losses are used. See `open_pretrained`.
     pseudo_share : float, (first, last) or None
         Part of the pseudo-labelled set in batch and loss, in (0, 1); None: its part of the images.
         Of a pair the loss's part moves from `first` to `last`, see `TrainingSet`.
@@ -225,7 +235,8 @@ def train_recognizer(
         Nothing to train on: fewer than two classes in either set and no teacher; or extra images
         with labels or without a teacher.
     ConfigError, StageError
-        As `build_backbone`, `build_head`, `build_auxiliary` and `train_model`.
+        As `build_backbone`, `build_head`, `build_auxiliary` and `train_model`; or a pretrained
+        backbone whose vectors have another length than `spec` says.
 
     Examples
     --------
@@ -246,8 +257,14 @@ def train_recognizer(
     if extra is not None and (extra.teacher is None or extra.label is not None):
         raise DataError("extra images are used for distillation only: give teacher, no label")
     face_sets = [each for each in (labelled, pseudo, extra) if each is not None]
-    backbone = spec.make_backbone(seed=plan.seed)
-    training_sets = _make_training_sets(face_sets, spec, plan, pseudo_share, backbone)
+    backbone = pretrained or spec.make_backbone(seed=plan.seed)
+    if backbone.spec.embedding_dim != spec.embedding_dim:
+        raise ConfigError(
+            f"embedding_dim: {backbone.spec.embedding_dim} expected, the length of the pretrained "
+            f"network's vectors, got {spec.embedding_dim}"
+        )
+    targets = _fit_targets(face_sets, spec.embedding_dim, pretrained, device, plan.seed)
+    training_sets = _make_training_sets(face_sets, targets, spec, plan, pseudo_share, backbone)
     history = train_model(
         backbone,
         training_sets,
@@ -263,6 +280,7 @@ def train_recognizer(
 
 def _make_training_sets(
     face_sets: Sequence[FaceSet],
+    targets: Sequence[np.ndarray | None],
     spec: RecognizerSpec,
     plan: TrainingPlan,
     pseudo_share: Share | None,
@@ -271,7 +289,6 @@ def _make_training_sets(
     """One set with a head a face set that has classes, then one without for its other images."""
     classified: list[TrainingSet] = []
     distilled: list[TrainingSet] = []
-    targets = _fit_targets(face_sets, spec.embedding_dim, plan.seed)
     for faces, target in zip(face_sets, targets, strict=True):
         rows, label, classes = faces.select_classes()
         if len(rows):
@@ -302,18 +319,38 @@ def _make_training_sets(
 
 
 def _fit_targets(
-    face_sets: Sequence[FaceSet], embedding_dim: int, seed: int
+    face_sets: Sequence[FaceSet],
+    embedding_dim: int,
+    pretrained: Backbone | None,
+    device: str,
+    seed: int,
 ) -> list[np.ndarray | None]:
     """Distillation targets, fitted on the teacher's vectors of all sets together; None a set
     without."""
-    vectors = [each.teacher for each in face_sets if each.teacher is not None]
+    followed = [each for each in face_sets if each.teacher is not None]
+    vectors = [each.teacher for each in followed if each.teacher is not None]
     if not vectors:
         return [None] * len(face_sets)
     if len({each.shape[1:] for each in vectors}) > 1:
         raise DataError("the vectors of the teacher are of different lengths; use one model")
-    target = fit_target(np.concatenate(vectors), embedding_dim, seed=seed)
+    start = None if pretrained is None else _find_start(followed, pretrained, device)
+    target = fit_target(np.concatenate(vectors), embedding_dim, start=start, seed=seed)
     parts = iter(np.split(target, np.cumsum([len(each) for each in vectors])[:-1]))
     return [None if each.teacher is None else next(parts) for each in face_sets]
+
+
+def _find_start(face_sets: Sequence[FaceSet], pretrained: Backbone, device: str) -> Start:
+    """What the student makes of at most `START_IMAGES` of its images, evenly spread over them."""
+    counts = [len(each.images) for each in face_sets]
+    rows = np.unique(np.linspace(0, sum(counts) - 1, START_IMAGES).astype(np.int64))
+    embedder = BackboneEmbedder(pretrained, device=device)
+    raw = np.empty((len(rows), embedder.embedding_dim), np.float32)
+    for each, first in zip(face_sets, np.cumsum([0, *counts]).tolist(), strict=False):
+        mine = np.flatnonzero((rows >= first) & (rows < first + len(each.images)))
+        for part in np.array_split(mine, math.ceil(len(mine) / START_BATCH) or 1):
+            vectors, norm = embedder.embed(np.array(each.images[rows[part] - first]))
+            raw[part] = vectors * norm[:, None]
+    return Start(rows, raw)
 
 
 def _divide(

@@ -4,6 +4,8 @@ The contract:
 - The student's raw embedding ends in a batch normalisation: mean 0 and the same variance in every
   coordinate. The teacher's vectors are brought into that form: centred, reduced to their principal
   directions, and turned so that the variance spreads over all coordinates.
+- Where the student starts from weights of its own, they are turned onto the vectors that it makes
+  before it is trained (orthogonal Procrustes), so that it starts as near its target as it can.
 - The target keeps the teacher's cosines about the mean. No layer is learned for it: the student's
   vectors are compared as they are.
 - Deterministic given `seed`.
@@ -11,12 +13,27 @@ The contract:
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import numpy as np
 
 from cdp.errors import DataError
 
 
-def fit_target(vectors: np.ndarray, embedding_dim: int, *, seed: int = 0) -> np.ndarray:
+@dataclass(frozen=True)
+class Start:
+    """What a student makes of some images before it is trained.
+
+    rows : (m,) int, of the teacher's vectors. raw : (m, embedding_dim) float32, not of unit length.
+    """
+
+    rows: np.ndarray
+    raw: np.ndarray
+
+
+def fit_target(
+    vectors: np.ndarray, embedding_dim: int, *, start: Start | None = None, seed: int = 0
+) -> np.ndarray:
     """Turn a teacher's vectors into directions for a student's embedding.
 
     Parameters
@@ -26,6 +43,8 @@ def fit_target(vectors: np.ndarray, embedding_dim: int, *, seed: int = 0) -> np.
     embedding_dim : int
         Length of the student's embedding. With d above it the smallest principal directions are
         dropped; with d below it the rest is filled by the turn.
+    start : Start or None
+        Of a student that was trained before; None turns at random.
     seed : int
         Of the turn.
 
@@ -52,7 +71,13 @@ def fit_target(vectors: np.ndarray, embedding_dim: int, *, seed: int = 0) -> np.
     largest = np.abs(directions).argmax(0)
     directions = directions * np.sign(directions[largest, np.arange(directions.shape[1])])
     turn = np.linalg.qr(np.random.default_rng(seed).normal(size=(embedding_dim, embedding_dim)))[0]
-    target = centred @ directions @ turn[: directions.shape[1]]
+    reduced = centred @ directions
+    if start is None:
+        target = reduced @ turn[: directions.shape[1]]
+    else:
+        begun = (start.raw - start.raw.mean(0)) / np.maximum(start.raw.std(0), 1e-12)
+        left, _, right = np.linalg.svd(reduced[start.rows].T @ begun, full_matrices=False)
+        target = reduced @ left @ right
     length = np.linalg.norm(target, axis=1, keepdims=True)
     lost = length[:, 0] < 1e-12
     target[lost], length[lost] = turn[0], 1.0

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pipelines.config import TrainingSettings
+from pipelines.training.pretrained import Pretrained
 
 if TYPE_CHECKING:
     from cdp.recognizer.fit import FaceSet
@@ -31,6 +32,7 @@ class TrainingRequest:
 
     settings : the fields of `TrainingSettings`.
     checkpoint : path of the state to go on from, or None.
+    pretrained : a packed `Pretrained`, or None for fresh weights.
     """
 
     name: str
@@ -42,6 +44,7 @@ class TrainingRequest:
     distil_weight: float
     class_weight: float
     checkpoint: str | None
+    pretrained: dict[str, Any] | None = None
 
 
 def train_requested(
@@ -56,6 +59,7 @@ def train_requested(
     from cdp.recognizer.fit import train_recognizer
 
     settings = TrainingSettings.model_validate(request.settings)
+    packed = request.pretrained
     return train_recognizer(
         *(face_sets.get(role) for role in ROLES),
         spec=settings.make_spec(request.backbone, request.width),
@@ -64,6 +68,7 @@ def train_requested(
             distil_weight=request.distil_weight,
             class_weight=request.class_weight,
         ),
+        pretrained=None if packed is None else Pretrained.unpack(packed).open(settings),
         pseudo_share=request.pseudo_share,
         device=device,
         resume=None if request.checkpoint is None else load_file(request.checkpoint),

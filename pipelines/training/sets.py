@@ -22,6 +22,7 @@ from pipelines.config import RetrainSettings, TrainingSettings
 from pipelines.decisions import Decision, find_keys, find_names
 from pipelines.stage import Work
 from pipelines.tables import SPLITS
+from pipelines.training.pretrained import Pretrained, find_pretrained
 
 if TYPE_CHECKING:
     from cdp.training.sets import MaskedNegatives, SoftTargets
@@ -78,6 +79,7 @@ class TrainingJob:
     seed: int
     pseudo_share: float | tuple[float, float] | None = None
     teacher: TeacherVectors | None = None
+    pretrained: Pretrained | None = None
 
 
 @dataclass(frozen=True)
@@ -118,6 +120,7 @@ def describe_job(
         work.seed,
         None if labelled is None or pseudo is None else settings.pseudo_share,
         teacher,
+        find_pretrained(work, settings.pretrained),
     )
 
 

@@ -18,11 +18,10 @@ from typing import Any
 
 import numpy as np
 
-from cdp.errors import ConfigError
 from cdp.images.preprocessing import Preprocessing
 from pipelines.data.dataset import Dataset
 from pipelines.files import digest_file, digest_json, reserve_array
-from pipelines.members import find_origin, find_preprocessing, open_embedder, reduce_to
+from pipelines.members import find_model, open_embedder, reduce_to
 from pipelines.stage import Work
 
 PART_SIZE = 512
@@ -54,15 +53,7 @@ class Teacher:
 
 def find_teacher(work: Work, name: str, size_px: int | None) -> Teacher:
     """A member of the committee by name; ConfigError when it is none, or has no model."""
-    members = {member.name: member for member in work.config.committee.all}
-    if name not in members:
-        raise ConfigError(
-            f"{name!r} is no member of the committee; choose one of: {', '.join(members)}"
-        )
-    origin = find_origin(work, members[name])
-    if origin is None:
-        raise ConfigError(f"member {name!r} is a table of features; it cannot look at images")
-    shown = find_preprocessing(work, members[name], origin)
+    origin, shown = find_model(work, name)
     return Teacher(name, origin, digest_file(origin), size_px, shown)
 
 

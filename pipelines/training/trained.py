@@ -97,6 +97,7 @@ def _digest_job(work: Work, job: TrainingJob) -> str:
             "pseudo": job.pseudo and job.pseudo.digest(),
             "pseudo_share": job.pseudo_share,
             "teacher": teacher and [teacher.digest, teacher.distil_weight, teacher.class_weight],
+            **({"pretrained": job.pretrained.describe()} if job.pretrained else {}),
         }
     )
 
@@ -152,6 +153,7 @@ def _train(work: Work, job: TrainingJob, draft: Path) -> None:
         distil_weight=0.0 if teacher is None else teacher.distil_weight,
         class_weight=1.0 if teacher is None else teacher.class_weight,
         checkpoint=str(checkpoint.resolve()) if checkpoint.exists() else None,
+        pretrained=None if job.pretrained is None else job.pretrained.pack(),
     )
     face_sets = _load_face_sets(work, job)
     share_training(work.scratch, request, face_sets)

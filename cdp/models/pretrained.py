@@ -1,0 +1,161 @@
+"""A ready network as a backbone: faces are enlarged to its side, its own layers embed them.
+
+The contract:
+- With the weights it came with it makes the vectors that the network makes of the enlarged faces;
+  a division by their own length at the end is left out, so that the norm follows quality.
+- The trunk ends at the last square map that weights have made and all later layers see alone; where
+  there is none, the vector itself is the map, of side 1.
+- The ending is the network's own, with a batch normalisation behind it, as all backbones have.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from cdp.errors import DataError
+from cdp.models.backbone import Backbone, MapShape
+from cdp.models.onnx_graph import Graph, GraphModule, read_graph
+
+
+@dataclass(frozen=True)
+class Shown:
+    """What a network is shown: (pixel - mean) / scale of pixels in 0..255.
+
+    side : of the faces, in pixels.
+    mean, scale : one a channel, in the network's order.
+    reversed_channels : BGR in place of RGB.
+    channels_last : (n, s, s, 3) in place of (n, 3, s, s).
+    """
+
+    side: int
+    mean: tuple[float, ...] = (0.0, 0.0, 0.0)
+    scale: tuple[float, ...] = (1.0, 1.0, 1.0)
+    reversed_channels: bool = False
+    channels_last: bool = False
+
+
+class PretrainedBackbone(Backbone):
+    """Enlarges faces, then a network's layers up to its last map, then those behind it.
+
+    network : as `read_network` describes it.
+    """
+
+    def __init__(self, network: Mapping[str, Any], embedding_dim: int) -> None:
+        super().__init__()
+        first, *rest = (GraphModule(Graph.of(each)) for each in network["graphs"])
+        behind: list[nn.Module] = [*rest] or [nn.Flatten()]
+        self.map_shape = self.early_shape = MapShape(*network["map"])
+        self.trunk = _Trunk(Shown(**network["shown"]), first)
+        self.ending = nn.Sequential(*behind, nn.BatchNorm1d(embedding_dim, affine=False))
+
+    def measure_maps(self) -> None:
+        """The map's shape is part of the network's description; there is no early map."""
+
+
+class _Trunk(nn.Module):
+    """Faces to what the network is shown, and its layers up to a map."""
+
+    mean: Tensor
+    scale: Tensor
+
+    def __init__(self, shown: Shown, layers: GraphModule) -> None:
+        super().__init__()
+        self.shown = shown
+        self.layers = layers
+        for name, values in (("mean", shown.mean), ("scale", shown.scale)):
+            self.register_buffer(name, torch.tensor(values)[:, None, None], persistent=False)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(b, 3, p, p) float in [-1, 1] to the map (b, c, s, s)."""
+        size = (self.shown.side, self.shown.side)
+        if tuple(images.shape[2:]) != size:
+            images = functional.interpolate(images, size, mode="bilinear", align_corners=False)
+        pixels = (images + 1) * 127.5
+        if self.shown.reversed_channels:
+            pixels = pixels.flip(1)
+        pixels = (pixels - self.mean) / self.scale
+        if self.shown.channels_last:
+            pixels = pixels.permute(0, 2, 3, 1)
+        feature_map: Tensor = self.layers(pixels)
+        return feature_map if feature_map.ndim == 4 else feature_map[:, :, None, None]
+
+
+def read_network(
+    model: bytes, shown: Shown, output: str | None = None
+) -> tuple[dict[str, Any], dict[str, Tensor], int]:
+    """Take a face network apart for `PretrainedBackbone`.
+
+    Parameters
+    ----------
+    model : bytes
+        An .onnx file: faces to vectors (n, d).
+    shown : Shown
+    output : str or None
+        As `read_graph`.
+
+    Returns
+    -------
+    network : dict of JSON values
+        What `build_backbone` takes as `network`.
+    tensors : dict of str to Tensor
+        Its weights and constants, by their names in the backbone's state.
+    embedding_dim : int
+        d.
+
+    Raises
+    ------
+    DataError, BackendError
+        As `read_graph`; or it makes no vectors (n, d).
+    """
+    graph, tensors = read_graph(model, output)
+    graph = graph.until(_find_undivided(graph))
+    whole = GraphModule(graph)
+    whole.load_state_dict({name: tensors[name] for name in whole.state_dict()})
+    faces = torch.zeros(2, 3, shown.side, shown.side)
+    try:
+        with torch.no_grad():
+            lone = whole.list_lone_values(
+                faces.permute(0, 2, 3, 1) if shown.channels_last else faces
+            )
+    except (RuntimeError, TypeError, ValueError, LookupError, AttributeError) as error:
+        reason = str(error).splitlines()[0][:200]
+        raise DataError(f"it cannot be run on two faces of {shown.side} px: {reason}") from error
+    vectors = lone.get(graph.output, torch.Size())
+    if len(vectors) != 2 or vectors[0] != 2:
+        raise DataError(f"vectors (n, d) expected as its output, found {tuple(vectors)}")
+    maps = [name for name, shape in lone.items() if len(shape) == 4 and shape[2] == shape[3] > 1]
+    map_name = next((name for name in reversed(maps) if graph.cut(name)[0].weights), None)
+    graphs = (graph,) if map_name is None else graph.cut(map_name)
+    names = ("trunk.layers", "ending.0")
+    found = {
+        f"{place}.{name}": tensors[name]
+        for place, part in zip(names, graphs, strict=False)
+        for name in (*part.weights, *part.constants)
+    }
+    network = {
+        "shown": {**asdict(shown), "mean": list(shown.mean), "scale": list(shown.scale)},
+        "graphs": [each.describe() for each in graphs],
+        "map": [vectors[1], 1] if map_name is None else list(lone[map_name][1:3]),
+    }
+    return network, found, int(vectors[1])
+
+
+def _find_undivided(graph: Graph) -> str:
+    """The vectors before they are divided by their own length, where they are; else the output."""
+    makers = {name: node for node in graph.nodes for name in node.outputs}
+    last = makers[graph.output]
+    if last.operator == "LpNormalization":
+        return last.inputs[0]
+    if last.operator != "Div":
+        return graph.output
+    node = makers.get(last.inputs[1])
+    while node is not None and node.operator in ("Clip", "Expand", "Add"):
+        node = makers.get(node.inputs[0])
+    divided = node is not None and node.operator == "ReduceL2" and node.inputs[0] == last.inputs[0]
+    return last.inputs[0] if divided else graph.output
