@@ -216,6 +216,32 @@ def test_what_older_opsets_say_by_attributes() -> None:
     np.testing.assert_allclose(module(torch.from_numpy(MAP)).numpy(), theirs, atol=1e-6)
 
 
+def build_gelu(root, readers):
+    """A GELU as exporters write it, or nearly."""
+    nodes = [
+        helper.make_node("Div", ["in", "root"], ["a"]),
+        helper.make_node("Erf", ["a"], ["b"]),
+        helper.make_node("Add", ["b", "one"], ["c"]),
+        helper.make_node("Mul", ["in", "c"], ["d"]),
+        helper.make_node("Mul", ["d", "half"], ["e"]),
+        helper.make_node("Add", ["e", readers], ["out"]),
+    ]
+    constants = {"root": np.float32(root), "one": np.float32(1), "half": np.float32(0.5)}
+    return build(nodes, MAP, constants)
+
+
+@pytest.mark.parametrize(
+    ("root", "reader", "joined"),
+    [(np.sqrt(2), "in", True), (1.5, "in", False), (np.sqrt(2), "c", False)],
+)
+def test_a_gelu_is_one_operation(root, reader, joined) -> None:
+    theirs, module = run_both(build_gelu(root, reader), MAP)
+    names = [node.operator for node in module.graph.nodes]
+    assert names == (["Gelu", "Add"] if joined else ["Div", "Erf", "Add", "Mul", "Mul", "Add"])
+    ours = module(torch.from_numpy(MAP)).detach().numpy()
+    np.testing.assert_allclose(ours, theirs, atol=1e-6)
+
+
 def test_every_operator_is_tried() -> None:
     tried = {case[0] for case in CASES}
     others = {"Cast", "ConstantOfShape", "Equal", "Not", "Shape", "Split", "Where"}

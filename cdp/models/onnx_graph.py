@@ -259,7 +259,7 @@ def _rename(
     end: str,
 ) -> tuple[Graph, dict[str, Tensor]]:
     """The graph with short names for its values, as far as it leads to the end, and its tensors."""
-    kept = Graph(tuple(nodes), {}, {}, {}, start, end).until(end).nodes
+    kept = Graph(join_gelu(nodes, arrays), {}, {}, {}, start, end).until(end).nodes
     fixed = {name for node in kept if node.operator in _FIXED
              for name in node.inputs[_FIXED[node.operator] :]}  # fmt: skip
     weighed = {name for node in kept if node.operator in _WEIGHED for name in node.inputs[1:]}
@@ -300,3 +300,37 @@ def _rename(
     )
     graph = Graph(renamed, numbers, weights, constants, names[start], names[end])
     return graph, tensors
+
+
+def join_gelu(nodes: Sequence[Node], arrays: Mapping[str, np.ndarray]) -> tuple[Node, ...]:
+    """The nodes, where those that are a GELU, x / 2 (1 + erf(x / sqrt 2)), are one operation.
+
+    As exporters write it: a division, erf, a sum and two products. Joined it trains faster, and
+    remembers one map in place of four.
+    """
+    readers: dict[str, list[Node]] = {}
+    for node in nodes:
+        for name in node.inputs:
+            readers.setdefault(name, []).append(node)
+    makers = {name: node for node in nodes for name in node.outputs}
+
+    def read_by(node: Node | None, operator: str, value: float | None = None) -> Node | None:
+        """The one node that reads this one, if it is that operation, with that constant."""
+        after = readers.get(node.outputs[0], []) if node else []
+        if len(after) != 1 or after[0].operator != operator:
+            return None
+        constants = [arrays[name] for name in after[0].inputs if name in arrays]
+        fits = value is None or any(np.allclose(each, value, rtol=1e-4) for each in constants)
+        return after[0] if fits else None
+
+    joined = {}
+    for node in nodes:
+        divided = makers.get(node.inputs[0]) if node.operator == "Erf" else None
+        if divided is None or divided.operator != "Div" or divided.inputs[1] not in arrays:
+            continue
+        product = read_by(read_by(node, "Add", 1.0), "Mul")
+        half = read_by(product, "Mul", 0.5)
+        whole = np.allclose(arrays[divided.inputs[1]], np.sqrt(2), rtol=1e-4)
+        if whole and half and product and divided.inputs[0] in product.inputs:
+            joined[half.outputs[0]] = Node("Gelu", divided.inputs[:1], half.outputs, {})
+    return tuple(joined.get(node.outputs[0], node) for node in nodes)
