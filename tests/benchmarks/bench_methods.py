@@ -9,10 +9,11 @@ The data are the synthetic faces of the default run: the labelled identities wit
 unlabelled ones as pseudo-labels without an error, so that nothing but the method differs; or, with
 `--faces`, those that `lfw_faces` wrote, with its pseudo-labels. Probes are held-out identities,
 sharp, as `surveillance` degrades them, and all with a mask. Methods that differ after the training
-alone share one. A line of `--out` is one method and seed, written when it ends; no training starts
-after `--budget` seconds. The table at the end has a row a method: the mean difference to the
-training without it with the same seed, and the standard deviation of that difference over seeds. A
-difference within two standard errors is marked `~`: the seeds cannot separate it from chance.
+alone share one; those of a ready network (`pretrained`) need `--faces`, and are named. A line of
+`--out` is one method and seed, written when it ends; no training starts after `--budget` seconds.
+The table at the end has a row a method: the mean difference to the training without it with the
+same seed, and the standard deviation of that difference over seeds. A difference within two
+standard errors is marked `~`: the seeds cannot separate it from chance.
 `--table` prints the table of such files and trains nothing.
 
 It needs `cdp` alone. Trainings run in `--jobs` processes on one device; on a GPU in bfloat16.
@@ -58,6 +59,8 @@ class Method:
     """Smallest pseudo-class; 1 makes a class of every image that is alone."""
     teacher: bool = False
     """Follow the vectors of the teacher; `--faces` alone has one."""
+    pretrained: str | None = None
+    """The network of `onnx/` below `CDP_DATA_ROOT` that it starts from; None: fresh weights."""
     share: tuple[float, float] | None = None
     """Part of the unlabelled images in the loss at the start and at the end; None: as of images."""
 
@@ -65,7 +68,15 @@ class Method:
     def training(self) -> str:
         """What determines its training; equal for methods that share one."""
         return json.dumps(
-            [self.spec, self.plan, self.degradation, self.min_size, self.teacher, self.share],
+            [
+                self.spec,
+                self.plan,
+                self.degradation,
+                self.min_size,
+                self.teacher,
+                self.share,
+                self.pretrained,
+            ],
             sort_keys=True,
             default=str,
         )
@@ -137,6 +148,17 @@ METHODS |= {
     ),
 }
 """Each against the training without it; `distilled` follows the teacher's vectors too."""
+FURTHER = {"epochs": 2, "batch_size": 64, "optimizer": "adamw", "learning_rate": 5e-4,
+           "weight_decay": 1e-2, "warmup_epochs": 0.5}  # fmt: skip
+METHODS |= {
+    name: Method(name, {}, {**FURTHER, **plan}, teacher=bool(plan), pretrained="edgeface_xs")
+    for name, plan in {
+        "pretrained": {},
+        "pretrained student": {"class_weight": 0.0},
+        "longer pretrained student": {"class_weight": 0.0, "epochs": 6},
+    }.items()
+}
+"""A ready network trained further, by labels and pseudo-labels, or by a teacher's vectors alone."""
 
 
 @cache
@@ -196,11 +218,14 @@ def train_one(
     faces = load_faces(folder)
     degradation = replace(get_degradation("surveillance"), **method.degradation)
     plan = TrainingPlan(**{**base, **method.plan}, seed=seed, degradation=degradation)
+    ready = None if method.pretrained is None else open_network(method.pretrained)
+    length = {} if ready is None else {"embedding_dim": ready.spec.embedding_dim}
     recognizer, history = train_recognizer(
         make_set(faces, "labelled", method.teacher),
         make_set(faces, "unlabelled", method.teacher, min_size=method.min_size),
-        spec=RecognizerSpec(**{"backbone": backbone, **method.spec}),
+        spec=RecognizerSpec(**{"backbone": backbone, **length, **method.spec}),
         plan=plan,
+        pretrained=ready,
         pseudo_share=method.share,
         device=device,
         progress=False,
@@ -213,6 +238,15 @@ def train_one(
         "precision": str(resolve_precision(plan.precision, where)).removeprefix("torch."),
         "loss": history[-1]["loss"],
     }
+
+
+def open_network(name: str) -> Any:
+    """A ready network as a backbone of 24 px."""
+    from cdp.embedding import OnnxEmbedder
+    from cdp.recognizer import open_pretrained
+
+    path = Path(os.environ["CDP_DATA_ROOT"]) / "onnx" / f"{name}.onnx"
+    return open_pretrained(OnnxEmbedder(path.read_bytes(), name=name), input_px=24)
 
 
 def make_set(faces: Mapping[str, np.ndarray], split: str, follows: bool, min_size: int = 1) -> Any:
@@ -417,7 +451,8 @@ def read_options() -> argparse.Namespace:
     parser.add_argument("--table", type=Path, nargs="+", help="print these files' table only")
     parser.add_argument("--out", type=Path, default=Path("bench_methods.jsonl"))
     options = parser.parse_args()
-    options.methods = options.methods.split(",") if options.methods else list(METHODS)
+    everywhere = [name for name, method in METHODS.items() if method.pretrained is None]
+    options.methods = options.methods.split(",") if options.methods else everywhere
     unknown = [name for name in options.methods if name not in METHODS]
     if unknown:
         parser.error(f"unknown method {unknown[0]!r}; choose from: {', '.join(METHODS)}")
