@@ -114,7 +114,7 @@ def read_network(
         As `read_graph`; or it makes no vectors (n, d).
     """
     graph, tensors = read_graph(model, output)
-    graph = graph.until(_find_undivided(graph))
+    graph = graph.part(graph.input, _find_undivided(graph))
     whole = GraphModule(graph)
     whole.load_state_dict({name: tensors[name] for name in whole.state_dict()})
     faces = torch.zeros(2, 3, shown.side, shown.side)

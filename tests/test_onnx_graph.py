@@ -1,4 +1,4 @@
-"""onnx_operators: each operator is what onnxruntime makes of it, and lets gradients through."""
+"""onnx_graph: each operator is what onnxruntime makes of it, and lets gradients through."""
 
 import numpy as np
 import onnxruntime
@@ -7,8 +7,7 @@ import torch
 from onnx import TensorProto, helper, numpy_helper
 
 from cdp.errors import DataError
-from cdp.models.onnx_graph import GraphModule, read_graph
-from cdp.models.onnx_operators import OPERATORS
+from cdp.models.onnx_graph import OPERATORS, GraphModule, read_graph
 
 pytestmark = pytest.mark.torch
 
@@ -194,6 +193,24 @@ def test_sides_are_computed_with() -> None:
                  "zero": zero}  # fmt: skip
     theirs, module = run_both(build(nodes, MAP, constants), MAP)
     np.testing.assert_array_equal(module(torch.from_numpy(MAP)).numpy(), theirs)
+
+
+def test_a_part_keeps_the_constants_that_it_computes_with() -> None:
+    """Both halves use a product of two constants, which is computed in the first."""
+    nodes = [
+        helper.make_node("Mul", ["one", "other"], ["both"]),
+        helper.make_node("Add", ["in", "both"], ["middle"]),
+        helper.make_node("Mul", ["middle", "both"], ["out"]),
+    ]
+    constants = {"one": draw(6), "other": draw(6)}
+    theirs, module = run_both(build(nodes, MAP, constants), MAP)
+    images, tensors = torch.from_numpy(MAP), module.state_dict()
+    (lone, _) = module.list_lone_values(images)
+    for graph in module.graph.cut(lone):
+        part = GraphModule(graph)
+        part.load_state_dict({name: tensors[name] for name in part.state_dict()})
+        images = part(images)
+    np.testing.assert_allclose(images.detach().numpy(), theirs, atol=1e-6)
 
 
 def test_what_older_opsets_say_by_attributes() -> None:
