@@ -1,6 +1,7 @@
 """pretrained: ready networks embed as before, are trained further, saved, loaded and exported."""
 
 import json
+from dataclasses import asdict
 
 import numpy as np
 import pytest
@@ -21,8 +22,10 @@ from cdp.recognizer import (
     train_recognizer,
 )
 from cdp.training import TrainingPlan
+from pipelines.config import TrainingSettings
 from pipelines.run import main
 from pipelines.training.pretrained import Pretrained
+from pipelines.training.request import TrainingRequest, train_requested
 
 pytestmark = pytest.mark.torch
 
@@ -244,6 +247,42 @@ def test_a_pretrained_network_travels_as_json(tmp_path) -> None:
     shown = Preprocessing((1.0, 2.0, 3.0), 50.0, "bgr", input_px=32)
     packed = json.loads(json.dumps(Pretrained(tmp_path / "net.onnx", "abc", shown).pack()))
     assert Pretrained.unpack(packed) == Pretrained(tmp_path / "net.onnx", "abc", shown)
+
+
+def test_a_training_that_was_stopped_ends_the_same(tmp_path) -> None:
+    """Targets are turned onto the network as it came, not as it was when the training stopped."""
+    embedder = OnnxEmbedder(build_network())
+    faces = draw_faces(32)
+    vectors = np.random.default_rng(2).normal(size=(32, 30))
+    vectors = (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
+    states = []
+
+    def run(**given):
+        return train_recognizer(
+            FaceSet(faces, np.arange(32) // 4, teacher=vectors),
+            spec=RecognizerSpec(embedding_dim=20),
+            plan=TrainingPlan(epochs=3, batch_size=8, learning_rate=0.02),
+            pretrained=open_pretrained(embedder),
+            device="cpu",
+            progress=False,
+            **given,
+        )[0].embed(faces)
+
+    whole = run(on_epoch=states.append)
+    np.testing.assert_array_equal(run(resume=states[0]), whole)
+
+
+def test_a_team_gets_the_network_by_its_request(tmp_path) -> None:
+    (tmp_path / "net.onnx").write_bytes(build_network())
+    settings = TrainingSettings(input_px=24, embedding_dim=20, epochs=1, batch_size=8)
+    packed = Pretrained(tmp_path / "net.onnx", "", Preprocessing()).pack()
+    request = TrainingRequest(
+        "r", "residual", 1.0, settings.model_dump(), 0, None, 0.0, 1.0, None, packed
+    )
+    request = TrainingRequest(**json.loads(json.dumps(asdict(request))))
+    sets = {"labelled": FaceSet(draw_faces(16), np.arange(16) // 4)}
+    recognizer, _ = train_requested(request, sets, "cpu")
+    assert recognizer.backbone.spec.name == "pretrained"
 
 
 def read_spec(path):
