@@ -3,7 +3,8 @@
 The contract:
 - Everything that is trained is built once, small and untrained, and thrown away; a name or a
   parameter that does not exist is a `ConfigError` at the head of a run.
-- More votes than there are members, and a pretrained network of nobody, are a `ConfigError` too.
+- More votes than there are members are a `ConfigError` too, and so is a pretrained network of no
+  member, or without a learning rate of its own.
 - Only stages that will run are looked at.
 """
 
@@ -65,14 +66,23 @@ def _list_trainings(
 
 
 def _check_pretrained(config: RunConfig, settings: TrainingSettings) -> None:
-    """Whether the network that a training starts from is that of a member with a model."""
+    """Whether the network that a training starts from is a member's, and may learn slowly."""
     name = settings.pretrained if isinstance(settings, RetrainSettings) else None
+    if name is None:
+        return
     members = {member.name: member for member in config.committee.all}
-    if name is not None and (name not in members or members[name].features is not None):
+    if name not in members or members[name].features is not None:
         models = [each.name for each in config.committee.all if each.features is None]
         raise ConfigError(
             f"pretrained: a member of the committee with a model expected ({', '.join(models)}), "
             f"got {name!r}"
+        )
+    retrain = config.retrain
+    given = retrain.model_fields_set if settings is retrain else {*retrain.student}
+    if "pretrained" in given and "learning_rate" not in given:
+        raise ConfigError(
+            f"pretrained: {name} needs a learning_rate of its own, {settings.learning_rate:g} is "
+            "for fresh weights; 0.0005 with optimizer: adamw is a start"
         )
 
 

@@ -394,7 +394,8 @@ class RetrainSettings(TrainingSettings):
     """Training of the low-resolution recognizer.
 
     pretrained : committee member whose network and weights the recognizer starts from, in place of
-        a `backbone` with fresh weights; `embedding_dim` is the length of its vectors.
+        a `backbone` with fresh weights; `embedding_dim` is the length of its vectors, and
+        `learning_rate` must be given.
     min_cluster_size : smallest cluster that is a class.
     leftovers : images without a pseudo-label or of too small a cluster are left out ("drop"), or
         each is a class ("alone"). The same holds for identities with too few images where the truth

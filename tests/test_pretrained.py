@@ -291,7 +291,7 @@ def read_spec(path):
     return load_model(path)[0].spec
 
 
-ONE = ["retrain.epochs=1", "evaluate.supervised=false", "evaluate.embedders=false"]
+ONE = ["retrain.epochs=1", "retrain.learning_rate=0.01"]
 
 
 def test_a_run_starts_from_a_member(known, known_run, own_known_run) -> None:
@@ -308,8 +308,18 @@ def test_what_does_not_fit_is_said_before_a_run(known, tmp_path, capsys) -> None
 
     options = [option for option in known if option != "--workers"][:-1]
     for settings, words in (
-        (["retrain.pretrained=base"], "retrain: embedding_dim: 128 expected"),
-        (["retrain.pretrained=nobody"], "a member of the committee with a model expected (base"),
+        (
+            ["retrain.pretrained=base"],
+            "pretrained: base needs a learning_rate of its own, 0.1 is for fresh weights",
+        ),
+        (
+            ["retrain.pretrained=base", "retrain.learning_rate=0.01"],
+            "retrain: embedding_dim: 128 expected",
+        ),
+        (
+            ["retrain.pretrained=nobody", "retrain.learning_rate=0.01"],
+            "a member of the committee with a model expected (base",
+        ),
     ):
         assert check([*options, *settings]) == 2
         assert words in capsys.readouterr().err
@@ -320,7 +330,7 @@ def test_a_member_trained_here_can_be_trained_further(tiny, finished_run, own_ru
     assert main([*options, "--stage", "retrain", "retrain.pretrained=base", *ONE]) == 0
     spec = read_spec(own_run / "retrain" / "labelled_pseudo.safetensors")
     assert (spec.name, spec.width) == ("plain", 0.5)
-    wrong = [*options, "--stage", "retrain", "retrain.pretrained=base", "retrain.input_px=24"]
+    wrong = [*options, "--stage", "retrain", "retrain.pretrained=base", *ONE, "retrain.input_px=24"]
     assert main(wrong) == 2
 
 
