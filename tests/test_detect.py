@@ -20,6 +20,7 @@ from pipelines.data.crops import list_faces
 from pipelines.data.dataset import Dataset
 from pipelines.data.manifest import Entry
 from pipelines.engine import Engine
+from pipelines.files import FileDigests
 from pipelines.run import main
 
 pytestmark = pytest.mark.torch
@@ -269,10 +270,24 @@ def test_wrong_settings_are_named(place: Path, capsys: pytest.CaptureFixture[str
     assert "align.faces" in capsys.readouterr().err
     write(place, {**MANIFEST, "align": {"given": "nowhere.csv"}})
     assert run(place, "--dry-run") == 2
-    assert "names the list 'nowhere.csv' in align.given" in capsys.readouterr().err
+    assert "names the file 'nowhere.csv' in align.given" in capsys.readouterr().err
+    write(place, {**MANIFEST, "align": {"restore": "nowhere.safetensors"}})
+    assert run(place, "--dry-run") == 2
+    assert "file 'nowhere.safetensors' in align.restore" in capsys.readouterr().err
     write(place, {"name": "x", "kind": "synthetic", "align": {}})
     assert run(place, "--dry-run") == 2
     assert "align goes with kind images, not with kind synthetic" in capsys.readouterr().err
+
+
+def test_another_restorer_makes_other_faces(place: Path) -> None:
+    write(place, {**MANIFEST, "align": {"restore": "r.safetensors"}})
+    digests = []
+    for content in (b"one", b"other"):
+        (place / "r.safetensors").write_bytes(content)
+        digests.append(
+            Dataset.open(place / "data.yaml", place).digest(FileDigests(place / "known.json"))
+        )
+    assert digests[0] != digests[1]
 
 
 def test_a_photo_named_like_a_face_is_refused() -> None:

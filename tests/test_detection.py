@@ -105,6 +105,40 @@ def test_half_pixels(detector: Detector, photo: np.ndarray) -> None:
     np.testing.assert_allclose(two.box[0], 2 * one.box[0], atol=0.05)
 
 
+class Enlarger:
+    """Enlarges as the detector does, and counts what it was given."""
+
+    def __init__(self) -> None:
+        self.seen = 0
+
+    def __call__(self, small: np.ndarray) -> np.ndarray:
+        assert small.shape[1:] == (12, 12, 3)
+        assert small.dtype == np.uint8
+        self.seen += len(small)
+        return np.stack([cv2.resize(each, (48, 48)) for each in small])
+
+
+def test_small_candidates_alone_are_enlarged(photo: np.ndarray) -> None:
+    settings = DetectionSettings(min_face_px=8, turns=False)
+    face = photo[:, :150]
+    sizes = {}
+    for share in (1.0, 0.14):
+        enlarger = Enlarger()
+        shown = cv2.resize(face, None, fx=share, fy=share, interpolation=cv2.INTER_AREA)
+        faces = pickle.loads(pickle.dumps(Detector(settings, enlarge=enlarger))).detect(shown)
+        alone = Detector(settings).detect(shown)
+        again = Detector(settings, enlarge=enlarger).detect(shown)
+        np.testing.assert_array_equal(faces.score, again.score)
+        sizes[share] = (enlarger.seen, np.array_equal(again.score, alone.score))
+        # The face is found where it is found without.
+        np.testing.assert_allclose(again.box[0], alone.box[0], atol=0.1 * alone.side_px[0] + 1)
+    assert sizes[0.14][0] > 0
+    assert not sizes[0.14][1]
+
+    none = Detector(DetectionSettings(min_face_px=40), enlarge=lambda small: 1 / 0)
+    assert len(none.detect(face)) == 1
+
+
 @pytest.mark.parametrize("turn", [90, 180, 270])
 def test_turned_photos(detector: Detector, photo: np.ndarray, turn: int) -> None:
     face = photo[20:160, :150]

@@ -59,6 +59,36 @@ def find(folder: Path, name: str, *, one: bool = False, given=(), **align):
     return find_faces([(name, one)], lambda path: (folder / path).read_bytes(), task, places)
 
 
+@pytest.mark.torch
+def test_a_restorer_looks_at_tiny_faces_alone(folder: Path, tmp_path: Path) -> None:
+    from cdp.restoration import build_restorer, save_restorer
+
+    torch = pytest.importorskip("torch")
+    restorer = build_restorer(4, 1)  # enlarges bilinearly
+    with torch.no_grad():
+        restorer.refining[-1].bias.fill_(-2.0)  # and now paints all black
+    save_restorer(tmp_path / "black.safetensors", restorer)
+    photo = Image.open(folder / "one.png")
+    photo.resize((photo.width // 8, photo.height // 8), Image.Resampling.BOX).save(
+        tmp_path / "t.png"
+    )
+    (tmp_path / "one.png").write_bytes((folder / "one.png").read_bytes())
+    settings = AlignSettings(min_face_px=7, min_score=0.6, turns=False)
+    found = {
+        (name, where): len(
+            find_faces(
+                [(name, False)],
+                lambda path: (tmp_path / path).read_bytes(),
+                PhotoTask(settings, 112, where),
+                {},
+            ).crops
+        )
+        for name in ("one.png", "t.png")
+        for where in (None, tmp_path / "black.safetensors")
+    }
+    assert list(found.values()) == [1, 1, 1, 0]
+
+
 def test_which_faces_are_chosen(folder: Path) -> None:
     name = "day 1/two é.png"
     main_one = find(folder, name)

@@ -117,12 +117,13 @@ class Dataset:
                     f"{manifest_path} names {folder.root!r}, which is not a directory below "
                     f"{data_root}. Check --data-root"
                 )
-        given = manifest.align.given if manifest.align is not None else None
-        if given is not None and not dataset.locate(given).is_file():
-            raise DataError(
-                f"{manifest_path} names the list {given!r} in align.given, and there is no such "
-                f"file below {data_root}"
-            )
+        for setting in ("given", "restore") if manifest.align is not None else ():
+            file = getattr(manifest.align, setting)
+            if file is not None and not dataset.locate(file).is_file():
+                raise DataError(
+                    f"{manifest_path} names the file {file!r} in align.{setting}, and there is no "
+                    f"such file below {data_root}"
+                )
         if dataset._pairs is not None and not dataset.locate(dataset._pairs.file).is_file():
             raise DataError(
                 f"{manifest_path} names the pairs {dataset._pairs.file!r}, and there is no such "
@@ -210,8 +211,9 @@ class Dataset:
             if self.kind == "features":
                 named = {name for f in self._folders.values() for name in _name_dims_files(f.root)}
                 paths += [name for name in named - set(paths) if self.locate(name).is_file()]
-            if self.manifest.align is not None and self.manifest.align.given is not None:
-                paths.append(self.manifest.align.given)
+            if self.manifest.align is not None:
+                named_files = (self.manifest.align.given, self.manifest.align.restore)
+                paths += [path for path in named_files if path is not None]
             files = digests.digest_tree(self.root, paths)
             if faults:
                 escaped = json.dumps(faults)  # ASCII: a name need not be UTF-8

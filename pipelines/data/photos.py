@@ -13,7 +13,7 @@ from __future__ import annotations
 import posixpath
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -74,6 +74,8 @@ class AlignSettings(Settings):
     turns : try photos turned by 90, 180 and 270 degrees where no face is sure upright.
     given : list of boxes or landmarks (CSV, Parquet, JSON lines) used instead of detecting,
         relative to the data root; photos it does not name are detected.
+    restore : a restorer (`cdp export restorer`), relative to the data root, through which faces of
+        fewer than 20 px are looked at; null enlarges them plainly, which is as good at 10 px.
     """
 
     faces: Literal["main", "largest", "central", "all"] = "main"
@@ -83,17 +85,19 @@ class AlignSettings(Settings):
     max_pixels: Annotated[int, Field(ge=1, le=100_000_000)] = 100_000_000
     turns: bool = True
     given: str | None = None
+    restore: str | None = None
 
 
 @dataclass(frozen=True)
 class PhotoTask:
     """What a worker needs besides the photos.
 
-    size_px : side of the crops.
+    size_px : side of the crops. restorer : the file of `align.restore`.
     """
 
     align: AlignSettings
     size_px: Positive
+    restorer: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -111,7 +115,7 @@ class FoundFaces:
 
 
 @lru_cache(maxsize=2)
-def _open_detector(align: str) -> Any:
+def _open_detector(align: str, restorer: Path | None) -> Any:
     from cdp.images.detection import DetectionSettings, Detector
 
     settings = AlignSettings.model_validate_json(align)
@@ -121,8 +125,15 @@ def _open_detector(align: str) -> Any:
             min_score=min(DOUBTFUL_SCORE, settings.min_score),
             longest_px=settings.longest_px,
             turns=settings.turns,
-        )
+        ),
+        enlarge=None if restorer is None else _open_restorer(restorer),
     )
+
+
+def _open_restorer(path: Path) -> Callable[[np.ndarray], np.ndarray]:
+    from cdp.restoration import load_restorer, restore_faces
+
+    return partial(restore_faces, load_restorer(path))
 
 
 def find_faces(
@@ -175,7 +186,7 @@ def _find_in_photo(
     from cdp.images.quality import estimate_pose, measure_misfit, measure_sharpness, rate_quality
 
     image = decode_image(data, min_px=1, max_pixels=task.align.max_pixels)
-    detector = _open_detector(task.align.model_dump_json())
+    detector = _open_detector(task.align.model_dump_json(), task.restorer)
     faces = _place_given(detector, image, given) if given else detector.detect(image)
     chosen = choose_faces(faces, image.shape, task.align, one=one, given=bool(given))
     count = len(faces)

@@ -37,7 +37,8 @@ def run(work: Work) -> Mapping[str, Any]:
     dataset = work.dataset
     align = dataset.manifest.align
     assert align is not None
-    task = PhotoTask(align, dataset.manifest.size_px)
+    restorer = None if align.restore is None else dataset.locate(align.restore)
+    task = PhotoTask(align, dataset.manifest.size_px, restorer)
     given = read_given(None if align.given is None else dataset.locate(align.given))
     entries = [entry for entry in dataset.list_entries() if not entry.fault]
     if align.given is not None:

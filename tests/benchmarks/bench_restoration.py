@@ -18,6 +18,7 @@ from __future__ import annotations
 import argparse
 import os
 import time
+from functools import partial
 from pathlib import Path
 
 import cv2
@@ -168,13 +169,15 @@ def compare_detection(root: Path, embedder: Embedder, restorer: Restorer, count:
     ways = {
         "the photo itself": (photos, 40),
         "detector alone": (small, LEAST_PX),
+        "small candidates restored": (small, LEAST_PX),
         "bilinear": ([enlarge(each[None], four, cv2.INTER_LINEAR)[0] for each in small], 28),
         "bicubic": ([enlarge(each[None], four, cv2.INTER_CUBIC)[0] for each in small], 28),
         "restored": ([restore_faces(restorer, each[None])[0] for each in small], 28),
     }
     whole: list[np.ndarray | None] = []
     for way, (shown, least_px) in ways.items():
-        detector = Detector(DetectionSettings(min_face_px=least_px))
+        restore = partial(restore_faces, restorer) if way == "small candidates restored" else None
+        detector = Detector(DetectionSettings(min_face_px=least_px), enlarge=restore)
         landmarks = [locate(detector, each, photo)
                      for each, photo in zip(shown, photos, strict=True)]  # fmt: skip
         whole = whole or landmarks
