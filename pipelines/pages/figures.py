@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 # Placeholder colours for matplotlib, replaced in the SVG by CSS variables of the page.
 INK, MUTED, GRID = "#010203", "#010204", "#010205"
-SERIES = ("#010301", "#010302", "#010303", "#010304", "#010305", "#010306")
+SERIES = tuple(f"#0103{number:02d}" for number in range(1, 9))
 VARIABLES = {INK: "var(--ink)", MUTED: "var(--muted)", GRID: "var(--grid)"} | {
     colour: f"var(--c{number})" for number, colour in enumerate(SERIES, 1)
 }

@@ -469,7 +469,7 @@ def _make_sheets(
 
 STAGE = Stage(
     name="report",
-    version=11,
+    version=12,
     inputs=(
         "detect.faces",
         "ingest.samples",
