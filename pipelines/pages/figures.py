@@ -246,12 +246,15 @@ def draw_recognizers(
 
     values : subject -> (value, low, high) a row; low and high may be NaN.
     """
-    canvas = Canvas("Recognizers on held-out people", 9.5, 0.9 + 0.24 * len(rows))
+    count = len(values)
+    canvas = Canvas(
+        "Recognizers on held-out people", 9.5, 0.9 + max(0.24, 0.06 * count) * len(rows)
+    )
     with canvas as axes:
         place = np.arange(len(rows))[::-1]
         for number, (subject, found) in enumerate(values.items()):
             value, low, high = np.array(found, float).T
-            offset = place + 0.2 * (len(values) / 2 - 0.5 - number)
+            offset = place + min(0.2, 0.8 / count) * (count / 2 - 0.5 - number)
             colour = SERIES[number % len(SERIES)]
             axes.hlines(offset, low, high, color=colour, linewidth=1.4)
             axes.plot(value, offset, "o", color=colour, markersize=4.5, label=subject)
