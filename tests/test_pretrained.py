@@ -27,7 +27,7 @@ from pipelines.run import main
 from pipelines.training.pretrained import Pretrained
 from pipelines.training.request import TrainingRequest, train_requested
 
-pytestmark = pytest.mark.torch
+pytestmark = [pytest.mark.torch, pytest.mark.trains]
 
 RNG = np.random.default_rng(0)
 
