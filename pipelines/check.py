@@ -24,7 +24,7 @@ import numpy as np
 
 from cdp.errors import CdpError, DataError
 from cdp.separation import LEAST_NEARER, choose_people, measure_separation
-from pipelines.choices import check_choices
+from pipelines.choices import check_choices, list_trainings
 from pipelines.config import MemberSettings, RunConfig, read_config
 from pipelines.data.dataset import Dataset
 from pipelines.data.fields import DESCRIBED
@@ -386,10 +386,9 @@ def _check_member(dataset: Dataset, member: MemberSettings, used: Sequence[Entry
 def _check_pretrained(config: RunConfig, dataset: Dataset) -> Findings:
     """Whether the networks that trainings start from can be trained."""
     members = {member.name: member for member in config.committee.all}
-    retrain = config.retrain
-    for place, settings in (("retrain", retrain), ("retrain.student", retrain.describe_student())):
-        member = members.get(settings.pretrained or "")
-        if member is None or (settings is not retrain and retrain.teacher is None):
+    for place, settings, _, _ in list_trainings(config, ("retrain",)):
+        member = members.get(getattr(settings, "pretrained", None) or "")
+        if member is None:
             continue
         try:
             try_pretrained(dataset, member, settings)

@@ -30,7 +30,7 @@ def check_choices(config: RunConfig, stages: Collection[str]) -> None:
     ConfigError
         The first name, parameter or size that cannot be built, after the settings it stands in.
     """
-    for place, settings, backbone, width in _list_trainings(config, stages):
+    for place, settings, backbone, width in list_trainings(config, stages):
         try:
             _check_pretrained(config, settings)
             _build(settings, backbone, width)
@@ -49,7 +49,7 @@ def check_choices(config: RunConfig, stages: Collection[str]) -> None:
             get_degradation(name)
 
 
-def _list_trainings(
+def list_trainings(
     config: RunConfig, stages: Collection[str]
 ) -> Iterator[tuple[str, TrainingSettings, str, float]]:
     """What is trained: its place in the config, its settings, and a backbone with its width."""

@@ -205,7 +205,7 @@ def test_a_part_keeps_the_constants_that_it_computes_with() -> None:
     constants = {"one": draw(6), "other": draw(6)}
     theirs, module = run_both(build(nodes, MAP, constants), MAP)
     images, tensors = torch.from_numpy(MAP), module.state_dict()
-    (lone, _) = module.list_lone_values(images)
+    (lone, _) = module.list_cut_points(images)
     for graph in module.graph.cut(lone):
         part = GraphModule(graph)
         part.load_state_dict({name: tensors[name] for name in part.state_dict()})

@@ -203,8 +203,9 @@ class Detector:
         smallest_px = max(self.settings.min_face_px * float(ratio.min()), CELL_PX)
         box = self._propose(image, smallest_px)
         box = self._refine(image, box)
-        faces = self._locate(image, box, float(np.sqrt(ratio.prod())))
-        large = faces.side_px >= self.settings.min_face_px * float(np.sqrt(ratio.prod()))
+        scale = float(np.sqrt(ratio.prod()))
+        faces = self._locate(image, box, scale)
+        large = faces.side_px >= self.settings.min_face_px * scale
         return faces.select(large)
 
     def _propose(self, image: np.ndarray, smallest_px: float) -> np.ndarray:

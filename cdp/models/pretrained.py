@@ -1,43 +1,29 @@
 """A ready network as a backbone: faces are enlarged to its side, its own layers embed them.
 
 The contract:
-- With the weights it came with it makes the vectors that the network makes of the enlarged faces;
-  a division by their own length at the end is left out, so that the norm follows quality.
-- The trunk ends at the last square map that weights have made and all later layers see alone; where
-  there is none, the vector itself is the map, of side 1.
+- Before it is trained it makes the embeddings that the network makes of the enlarged faces; an L2
+  normalisation at the network's end is left out, so that the norm can follow quality.
+- The trunk ends at the last square feature map on which alone the later layers depend; where there
+  is none, the embedding itself is the map, of side 1.
 - The ending is the network's own, with a batch normalisation behind it, as all backbones have.
 """
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
 from cdp.errors import DataError
+from cdp.images.preprocessing import Preprocessing
 from cdp.models.backbone import Backbone, MapShape
 from cdp.models.onnx_graph import Graph, GraphModule, read_graph
-
-
-@dataclass(frozen=True)
-class Shown:
-    """What a network is shown: (pixel - mean) / scale of pixels in 0..255.
-
-    side : of the faces, in pixels.
-    mean, scale : one a channel, in the network's order.
-    reversed_channels : BGR in place of RGB.
-    channels_last : (n, s, s, 3) in place of (n, 3, s, s).
-    """
-
-    side: int
-    mean: tuple[float, ...] = (0.0, 0.0, 0.0)
-    scale: tuple[float, ...] = (1.0, 1.0, 1.0)
-    reversed_channels: bool = False
-    channels_last: bool = False
 
 
 class PretrainedBackbone(Backbone):
@@ -51,7 +37,7 @@ class PretrainedBackbone(Backbone):
         first, *rest = (GraphModule(Graph.of(each)) for each in network["graphs"])
         behind: list[nn.Module] = [*rest] or [nn.Flatten()]
         self.map_shape = self.early_shape = MapShape(*network["map"])
-        self.trunk = _Trunk(Shown(**network["shown"]), first)
+        self.trunk = _Trunk(Preprocessing(**network["shown"]), first)
         self.ending = nn.Sequential(*behind, nn.BatchNorm1d(embedding_dim, affine=False))
 
     def measure_maps(self) -> None:
@@ -59,35 +45,37 @@ class PretrainedBackbone(Backbone):
 
 
 class _Trunk(nn.Module):
-    """Faces to what the network is shown, and its layers up to a map."""
+    """Enlargement and preprocessing, and the network's layers up to a feature map."""
 
     mean: Tensor
     scale: Tensor
 
-    def __init__(self, shown: Shown, layers: GraphModule) -> None:
+    def __init__(self, shown: Preprocessing, layers: GraphModule) -> None:
         super().__init__()
-        self.shown = shown
+        assert shown.input_px is not None
+        self.shown, self.side_px = shown, shown.input_px
         self.layers = layers
         for name, values in (("mean", shown.mean), ("scale", shown.scale)):
-            self.register_buffer(name, torch.tensor(values)[:, None, None], persistent=False)
+            each = np.broadcast_to(np.asarray(values, np.float32), 3).copy()
+            self.register_buffer(name, torch.tensor(each)[:, None, None], persistent=False)
 
     def forward(self, images: Tensor) -> Tensor:
         """(b, 3, p, p) float in [-1, 1] to the map (b, c, s, s)."""
-        size = (self.shown.side, self.shown.side)
+        size = (self.side_px, self.side_px)
         if tuple(images.shape[2:]) != size:
             images = functional.interpolate(images, size, mode="bilinear", align_corners=False)
         pixels = (images + 1) * 127.5
-        if self.shown.reversed_channels:
+        if self.shown.channels == "bgr":
             pixels = pixels.flip(1)
         pixels = (pixels - self.mean) / self.scale
-        if self.shown.channels_last:
+        if self.shown.layout == "nhwc":
             pixels = pixels.permute(0, 2, 3, 1)
         feature_map: Tensor = self.layers(pixels)
         return feature_map if feature_map.ndim == 4 else feature_map[:, :, None, None]
 
 
 def read_network(
-    model: bytes, shown: Shown, output: str | None = None
+    model: bytes, shown: Preprocessing
 ) -> tuple[dict[str, Any], dict[str, Tensor], int]:
     """Take a face network apart for `PretrainedBackbone`.
 
@@ -95,9 +83,8 @@ def read_network(
     ----------
     model : bytes
         An .onnx file: faces to vectors (n, d).
-    shown : Shown
-    output : str or None
-        As `read_graph`.
+    shown : Preprocessing
+        With the side and the layout named.
 
     Returns
     -------
@@ -113,19 +100,18 @@ def read_network(
     DataError, BackendError
         As `read_graph`; or it makes no vectors (n, d).
     """
-    graph, tensors = read_graph(model, output)
-    graph = graph.part(graph.input, _find_undivided(graph))
+    graph, tensors = read_graph(model, shown.output)
+    graph = graph.part(graph.input, _find_unnormalised(graph))
     whole = GraphModule(graph)
     whole.load_state_dict({name: tensors[name] for name in whole.state_dict()})
-    faces = torch.zeros(2, 3, shown.side, shown.side)
+    side = shown.input_px or 0
+    faces = torch.zeros((2, side, side, 3) if shown.layout == "nhwc" else (2, 3, side, side))
     try:
         with torch.no_grad():
-            lone = whole.list_lone_values(
-                faces.permute(0, 2, 3, 1) if shown.channels_last else faces
-            )
+            lone = whole.list_cut_points(faces)
     except (RuntimeError, TypeError, ValueError, LookupError, AttributeError) as error:
         reason = str(error).splitlines()[0][:200]
-        raise DataError(f"it cannot be run on two faces of {shown.side} px: {reason}") from error
+        raise DataError(f"it cannot be run on two faces of {side} px: {reason}") from error
     vectors = lone.get(graph.output, torch.Size())
     if len(vectors) != 2 or vectors[0] != 2:
         raise DataError(f"vectors (n, d) expected as its output, found {tuple(vectors)}")
@@ -139,15 +125,15 @@ def read_network(
         for name in (*part.weights, *part.constants)
     }
     network = {
-        "shown": {**asdict(shown), "mean": list(shown.mean), "scale": list(shown.scale)},
+        "shown": json.loads(json.dumps(asdict(shown))),  # triples as lists, as they are read back
         "graphs": [each.describe() for each in graphs],
         "map": [vectors[1], 1] if map_name is None else list(lone[map_name][1:3]),
     }
     return network, found, int(vectors[1])
 
 
-def _find_undivided(graph: Graph) -> str:
-    """The vectors before they are divided by their own length, where they are; else the output."""
+def _find_unnormalised(graph: Graph) -> str:
+    """The embedding before the L2 normalisation, where the network ends in one; else its output."""
     makers = {name: node for node in graph.nodes for name in node.outputs}
     last = makers[graph.output]
     if last.operator == "LpNormalization":

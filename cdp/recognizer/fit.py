@@ -13,7 +13,6 @@ The contract:
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -33,8 +32,8 @@ from cdp.training.plan import OPTIMIZERS, State, TrainingPlan
 from cdp.training.sets import FaceRows, MaskedNegatives, Share, SoftTargets, TrainingSet
 from cdp.types import UNLABELLED
 
-START_IMAGES, START_BATCH = 4096, 512
-"""Images on which a teacher's vectors are turned onto those of a pretrained student, at a time."""
+START_IMAGES = 4096
+"""Images on which a teacher's vectors are turned onto those of a pretrained student, at most."""
 
 
 @dataclass(frozen=True)
@@ -347,9 +346,8 @@ def _find_start(face_sets: Sequence[FaceSet], pretrained: Backbone, device: str)
     raw = np.empty((len(rows), embedder.embedding_dim), np.float32)
     for each, first in zip(face_sets, np.cumsum([0, *counts]).tolist(), strict=False):
         mine = np.flatnonzero((rows >= first) & (rows < first + len(each.images)))
-        for part in np.array_split(mine, math.ceil(len(mine) / START_BATCH) or 1):
-            vectors, norm = embedder.embed(np.array(each.images[rows[part] - first]))
-            raw[part] = vectors * norm[:, None]
+        vectors, norm = embedder.embed(each.pick(rows[mine] - first))  # type: ignore[arg-type]
+        raw[mine] = vectors * norm[:, None]
     return Start(rows, raw)
 
 

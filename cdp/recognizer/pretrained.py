@@ -7,12 +7,13 @@ The contract:
 
 from __future__ import annotations
 
-import numpy as np
+from dataclasses import replace
+from typing import Literal
 
 from cdp.embedding import OnnxEmbedder
 from cdp.errors import CdpError, ConfigError
 from cdp.models import PRETRAINED, Backbone, build_backbone
-from cdp.models.pretrained import Shown, read_network
+from cdp.models.pretrained import read_network
 
 
 def open_pretrained(
@@ -43,16 +44,13 @@ def open_pretrained(
     BackendError
         The package onnx is not installed.
     """
-    given, side = embedder.preprocessing, embedder.input_px
-    if side is None:
+    given = embedder.preprocessing
+    if embedder.input_px is None:
         raise ConfigError(f"{embedder.name}: its side is free; name it (`input_px`)")
-    mean, scale = (
-        tuple(np.broadcast_to(np.asarray(value, np.float64), 3).tolist())
-        for value in (given.mean, given.scale)
-    )
-    shown = Shown(side, mean, scale, given.channels == "bgr", embedder.layout == "nhwc")
+    layout: Literal["nhwc", "nchw"] = "nhwc" if embedder.layout == "nhwc" else "nchw"
+    shown = replace(given, input_px=embedder.input_px, layout=layout)
     try:
-        network, tensors, found = read_network(embedder.model, shown, given.output)
+        network, tensors, found = read_network(embedder.model, shown)
     except CdpError as error:
         raise type(error)(f"{embedder.name}: {error}") from error
     if neck == "own" and embedding_dim not in (None, found):

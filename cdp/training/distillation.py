@@ -22,7 +22,7 @@ from cdp.errors import DataError
 
 @dataclass(frozen=True)
 class Start:
-    """What a student makes of some images before it is trained.
+    """A student's embeddings of some images before its training.
 
     rows : (m,) int, of the teacher's vectors. raw : (m, embedding_dim) float32, not of unit length.
     """

@@ -8,6 +8,7 @@ The contract:
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,6 +21,7 @@ from pipelines.files import digest_file
 from pipelines.members import (
     describe_given,
     find_model,
+    open_embedder,
     pack_preprocessing,
     unpack_preprocessing,
 )
@@ -66,20 +68,17 @@ class Pretrained:
             As `open_pretrained`; or a recognizer of ours of another side, length or neck.
         """
         from cdp.embedding import OnnxEmbedder
-        from cdp.models import load_model
         from cdp.recognizer import open_pretrained
 
-        if self.shown is not None or self.origin.suffix.lower() == ".onnx":
-            shown = self.shown or Preprocessing()
-            network = self.origin.read_bytes()
-            embedder = OnnxEmbedder(network, preprocessing=shown, name=self.origin.name)
+        embedder = open_embedder(self.origin, "cpu", self.shown)
+        if isinstance(embedder, OnnxEmbedder):
             return open_pretrained(
                 embedder,
                 input_px=settings.input_px,
                 neck=settings.neck,
                 embedding_dim=settings.embedding_dim,
             )
-        backbone = load_model(self.origin)[0]
+        backbone: Backbone = copy.deepcopy(embedder.backbone)  # the worker keeps the embedder
         for name in ("input_px", "embedding_dim", "neck"):
             found, asked = getattr(backbone.spec, name), getattr(settings, name)
             if found != asked:

@@ -122,12 +122,12 @@ class GraphModule(nn.Module):
         output: Tensor = values[self.graph.output]
         return output
 
-    def list_lone_values(self, images: Tensor) -> dict[str, torch.Size]:
-        """Values that all behind them is made of alone, in order, with their shapes: places to cut.
+    def list_cut_points(self, images: Tensor) -> dict[str, torch.Size]:
+        """Values through which every path from input to output leads, in order, with their shapes.
 
         images : (b, ...) float, as `forward`.
         """
-        lone = {}
+        points = {}
         constant = {"", *self.graph.numbers, *self.graph.weights, *self.graph.constants}
         for node, values in zip(self.graph.nodes, self._run(images), strict=True):
             if constant.issuperset(node.inputs):
@@ -135,8 +135,8 @@ class GraphModule(nn.Module):
             left = values.keys() - constant
             name = left.pop() if len(left) == 1 else self.graph.input
             if name != self.graph.input and isinstance(values[name], Tensor):
-                lone[name] = values[name].shape
-        return lone
+                points[name] = values[name].shape
+        return points
 
     def _run(self, images: Tensor) -> Iterator[dict[str, Any]]:
         """The values by name after each node, without those that are not read again."""

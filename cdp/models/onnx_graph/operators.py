@@ -33,7 +33,7 @@ _BOOL = 9
 
 
 def _elementwise(of_tensors: Callable[..., Tensor], of_numbers: Callable[..., Any]) -> Operator:
-    """An operator of one or two values, whichever they are."""
+    """An elementwise operator, on tensors or on numbers."""
 
     def apply(inputs: Sequence[Any], attributes: Attributes, device: torch.device) -> Any:
         if any(isinstance(value, Tensor) for value in inputs):

@@ -66,14 +66,13 @@ def read_graph(model: bytes, output: str | None = None) -> tuple[Graph, dict[str
     for node in graph.node:
         attributes = {each.name: _read_attribute(onnx, each) for each in node.attribute}
         if node.op_type == "Constant":
-            value = next(iter(attributes.values()))
-            arrays[node.output[0]] = np.asarray(value)
-        elif node.op_type == "Split":
+            arrays[node.output[0]] = np.asarray(next(iter(attributes.values())))
+            continue
+        if node.op_type == "Split":
             attributes["outputs"] = len(node.output)
         if node.op_type == "ConstantOfShape" and "value" in attributes:
             attributes["value"] = np.asarray(attributes["value"]).reshape(-1)[0].item()
-        if node.op_type != "Constant":
-            nodes.append(Node(node.op_type, tuple(node.input), tuple(node.output), attributes))
+        nodes.append(Node(node.op_type, tuple(node.input), tuple(node.output), attributes))
     inputs = [each.name for each in graph.input if each.name not in initial]
     outputs = [each.name for each in graph.output if output in (None, each.name)]
     if len(inputs) != 1 or len(outputs) != 1:
@@ -101,7 +100,7 @@ def _rename(
     end: str,
 ) -> tuple[Graph, dict[str, Tensor]]:
     """The graph with short names for its values, as far as it leads to the end, and its tensors."""
-    kept = Graph(join_gelu(nodes, arrays), {}, {}, {}, start, end).part(start, end).nodes
+    kept = Graph(_join_gelu(nodes, arrays), {}, {}, {}, start, end).part(start, end).nodes
     fixed = {name for node in kept if node.operator in _FIXED
              for name in node.inputs[_FIXED[node.operator] :]}  # fmt: skip
     weighed = {name for node in kept if node.operator in _WEIGHED for name in node.inputs[1:]}
@@ -144,7 +143,7 @@ def _rename(
     return graph, tensors
 
 
-def join_gelu(nodes: Sequence[Node], arrays: Mapping[str, np.ndarray]) -> tuple[Node, ...]:
+def _join_gelu(nodes: Sequence[Node], arrays: Mapping[str, np.ndarray]) -> tuple[Node, ...]:
     """The nodes, where those that are a GELU, x / 2 (1 + erf(x / sqrt 2)), are one operation.
 
     As exporters write it: a division, erf, a sum and two products. Joined it trains faster, and
