@@ -272,6 +272,18 @@ def test_every_operator_is_tried() -> None:
         ([helper.make_node("CumSum", ["in", "c"], ["out"], reverse=1)], "reverse"),
         ([helper.make_node("Pad", ["in", "pads"], ["out"], mode="reflect")], "reflect"),
         ([helper.make_node("Resize", ["in", "", "", "sides"], ["out"], mode="cubic")], "cubic"),
+        (
+            [
+                helper.make_node(
+                    "Resize",
+                    ["in", "", "", "sides"],
+                    ["out"],
+                    mode="nearest",
+                    coordinate_transformation_mode="asymmetric",
+                )
+            ],
+            "nearest with floor",
+        ),
     ],
 )
 def test_what_cannot_be_trained_is_named(nodes, words) -> None:

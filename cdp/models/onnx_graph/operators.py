@@ -325,7 +325,8 @@ def _resize(inputs: Sequence[Any], attributes: Attributes, device: torch.device)
     if sizes is None:
         scales = [float(scale) for scale in inputs[2]]
         sizes = [int(side * by) for side, by in zip(inputs[0].shape, scales, strict=True)]
-    if way not in _RESIZINGS or attributes.get("antialias", 0):
+    rounded = way[0] == "nearest" and attributes.get("nearest_mode") != "floor"
+    if way not in _RESIZINGS or rounded or attributes.get("antialias", 0):
         raise DataError(f"Resize: linear, or nearest with floor, expected, got {' '.join(way)}")
     return functional.interpolate(inputs[0], list(sizes[2:]), **_RESIZINGS[way])  # type: ignore[arg-type]
 
